@@ -1,0 +1,26 @@
+"""fgvc: classify photographs into look-alike classes, see where the model looked, train your own.
+
+``create_model``, ``load_checkpoint`` and ``Predictor`` are the public Python face; they are imported on first
+use, so that ``import fgvc_cli`` and ``fgvc --help`` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Predictor", "__version__", "create_model", "load_checkpoint"]
+
+_HOMES = {
+    "create_model": "fgvc_cli.models.registry",
+    "load_checkpoint": "fgvc_cli.engine.checkpoint",
+    "Predictor": "fgvc_cli.predict.predictor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,251 @@
+"""Every setting once: type, default, unit, one line of documentation, validation.
+
+A resolved ``TrainConfig`` is what a run prints, saves and stores in its checkpoint. Any field can be set on
+the command line with ``--set section.field=value``. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Triple = tuple[float, float, float]
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+PAPER_INPUT_PX = 448
+PAPER_RESIZE_PX = 550
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown names and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class CraSmraConfig(Section):
+    """CRA-SMRA (Wang et al. 2025): every point the paper leaves open, and the switches of Tables 3-5."""
+
+    channel_attention: Literal["cram", "cbam", "none"] = "cram"
+    """Module after stages 3-5: the paper's CRAM, timm's CBAM in its place, or none (Table 3)."""
+    smram: bool = True
+    """Train with SMRAM and its diversity loss (Eq. 7-9); never part of the test graph."""
+    reduction: int = Field(16, ge=1)
+    """r of the shared MLP, C -> C/r -> C (Eq. 2)."""
+    mask_sum: Literal["after_mlp", "before_mlp"] = "after_mlp"
+    """MLP(avg) + MLP(max), as CBAM, or MLP(avg + max) (Eq. 1)."""
+    softmax_of: Literal["mask", "logits"] = "mask"
+    """I* is the softmax of the sigmoid outputs, literally, or of the values before it (Eq. 4)."""
+    suppress_rule: Literal["threshold", "quantile"] = "threshold"
+    """Suppress channels with I* >= delta * max I*, or the top (1 - delta) share (Eq. 5)."""
+    delta: Share = 0.9
+    """Threshold of the suppression (Eq. 5, Table 4); with softmax_of=mask, below 0.368 all go."""
+    omega: Share = 0.5
+    """Factor on suppressed channels (Eq. 5)."""
+    neck: Literal["light", "pmg"] = "light"
+    """Conv_layer of Eq. 3: one 1x1, or 1x1 then 3x3, each with BN and ReLU."""
+    neck_channels: int | None = Field(None, ge=1)
+    """Ca, the unified channels of X_e; None: 512 for light, 1024 for pmg."""
+    head_hidden: int = Field(512, ge=1)
+    """Width of the classifier's hidden layer."""
+    head_pool: Literal["avg", "max", "top5"] = "avg"
+    """Pooling before each head: average, maximum, or mean of the 5 largest."""
+    fuse: Literal["mean", "logits", "weighted"] = "mean"
+    """Test output: mean of the four softmax (paper), softmax of summed logits, or a softmax mean with branch
+    weights fitted on the validation split at the end of training (ours)."""
+    smram_map: Literal["phi", "mean"] = "phi"
+    """P_l from a learnt 1x1 convolution and BN (paper), or from the channel mean of X_e (ours)."""
+
+    @property
+    def feature_channels(self) -> int:
+        """Ca as a number."""
+        return self.neck_channels or (512 if self.neck == "light" else 1024)
+
+
+class BaselineConfig(Section):
+    """A plain timm classifier."""
+
+    drop_rate: Share = 0.0
+    """Dropout in front of the classifier."""
+
+
+class Preprocess(Section):
+    """From an upright RGB photograph to the model's input; stored in the checkpoint."""
+
+    input_px: int = Field(PAPER_INPUT_PX, ge=32, le=4096)
+    """Side of the square input, pixels."""
+    resize_px: int = Field(PAPER_RESIZE_PX, ge=32, le=8192)
+    """Side after resizing and before the crop, pixels; at least input_px."""
+    resize_rule: Literal["squash", "shorter"] = "squash"
+    """Both sides to resize_px (the paper's 550x550), or the shorter side, keeping the aspect ratio."""
+    mean: Triple = IMAGENET_MEAN
+    """Per-channel mean of the input in [0, 1]."""
+    std: Triple = IMAGENET_STD
+    """Per-channel standard deviation of the input in [0, 1]."""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Preprocess:
+        if self.resize_px < self.input_px:
+            raise ValueError(f"resize_px {self.resize_px} is smaller than input_px {self.input_px}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+        return self
+
+
+class Augment(Section):
+    """What training does to a photograph; evaluation only resizes and crops the centre."""
+
+    crop: Literal["center", "random", "resized"] = "center"
+    """Centre crop (paper, 4.2), random crop (its relatives), or a random resized crop."""
+    train_px: int | None = Field(None, ge=32)
+    """Input side while training; None: the preprocess input_px. Smaller trains faster (FixRes)."""
+    scale_min: Share = 0.35
+    """Smallest area share of a random resized crop."""
+    flip: bool = True
+    """Horizontal flip with probability 0.5."""
+    color_jitter: Share = 0.0
+    """Strength of brightness, contrast and saturation jitter; hue, often the label itself, is kept."""
+    rand_augment: int = Field(0, ge=0, le=30)
+    """Magnitude of RandAugment with two operations; 0 is off."""
+    erase: Share = 0.0
+    """Probability of random erasing."""
+
+
+class Optim(Section):
+    """Optimiser and schedule; learning rates per parameter group as the paper gives them."""
+
+    name: str = "momentum"
+    """Any optimiser name of timm: ``momentum`` is SGD with momentum (paper), ``sgd`` its Nesterov variant."""
+    lr_backbone: float = Field(0.0002, ge=0)
+    """Backbone (paper)."""
+    lr_smram: float = Field(0.0002, ge=0)
+    """SMRAM (paper)."""
+    lr_cram: float = Field(0.006, ge=0)
+    """CRAM with its Conv_layer (paper)."""
+    lr_heads: float = Field(0.002, ge=0)
+    """Heads (the paper does not say); a plain baseline's classifier too, so that comparisons are fair."""
+    momentum: Share = 0.9
+    weight_decay: float = Field(1e-5, ge=0)
+    warmup_epochs: float = Field(0, ge=0)
+    """Linear warm-up before the cosine decay, epochs."""
+    clip_grad: float | None = Field(None, gt=0)
+    """Largest gradient norm; None: unclipped."""
+
+
+class Loss(Section):
+    """Eq. 10-12."""
+
+    alpha: float = Field(2.0, ge=0)
+    """Weight of the sum of the stage losses."""
+    beta: float = Field(1.0, ge=0)
+    """Weight of the concat loss."""
+    gamma: float = Field(1.0, ge=0)
+    """Weight of the diversity loss (Table 5)."""
+    label_smoothing: Share = 0.0
+
+
+class TrainConfig(Section):
+    """One training run, whole."""
+
+    model: str
+    """Registry name."""
+    data: str | None = None
+    """Folder or CSV of labelled photographs, as given."""
+    dataset: str | None = None
+    """Known data set in place of ``data``."""
+    data_root: str | None = None
+    """Folder that holds known data sets, as given; None: $FGVC_DATA."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The model family's own settings, e.g. ``options.delta``."""
+    preprocess: Preprocess = Preprocess()
+    augment: Augment = Augment()
+    optim: Optim = Optim()
+    loss: Loss = Loss()
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(20, ge=2)
+    seed: int = Field(0, ge=0)
+    val_share: Share = 0.1
+    """Share of the training images held out to choose the checkpoint, where the set has no val split."""
+    test_share: Share = 0.2
+    """Share held out for the final test, where the set has no split at all."""
+    workers: int = Field(2, ge=0)
+    """Processes that decode."""
+    amp: Literal["none", "bf16"] = "none"
+    """Autocast of the forward pass."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Exponential moving average of the weights; what is validated and kept. None: off."""
+    pretrained: bool = True
+    """Start from timm's ImageNet weights (a download); ignored with ``init``."""
+    init: str | None = None
+    """Weight file to start from."""
+
+
+def build(cls: type[Section], values: dict[str, Any]) -> Any:
+    """Construct a section from plain values.
+
+    Raises:
+        FgvcError: a value of the wrong type or range, or an unknown name, with the nearest known ones.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def apply_sets(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Lay ``section.field=value`` strings over nested plain values; the values stay strings for validation.
+
+    Raises:
+        FgvcError: an assignment without ``=``.
+    """
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name:
+            raise FgvcError(
+                f"--set got {assignment!r}, expected section.field=value.",
+                "For example: --set optim.lr_backbone=0.01",
+                EXIT_USAGE,
+            )
+        *sections, last = name.strip().split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise FgvcError(
+                    f"--set {name}: {section} is a single value, not a section.", None, EXIT_USAGE
+                )
+        place[last] = _parse(text.strip())
+    return values
+
+
+def _parse(text: str) -> Any:
+    if text.lower() in ("none", "null"):
+        return None
+    return text.split(",") if "," in text else text
+
+
+def _explain(error: ValidationError) -> FgvcError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        near = nearest(str(first["loc"][-1]), _all_fields())
+        hint = f"Nearest: {', '.join(near)}." if near else "See fgvc train --help."
+        return FgvcError(f"Unknown setting {name!r}.", hint, EXIT_USAGE)
+    reason = first["msg"].removeprefix("Value error, ")
+    return FgvcError(f"Setting {name} got {first['input']!r}: {reason}.", None, EXIT_USAGE)
+
+
+def _all_fields() -> list[str]:
+    sections = (CraSmraConfig, BaselineConfig, Preprocess, Augment, Optim, Loss, TrainConfig)
+    return sorted({field for section in sections for field in section.model_fields})
+
+
+def config_sha256(config: TrainConfig) -> str:
+    """Hash of the resolved config, hex; names a run in its checkpoint."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()

@@ -1,0 +1,38 @@
+"""The one exception users see, and the exit codes of every command."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130
+
+
+class FgvcError(Exception):
+    """A user error: what arrived, what was expected, what to type.
+
+    The command line prints it as one line on stderr, with no traceback.
+
+    Args:
+        message: what arrived and what was expected, one sentence, no newline.
+        hint: what to type next, or None where nothing helps.
+        exit_code: ``EXIT_USAGE`` for arguments that can never work, else ``EXIT_ERROR``.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, exit_code: int = EXIT_ERROR):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """The known names most like ``name``, best first; empty when none is close."""
+    return difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)

@@ -1,0 +1,198 @@
+"""timm backbones: built, given weights, and cut into stages that run one after another.
+
+CRAM's suppressed map X_s of one stage is the INPUT of the next (method.md A), so a finished network's
+``features_only`` extraction is not enough. The network itself stays whole, with timm's own parameter
+names; a ``StagePlan`` lists which of its modules each stage runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import timm
+import torch
+from huggingface_hub import constants as hub
+from torch import Tensor, nn
+
+from fgvc_cli.errors import FgvcError, nearest
+
+_PROBE_PX = 96
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Module names of each stage in running order, with the channels each stage puts out."""
+
+    stages: tuple[tuple[str, ...], ...]
+    channels: tuple[int, ...]
+
+
+def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A timm network without its classifier.
+
+    Raises:
+        FgvcError: an unknown name (nearest shown), or pretrained weights that cannot be had.
+    """
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
+        near = nearest(name.partition(".")[0], timm.list_models())
+        hint = f"Nearest: {', '.join(near)}." if near else "See timm.list_models()."
+        raise FgvcError(f"timm has no backbone called {name!r}.", hint)
+    download = pretrained or name.startswith("hf-hub:")
+    try:
+        with _offline_at_once() if download else contextlib.nullcontext():
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+    except Exception as error:
+        # Hubs fail in many ways (name lookup, proxy, timeout, missing file), each with its own exception.
+        if not download:
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FgvcError(
+            f"The ImageNet weights of {name} could not be downloaded ({reason[:160]}).",
+            "Give a weight file with --init FILE, or train from random weights with --no-pretrained.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _offline_at_once() -> Iterator[None]:
+    """Without a network, let the hub answer from its cache or fail now, not after a minute of retries."""
+    before = hub.HF_HUB_OFFLINE
+    if not any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        try:
+            socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
+        except OSError:
+            hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def plan_stages(net: nn.Module, count: int = 3) -> StagePlan:
+    """Cut a timm network into ``count`` stages after its stem; the last ends where its features end.
+
+    Stage boundaries are timm's own ``feature_info``. The cut is proven, not assumed: running the stages
+    one after another must give what ``forward_features`` gives. Modules after the last stage (pooling,
+    classifier) are replaced by ``nn.Identity``, so no parameter stays that nothing trains.
+
+    Raises:
+        FgvcError: a network whose modules do not run one after another (plain ViTs among them).
+    """
+    info = getattr(net, "feature_info", None)
+    name = getattr(net, "pretrained_cfg", {}).get("architecture", type(net).__name__)
+    if not info or len(list(info)) < count:
+        raise _not_staged(name, f"it names fewer than {count} feature stages")
+    boundaries = [entry["module"] for entry in info][-count:]
+    modules = list(_walk(net, "", [entry["module"] for entry in info]))
+    missing = [boundary for boundary in boundaries if boundary not in modules]
+    if missing:
+        raise _not_staged(name, f"its stage {missing[0]!r} is not a module of its own")
+    cuts = [modules.index(boundary) + 1 for boundary in boundaries]
+    cuts[-1] = _find_end(net, name, modules, cuts[-1])
+    for unused in modules[cuts[-1] :]:
+        _replace_with_identity(net, unused)
+    stages = tuple(tuple(modules[a:b]) for a, b in zip([0, *cuts], cuts, strict=False))
+    return StagePlan(stages, _stage_channels(net, stages))
+
+
+def run_stage(net: nn.Module, modules: tuple[str, ...], x: Tensor) -> Tensor:
+    """Run the named modules of ``net`` one after another: (B, C, H, W) -> (B, C', H', W')."""
+    for module in modules:
+        x = net.get_submodule(module)(x)
+    return x
+
+
+def load_init(net: nn.Module, path: Path) -> dict[str, str]:
+    """Load a weight file into a backbone; classifier tensors of the file are left out.
+
+    The file holds timm's names, plain or under ``backbone.`` as in fgvc's own checkpoints.
+
+    Returns:
+        The file's metadata, which may name the mean and std the weights were trained with.
+
+    Raises:
+        FgvcError: no such file, a pickle, or weights of another architecture.
+    """
+    from fgvc_cli.models.weight_files import read_tensors
+
+    tensors, metadata = read_tensors(path)
+    if any(key.startswith("backbone.") for key in tensors):
+        tensors = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    own = net.state_dict()
+    wrong = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
+    if wrong or missing:
+        key = (wrong or missing)[0]
+        why = "has another shape" if wrong else "is missing"
+        raise FgvcError(
+            f"--init {path.name} does not fit this backbone: {key} {why} "
+            f"({len(wrong)} of another shape, {len(missing)} missing, of {len(own)}).",
+            "Choose the --model these weights were made for.",
+        )
+    net.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)
+    return metadata
+
+
+def _walk(net: nn.Module, prefix: str, features: list[str]) -> Iterator[str]:
+    """Names of modules in definition order, opening only containers that hold a stage boundary."""
+    for child_name, child in net.named_children():
+        full = prefix + child_name
+        if any(feature.startswith(full + ".") for feature in features):
+            yield from _walk(child, full + ".", features)
+        else:
+            yield full
+
+
+@torch.no_grad()
+def _find_end(net: nn.Module, name: str, modules: list[str], first: int) -> int:
+    """How many modules reproduce ``forward_features``; at least ``first``."""
+    if next(net.parameters()).is_meta:
+        raise ValueError("plan_stages needs real weights; move the model to meta afterwards")
+    training = net.training
+    net.eval()
+    try:
+        probe = torch.linspace(-2, 2, 3 * _PROBE_PX**2).view(1, 3, _PROBE_PX, _PROBE_PX)
+        expected = net.forward_features(probe)  # type: ignore[operator]
+        x = run_stage(net, tuple(modules[:first]), probe)
+        for end in range(first, len(modules) + 1):
+            if x.shape == expected.shape and torch.allclose(x, expected, rtol=1e-4, atol=1e-5):
+                return end
+            if end < len(modules):
+                x = net.get_submodule(modules[end])(x)
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError) as error:
+        reason = str(error).strip() or type(error).__name__
+        raise _not_staged(name, f"running its modules in order fails: {reason.splitlines()[0]}") from error
+    finally:
+        net.train(training)
+    raise _not_staged(name, "its modules, run one after another, do not give its features")
+
+
+@torch.no_grad()
+def _stage_channels(net: nn.Module, stages: tuple[tuple[str, ...], ...]) -> tuple[int, ...]:
+    training = net.training
+    net.eval()
+    x = torch.zeros(1, 3, _PROBE_PX, _PROBE_PX)
+    channels = []
+    for stage in stages:
+        x = run_stage(net, stage, x)
+        channels.append(x.shape[1])
+    net.train(training)
+    return tuple(channels)
+
+
+def _replace_with_identity(net: nn.Module, name: str) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(net.get_submodule(parent), child, nn.Identity())
+
+
+def _not_staged(name: str, why: str) -> FgvcError:
+    return FgvcError(
+        f"{name} cannot be run stage by stage: {why}.",
+        f"Choose a CNN such as resnet50, or train it plain with --model timm-{name}.",
+    )

@@ -1,0 +1,142 @@
+"""CRA-SMRA (Wang et al., Neural Processing Letters 57:43, 2025) on any staged timm CNN.
+
+Legend: B batch, K classes, Ca unified channels, h w rows and columns of a stage map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fgvc_cli.attention.objects import locate_objects
+from fgvc_cli.config import CraSmraConfig
+from fgvc_cli.models.backbones import plan_stages, run_stage
+from fgvc_cli.models.cram import STAGE_MODULES, StageFeatures
+from fgvc_cli.models.output import ModelOutput, Want, scale_maps
+from fgvc_cli.models.smram import Smram, top_overlap
+
+BRANCHES = ("stage3", "stage4", "stage5", "concat")
+
+
+def pool_features(x: Tensor, how: str) -> Tensor:
+    """Pool in front of a head: (B, Ca, h, w) -> (B, Ca), by ``avg``, ``max`` or ``top5`` (mean of the 5 largest)."""
+    flat = x.flatten(2)
+    if how == "avg":
+        return flat.mean(dim=-1)
+    if how == "max":
+        return flat.amax(dim=-1)
+    return flat.topk(min(5, flat.shape[-1]), dim=-1).values.mean(dim=-1)
+
+
+class Head(nn.Sequential):
+    """Classifier of the paper's relatives, which the paper leaves unstated: (B, D) -> (B, K)."""
+
+    def __init__(self, channels: int, hidden: int, num_classes: int):
+        super().__init__(
+            nn.BatchNorm1d(channels),
+            nn.Linear(channels, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ELU(inplace=True),
+            nn.Linear(hidden, num_classes),
+        )
+
+
+class CraSmra(nn.Module):
+    """Backbone of which the last three stages (3, 4, 5) each pass through CRAM, with SMRAM while training.
+
+    Args:
+        backbone: a timm CNN, cut by ``plan_stages``.
+        num_classes: K.
+        config: the open points; see ``CraSmraConfig``.
+
+    Raises:
+        FgvcError: a backbone that cannot be run stage by stage.
+    """
+
+    branches = BRANCHES
+
+    def __init__(self, backbone: nn.Module, num_classes: int, config: CraSmraConfig):
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.plan = plan_stages(backbone)
+        self.backbone = backbone
+        ca = config.feature_channels
+        module = STAGE_MODULES[config.channel_attention]
+        self.cram = nn.ModuleList(module(channels, ca, config) for channels in self.plan.channels)
+        self.smram = Smram(ca, len(self.cram), config.smram_map) if config.smram else None
+        self.heads = nn.ModuleDict(
+            {
+                name: Head(ca * (len(self.cram) if name == "concat" else 1), config.head_hidden, num_classes)
+                for name in BRANCHES
+            }
+        )
+        # Equal weights are the paper's mean; ``fuse=weighted`` fits them on a validation split.
+        self.heads.register_buffer("fuse_weights", torch.full((len(BRANCHES),), 1 / len(BRANCHES)))
+
+    def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
+        """Normalised images (B, 3, H, W) -> ``ModelOutput`` with branches stage3, stage4, stage5, concat."""
+        stages = self._stages(images)
+        enhanced = [stage.enhanced for stage in stages]
+        pooled = [pool_features(x, self.config.head_pool) for x in enhanced]
+        joined = torch.cat(pooled, dim=1)
+        logits = {name: self.heads[name](x) for name, x in zip(BRANCHES, [*pooled, joined], strict=True)}
+        output = ModelOutput(logits=logits, probs=self.fuse(logits))
+        maps = [x.mean(dim=1) for x in enhanced] if {"heat", "boxes", "stages", "stats"} & {*want} else []
+        if "stages" in want:
+            output.stages = {n: scale_maps(m.float()) for n, m in zip(BRANCHES, maps, strict=False)}
+        if "heat" in want or "boxes" in want:
+            heat = object_heat(maps)
+            output.heat = heat if "heat" in want else None
+            output.boxes = locate_objects(heat, images.shape[-2:]) if "boxes" in want else None
+        if "embedding" in want:
+            output.embedding = joined
+        if self.training and self.smram is not None:
+            output.penalties["div"] = self.smram(enhanced)
+        if self.training or "stats" in want:
+            output.stats = self._stats(stages)
+        return output
+
+    def fuse(self, logits: dict[str, Tensor]) -> Tensor:
+        """One answer from four: branch logits (B, K) -> probabilities (B, K), by ``config.fuse``."""
+        stacked = torch.stack([logits[name].float() for name in BRANCHES])
+        if self.config.fuse == "logits":
+            return stacked.sum(dim=0).softmax(dim=-1)
+        weights = self.heads.get_buffer("fuse_weights").view(-1, 1, 1)
+        return (stacked.softmax(dim=-1) * weights).sum(dim=0)
+
+    def for_inference(self) -> CraSmra:
+        """Evaluation mode with SMRAM taken out: the paper builds it only into the training graph."""
+        self.smram = None
+        return self.eval()
+
+    def _stages(self, x: Tensor) -> list[StageFeatures]:
+        stages = []
+        for modules, cram in zip(self.plan.stages, self.cram, strict=True):
+            stages.append(cram(run_stage(self.backbone, modules, x)))
+            x = stages[-1].onward
+        return stages
+
+    @torch.no_grad()
+    def _stats(self, stages: list[StageFeatures]) -> dict[str, Tensor]:
+        stats = {"overlap": top_overlap([stage.enhanced.mean(dim=1) for stage in stages])}
+        for name, stage in zip(BRANCHES, stages, strict=False):
+            if stage.suppressed_share is not None:
+                stats[f"suppressed_{name}"] = stage.suppressed_share
+        return stats
+
+
+def object_heat(maps: list[Tensor]) -> Tensor:
+    """Where the object is: channel-averaged maps of stages 3-5 -> (B, h, w) of stage 4, in [0, 1].
+
+    The paper draws the stages apart (Figs. 4-6); one map for the object box is ours: each stage scaled to
+    [0, 1], brought to the size of stage 4 and averaged.
+    """
+    size = maps[-2].shape[-2:]
+    scaled = [
+        F.interpolate(scale_maps(m.float()).unsqueeze(1), size, mode="bilinear", antialias=True) for m in maps
+    ]
+    return scale_maps(torch.cat(scaled, dim=1).mean(dim=1))

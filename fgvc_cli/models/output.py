@@ -1,0 +1,49 @@
+"""What every model answers: one small named structure, the same for all families.
+
+Legend: B batch, K classes, h w rows and columns of a map, P parts, D embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Want = Literal["heat", "boxes", "parts", "stages", "embedding", "stats"]
+WANTS: tuple[Want, ...] = ("heat", "boxes", "parts", "stages", "embedding", "stats")
+
+
+@dataclass
+class ModelOutput:
+    """The answer of ``model(images, want=...)``.
+
+    ``logits`` and ``probs`` are always there; every other field only when its name is in ``want``
+    (``penalties`` only in training mode). A model without parts leaves ``parts`` None.
+    """
+
+    logits: dict[str, Tensor]
+    """Branch name -> (B, K), unnormalised. The family's order: stages then concat; main, object, parts."""
+    probs: Tensor
+    """Fused probabilities (B, K); rows sum to 1."""
+    heat: Tensor | None = None
+    """Where the model looked, (B, h, w), each map scaled to [0, 1]."""
+    boxes: Tensor | None = None
+    """Object boxes (B, 4) float, xyxy in pixels of the model's input, end-exclusive."""
+    parts: Tensor | None = None
+    """Part boxes (B, P, 4), as ``boxes``."""
+    stages: dict[str, Tensor] | None = None
+    """Stage name -> (B, h, w), channel-averaged activation, each map scaled to [0, 1]."""
+    embedding: Tensor | None = None
+    """The pooled feature in front of the last head, (B, D)."""
+    penalties: dict[str, Tensor] = field(default_factory=dict)
+    """Scalar loss terms that the model computes itself while training, e.g. ``div`` (Eq. 9)."""
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars worth logging: ``suppressed_stage3``, ``overlap``; training or ``want=("stats",)``."""
+
+
+def scale_maps(maps: Tensor) -> Tensor:
+    """Each (h, w) map of (B, h, w) shifted and scaled to [0, 1]; a constant map becomes zeros."""
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    span = maps.amax(dim=(-2, -1), keepdim=True) - low
+    return (maps - low) / span.clamp_min(1e-12)

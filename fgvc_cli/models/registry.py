@@ -1,0 +1,140 @@
+"""Model names -> models. A new backbone costs nothing: ``<family>-<timm name>`` is a name already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fgvc_cli.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BaselineConfig,
+    CraSmraConfig,
+    Section,
+    build,
+)
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
+from fgvc_cli.models.backbones import build_backbone, load_init
+from fgvc_cli.models.baseline import Baseline
+from fgvc_cli.models.cra_smra import CraSmra
+
+CRA_SMRA_PAPER = "Wang et al., Neural Processing Letters 57:43 (2025)"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A way to turn a timm backbone into a classifier."""
+
+    config: type[Section]
+    build: Callable[[nn.Module, int, Any], nn.Module]
+    paper: str
+    describe: str
+
+
+FAMILIES: dict[str, Family] = {
+    "crasmra": Family(CraSmraConfig, CraSmra, CRA_SMRA_PAPER, "CRA-SMRA on a timm CNN that runs in stages"),
+    "timm": Family(BaselineConfig, Baseline, "the backbone's own", "plain timm backbone, linear classifier"),
+}
+
+NAMED: dict[str, str] = {
+    "crasmra-r50": "resnet50",
+    "crasmra-r101": "resnet101",
+    "crasmra-d161": "densenet161",
+}
+"""The papers' models: registry name -> timm backbone; the family is the part before the first dash."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a registry name means."""
+
+    name: str
+    family: Family
+    backbone: str
+
+
+def resolve(name: str) -> Resolved:
+    """Look a model name up without building it.
+
+    Raises:
+        FgvcError: an unknown name, with the nearest known ones.
+    """
+    family, dash, backbone = name.partition("-")
+    if name in NAMED:
+        return Resolved(name, FAMILIES[family], NAMED[name])
+    if dash and family in FAMILIES:
+        _check_backbone(name, family, backbone)
+        return Resolved(name, FAMILIES[family], backbone)
+    near = nearest(name, [*NAMED, *_examples()])
+    hint = f"Nearest: {', '.join(near)}." if near else "fgvc models lists them."
+    raise FgvcError(
+        f"No model is called {name!r}; expected one of {', '.join(NAMED)}, "
+        f"{' or '.join(f'{f}-<timm name>' for f in FAMILIES)}.",
+        hint,
+        EXIT_USAGE,
+    )
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    *,
+    pretrained: bool = False,
+    init: Path | str | None = None,
+    options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Build a registered model.
+
+    Args:
+        name: registry name, e.g. ``crasmra-r50`` or ``timm-mobilenetv2_100``.
+        num_classes: K, at least 2.
+        pretrained: start the backbone from timm's weights (a download).
+        init: start the backbone from this weight file instead.
+        options: settings of the family's config; unknown ones are refused.
+
+    Returns:
+        A module answering ``model(images, want=...) -> ModelOutput``. ``model.input_mean`` and
+        ``model.input_std`` are those of the backbone's weights.
+
+    Raises:
+        FgvcError: an unknown name or option, a backbone that does not fit the family, weights not to be had.
+    """
+    resolved = resolve(name)
+    config = build(resolved.family.config, dict(options or {}))
+    backbone = build_backbone(resolved.backbone, pretrained=pretrained and not init)
+    cfg = getattr(backbone, "pretrained_cfg", {})
+    mean, std = cfg.get("mean", IMAGENET_MEAN), cfg.get("std", IMAGENET_STD)
+    # The init file is read before the family cuts the network, while it still has all its tensors.
+    if init:
+        metadata = load_init(backbone, Path(init))
+        mean, std = _statistics(metadata, "mean", mean), _statistics(metadata, "std", std)
+    model = resolved.family.build(backbone, num_classes, config)
+    model.input_mean, model.input_std = tuple(mean), tuple(std)  # type: ignore[assignment]
+    return model
+
+
+def _statistics(metadata: dict[str, str], key: str, default: Any) -> Any:
+    text = metadata.get(key)
+    return tuple(float(v) for v in text.strip("()[]").split(",")) if text else default
+
+
+def _examples() -> list[str]:
+    return [f"{family}-{b}" for family in FAMILIES for b in (*NAMED.values(), "mobilenetv2_100")]
+
+
+def _check_backbone(name: str, family: str, backbone: str) -> None:
+    import timm
+
+    if backbone.startswith("hf-hub:") or timm.is_model(backbone):
+        return
+    own = [known for known in NAMED if known.startswith(family)]
+    near = nearest(name, [*own, *(f"{family}-{b}" for b in timm.list_models())])
+    raise FgvcError(
+        f"No model is called {name!r}: timm has no backbone {backbone!r}.",
+        f"Nearest: {', '.join(near)}." if near else "fgvc models lists them.",
+        EXIT_USAGE,
+    )

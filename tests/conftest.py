@@ -1,0 +1,49 @@
+"""Shared by all tests: one torch thread, tiny labelled folders, and the way to shared photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    import torch
+
+    # Tiny tensors: a second thread costs more than it brings, and results stay the same on every machine.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real photographs and weights, which only the project's own machines have."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared folder with real photographs and weights, which is not here")
+    return SHARED
+
+
+def write_colours(root: Path, per_class: int, size_px: int = 48) -> Path:
+    """A class-per-folder set that any model learns at once: noisy squares of three colours."""
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            pixels = rng.normal(colour, 25, (size_px, size_px, 3)).clip(0, 255).astype("uint8")
+            Image.fromarray(pixels).save(root / name / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture
+def colours(tmp_path) -> Path:
+    return write_colours(tmp_path / "colours", 10)
+
+
+@pytest.fixture(scope="module")
+def module_colours(tmp_path_factory) -> Path:
+    return write_colours(tmp_path_factory.mktemp("module") / "colours", 10)

@@ -1,0 +1,224 @@
+"""One walk over the registry: every model answers the same contract, learns, and survives its checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fgvc_cli.config import Loss, TrainConfig
+from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
+from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.models import backbones, registry
+from fgvc_cli.models.registry import create_model
+
+CNNS = [
+    "resnet18",
+    "resnet50",
+    "resnet101",
+    "densenet161",
+    "mobilenetv2_100",
+    "efficientnet_b0",
+    "convnext_tiny",
+]
+NAMES = [
+    *registry.NAMED,
+    *(f"crasmra-{name}" for name in CNNS if name not in registry.NAMED.values()),
+    "timm-resnet18",
+    "timm-mobilenetv2_100",
+    "timm-vit_tiny_patch16_224",
+]
+CLASSES = ("ash", "elm", "fir")
+
+
+def input_px(name: str) -> int:
+    return 224 if "vit" in name else 64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract_gradients_and_checkpoint(name, tmp_path):
+    torch.manual_seed(0)
+    model = create_model(name, len(CLASSES))
+    side = input_px(name)
+    images = torch.randn(4, 3, side, side)
+
+    output = model.train()(images)
+    loss, _ = total_loss(output, torch.tensor([0, 1, 2, 0]), Loss())
+    loss.backward()
+    without = [key for key, p in model.named_parameters() if p.grad is None]
+    assert not without
+    assert {key.partition(".")[0] for key in model.state_dict()} <= {"backbone", "cram", "smram", "heads"}
+
+    model.eval()
+    path = tmp_path / "model.safetensors"
+    config = TrainConfig(model=name)
+    save_checkpoint(path, model, config=config, classes=CLASSES, dataset="trees", metrics={})
+    checkpoint = load_checkpoint(path)
+    wanted = ("heat", "boxes", "stages", "embedding")
+    with torch.inference_mode():
+        before, after = model(images[:2], want=wanted), checkpoint.model(images[:2], want=wanted)
+    assert tuple(before.logits) == model.branches
+    torch.testing.assert_close(before.probs.sum(dim=1), torch.ones(2))
+    for key in ("probs", "heat", "boxes", "embedding"):
+        assert torch.equal(getattr(before, key), getattr(after, key)), key
+    assert before.heat.min() >= 0 and before.heat.max() <= 1
+    assert (before.boxes[:, 2:] > before.boxes[:, :2]).all() and before.boxes.max() <= side
+    assert not any(isinstance(m, registry.CraSmra) and m.smram for m in checkpoint.model.modules())
+
+
+def test_nothing_is_answered_that_was_not_asked_for():
+    output = create_model("crasmra-resnet18", 3).eval()(torch.randn(2, 3, 64, 64))
+    fields = ("heat", "boxes", "parts", "stages", "embedding")
+    assert [getattr(output, f) for f in fields] == [None] * 5
+    assert not output.penalties and not output.stats
+
+
+def test_smram_penalty_is_there_only_in_training():
+    model = create_model("crasmra-resnet18", 3)
+    assert set(model.train()(torch.randn(2, 3, 64, 64)).penalties) == {"div"}
+    assert not model.eval()(torch.randn(2, 3, 64, 64), want=("stats",)).penalties
+    plain = create_model("crasmra-resnet18", 3, options={"smram": False})
+    assert not plain.train()(torch.randn(2, 3, 64, 64)).penalties
+
+
+def test_suppressed_map_is_the_input_of_the_next_stage():
+    model = create_model("crasmra-resnet18", 3).eval()
+    seen = []
+    model.backbone.layer3.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        model(x)
+        stage3 = backbones.run_stage(model.backbone, model.plan.stages[0], x)
+        expected = model.cram[0](stage3).onward
+    torch.testing.assert_close(seen[0], expected)
+    assert not torch.allclose(seen[0], stage3)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("resnet50", (512, 1024, 2048)),
+        ("densenet161", (768, 2112, 2208)),
+        ("mobilenetv2_100", (32, 96, 1280)),
+    ],
+)
+def test_stages_of_the_paper(name, channels):
+    net = backbones.build_backbone(name)
+    assert backbones.plan_stages(net).channels == channels
+
+
+def test_stages_have_the_sizes_of_the_paper_at_448():
+    model = create_model("crasmra-r50", 3).eval()
+    with torch.inference_mode():
+        output = model(torch.randn(1, 3, 448, 448), want=("stages",))
+    assert [m.shape[-1] for m in output.stages.values()] == [56, 28, 14]
+    assert list(output.stages) == ["stage3", "stage4", "stage5"]
+
+
+def test_stages_together_are_the_whole_network():
+    net = backbones.build_backbone("efficientnet_b0").eval()
+    plan = backbones.plan_stages(net)
+    x = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        y = x
+        for stage in plan.stages:
+            y = backbones.run_stage(net, stage, y)
+        torch.testing.assert_close(y, net.forward_features(x))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "hrnet_w18_small"])
+def test_backbone_that_cannot_be_staged_is_refused(name):
+    with pytest.raises(FgvcError, match=f"{name} cannot be run stage by stage.*--model timm-{name}"):
+        create_model(f"crasmra-{name}", 3)
+
+
+class AddsBetweenStages(nn.Module):
+    """Its modules run one after another, but its forward does more."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.feature_info = [{"module": name} for name in "abc"]
+
+    def forward_features(self, x):
+        return self.c(self.b(self.a(x)) * 2)
+
+
+def test_network_whose_forward_does_more_than_its_modules_is_refused():
+    with pytest.raises(FgvcError, match="do not give its features"):
+        backbones.plan_stages(AddsBetweenStages())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("channel_attention", "cbam"), ("channel_attention", "none"), ("smram", False), ("neck", "pmg")],
+)
+def test_ablations_change_the_model(option, value):
+    torch.manual_seed(0)
+    model = create_model("crasmra-resnet18", 3, options={option: value})
+    assert getattr(model.config, option) == value
+    kinds = {type(m).__name__ for m in model.modules()}
+    assert ("Cram" in kinds) == (option != "channel_attention")
+    assert ("Smram" in kinds) == (option != "smram")
+    output = model.train()(torch.randn(2, 3, 64, 64))
+    assert set(output.logits) == {"stage3", "stage4", "stage5", "concat"}
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "top5"])
+def test_head_pooling(pool):
+    from fgvc_cli.models.cra_smra import pool_features
+
+    x = torch.tensor([[[[7.0, 6.0, 5.0], [4.0, 3.0, 2.0]]]])
+    assert pool_features(x, pool).item() == {"avg": 4.5, "max": 7.0, "top5": 5.0}[pool]
+
+
+def test_fused_output_is_the_mean_of_four_softmax():
+    model = create_model("crasmra-resnet18", 3).eval()
+    output = model(torch.randn(2, 3, 64, 64))
+    mean = sum(logits.softmax(dim=1) for logits in output.logits.values()) / 4
+    torch.testing.assert_close(output.probs, mean)
+
+
+def test_fuse_logits_and_weighted():
+    logits = {"stage3": [2.0, 0.0], "stage4": [0.0, 1.0], "stage5": [0.0, 1.0], "concat": [0.0, 1.0]}
+    tensors = {k: torch.tensor([v]) for k, v in logits.items()}
+    summed = create_model("crasmra-resnet18", 2, options={"fuse": "logits"})
+    torch.testing.assert_close(summed.fuse(tensors), torch.tensor([[2.0, 3.0]]).softmax(dim=1))
+    weighted = create_model("crasmra-resnet18", 2, options={"fuse": "weighted"})
+    weighted.heads.fuse_weights.copy_(torch.tensor([1.0, 0, 0, 0]))
+    torch.testing.assert_close(weighted.fuse(tensors), tensors["stage3"].softmax(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("crasmra-r5", "crasmra-r50"),
+        ("crasmra-resnet5", "crasmra-resnet50"),
+        ("timm-mobilenetv2_10", "timm-mobilenetv2_100"),
+        ("crasma-r50", "crasmra-r50"),
+    ],
+)
+def test_unknown_model_shows_the_nearest(name, shown):
+    with pytest.raises(FgvcError, match=shown) as caught:
+        create_model(name, 3)
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_unknown_option_is_refused_with_the_nearest():
+    with pytest.raises(FgvcError, match="delta"):
+        create_model("crasmra-resnet18", 3, options={"dleta": 0.8})
+    with pytest.raises(FgvcError, match="delta.*less than or equal to 1"):
+        create_model("crasmra-resnet18", 3, options={"delta": 1.8})
+
+
+def test_pretrained_offline_names_init_and_no_pretrained(monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for proxy in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(proxy, raising=False)
+    with pytest.raises(FgvcError, match="--init FILE.*--no-pretrained"):
+        create_model("timm-resnet18", 3, pretrained=True)
