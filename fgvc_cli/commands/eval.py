@@ -1,0 +1,120 @@
+"""fgvc eval: a checkpoint over a labelled split -> accuracy, with the split it was measured on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fgvc_cli.commands.console import stderr_console
+from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
+
+if TYPE_CHECKING:
+    from fgvc_cli.data.labelled import Example, LabelledSet
+
+SPLITS = ("train", "val", "test", "all")
+
+
+def run(
+    *,
+    weights: str | None,
+    data: str | None,
+    dataset: str | None,
+    data_root: str | None,
+    split: str,
+    batch_size: int,
+    workers: int,
+    device: str,
+    as_json: bool,
+) -> int:
+    """Evaluate; without ``data`` and ``dataset``, on what the checkpoint was trained with.
+
+    Raises:
+        FgvcError: weights or data that cannot be read, an empty split, labels the checkpoint does not know.
+    """
+    if split not in SPLITS:
+        raise FgvcError(f"--split got {split!r}, expected one of {', '.join(SPLITS)}.", None, EXIT_USAGE)
+    from fgvc_cli.commands.train import load_data
+    from fgvc_cli.config import TrainConfig, build
+    from fgvc_cli.data.loaders import LabelledImages, build_loader
+    from fgvc_cli.data.transforms import eval_transform
+    from fgvc_cli.engine.device import pick_device
+    from fgvc_cli.engine.evaluator import evaluate
+    from fgvc_cli.engine.weights import open_weights
+
+    checkpoint = open_weights(weights)
+    target = pick_device(device)
+    # The checkpoint's own seed and shares, so that a split made by training is made again.
+    trained: dict[str, Any] = dict(checkpoint.metadata["config"])
+    if data or dataset:
+        trained |= {"data": data, "dataset": dataset}
+    if data_root:
+        trained["data_root"] = data_root
+    labelled = load_data(build(TrainConfig, trained))
+    examples = known_examples(labelled, split, checkpoint.classes)
+    loader = build_loader(
+        LabelledImages(labelled.root, examples, eval_transform(checkpoint.preprocess)),
+        batch_size=batch_size,
+        workers=workers,
+    )
+    from rich.progress import Progress
+
+    console = stderr_console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"{checkpoint.name} on {labelled.name} {split}", total=len(examples))
+        result = evaluate(
+            checkpoint.model.to(target),
+            loader,
+            checkpoint.preprocess,
+            target,
+            on_batch=lambda count: progress.advance(task, count),
+        )
+    for failure in result.failures:
+        console.print(f"warning: left out {failure}", markup=False)
+    if not len(result.labels):
+        raise FgvcError(f"No photograph of the {split} split could be read.", "Check the files named above.")
+    metrics = result.metrics()
+    document = {
+        "model": checkpoint.name,
+        "weights_sha256": checkpoint.sha256,
+        "dataset": labelled.name,
+        "split": split,
+        "metrics": metrics,
+    }
+    print(json.dumps(document, indent=2) if as_json else format_metrics(document))
+    return EXIT_SOME_FAILED if result.failures else EXIT_OK
+
+
+def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> list[Example]:
+    """The examples of a split with labels renumbered to the checkpoint's classes, matched by name.
+
+    Raises:
+        FgvcError: an empty split, or labels the checkpoint does not know.
+    """
+    chosen = [e for name, part in data.splits.items() if split in (name, "all") for e in part]
+    if not chosen:
+        filled = ", ".join(name for name, part in data.splits.items() if part)
+        raise FgvcError(f"{data.name} has no {split} split.", f"Choose --split from: {filled}, all.")
+    unknown = sorted({data.classes[e.label] for e in chosen} - set(classes))
+    if unknown:
+        shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise FgvcError(
+            f"The checkpoint does not know {len(unknown)} of the {len(data.classes)} classes of {data.name} "
+            f"({shown}); it knows {len(classes)}, such as {', '.join(classes[:3])}.",
+            "Evaluate on the data it was trained for, or train on this data.",
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    return [e._replace(label=index[data.classes[e.label]]) for e in chosen]
+
+
+def format_metrics(document: dict[str, Any]) -> str:
+    """The printed table: every number with its split."""
+    metrics: dict[str, float] = document["metrics"]
+    lines = [f"{document['model']} on {document['dataset']}, {document['split']} split"]
+    for name, value in metrics.items():
+        if name in ("images", "unreadable"):
+            lines.append(f"  {name:20s} {value:8.0f}")
+        elif name.startswith("top") or name == "macro_f1":
+            lines.append(f"  {name:20s} {100 * value:8.2f} %")
+        else:
+            lines.append(f"  {name:20s} {value:8.3f}")
+    return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""fgvc train: options -> TrainConfig -> run -> where the model is and how good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgvc_cli.commands.console import stderr_console
+from fgvc_cli.config import PAPER_INPUT_PX, PAPER_RESIZE_PX, TrainConfig, apply_sets, build
+from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fgvc_cli.data.labelled import LabelledSet
+
+
+def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str, overwrite: bool) -> int:
+    """Train a model.
+
+    Args:
+        flags: TrainConfig fields given as options, and ``input_px``; None where not given.
+        sets: ``section.field=value`` assignments, laid over the flags.
+        out: run folder; None chooses ``runs/<model>-<data>``.
+
+    Raises:
+        FgvcError: data, model, options or folder that do not work; the loss diverged.
+    """
+    values = _plain_values(flags, sets)
+    config: TrainConfig = build(TrainConfig, values)
+    data = load_data(config)
+    run_dir = _run_dir(out, config, data.name, overwrite)
+
+    from fgvc_cli.engine.allocator import keep_freed_memory
+    from fgvc_cli.engine.device import pick_device
+    from fgvc_cli.engine.trainer import Trainer, seed_everything
+    from fgvc_cli.models.registry import create_model
+
+    target = pick_device(device)
+    keep_freed_memory()
+    seed_everything(config.seed)
+    model = create_model(
+        config.model,
+        len(data.classes),
+        pretrained=config.pretrained,
+        init=config.init,
+        options=config.options,
+    )
+    config = _with_statistics(config, values, model)
+    console = stderr_console()
+    counts = ", ".join(f"{len(examples):,} {split}" for split, examples in data.splits.items())
+    console.print(
+        f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {target}."
+    )
+    from fgvc_cli.commands.train_progress import TrainProgress
+
+    with TrainProgress(console, config.epochs) as progress:
+        result = Trainer(model, config, data, run_dir, target, progress).run()
+    for split, metrics in result.metrics.items():
+        print(f"{split} top-1 {100 * metrics['top1']:.2f} % of {metrics['images']:.0f} photographs")
+    print(f"model of epoch {result.best_epoch}, chosen on val: {result.checkpoint}")
+    return EXIT_OK
+
+
+def load_data(config: TrainConfig) -> LabelledSet:
+    """The labelled set that a config names.
+
+    Raises:
+        FgvcError: neither or both of ``data`` and ``dataset``, or a set that cannot be loaded.
+    """
+    if (config.data is None) == (config.dataset is None):
+        raise FgvcError(
+            "Give either --data PATH (a class-per-folder folder or a CSV with path,label[,split]) "
+            "or --dataset NAME.",
+            "For example: fgvc train --data birds --model crasmra-r50",
+            EXIT_USAGE,
+        )
+    if config.dataset is not None:
+        from fgvc_cli.data.known import load_known
+
+        root = Path(config.data_root) if config.data_root else None
+        return load_known(config.dataset, root, val_share=config.val_share, seed=config.seed)
+    from fgvc_cli.data.labelled import load_labelled
+
+    return load_labelled(
+        Path(config.data or ""), val_share=config.val_share, test_share=config.test_share, seed=config.seed
+    )
+
+
+def _plain_values(flags: dict[str, Any], sets: list[str]) -> dict[str, Any]:
+    values = {name: value for name, value in flags.items() if value is not None}
+    input_px = values.pop("input_px", None)
+    values = apply_sets(values, sets)
+    preprocess = values.setdefault("preprocess", {})
+    if input_px is not None:
+        preprocess.setdefault("input_px", input_px)
+    if "input_px" in preprocess and "resize_px" not in preprocess:
+        # The paper's ratio of resizing to cropping at any input size.
+        preprocess["resize_px"] = round(int(preprocess["input_px"]) * PAPER_RESIZE_PX / PAPER_INPUT_PX)
+    return values
+
+
+def _with_statistics(config: TrainConfig, values: dict[str, Any], model: nn.Module) -> TrainConfig:
+    """Normalise as the starting weights expect, unless the user set it; record the options in full."""
+    preprocess = {"mean": model.input_mean, "std": model.input_std} | values["preprocess"]
+    options = model.config.model_dump()  # type: ignore[operator, union-attr]
+    return build(TrainConfig, values | {"preprocess": preprocess, "options": options})
+
+
+def _run_dir(out: Path | None, config: TrainConfig, data_name: str, overwrite: bool) -> Path:
+    run_dir = out or Path("runs") / f"{config.model}-{data_name}".replace("/", "_").replace(":", "_")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise FgvcError(f"--out {run_dir} is a file, expected a folder.", "Choose another --out.")
+    if run_dir.is_dir() and any(run_dir.iterdir()) and not overwrite:
+        raise FgvcError(
+            f"The run folder {run_dir} is not empty.", "Choose another --out, or replace it with --overwrite."
+        )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FgvcError(f"Cannot write to {run_dir}: {error.strerror}.", "Choose another --out.") from error
+    return run_dir

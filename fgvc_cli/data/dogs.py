@@ -1,0 +1,62 @@
+"""Stanford Dogs: 120 breeds.
+
+ITS IMAGES COME FROM IMAGENET, so a backbone pretrained on ImageNet has seen them, the test images too:
+scores of such backbones are inflated here. Say so beside every number.
+
+Tree (``images.tar`` and ``lists.tar``, unpacked into one folder)::
+
+    stanford_dogs/
+      train_list.mat  test_list.mat      file_list: n02085620-Chihuahua/n02085620_5927.jpg; labels: from 1
+      Images/n02085620-Chihuahua/n02085620_5927.jpg
+
+Counts: 120 classes, 12,000 train, 8,580 test, official; val is held out of train.
+Class names are the folder names without the WordNet id, underscores kept: ``Norwegian_elkhound``.
+
+Khosla, Jayadevaprakash, Yao, Fei-Fei: Novel Dataset for Fine-Grained Image Categorization. FGVC
+workshop, CVPR 2011. http://vision.stanford.edu/aditya86/ImageNetDogs/
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fgvc_cli.data.known import KnownSet, read_mat
+from fgvc_cli.data.labelled import Example, LabelledSet
+
+
+def read_dogs(root: Path) -> LabelledSet:
+    """The official listing.
+
+    Raises:
+        ValueError: a label that stands for two folders, or a list with more files than labels.
+    """
+    splits: dict[str, tuple[Example, ...]] = {"train": (), "val": (), "test": ()}
+    folder_of: dict[int, str] = {}
+    for split in ("train", "test"):
+        listed = read_mat(root / f"{split}_list.mat")
+        examples = []
+        pairs = zip(np.atleast_1d(listed["file_list"]), np.atleast_1d(listed["labels"]), strict=True)
+        for file, number in pairs:
+            label, folder = int(number) - 1, str(file).partition("/")[0]
+            if folder_of.setdefault(label, folder) != folder:
+                raise ValueError(f"label {label + 1} is both {folder_of[label]} and {folder}")
+            examples.append(Example(f"Images/{file}", label))
+        splits[split] = tuple(examples)
+    # only the first hyphen ends the id: n02099267-flat-coated_retriever
+    classes = tuple(folder_of[label].partition("-")[2] for label in sorted(folder_of))
+    return LabelledSet("dogs", root, classes, splits)
+
+
+ENTRY = KnownSet(
+    key="dogs",
+    title="Stanford Dogs",
+    folder="stanford_dogs",
+    needs=("train_list.mat", "test_list.mat", "Images/"),
+    classes=120,
+    train=12000,
+    test=8580,
+    source="http://vision.stanford.edu/aditya86/ImageNetDogs/ (images.tar, lists.tar)",
+    load=read_dogs,
+)

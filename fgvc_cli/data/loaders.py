@@ -1,0 +1,83 @@
+"""Labelled photographs as batches. A photograph that cannot be read is left out and named, never replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fgvc_cli.data.images import Failure, read_image
+from fgvc_cli.data.labelled import Example
+from fgvc_cli.data.transforms import Transform
+
+
+class Batch(NamedTuple):
+    """Readable photographs of one batch, B of them."""
+
+    images: Tensor
+    """uint8 (B, 3, S, S)."""
+    labels: Tensor
+    """int64 (B,)."""
+    indices: Tensor
+    """int64 (B,), positions in the list of examples."""
+    failures: list[str]
+    """One line for each photograph left out."""
+
+
+class LabelledImages(Dataset):
+    """Examples under a root, decoded upright and transformed."""
+
+    def __init__(self, root: Path, examples: Sequence[Example], transform: Transform):
+        self.root = root
+        self.examples = examples
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[int, int, Tensor | str]:
+        """(index, label, uint8 image (3, S, S) or the line that says why there is none)."""
+        example = self.examples[index]
+        photo = read_image(self.root / example.path)
+        if isinstance(photo, Failure):
+            return index, example.label, f"{example.path}: {photo.error}"
+        return index, example.label, self.transform(photo.image)
+
+
+def collate(samples: list[tuple[int, int, Tensor | str]]) -> Batch:
+    """Stack the readable samples and list the others."""
+    good = [(i, label, image) for i, label, image in samples if isinstance(image, Tensor)]
+    images = (
+        torch.stack([image for _, _, image in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+    )
+    return Batch(
+        images,
+        torch.tensor([label for _, label, _ in good], dtype=torch.int64),
+        torch.tensor([i for i, _, _ in good], dtype=torch.int64),
+        [failure for _, _, failure in samples if isinstance(failure, str)],
+    )
+
+
+def build_loader(
+    images: LabelledImages, *, batch_size: int, workers: int, shuffle_seed: int | None = None
+) -> DataLoader:
+    """A loader of ``Batch``; shuffled where a seed is given.
+
+    A training batch of one image, which batch norm cannot use, is dropped.
+    """
+    shuffle = shuffle_seed is not None
+    return DataLoader(
+        images,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=min(workers, len(images)),
+        collate_fn=collate,
+        drop_last=shuffle and len(images) > batch_size and len(images) % batch_size == 1,
+        persistent_workers=workers > 0 and shuffle,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(shuffle_seed) if shuffle_seed is not None else None,
+    )

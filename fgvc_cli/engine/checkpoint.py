@@ -1,0 +1,121 @@
+"""One ``model.safetensors``: tensors plus everything eval, predict and explain need (design.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from fgvc_cli import __version__
+from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.models.registry import create_model
+from fgvc_cli.models.weight_files import read_tensors
+
+FORMAT = 1
+_KEY = "fgvc"
+
+
+@dataclass
+class Checkpoint:
+    """A trained model and what it needs to meet a photograph."""
+
+    model: nn.Module
+    """In evaluation mode, on the CPU."""
+    name: str
+    """Registry name."""
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    sha256: str
+    """Of the file."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """``options``, ``dataset``, ``metrics`` (by split), ``config``, ``config_sha256``, ``fgvc_version``."""
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    *,
+    config: TrainConfig,
+    classes: tuple[str, ...],
+    dataset: str,
+    metrics: dict[str, dict[str, float]],
+) -> None:
+    """Write a checkpoint whole or not at all (temporary file, fsync, rename).
+
+    Args:
+        metrics: split -> metric -> value; a number without its split is not a result.
+
+    Raises:
+        FgvcError: the file cannot be written.
+    """
+    document = {
+        "format": FORMAT,
+        "model": config.model,
+        "options": model.config.model_dump(),  # type: ignore[operator, union-attr]
+        "classes": list(classes),
+        "preprocess": config.preprocess.model_dump(),
+        "dataset": dataset,
+        "metrics": metrics,
+        "config": config.model_dump(),
+        "config_sha256": config_sha256(config),
+        "fgvc_version": __version__,
+    }
+    tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in model.state_dict().items()}
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(document)})
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise FgvcError(
+            f"Could not write {path}: {error.strerror or error}.", "Free space or choose --out."
+        ) from error
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a checkpoint; nothing else is needed.
+
+    Raises:
+        FgvcError: no such file, a pickle, a damaged file, plain weights, a checkpoint of a newer format.
+    """
+    path = Path(path)
+    tensors, header = read_tensors(path)
+    if _KEY not in header:
+        raise FgvcError(
+            f"{path.name} holds weights but no class names: it was not written by fgvc train.",
+            "To start training from it: fgvc train ... --init FILE",
+        )
+    document = json.loads(header[_KEY])
+    if document["format"] > FORMAT:
+        raise FgvcError(
+            f"{path.name} was written by fgvc {document['fgvc_version']}, this is {__version__}.",
+            "pip install --upgrade fgvc",
+        )
+    model = create_model(document["model"], len(document["classes"]), options=document["options"])
+    model = model.for_inference()  # type: ignore[operator]
+    model.load_state_dict({key: tensor for key, tensor in tensors.items() if not key.startswith("smram.")})
+    return Checkpoint(
+        model=model,
+        name=document["model"],
+        classes=tuple(document["classes"]),
+        preprocess=build(Preprocess, document["preprocess"]),
+        sha256=file_sha256(path),
+        metadata={k: v for k, v in document.items() if k not in ("classes", "preprocess")},
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,26 @@
+"""Which device a command computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N`` -> device.
+
+    Raises:
+        FgvcError: another name, or a CUDA device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (name != "cuda" and not index.isdecimal())):
+        raise FgvcError(f"--device got {name!r}, expected auto, cpu, cuda or cuda:N.", None, EXIT_USAGE)
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            present = f"{count} CUDA device{'s' * (count > 1)}" if count else "no CUDA device"
+            raise FgvcError(f"--device {name}: this machine has {present}.", "Use --device cpu or auto.")
+    return torch.device(name)

@@ -1,0 +1,110 @@
+"""Accuracy of a model over labelled photographs.
+
+Legend: N images, K classes, L branches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fgvc_cli.config import Preprocess
+from fgvc_cli.data.transforms import normalize
+
+
+@dataclass
+class Evaluation:
+    """What a model answered over a split."""
+
+    labels: Tensor
+    """int64 (N,), of the readable images."""
+    probs: Tensor
+    """Fused, (N, K)."""
+    branches: dict[str, Tensor]
+    """Branch name -> probabilities (N, K)."""
+    stats: dict[str, float]
+    """Means of the model's own scalars, e.g. ``overlap``."""
+    failures: list[str]
+    """One line for each unreadable image; these are in no metric."""
+    seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """``top1``, ``top5``, ``macro_f1``, ``nll``, ``top1_<branch>`` and the model's stats; shares in [0, 1]."""
+        labels, probs = self.labels.numpy(), self.probs.double().numpy()
+        classes = range(probs.shape[1])
+        guesses = probs.argmax(axis=1)
+        result = {
+            "images": float(len(labels)),
+            "unreadable": float(len(self.failures)),
+            "top1": float(accuracy_score(labels, guesses)),
+            "top5": _top5(labels, probs, classes),
+            "macro_f1": float(f1_score(labels, guesses, average="macro", zero_division=0.0)),
+            "nll": float(F.nll_loss(self.probs.clamp_min(1e-12).log(), self.labels)),
+        }
+        for name, branch in self.branches.items():
+            result[f"top1_{name}"] = float(accuracy_score(labels, branch.argmax(dim=1).numpy()))
+        return result | self.stats | {"images_per_second": len(labels) / max(self.seconds, 1e-9)}
+
+
+def _top5(labels, probs, classes) -> float:
+    if len(classes) <= 5:
+        return 1.0
+    return float(top_k_accuracy_score(labels, probs, k=5, labels=list(classes)))
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    preprocess: Preprocess,
+    device: torch.device,
+    *,
+    amp: str = "none",
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Run a model in evaluation mode over a loader of ``Batch``; its training mode is restored.
+
+    Args:
+        on_batch: called with the number of images just finished.
+    """
+    training = model.training
+    model.eval()
+    labels, probs, stats, failures = [], [], [], []
+    branches: dict[str, list[Tensor]] = {}
+    start = time.perf_counter()
+    for batch in loader:
+        failures.extend(batch.failures)
+        if len(batch.labels):
+            images = normalize(batch.images.to(device, non_blocking=True), preprocess)
+            images = images.contiguous(memory_format=torch.channels_last)
+            with autocast(device, amp):
+                output = model(images, want=("stats",))
+            labels.append(batch.labels)
+            probs.append(output.probs.float().cpu())
+            for name, logits in output.logits.items():
+                branches.setdefault(name, []).append(logits.float().softmax(dim=-1).cpu())
+            stats.append({name: float(value) * len(batch.labels) for name, value in output.stats.items()})
+        if on_batch:
+            on_batch(len(batch.labels) + len(batch.failures))
+    model.train(training)
+    count = sum(len(part) for part in labels)
+    return Evaluation(
+        labels=torch.cat(labels) if labels else torch.empty(0, dtype=torch.int64),
+        probs=torch.cat(probs) if probs else torch.empty(0, 1),
+        branches={name: torch.cat(parts) for name, parts in branches.items()},
+        stats={name: sum(row[name] for row in stats) / count for name in (stats[0] if stats else ())},
+        failures=failures,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """The autocast context of a run: ``none`` or ``bf16``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")

@@ -1,0 +1,232 @@
+"""The training loop: one for every family.
+
+The validation split chooses the checkpoint; the test split is touched once, at the end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from fgvc_cli.config import TrainConfig
+from fgvc_cli.data.labelled import LabelledSet
+from fgvc_cli.data.loaders import Batch, LabelledImages, build_loader
+from fgvc_cli.data.transforms import eval_transform, normalize, train_transform
+from fgvc_cli.engine.checkpoint import save_checkpoint
+from fgvc_cli.engine.evaluator import Evaluation, autocast, evaluate
+from fgvc_cli.engine.fusion import fit_fuse_weights
+from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.engine.optim import build_optimizer, build_schedule
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.models.weight_files import read_tensors
+
+CHECKPOINT = "model.safetensors"
+
+
+class Observer(Protocol):
+    """Who is told how training goes; the command line shows it."""
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """After each update; ``epoch`` and ``step`` count from 1."""
+
+    def on_epoch(self, epoch: int, row: dict[str, float], best: bool) -> None:
+        """After each validation; ``row`` is the line written to metrics.csv."""
+
+    def on_warning(self, message: str) -> None:
+        """Something the user should know, once."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where training ended."""
+
+    checkpoint: Path
+    best_epoch: int
+    metrics: dict[str, dict[str, float]]
+    """Split -> metric -> value, of the kept epoch."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class Trainer:
+    """One run: ``config`` over ``data`` into ``run_dir`` (metrics.csv, config.json, model.safetensors)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        data: LabelledSet,
+        run_dir: Path,
+        device: torch.device,
+        observer: Observer,
+    ):
+        self.config, self.data, self.run_dir = config, data, run_dir
+        self.device, self.observer = device, observer
+        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        transform = train_transform(config.preprocess, config.augment)
+        self.loader = build_loader(
+            LabelledImages(data.root, data.splits["train"], transform),
+            batch_size=config.batch_size,
+            workers=config.workers,
+            shuffle_seed=config.seed,
+        )
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.schedule = build_schedule(self.optimizer, config.optim, config.epochs, len(self.loader))
+        self.ema = ModelEmaV3(self.model, config.ema_decay, use_warmup=True) if config.ema_decay else None
+        self.updates = 0
+        self.warned: set[str] = set()
+
+    def run(self) -> TrainResult:
+        """Train, keep the epoch that is best on validation, then test it once.
+
+        Raises:
+            FgvcError: a loss that is no longer finite, no readable photograph, an unwritable folder.
+        """
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "config.json").write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
+        best: tuple[float, float] | None = None
+        best_epoch, metrics = 0, {}
+        with MetricsFile(self.run_dir / "metrics.csv") as table:
+            for epoch in range(1, self.config.epochs + 1):
+                row = self._train_epoch(epoch)
+                evaluation = self._evaluate("val")
+                scores = evaluation.metrics()
+                row |= {f"val_{name}": value for name, value in scores.items()}
+                table.write(row)
+                rank = (scores["top1"], -scores["nll"])
+                if best is None or rank > best:
+                    best, best_epoch, metrics = rank, epoch, {"val": scores}
+                    self._save(metrics)
+                self.observer.on_epoch(epoch, row, best_epoch == epoch)
+        return self._finish(best_epoch, metrics)
+
+    def _finish(self, best_epoch: int, metrics: dict[str, dict[str, float]]) -> TrainResult:
+        path = self.run_dir / CHECKPOINT
+        self._kept_model().load_state_dict(read_tensors(path)[0])
+        if self.config.options.get("fuse") == "weighted":
+            evaluation = self._evaluate("val")
+            weights = fit_fuse_weights(torch.stack([*evaluation.branches.values()]), evaluation.labels)
+            self._kept_model().get_buffer("heads.fuse_weights").copy_(weights)
+            metrics["val"] = self._evaluate("val").metrics()
+        if self.data.splits["test"]:
+            metrics["test"] = self._evaluate("test").metrics()
+        self._save(metrics)
+        return TrainResult(path, best_epoch, metrics)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        self.model.train()
+        sums: dict[str, float] = defaultdict(float)
+        images = 0
+        start = time.perf_counter()
+        for step, batch in enumerate(self.loader, 1):
+            self._warn(batch.failures)
+            if len(batch.labels) < 2:
+                continue
+            for name, value in self._update(batch).items():
+                sums[name] += value * len(batch.labels)
+            images += len(batch.labels)
+            self.observer.on_step(epoch, step, len(self.loader), sums["loss"] / images)
+        if not images:
+            raise FgvcError("No training photograph could be read.", "Check the files named above.")
+        seconds = time.perf_counter() - start
+        rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        means = {name: value / images for name, value in sums.items()}
+        return {"epoch": epoch, "seconds": seconds, "images_per_second": images / seconds, **rates, **means}
+
+    def _update(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step; the loss, its terms, and the model's stats."""
+        images = normalize(batch.images.to(self.device, non_blocking=True), self.config.preprocess)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.config.amp):
+            output = self.model(images)
+        loss, terms = total_loss(output, batch.labels.to(self.device), self.config.loss)
+        if not torch.isfinite(loss):
+            raise FgvcError(
+                f"The loss became {loss.item()} after {self.updates} updates.",
+                "Lower the learning rates (--set optim.lr_cram=...), or clip: --set optim.clip_grad=1",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.optim.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad)
+        self.optimizer.step()
+        self.updates += 1
+        self.schedule.step_update(self.updates)
+        if self.ema:
+            self.ema.update(self.model, step=self.updates)
+        scalars = {"loss": loss.detach(), **{f"loss_{n}": t for n, t in terms.items()}, **output.stats}
+        return {name: float(value) for name, value in scalars.items()}
+
+    def _kept_model(self) -> nn.Module:
+        return self.ema.module if self.ema else self.model
+
+    def _evaluate(self, split: str) -> Evaluation:
+        loader = build_loader(
+            LabelledImages(self.data.root, self.data.splits[split], eval_transform(self.config.preprocess)),
+            batch_size=self.config.batch_size,
+            workers=self.config.workers,
+        )
+        result = evaluate(
+            self._kept_model(), loader, self.config.preprocess, self.device, amp=self.config.amp
+        )
+        self._warn(result.failures)
+        if not len(result.labels):
+            raise FgvcError(
+                f"No photograph of the {split} split could be read.", "Check the files named above."
+            )
+        return result
+
+    def _save(self, metrics: dict[str, dict[str, float]]) -> None:
+        save_checkpoint(
+            self.run_dir / CHECKPOINT,
+            self._kept_model(),
+            config=self.config,
+            classes=self.data.classes,
+            dataset=self.data.name,
+            metrics=metrics,
+        )
+
+    def _warn(self, failures: list[str]) -> None:
+        for failure in failures:
+            if failure not in self.warned:
+                self.warned.add(failure)
+                self.observer.on_warning(f"left out {failure}")
+
+
+class MetricsFile:
+    """metrics.csv: one line per epoch, on disk as soon as it is written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.columns: list[str] = []
+
+    def __enter__(self) -> MetricsFile:
+        self.stream = self.path.open("w", newline="", encoding="utf-8")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stream.close()
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append a row; the first fixes the columns."""
+        if not self.columns:
+            self.columns = list(row)
+            csv.writer(self.stream).writerow(self.columns)
+        csv.writer(self.stream).writerow([format(row.get(name, ""), ".6g") for name in self.columns])
+        self.stream.flush()

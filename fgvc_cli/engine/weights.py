@@ -1,0 +1,118 @@
+"""Named weights that travel inside the package, and any checkpoint file, behind one name.
+
+``weights/manifest.json`` lists each model with its file, sha256, data, recipe and metrics by split.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgvc_cli.errors import FgvcError, nearest
+
+if TYPE_CHECKING:
+    from fgvc_cli.engine.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class WeightsEntry:
+    """One model of the manifest."""
+
+    name: str
+    file: str
+    sha256: str
+    model: str
+    describes: str
+    """What it knows, one line."""
+    data: str
+    """What it was trained on, with licence."""
+    recipe: str
+    """The command that trained it."""
+    metrics: dict[str, dict[str, float]]
+    """Split -> metric -> value."""
+    classes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All embedded models and which one serves when none is named."""
+
+    folder: Path
+    default: str
+    entries: dict[str, WeightsEntry]
+
+
+def weights_folder() -> Path:
+    """Where the embedded weights lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "weights", package.parent / "weights"):
+        if (folder / "manifest.json").is_file():
+            return folder
+    raise FgvcError(
+        "The package has no weights/manifest.json; it was not installed whole.", "pip install . again."
+    )
+
+
+@cache
+def read_manifest() -> Manifest:
+    """The manifest of this installation.
+
+    Raises:
+        FgvcError: it is missing.
+    """
+    folder = weights_folder()
+    document: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    entries = {name: WeightsEntry(name=name, **entry) for name, entry in document["models"].items()}
+    return Manifest(folder, document["default"], entries)
+
+
+def resolve_weights(weights: str | None) -> tuple[Path, WeightsEntry | None]:
+    """A manifest name, a file, or None for the default -> the file, and its entry if it is embedded.
+
+    Raises:
+        FgvcError: neither a name nor a file.
+    """
+    manifest = read_manifest()
+    name = weights or manifest.default
+    if name in manifest.entries:
+        return manifest.folder / manifest.entries[name].file, manifest.entries[name]
+    path = Path(name)
+    if not path.exists() and path.suffix == "":
+        near = nearest(name, manifest.entries)
+        known = ", ".join(near or manifest.entries)
+        raise FgvcError(
+            f"--weights {name!r} is neither a file nor an embedded model.",
+            f"Embedded: {known}. Or give the model.safetensors of your own training.",
+        )
+    return path, None
+
+
+def open_weights(weights: str | None) -> Checkpoint:
+    """Load a checkpoint by name or file; embedded ones are checked against their sha256.
+
+    Raises:
+        FgvcError: as ``resolve_weights`` and ``load_checkpoint``; an embedded file that was changed.
+    """
+    path, entry = resolve_weights(weights)
+    from fgvc_cli.engine.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    if entry and checkpoint.sha256 != entry.sha256:
+        raise FgvcError(
+            f"{path.name} is damaged: sha256 {checkpoint.sha256[:12]}..., expected {entry.sha256[:12]}....",
+            "Install fgvc again.",
+        )
+    return checkpoint
+
+
+def default_notice() -> str:
+    """What to tell a user who named no weights: which model serves, what it knows, how to train one's own."""
+    manifest = read_manifest()
+    entry = manifest.entries[manifest.default]
+    return (
+        f"No --weights given: using {entry.name!r} ({entry.model}), which knows {entry.describes}. "
+        "For your own classes: fgvc train --data FOLDER --model crasmra-r50"
+    )

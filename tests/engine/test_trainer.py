@@ -1,0 +1,188 @@
+"""Training end to end on squares of three colours, through the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+
+from fgvc_cli.commands import eval as eval_command
+from fgvc_cli.commands import train as train_command
+from fgvc_cli.config import TrainConfig
+from fgvc_cli.data.labelled import load_labelled
+from fgvc_cli.engine import trainer as trainer_module
+from fgvc_cli.engine.checkpoint import load_checkpoint
+from fgvc_cli.errors import FgvcError
+
+TINY = {"model": "crasmra-mobilenetv2_035", "input_px": 32, "epochs": 2, "batch_size": 8, "workers": 0}
+FAST = ["optim.name=adamw", "optim.lr_backbone=0.002", "optim.lr_heads=0.005", "preprocess.resize_px=32"]
+
+
+def train(data, out, *sets, **flags) -> int:
+    values = TINY | {"data": str(data), "pretrained": False} | flags
+    return train_command.run(values, sets=[*FAST, *sets], out=out, device="cpu", overwrite=False)
+
+
+def read_metrics(out) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def trained(module_colours):
+    run = module_colours.parent / "run"
+    train(module_colours, run, "options.fuse=weighted", "ema_decay=0.5", epochs=4, batch_size=4)
+    return module_colours, run
+
+
+def test_run_folder_holds_what_is_promised_and_nothing_half_written(trained):
+    assert sorted(p.name for p in trained[1].iterdir()) == ["config.json", "metrics.csv", "model.safetensors"]
+    rows = read_metrics(trained[1])
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    for column in ("loss", "loss_div", "suppressed_stage3", "overlap", "val_top1", "val_overlap", "lr_cram"):
+        assert float(rows[-1][column]) >= 0, column
+
+
+def test_training_learns(trained):
+    rows = read_metrics(trained[1])
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert max(float(row["val_top1"]) for row in rows) >= 2 / 3
+
+
+def test_checkpoint_holds_everything_to_predict(trained):
+    checkpoint = load_checkpoint(trained[1] / "model.safetensors")
+    assert checkpoint.classes == ("blue", "green", "red")
+    assert checkpoint.preprocess.input_px == 32
+    assert checkpoint.model.smram is None and not checkpoint.model.training
+    meta = checkpoint.metadata
+    assert set(meta["metrics"]) == {"val", "test"}
+    assert meta["config"] == json.loads((trained[1] / "config.json").read_text())
+    assert meta["options"]["delta"] == 0.9
+    assert len(meta["config_sha256"]) == 64
+
+
+def test_fuse_weights_are_fitted_and_stored(trained):
+    weights = load_checkpoint(trained[1] / "model.safetensors").model.heads.fuse_weights
+    assert weights.sum().item() == pytest.approx(1, abs=1e-5)
+    assert not torch.allclose(weights, torch.full((4,), 0.25), atol=1e-3)
+
+
+def test_eval_with_the_checkpoint_alone_repeats_the_stored_number(trained, capsys):
+    path = trained[1] / "model.safetensors"
+    options = dict(data=None, dataset=None, data_root=None, batch_size=8, workers=0, device="cpu")
+    for split in ("val", "test"):
+        code = eval_command.run(weights=str(path), split=split, as_json=True, **options)
+        document = json.loads(capsys.readouterr().out)
+        stored = load_checkpoint(path).metadata["metrics"][split]
+        assert code == 0 and document["split"] == split
+        for name in ("top1", "top1_concat", "macro_f1", "images"):
+            assert document["metrics"][name] == pytest.approx(stored[name]), name
+
+
+def test_same_seed_same_run_and_another_seed_another(colours, tmp_path):
+    losses = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(colours, tmp_path / name, seed=seed, epochs=1)
+        losses[name] = read_metrics(tmp_path / name)[0]["loss"]
+    assert losses["a"] == losses["b"] != losses["c"]
+
+
+def test_test_split_is_touched_once_at_the_end(colours, tmp_path, monkeypatch):
+    seen = []
+    original = trainer_module.Trainer._evaluate
+    monkeypatch.setattr(
+        trainer_module.Trainer,
+        "_evaluate",
+        lambda self, split: (seen.append(split), original(self, split))[1],
+    )
+    train(colours, tmp_path / "run")
+    assert seen == ["val", "val", "test"]
+
+
+def test_best_validation_epoch_is_kept(colours, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.9, 0.7])
+
+    class Scored:
+        labels = [0]
+
+        def metrics(self):
+            return {"top1": next(scores, 0.1), "nll": 1.0, "images": 1.0}
+
+    monkeypatch.setattr(trainer_module.Trainer, "_evaluate", lambda self, split: Scored())
+    train(colours, tmp_path / "run", epochs=3)
+    metrics = load_checkpoint(tmp_path / "run" / "model.safetensors").metadata["metrics"]
+    assert metrics["val"]["top1"] == 0.9
+
+
+def test_baseline_trains_through_the_same_loop(colours, tmp_path):
+    assert train(colours, tmp_path / "run", model="timm-mobilenetv2_035") == 0
+    row = read_metrics(tmp_path / "run")[0]
+    assert "loss_main" in row and "loss_div" not in row
+
+
+def test_unreadable_photograph_is_left_out_and_named(colours, tmp_path, capsys):
+    bad = next((colours / "red").iterdir())
+    bad.write_bytes(b"not an image")
+    assert train(colours, tmp_path / "run") == 0
+    assert f"left out red/{bad.name}" in capsys.readouterr().err
+
+
+def test_diverged_loss_is_one_clear_error(colours, tmp_path):
+    with pytest.raises(FgvcError, match="loss became.*clip_grad"):
+        train(colours, tmp_path / "run", "optim.lr_backbone=1e12", epochs=5)
+
+
+def test_run_folder_in_use_is_refused(colours, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").touch()
+    with pytest.raises(FgvcError, match="not empty.*--overwrite"):
+        train(colours, tmp_path / "run")
+
+
+def test_data_errors_come_before_a_run_folder_is_made(tmp_path):
+    with pytest.raises(FgvcError):
+        train(tmp_path / "none", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", [{}, {"data": "a", "dataset": "cub"}])
+def test_data_or_dataset(given):
+    with pytest.raises(FgvcError, match="either --data PATH .* or --dataset NAME"):
+        train_command.load_data(TrainConfig(model="timm-resnet18", **given))
+
+
+def test_evaluating_other_classes_names_them(trained, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained[0] / "red", other / "purple")
+    shutil.copytree(trained[0] / "blue", other / "blue")
+    with pytest.raises(FgvcError, match="does not know 1 of the 2 classes.*purple"):
+        eval_command.known_examples(load_labelled(other), "all", ("blue", "green", "red"))
+
+
+def test_labels_are_matched_by_name_not_by_number(trained, tmp_path):
+    two = tmp_path / "two"
+    for name in ("green", "red"):
+        shutil.copytree(trained[0] / name, two / name)
+    examples = eval_command.known_examples(load_labelled(two), "all", ("blue", "green", "red"))
+    assert {(e.path.split("/")[0], e.label) for e in examples} == {("green", 1), ("red", 2)}
+
+
+def test_input_px_keeps_the_papers_ratio_of_resizing():
+    values = train_command._plain_values({"model": "m", "input_px": 224}, [])
+    assert values["preprocess"] == {"input_px": 224, "resize_px": 275}
+
+
+def test_starting_weights_decide_the_statistics_unless_set(trained, colours, tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    path = tmp_path / "init.safetensors"
+    net = timm.create_model("mobilenetv2_035")
+    save_file(net.state_dict(), path, metadata={"mean": "(0.5, 0.5, 0.5)", "std": "(0.5, 0.5, 0.5)"})
+    train(colours, tmp_path / "a", init=str(path), epochs=1)
+    assert load_checkpoint(tmp_path / "a" / "model.safetensors").preprocess.mean == (0.5, 0.5, 0.5)
+    train(colours, tmp_path / "b", "preprocess.mean=0.1,0.2,0.3", init=str(path), epochs=1)
+    assert load_checkpoint(tmp_path / "b" / "model.safetensors").preprocess.mean == (0.1, 0.2, 0.3)
