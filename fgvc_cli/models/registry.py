@@ -22,7 +22,7 @@ from fgvc_cli.models.backbones import build_backbone, load_init
 from fgvc_cli.models.baseline import Baseline
 from fgvc_cli.models.cra_smra import CraSmra
 
-CRA_SMRA_PAPER = "Wang et al., Neural Processing Letters 57:43 (2025)"
+CRA_SMRA_PAPER = "Wang et al. 2025"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "crasmra": Family(CraSmraConfig, CraSmra, CRA_SMRA_PAPER, "CRA-SMRA on a timm CNN that runs in stages"),
-    "timm": Family(BaselineConfig, Baseline, "the backbone's own", "plain timm backbone, linear classifier"),
+    "timm": Family(BaselineConfig, Baseline, "-", "plain timm backbone with a linear classifier"),
 }
 
 NAMED: dict[str, str] = {

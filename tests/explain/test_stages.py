@@ -1,0 +1,131 @@
+"""From a checkpoint and a photograph to an explanation, with models whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from fgvc_cli.config import Preprocess
+from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.explain.explanation import HEAT
+from fgvc_cli.explain.stages import explain_stages
+from fgvc_cli.models.output import ModelOutput, scale_maps
+from fgvc_cli.models.registry import create_model
+
+SQUASH = Preprocess(input_px=64, resize_px=80, mean=(0, 0, 0), std=(1, 1, 1))
+SHORTER = SQUASH.model_copy(update={"resize_rule": "shorter"})
+
+
+class BrightnessModel(nn.Module):
+    """Looks at bright pixels: its maps are the input's brightness, its box the bright pixels' own."""
+
+    def __init__(self, stages: dict[str, int], heat: int | None = 16, boxes: bool = True):
+        super().__init__()
+        self.stages, self.heat, self.boxes = stages, heat, boxes
+        self.wanted: set[str] = set()
+
+    def forward(self, images: torch.Tensor, want: tuple[str, ...] = ()) -> ModelOutput:
+        self.wanted = {*want}
+        grey = images.mean(dim=1)
+
+        def cells(n: int) -> torch.Tensor:
+            return scale_maps(F.adaptive_avg_pool2d(grey, n))
+
+        rows, columns = (grey[0] > 0.5).nonzero(as_tuple=True)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        logits = {"early": torch.tensor([[0.0, 9.0, 0.0]]), "late": torch.tensor([[9.0, 0.0, 0.0]])}
+        return ModelOutput(
+            logits=logits,
+            probs=torch.tensor([[0.2, 0.7, 0.1]]),
+            heat=cells(self.heat) if self.heat else None,
+            boxes=torch.tensor([box]).float() if self.boxes else None,
+            stages={name: cells(n) for name, n in self.stages.items()},
+        )
+
+
+def checkpoint(model: nn.Module, preprocess: Preprocess = SQUASH) -> Checkpoint:
+    return Checkpoint(model, "fake-model", ("ant", "bee", "cat"), preprocess, "0" * 64)
+
+
+def photo_with_spot(size: tuple[int, int], spot: tuple[int, int, int, int]) -> Image.Image:
+    image = Image.new("RGB", size, (20, 20, 20))
+    image.paste((255, 255, 255), spot)
+    return image
+
+
+@pytest.mark.parametrize("preprocess", [SQUASH, SHORTER], ids=["squash", "shorter"])
+@pytest.mark.parametrize("size", [(320, 320), (320, 640), (960, 320)], ids=["square", "portrait", "panorama"])
+def test_the_box_comes_back_to_where_the_object_is_in_the_photograph(size, preprocess):
+    centre_x, centre_y = size[0] // 2, size[1] // 2
+    spot = (centre_x - 80, centre_y - 100, centre_x + 20, centre_y + 40)
+    explanation = explain_stages(checkpoint(BrightnessModel({}), preprocess), photo_with_spot(size, spot))
+    # One pixel of the input is up to 12 pixels of the photograph; resizing blurs by as much.
+    np.testing.assert_allclose(explanation.box, spot, atol=max(size) / 80 + 1)
+
+
+def test_the_region_is_the_part_of_the_photograph_that_the_model_saw():
+    model = BrightnessModel({})
+    squashed = explain_stages(checkpoint(model), photo_with_spot((400, 200), (190, 90, 210, 110)))
+    assert squashed.region == pytest.approx((40, 20, 360, 180))
+    cut = explain_stages(checkpoint(model, SHORTER), photo_with_spot((400, 200), (190, 90, 210, 110)))
+    assert cut.region == pytest.approx((120, 20, 280, 180))
+
+
+def test_maps_keep_the_models_order_and_the_heat_map_comes_last():
+    model = BrightnessModel({"zeta": 32, "alpha": 8})
+    image = photo_with_spot((80, 80), (8 + 48, 8 + 16, 8 + 56, 8 + 24))
+    explanation = explain_stages(checkpoint(model), image)
+    assert list(explanation.maps) == ["zeta", "alpha", HEAT]
+    assert {"heat", "boxes", "stages"} <= model.wanted
+    alpha = explanation.maps["alpha"]
+    assert alpha.shape == (8, 8) and alpha.dtype == np.float32
+    # 8 pixels of crop margin; the spot fills the cell in row 2, column 6 of 8.
+    assert np.unravel_index(alpha.argmax(), alpha.shape) == (2, 6)
+    assert (alpha.min(), alpha.max()) == (0, 1)
+
+
+def test_a_heat_map_that_repeats_a_stage_is_drawn_once():
+    explanation = explain_stages(
+        checkpoint(BrightnessModel({"last": 16})), photo_with_spot((80, 80), (20, 20, 40, 40))
+    )
+    assert list(explanation.maps) == ["last"]
+
+
+def test_a_model_without_heat_or_boxes_is_explained_by_its_stages():
+    model = BrightnessModel({"last": 16}, heat=None, boxes=False)
+    explanation = explain_stages(checkpoint(model), photo_with_spot((80, 80), (20, 20, 40, 40)))
+    assert list(explanation.maps) == ["last"] and explanation.box is None
+
+
+def test_classes_come_in_order_of_probability_and_branches_speak_for_themselves():
+    image = photo_with_spot((80, 80), (20, 20, 40, 40))
+    explanation = explain_stages(checkpoint(BrightnessModel({})), image, top_k=2)
+    assert [name for name, _ in explanation.top] == ["bee", "ant"]
+    assert [prob for _, prob in explanation.top] == pytest.approx([0.7, 0.2])
+    sure = float(np.exp(9) / (np.exp(9) + 2))
+    assert explanation.branches == {
+        "early": ("bee", pytest.approx(sure)),
+        "late": ("ant", pytest.approx(sure)),
+    }
+    assert len(explain_stages(checkpoint(BrightnessModel({})), image, top_k=99).top) == 3
+
+
+def test_a_real_cra_smra_answers_its_three_stages():
+    torch.manual_seed(0)
+    model = create_model("crasmra-resnet18", 3).for_inference()
+    image = Image.effect_noise((50, 90), 80).convert("RGB")
+    explanation = explain_stages(checkpoint(model), image)
+    assert {name: each.shape for name, each in explanation.maps.items()} == {
+        "stage3": (8, 8),
+        "stage4": (4, 4),
+        "stage5": (2, 2),
+        HEAT: (4, 4),
+    }
+    assert list(explanation.branches) == ["stage3", "stage4", "stage5", "concat"]
+    assert sum(prob for _, prob in explanation.top) == pytest.approx(1)
+    x1, y1, x2, y2 = explanation.box
+    assert 0 <= x1 < x2 <= 50 and 0 <= y1 < y2 <= 90
