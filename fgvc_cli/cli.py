@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 datasets_app = typer.Typer(help="Labelled data sets.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
+datasets_make_app = typer.Typer(help="Make a data set.", no_args_is_help=True)
+datasets_app.add_typer(datasets_make_app, name="make")
 
 Weights = Annotated[
     str | None,
@@ -30,6 +32,7 @@ Weights = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of photographs.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors on stderr.")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder that holds known sets. Default: $FGVC_DATA.")]
 
 
@@ -152,6 +155,100 @@ def evaluate(
         workers=workers,
         device=device,
         as_json=as_json,
+    )
+
+
+@app.command()
+@_guarded
+def predict(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Folders (searched recursively), files, globs; or - for a list of files on stdin."),
+    ],
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write. Default: rows on stdout.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Predictions per photograph.")] = 5,
+    batch_size: BatchSize = 16,
+    workers: Workers = 2,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Classify photographs: one row each, with the object's box; a file that cannot be read says why.
+
+    Exit code 0: every row is ok; 3: finished, but some photographs failed; 130: interrupted.
+    """
+    from fgvc_cli.commands import predict as command
+
+    return command.run(
+        sources,
+        weights=weights,
+        out=out,
+        top_k=top_k,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+
+
+@app.command()
+@_guarded
+def explain(
+    image: Annotated[Path, typer.Argument(help="One photograph.")],
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option(help="PNG to write. Default: <photo>.explain.png here.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Predictions drawn as bars.")] = 5,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Show where the model looked in one photograph: its box, the maps of its stages, its best guesses."""
+    from fgvc_cli.commands import explain as command
+
+    return command.run(
+        image, weights=weights, out=out, top_k=top_k, device=device, overwrite=overwrite, quiet=quiet
+    )
+
+
+@app.command()
+@_guarded
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Models to cost, e.g. crasmra-resnet18.")] = None,
+    input_px: Annotated[int, typer.Option(help="Side of the input for the cost, pixels.")] = 448,
+) -> int:
+    """List the models that can be trained, with their cost, and the embedded weights."""
+    from fgvc_cli.commands import models as command
+
+    return command.run(names or [], input_px=input_px)
+
+
+@datasets_app.command("list")
+@_guarded
+def list_datasets() -> int:
+    """List the known data sets, their counts, and where they are to be had."""
+    from fgvc_cli.commands import datasets as command
+
+    return command.list_known()
+
+
+@datasets_make_app.command("aviary")
+@_guarded
+def make_aviary(
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    species: Annotated[int, typer.Option(help="Number of species, 2 to 12.")] = 12,
+    train: Annotated[int, typer.Option(help="Pictures per species to train on.")] = 40,
+    val: Annotated[int, typer.Option(help="Pictures per species to choose the epoch.")] = 10,
+    test: Annotated[int, typer.Option(help="Pictures per species to test on.")] = 20,
+    size_px: Annotated[int, typer.Option(help="Side of each picture, pixels.")] = 256,
+    seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
+) -> int:
+    """Render birds that differ only in their parts: class folders, with every box in boxes.csv."""
+    from fgvc_cli.commands import datasets as command
+
+    return command.make_aviary(
+        out, species=species, train=train, val=val, test=test, size_px=size_px, seed=seed
     )
 
 

@@ -45,7 +45,9 @@ def list_known() -> int:
 
     table = Table(title="Known data sets: --dataset NAME --data-root FOLDER", title_justify="left")
     for column in ("name", "classes", "train", "test", "to be had at"):
-        table.add_column(column, justify="right" if column in ("classes", "train", "test") else "left")
+        table.add_column(
+            column, overflow="fold", justify="right" if column in ("classes", "train", "test") else "left"
+        )
     for entry in known_sets():
         table.add_row(entry.key, str(entry.classes), f"{entry.train:,}", f"{entry.test:,}", entry.source)
     Console(highlight=False).print(table)

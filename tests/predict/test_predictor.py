@@ -44,12 +44,18 @@ class MeanColour(nn.Module):
 
 def checkpoint(model=None, classes=CLASSES, preprocess=PREPROCESS):
     return SimpleNamespace(
-        model=model or MeanColour(), classes=classes, preprocess=preprocess, name="mean-colour", sha256="0" * 64
+        model=model or MeanColour(),
+        classes=classes,
+        preprocess=preprocess,
+        name="mean-colour",
+        sha256="0" * 64,
     )
 
 
 def predictor(model=None, **options):
-    return Predictor(checkpoint(model), **{"device": "cpu", "batch_size": 4, "workers": 2, "top_k": 2, **options})
+    return Predictor(
+        checkpoint(model), **{"device": "cpu", "batch_size": 4, "workers": 2, "top_k": 2, **options}
+    )
 
 
 def found(path: Path) -> Found:
@@ -147,7 +153,9 @@ def test_a_model_without_boxes_leaves_them_out(tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (3000, 1)])
 def test_one_pixel_sides_are_predicted(tmp_path, size, rule):
     image = save_colour(tmp_path / "a.png", "lime", size=size)
-    narrow = Predictor(checkpoint(preprocess=PREPROCESS.model_copy(update={"resize_rule": rule})), device="cpu")
+    narrow = Predictor(
+        checkpoint(preprocess=PREPROCESS.model_copy(update={"resize_rule": rule})), device="cpu"
+    )
     (row,) = narrow.predict([image])
     assert (row.status, row.labels[0], (row.width, row.height)) == ("ok", "green", size)
 

@@ -1,0 +1,115 @@
+"""Heat map -> object box (Conde & Turgutlu 2021, their object stage; method.md part B).
+
+Legend: B batch, h w rows and columns of a map, H W of the image the box is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage.filters import threshold_li, threshold_mean, threshold_otsu, threshold_triangle
+from skimage.measure import label
+from skimage.morphology import closing
+from torch import Tensor
+
+from fgvc_cli.errors import FgvcError
+
+THRESHOLDS: dict[str, Callable[[np.ndarray], float]] = {
+    "mean": threshold_mean,
+    "otsu": threshold_otsu,
+    "li": threshold_li,
+    "triangle": threshold_triangle,
+}
+"""Name -> threshold of a grey image; the paper's is the mean."""
+
+MIN_AREA_SHARE = 0.01
+"""Components below this share of the image are specks, not objects."""
+
+WORK_PX = 224
+"""Longest side on which components are found. For a larger image the edges lie within one of these pixels of
+the full-size result, at a quarter of its cost (0.7 ms against 2.5 ms per map at 448 px, one CPU core)."""
+
+Box = tuple[float, float, float, float]
+
+
+def locate_objects(heat: Tensor, size: Sequence[int], threshold: str = "mean") -> Tensor:
+    """Boxes of the objects that maps look at.
+
+    Each map is resized (bilinear), binarised at its threshold and closed; of the connected components
+    that are not specks, the one with the map's highest value gives the box. Deviation from the paper: the
+    grey closing runs on the map's own grid (3x3 cells) before the resizing, where it bridges gaps of up to
+    two cells; a 3x3 closing of the resized mask would change next to nothing.
+
+    Args:
+        heat: (B, h, w), any finite range.
+        size: (H, W) of the image, pixels.
+        threshold: a name in ``THRESHOLDS``.
+
+    Returns:
+        (B, 4) float32 on the device of ``heat``: xyxy pixels of ``size``, end-exclusive. The full image for a
+        map that is constant, holds NaN or infinity, or shows nothing but specks.
+
+    Raises:
+        FgvcError: an unknown threshold.
+    """
+    if threshold not in THRESHOLDS:
+        raise FgvcError(f"No threshold is called {threshold!r}.", f"Known: {', '.join(THRESHOLDS)}.")
+    height, width = size
+    scale = min(1.0, WORK_PX / max(height, width))
+    work = max(1, round(height * scale)), max(1, round(width * scale))
+    maps = heat.detach().float().cpu()
+    resized = _resize(maps, work)
+    closed = _resize(torch.from_numpy(_close(maps.numpy())), work)
+    boxes = [
+        _peak_box(*arrays, THRESHOLDS[threshold])
+        for arrays in zip(maps.numpy(), resized.numpy(), closed.numpy(), strict=True)
+    ]
+    full = (0.0, 0.0, float(work[1]), float(work[0]))
+    found = torch.tensor([box or full for box in boxes]).reshape(-1, 4)
+    # Divided first, so that the far border comes out as exactly the image's.
+    return (found / torch.tensor(work[::-1] * 2) * torch.tensor([width, height] * 2)).to(heat.device)
+
+
+def locate_object(heat: np.ndarray, size: Sequence[int], threshold: str = "mean") -> Box:
+    """The box of one map (h, w); see ``locate_objects``."""
+    maps = torch.from_numpy(np.array(heat, np.float32))[None]
+    x1, y1, x2, y2 = locate_objects(maps, size, threshold)[0].tolist()
+    return x1, y1, x2, y2
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps[:, None], size, mode="bilinear", antialias=True)[:, 0]
+
+
+def _close(maps: np.ndarray) -> np.ndarray:
+    """Grey closing with 3x3 cells of each map (B, h, w); the plane around a map counts as its minimum."""
+    padded = np.pad(maps, ((0, 0), (2, 2), (2, 2)), constant_values=-np.inf)
+    return closing(padded, np.ones((1, 3, 3), bool))[:, 2:-2, 2:-2]
+
+
+def _peak_box(
+    heat: np.ndarray, resized: np.ndarray, closed: np.ndarray, find_threshold: Callable[[np.ndarray], float]
+) -> Box | None:
+    """The object's box in pixels of ``resized``, or None for no object."""
+    low, high = float(heat.min()), float(heat.max())
+    # A span below float32's resolution is rounding of a constant.
+    if not np.isfinite(low + high) or high - low <= 1e-6 * max(abs(low), abs(high)):
+        return None
+    components = label(closed > find_threshold(resized))
+    kept = np.bincount(components.ravel()) >= MIN_AREA_SHARE * components.size
+    kept[0] = False  # the background
+    # The maximum is looked up among the map's own cells: among samples of the resized map, two peaks of
+    # nearly equal height may change places.
+    centres = [
+        ((np.arange(cells) + 0.5) * side / cells).astype(int)
+        for cells, side in zip(heat.shape, components.shape, strict=True)
+    ]
+    of_cell = components[np.ix_(*centres)]
+    if not kept[of_cell].any():
+        return None
+    mask = components == of_cell.flat[np.where(kept[of_cell], heat, -np.inf).argmax()]
+    (rows,), (columns,) = mask.any(axis=1).nonzero(), mask.any(axis=0).nonzero()
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

@@ -1,0 +1,193 @@
+"""Decoding photographs: a path -> an upright RGB image, or the failure as a value.
+
+No torch here: this module is what a decoding worker imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+# Pillow registers its plugins on first use, from whichever thread comes first; naming them here is safe.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageCms,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What is decoded, in Pillow's names. Its other plugins stay shut to hostile files (EPS runs Ghostscript)."""
+
+MAX_PIXELS = 200_000_000
+"""Largest photograph, pixels: the largest phone sensors pass, decompression bombs do not. Decoding takes 4
+bytes per pixel, several times that where the mode has to be converted."""
+
+OK: Literal["ok"] = "ok"
+FailureStatus = Literal[
+    "missing", "not_a_file", "no_access", "empty", "not_an_image", "truncated", "too_large", "unreadable"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """A photograph, upright as its EXIF says, mode RGB."""
+
+    image: Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no photograph."""
+
+    status: FailureStatus
+    error: str
+    """One line for people."""
+
+
+def read_image(path: Path) -> DecodedImage | Failure:
+    """Decode one photograph; whatever the file holds, the answer is a value and nothing goes to stderr.
+
+    The first frame of an animation; ``to_rgb`` says what becomes of other modes. An EXIF that cannot be read
+    leaves the image as it is stored. Never waits for a FIFO or opens a device.
+
+    Raises:
+        Nothing for a bad file.
+    """
+    try:
+        info = os.stat(path)
+    except ValueError as error:
+        return Failure("missing", f"no file can have this name: {error}")
+    except OSError as error:
+        return _failure(error)
+    if not stat.S_ISREG(info.st_mode):
+        return Failure("not_a_file", f"not a regular file but {_kind(info.st_mode)}")
+    if info.st_size == 0:
+        return Failure("empty", "the file has no bytes")
+    try:
+        # A stream rather than the path: given a path, Pillow maps raw formats into memory, and a file that
+        # shrinks meanwhile would end the process with SIGBUS.
+        with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
+            if (pixels := image.width * image.height) > MAX_PIXELS:
+                return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
+            image.load()
+            upright = _orientation(image)
+            rgb = to_rgb(image)
+        return DecodedImage(rgb if upright is None else rgb.transpose(upright))
+    # Hostile files bring out any exception in Pillow: OSError, ValueError, TypeError, SyntaxError,
+    # IndexError, KeyError, struct.error, NotImplementedError, MemoryError.
+    except Exception as error:
+        return _failure(error)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _failure(error: Exception) -> Failure:
+    text = str(getattr(error, "strerror", None) or error)
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:200]
+    if not isinstance(error, OSError):
+        line = f"{type(error).__name__}: {line}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Failure("missing", "no such file")
+    if isinstance(error, PermissionError):
+        return Failure("no_access", line)
+    if isinstance(error, UnidentifiedImageError):
+        return Failure("not_an_image", f"no header of {', '.join(FORMATS)} that can be read")
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return Failure("too_large", line)
+    if isinstance(error, EOFError) or "truncated" in line.lower():
+        return Failure("truncated", line)
+    return Failure("unreadable", line)
+
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """What turns a loaded image upright (Pillow has turned a TIFF already)."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except Exception:  # any exception, as in read_image; the pixels are good without the EXIF
+        return None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode Pillow decodes to RGB.
+
+    Transparency lies over white. 16-bit grey, and 32-bit integers that fit 16 bits, are divided by 257; other
+    32-bit integers and floats run from their own least to their greatest finite value; NaN becomes the least.
+    LAB goes through its colour profile; embedded profiles of other modes are not applied.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_grey_bytes(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data or image.mode in ("La", "RGBa"):
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").point(image)
+    return image.convert("RGB")
+
+
+def _grey_bytes(grey: np.ndarray) -> np.ndarray:
+    """Grey values (H, W) of 16-bit, 32-bit or float -> uint8."""
+    if grey.dtype.kind in "iu" and grey.min() >= 0 and grey.max() <= 65535:
+        return (grey // 257).astype(np.uint8)
+    finite = np.isfinite(grey)
+    values = grey[finite].astype(np.float64)
+    if values.size == 0 or values.min() == values.max():
+        return np.zeros(grey.shape, np.uint8)
+    # float64 holds the span even of the widest float32 range.
+    shares = np.zeros(grey.shape, np.float64)
+    shares[finite] = (values - values.min()) / (values.max() - values.min())
+    return (shares * 255).round().astype(np.uint8)
+
+
+def _quiet_decoders() -> None:
+    """Keep the decoders' own remarks off stderr, once per process; what matters arrives as exceptions.
+
+    libtiff prints from C to file descriptor 2. Switching its handlers off is safe with threads, turning the
+    descriptor away around each file is not. Where Pillow hides the symbols (static builds), it prints on.
+    """
+    # Pillow's remarks on metadata, by both of its ways; an application that sets up logging still gets them.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    # Pillow warns at this size and raises at twice of it.
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+    with contextlib.suppress(OSError, AttributeError):
+        pillow = ctypes.CDLL(Image.core.__file__)
+        for setter in (pillow.TIFFSetErrorHandler, pillow.TIFFSetWarningHandler):
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
+
+
+_quiet_decoders()

@@ -1,0 +1,42 @@
+"""What a method of explaining hands to the drawing: one photograph, what the model said, where it looked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fgvc_cli.data.transforms import Geometry
+
+Box = tuple[float, float, float, float]
+
+HEAT = "heat"
+"""The map from which the object's box comes; every other map is named as the model names its stage."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """One photograph explained. Maps lie over ``region``, the part of the photograph that the model saw."""
+
+    image: Image.Image
+    """The upright photograph, RGB."""
+    top: tuple[tuple[str, float], ...]
+    """(class name, probability), the most probable first."""
+    branches: dict[str, tuple[str, float]]
+    """Branch name -> its own most probable class and that probability, in the model's order."""
+    maps: dict[str, np.ndarray]
+    """Map name -> (h, w) float32 in [0, 1] over the model's input, in the order of drawing."""
+    box: Box | None
+    """The object, xyxy pixels of the photograph, end-exclusive; None where the model gives none."""
+    geometry: Geometry
+    """From the model's input to the photograph."""
+    input_px: int
+    """Side of the model's square input, pixels."""
+    model: str
+    """Registry name."""
+
+    @property
+    def region(self) -> Box:
+        """The part of the photograph that the model saw, xyxy pixels of the photograph."""
+        return self.geometry.to_photo((0, 0, self.input_px, self.input_px))
