@@ -163,7 +163,7 @@ def evaluate(
 def predict(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Folders (searched recursively), files, globs; or - for a list of files on stdin."),
+        typer.Argument(help="Folders (searched recursively), files, globs; or - for a list on stdin."),
     ],
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write. Default: rows on stdout.")] = None,
@@ -199,7 +199,7 @@ def explain(
     image: Annotated[Path, typer.Argument(help="One photograph.")],
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="PNG to write. Default: <photo>.explain.png here.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Predictions drawn as bars.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes to print; the first ten are drawn as bars.")] = 5,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
     quiet: Quiet = False,

@@ -24,7 +24,8 @@ def test_defaults_are_the_recipe_of_the_paper():
 
 def test_set_reaches_nested_fields_and_converts():
     values = apply_sets(
-        {"model": "m"}, ["optim.lr_cram=0.01", "preprocess.mean=0.1,0.2,0.3", "ema_decay=none", "augment.flip=no"]
+        {"model": "m"},
+        ["optim.lr_cram=0.01", "preprocess.mean=0.1,0.2,0.3", "ema_decay=none", "augment.flip=no"],
     )
     config = build(TrainConfig, values)
     assert config.optim.lr_cram == 0.01

@@ -12,9 +12,7 @@ from fgvc_cli.commands.console import stderr_console
 from fgvc_cli.errors import EXIT_OK
 
 
-def make_aviary(
-    out: Path, *, species: int, train: int, val: int, test: int, size_px: int, seed: int
-) -> int:
+def make_aviary(out: Path, *, species: int, train: int, val: int, test: int, size_px: int, seed: int) -> int:
     """Render the Aviary into a new folder.
 
     Raises:

@@ -15,14 +15,16 @@ def run(names: list[str], *, input_px: int) -> int:
         FgvcError: an unknown name.
     """
     from fgvc_cli.engine.weights import read_manifest
-    from fgvc_cli.models.registry import FAMILIES, NAMED, resolve
+    from fgvc_cli.models.registry import FAMILIES, NAMED
 
     console = Console(highlight=False)
-    console.print(_registry_table([resolve(name).name for name in (names or NAMED)], input_px))
+    console.print(_registry_table(list(names or NAMED), input_px))
     if names:
         return EXIT_OK
     for prefix, family in FAMILIES.items():
-        console.print(f"[bold]{prefix}-<timm name>[/]  {family.describe}. Cost: fgvc models {prefix}-resnet18")
+        console.print(
+            f"[bold]{prefix}-<timm name>[/]  {family.describe}. Cost: fgvc models {prefix}-resnet18"
+        )
     table = Table(title="Embedded weights: --weights NAME", title_justify="left")
     for column in ("name", "model", "classes", "knows", "test top-1 %"):
         table.add_column(column)

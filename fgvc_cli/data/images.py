@@ -60,7 +60,7 @@ class Failure:
     """One line for people."""
 
 
-def read_image(path: Path) -> DecodedImage | Failure:
+def read_image(path: Path | str) -> DecodedImage | Failure:
     """Decode one photograph; whatever the file holds, the answer is a value and nothing goes to stderr.
 
     The first frame of an animation; ``to_rgb`` says what becomes of other modes. An EXIF that cannot be read
@@ -82,7 +82,7 @@ def read_image(path: Path) -> DecodedImage | Failure:
     try:
         # A stream rather than the path: given a path, Pillow maps raw formats into memory, and a file that
         # shrinks meanwhile would end the process with SIGBUS.
-        with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
+        with open(path, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
             if (pixels := image.width * image.height) > MAX_PIXELS:
                 return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
             image.load()

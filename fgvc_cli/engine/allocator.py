@@ -10,8 +10,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 def keep_freed_memory() -> bool:
     """Let this process reuse freed blocks instead of handing each back to the kernel.
 
-    Activations of a CNN are large blocks; by default glibc maps each afresh and the kernel zeroes its pages at
-    every step, which took half of the time of a CPU training step (benchmarks/RESULTS.md).
+    Activations of a CNN are large blocks; by default glibc maps each afresh and the kernel zeroes its
+    pages at every step, which took half of the time of a CPU training step (benchmarks/RESULTS.md).
 
     Returns:
         Whether it took effect; False where the C library is not glibc.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
@@ -36,7 +37,7 @@ class Evaluation:
     seconds: float
 
     def metrics(self) -> dict[str, float]:
-        """``top1``, ``top5``, ``macro_f1``, ``nll``, ``top1_<branch>`` and the model's stats; shares in [0, 1]."""
+        """Top-1, top-5, macro F1 and top-1 per branch as shares, NLL, and the model's stats."""
         labels, probs = self.labels.numpy(), self.probs.double().numpy()
         classes = range(probs.shape[1])
         guesses = probs.argmax(axis=1)
@@ -53,7 +54,7 @@ class Evaluation:
         return result | self.stats | {"images_per_second": len(labels) / max(self.seconds, 1e-9)}
 
 
-def _top5(labels, probs, classes) -> float:
+def _top5(labels: np.ndarray, probs: np.ndarray, classes: range) -> float:
     if len(classes) <= 5:
         return 1.0
     return float(top_k_accuracy_score(labels, probs, k=5, labels=list(classes)))

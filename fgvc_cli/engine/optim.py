@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -30,10 +32,10 @@ def build_optimizer(model: nn.Module, config: Optim) -> Optimizer:
     Raises:
         FgvcError: an optimiser name that timm does not know.
     """
-    extra = {"momentum": config.momentum} if config.name in ("momentum", "sgd") else {}
+    extra: dict[str, Any] = {"momentum": config.momentum} if config.name in ("momentum", "sgd") else {}
     try:
         return create_optimizer_v2(
-            parameter_groups(model, config),  # type: ignore[arg-type]
+            parameter_groups(model, config),
             opt=config.name,
             lr=config.lr_backbone,
             weight_decay=config.weight_decay,

@@ -22,16 +22,21 @@ from huggingface_hub import constants as hub
 from torch import Tensor, nn
 
 from fgvc_cli.errors import FgvcError, nearest
+from fgvc_cli.models.cells import cell_shift, leaves
 
 _PROBE_PX = 96
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Module names of each stage in running order, with the channels each stage puts out."""
+    """How a network is cut."""
 
     stages: tuple[tuple[str, ...], ...]
+    """Module names of each stage in running order."""
     channels: tuple[int, ...]
+    """Channels that each stage puts out."""
+    shifts: tuple[float, ...]
+    """By how many cells each stage's map lies off, see ``cells.cell_shift``."""
 
 
 def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -98,7 +103,7 @@ def plan_stages(net: nn.Module, count: int = 3) -> StagePlan:
     for unused in modules[cuts[-1] :]:
         _replace_with_identity(net, unused)
     stages = tuple(tuple(modules[a:b]) for a, b in zip([0, *cuts], cuts, strict=False))
-    return StagePlan(stages, _stage_channels(net, stages))
+    return StagePlan(stages, *_measure_stages(net, stages))
 
 
 def run_stage(net: nn.Module, modules: tuple[str, ...], x: Tensor) -> Tensor:
@@ -174,16 +179,22 @@ def _find_end(net: nn.Module, name: str, modules: list[str], first: int) -> int:
 
 
 @torch.no_grad()
-def _stage_channels(net: nn.Module, stages: tuple[tuple[str, ...], ...]) -> tuple[int, ...]:
+def _measure_stages(
+    net: nn.Module, stages: tuple[tuple[str, ...], ...]
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Channels and shift of each stage's map."""
     training = net.training
     net.eval()
     x = torch.zeros(1, 3, _PROBE_PX, _PROBE_PX)
-    channels = []
+    channels, shifts = [], []
+    before: list[nn.Module] = []
     for stage in stages:
         x = run_stage(net, stage, x)
+        before += [leaf for module in stage for leaf in leaves(net.get_submodule(module))]
         channels.append(x.shape[1])
+        shifts.append(cell_shift(before, round(_PROBE_PX / x.shape[-1])))
     net.train(training)
-    return tuple(channels)
+    return tuple(channels), tuple(shifts)
 
 
 def _replace_with_identity(net: nn.Module, name: str) -> None:

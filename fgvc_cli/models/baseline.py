@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import BaselineConfig
+from fgvc_cli.models.cells import align_maps, cell_shift, leaves
 from fgvc_cli.models.output import ModelOutput, Want, scale_maps
 
 
@@ -40,9 +41,11 @@ class Baseline(nn.Module):
         logits = self.heads(pooled)
         output = ModelOutput(logits={"main": logits}, probs=logits.float().softmax(dim=-1))
         if {"heat", "boxes", "stages"} & {*want}:
-            heat = scale_maps(self._activation(features, images).float())
+            maps = self._activation(features, images).float()
+            stride = round(images.shape[-1] / maps.shape[-1])
+            heat = scale_maps(align_maps(maps, cell_shift(leaves(self.backbone), stride)))
             output.heat = heat if "heat" in want else None
-            output.stages = {"last": heat} if "stages" in want else None
+            output.stages = {"last_stage": heat} if "stages" in want else None
             output.boxes = locate_objects(heat, images.shape[-2:]) if "boxes" in want else None
         if "embedding" in want:
             output.embedding = pooled

@@ -35,8 +35,8 @@ class Smram(nn.Module):
 
     def attention(self, features: Sequence[Tensor]) -> Tensor:
         """P of Eq. 7: stage maps X_e (B, Ca, H_l, W_l) -> (B, stages, N), each row summing to 1."""
-        size = features[-1].shape[-2:]
-        pooled = [F.adaptive_avg_pool2d(x, size) for x in features]
+        height, width = features[-1].shape[-2:]
+        pooled = [F.adaptive_avg_pool2d(x, (height, width)) for x in features]
         if self.source == "phi":
             maps = [phi(x) for phi, x in zip(self.phi, pooled, strict=True)]
         else:
@@ -68,8 +68,8 @@ def top_overlap(maps: Sequence[Tensor], share: float = 0.1) -> Tensor:
     Returns:
         Scalar in [0, 1]: mean over pairs of stages and images of |A and B| / |A|. Chance level is ``share``.
     """
-    size = maps[-1].shape[-2:]
-    flat = [F.adaptive_avg_pool2d(m.float().unsqueeze(1), size).flatten(1) for m in maps]
+    height, width = maps[-1].shape[-2:]
+    flat = [F.adaptive_avg_pool2d(m.float().unsqueeze(1), (height, width)).flatten(1) for m in maps]
     count = max(1, round(share * flat[-1].shape[1]))
     tops = [torch.zeros_like(m).scatter_(1, m.topk(count, dim=1).indices, 1.0) for m in flat]
     pairs = [(a * b).sum(dim=1).mean() / count for a, b in combinations(tops, 2)]

@@ -65,11 +65,18 @@ def test_a_constant_map_gives_the_full_image(heat):
     assert locate_object(heat, (224, 224)) == FULL
 
 
+def test_a_map_that_varies_by_rounding_alone_is_constant():
+    heat = np.full((14, 14), 0.3, np.float32)
+    heat[4:8, 4:8] += 2e-7
+    assert locate_object(heat, (224, 224)) == FULL
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_map_that_is_not_finite_gives_the_full_image(bad):
+def test_a_map_that_is_not_finite_gives_the_full_image(bad, threshold):
     heat = blobs((4, 4, 8, 8))
     heat[0, 0] = bad
-    assert locate_object(heat, (224, 224)) == FULL
+    assert locate_object(heat, (224, 224), threshold) == FULL
 
 
 def test_a_speck_with_the_maximum_loses_to_the_object():

@@ -39,7 +39,9 @@ def test_a_spot_comes_back_to_where_it_is(size, rule):
     box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     geometry = input_geometry(width, height, preprocess)
     back = geometry.to_photo(tuple(float(v) for v in box))
-    assert back == pytest.approx((left, top, left + 24, top + 24), abs=2 / min(geometry.scale_x, geometry.scale_y))
+    assert back == pytest.approx(
+        (left, top, left + 24, top + 24), abs=2 / min(geometry.scale_x, geometry.scale_y)
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)

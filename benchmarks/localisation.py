@@ -1,0 +1,94 @@
+"""Where a model looked against where the bird is, on the Aviary's exact boxes.
+
+    fgvc datasets make aviary /tmp/aviary --train 0 --val 0 --test 20 --seed 1
+    python benchmarks/localisation.py /tmp/aviary --weights aviary
+
+Printed beside the model: what the whole picture and the best fixed centred box would score, since a number
+without them says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from fgvc_cli.data.aviary import PARTS, read_boxes
+from fgvc_cli.data.images import DecodedImage, read_image
+from fgvc_cli.engine.weights import open_weights
+from fgvc_cli.explain.explanation import HEAT
+from fgvc_cli.explain.stages import explain_stages
+
+
+def main() -> None:
+    """Score every picture of an Aviary folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("aviary", type=Path)
+    parser.add_argument("--weights", default="aviary")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    checkpoint = open_weights(arguments.weights)
+    boxes, truths, sizes = [], [], []
+    hits: dict[str, list[tuple[bool, bool]]] = {}
+    correct = 0
+    for path, truth in read_boxes(arguments.aviary).items():
+        photo = read_image(arguments.aviary / path)
+        assert isinstance(photo, DecodedImage), path
+        explanation = explain_stages(checkpoint, photo.image, top_k=1)
+        correct += explanation.top[0][0] == truth.label
+        boxes.append(explanation.box)
+        truths.append(truth.box)
+        sizes.append(photo.image.size)
+        parts = [truth.parts[part] for part in PARTS]
+        for name, heat in explanation.maps.items():
+            point = _peak(heat, explanation.region)
+            hits.setdefault(name, []).append((_inside(point, [truth.box]), _inside(point, parts)))
+    truth_boxes = torch.tensor(truths, dtype=torch.float)
+    print(
+        f"{checkpoint.name} {checkpoint.sha256[:12]}: {len(truths)} pictures, top-1 {correct / len(truths):.3f}"
+    )
+    _report("object box", torch.tensor(boxes), truth_boxes)
+    for share in (1.0, 0.6):
+        fixed = [_centred(width, height, share) for width, height in sizes]
+        _report(f"centred {share:.1f} of each side", torch.tensor(fixed), truth_boxes)
+    covered = np.mean([_area(box) / (w * h) for box, (w, h) in zip(truths, sizes, strict=True)])
+    print(f"pointing game (chance: object {covered:.3f})")
+    for name, pairs in hits.items():
+        objects, any_part = np.mean(pairs, axis=0)
+        label = "object heat" if name == HEAT else name
+        print(f"  {label:12s} on the bird {objects:.3f}   on one of its parts {any_part:.3f}")
+
+
+def _report(name: str, boxes: torch.Tensor, truths: torch.Tensor) -> None:
+    iou = box_iou(boxes, truths).diagonal()
+    print(f"{name:26s} mean IoU {iou.mean():.3f}   IoU > 0.5 {(iou > 0.5).float().mean():.3f}")
+
+
+def _peak(heat: np.ndarray, region: tuple[float, float, float, float]) -> tuple[float, float]:
+    """Centre of the hottest cell, in pixels of the photograph."""
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    x1, y1, x2, y2 = region
+    return x1 + (column + 0.5) / heat.shape[1] * (x2 - x1), y1 + (row + 0.5) / heat.shape[0] * (y2 - y1)
+
+
+def _inside(point: tuple[float, float], boxes: list[tuple[int, int, int, int]]) -> bool:
+    x, y = point
+    return any(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in boxes)
+
+
+def _centred(width: int, height: int, share: float) -> tuple[float, float, float, float]:
+    x, y = width * (1 - share) / 2, height * (1 - share) / 2
+    return x, y, width - x, height - y
+
+
+def _area(box: tuple[int, int, int, int]) -> float:
+    return float((box[2] - box[0]) * (box[3] - box[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The command line as a user meets it: the whole way once, and every kind of bad input."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fgvc_cli.cli import app
+
+ROOT = Path(__file__).parents[1]
+TRAIN = [
+    "train",
+    "--no-pretrained",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "6",
+    "--input-px",
+    "32",
+    "--workers",
+    "0",
+]
+
+
+def fgvc(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """An Aviary of two species and a model trained on it, all through the command line."""
+    root = tmp_path_factory.mktemp("world")
+    made = fgvc("datasets", "make", "aviary", root / "aviary", "--species", 2, "--train", 6, "--val", 2,
+                "--test", 2, "--size-px", 64)  # fmt: skip
+    assert made.exit_code == 0, made.output
+    model = "crasmra-mobilenetv2_035"
+    trained = fgvc(*TRAIN, "--data", root / "aviary", "--model", model, "--out", root / "run")
+    assert trained.exit_code == 0, trained.output
+    return root, root / "run" / "model.safetensors", trained
+
+
+def test_training_reports_each_split_and_where_the_model_is(world):
+    root, weights, trained = world
+    assert "val top-1" in trained.stdout and "test top-1" in trained.stdout
+    assert str(weights) in trained.stdout
+    assert "12 train, 4 val, 4 test" in trained.stderr
+
+
+def test_eval_needs_the_checkpoint_and_nothing_else(world):
+    result = fgvc("eval", "--weights", world[1], "--workers", 0)
+    assert result.exit_code == 0
+    assert "test split" in result.stdout and "top1_stage3" in result.stdout
+
+
+def test_predict_and_explain_take_the_same_file(world, tmp_path):
+    root, weights, _ = world
+    out = tmp_path / "preds.csv"
+    result = fgvc("predict", root / "aviary" / "test", "--weights", weights, "--out", out)
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader(out.open()))
+    assert len(rows) == 4 and {row["status"] for row in rows} == {"ok"}
+    assert {row["label"] for row in rows} <= {"copper-capped-linnet", "black-capped-linnet"}
+    photo = next((root / "aviary" / "test").rglob("*.jpg"))
+    picture = tmp_path / "why.png"
+    result = fgvc("explain", photo, "--weights", weights, "--out", picture)
+    assert result.exit_code == 0, result.output
+    assert Image.open(picture).size[0] > 500
+
+
+def one_line(result) -> str:
+    lines = [line for line in result.stderr.splitlines() if line.startswith("fgvc: ")]
+    assert len(lines) == 1, result.output
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+BAD = [
+    (["predict", "none"], 1, "none"),
+    (["predict", "empty"], 1, "empty"),
+    (["predict", "photo.jpg", "--weights", "aviari"], 1, "aviary"),
+    (["predict", "photo.jpg", "--weights", "model.pth"], 1, "pickle"),
+    (["predict", "photo.jpg", "--weights", "notes.safetensors"], 1, "not a readable safetensors"),
+    (["predict", "photo.jpg", "--out", "none/preds.csv"], 1, "none"),
+    (["predict", "photo.jpg", "--out", "preds.xyz"], 2, ".csv"),
+    (["predict", "photo.jpg", "--device", "gpu"], 2, "cpu"),
+    (["explain", "none.jpg"], 1, "none.jpg"),
+    (["explain", "text.jpg"], 1, "text.jpg"),
+    (["train", "--model", "crasmra-r5", "--data", "set", "--no-pretrained"], 2, "crasmra-r50"),
+    (["train", "--model", "timm-resnet18", "--data", "none"], 1, "none"),
+    (["train", "--model", "timm-resnet18", "--data", "empty"], 1, "empty"),
+    (["train", "--model", "timm-resnet18", "--data", "single", "--no-pretrained"], 1, "lonely"),
+    (["train", "--model", "timm-resnet18"], 2, "--data"),
+    (["train", "--model", "timm-resnet18", "--dataset", "brids"], 2, "cub"),
+    (["train", "--model", "timm-resnet18", "--dataset", "cub", "--data-root", "empty"], 1, "CUB_200_2011"),
+    (["train", "--model", "timm-resnet18", "--data", "set", "--set", "optim.lr=1"], 2, "optim.lr"),
+    (["eval", "--weights", "none.safetensors"], 1, "none.safetensors"),
+    (["eval", "--weights", "aviary", "--data", "set"], 1, "does not know"),
+    (["eval", "--weights", "aviary", "--split", "tset"], 2, "test"),
+    (["datasets", "make", "aviary", "set"], 1, "set"),
+    (["datasets", "make", "aviary", "new", "--species", "1"], 2, "2"),
+    (["models", "crasmra-vit_tiny_patch16_224"], 1, "cannot be run stage by stage"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "names"), BAD, ids=[" ".join(a) for a, _, _ in BAD])
+def test_bad_input_is_one_line_with_its_exit_code(arguments, code, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FGVC_DATA", raising=False)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("not a photograph")
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04 a pickle in a zip")
+    (tmp_path / "notes.safetensors").write_text("not tensors at all, whatever the name says")
+    photo = Image.new("RGB", (40, 40), (200, 30, 30))
+    photo.save(tmp_path / "photo.jpg")
+    for folder in ("set/crow", "set/finch", "single/lonely", "single/many"):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(1 if folder == "single/lonely" else 4):
+            photo.save(tmp_path / folder / f"{i}.png")
+    before = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")}
+
+    result = fgvc(*arguments)
+
+    assert result.exit_code == code, result.output
+    assert names in one_line(result)
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} - before
+    assert not left, "something half-written is left behind"
+
+
+def test_unreadable_photographs_are_rows_and_exit_code_3(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(folder / "a.jpg")
+    (folder / "b.jpg").write_text("text")
+    (folder / "c.jpg").write_bytes((folder / "a.jpg").read_bytes()[:200])
+    out = tmp_path / "preds.csv"
+    result = fgvc("predict", folder, "--weights", "aviary", "--out", out)
+    assert result.exit_code == 3, result.output
+    rows = {row["path"]: row for row in csv.DictReader(out.open())}
+    assert rows["a.jpg"]["status"] == "ok" and rows["a.jpg"]["label"]
+    for name in ("b.jpg", "c.jpg"):
+        assert rows[name]["status"] != "ok" and rows[name]["error"] and not rows[name]["label"]
+
+
+def test_default_model_is_named_on_stderr(tmp_path):
+    result = fgvc("predict", ROOT / "examples" / "photos" / "spotted-linnet.jpg", "--top-k", 1)
+    assert result.exit_code == 0, result.output
+    assert "'groceries'" in result.stderr and "fgvc train" in result.stderr
+    assert result.stdout.startswith("path,status,error")
+
+
+def test_first_command_of_the_readme_is_right_about_its_birds(tmp_path):
+    out = tmp_path / "preds.csv"
+    result = fgvc("predict", ROOT / "examples" / "photos", "--weights", "aviary", "--out", out)
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader(out.open()))
+    right = [row["label"] == Path(row["path"]).stem for row in rows]
+    assert len(rows) == 12 and sum(right) >= 11
+
+
+@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may write anywhere")
+def test_unwritable_output_folder(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    result = fgvc("predict", ROOT / "examples" / "photos", "--out", tmp_path / "locked" / "preds.csv")
+    assert result.exit_code == 1
+    assert "locked" in one_line(result)
+
+
+def test_interrupt_exits_130_and_leaves_no_output(tmp_path):
+    """A real SIGINT while a FIFO keeps the list of photographs open."""
+    import signal
+    import time
+
+    out = tmp_path / "preds.csv"
+    command = [sys.executable, "-m", "fgvc_cli.cli", "predict", "-", "--weights", "aviary", "--out", str(out)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not out.with_name("preds.csv.partial").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "nterrupted" in stderr and "Traceback" not in stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_version():
+    from fgvc_cli import __version__
+
+    assert fgvc("--version").stdout.strip() == f"fgvc {__version__}"
