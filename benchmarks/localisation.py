@@ -49,9 +49,8 @@ def main() -> None:
             point = _peak(heat, explanation.region)
             hits.setdefault(name, []).append((_inside(point, [truth.box]), _inside(point, parts)))
     truth_boxes = torch.tensor(truths, dtype=torch.float)
-    print(
-        f"{checkpoint.name} {checkpoint.sha256[:12]}: {len(truths)} pictures, top-1 {correct / len(truths):.3f}"
-    )
+    print(f"{checkpoint.name} {checkpoint.sha256[:12]}: {len(truths)} pictures")
+    print(f"top-1 {correct / len(truths):.3f}")
     _report("object box", torch.tensor(boxes), truth_boxes)
     for share in (1.0, 0.6):
         fixed = [_centred(width, height, share) for width, height in sizes]

@@ -42,7 +42,7 @@ def run(
     picture = out or Path(f"{image.stem}.explain.png")
     _check_name(picture, image)
     console = stderr_console()
-    from fgvc_cli.predict.atomic import AtomicFile
+    from fgvc_cli.atomic import AtomicFile
 
     with AtomicFile(picture, overwrite=overwrite) as stream:
         photograph = _read(image)

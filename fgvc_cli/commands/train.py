@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.commands.console import stderr_console
 from fgvc_cli.config import PAPER_INPUT_PX, PAPER_RESIZE_PX, TrainConfig, apply_sets, build
-from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
+from fgvc_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
 
     from fgvc_cli.engine.allocator import keep_freed_memory
     from fgvc_cli.engine.device import pick_device
-    from fgvc_cli.engine.trainer import Trainer, seed_everything
+    from fgvc_cli.engine.trainer import CHECKPOINT, Trainer, seed_everything
     from fgvc_cli.models.registry import create_model
 
     target = pick_device(device)
@@ -54,8 +54,15 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     )
     from fgvc_cli.commands.train_progress import TrainProgress
 
-    with TrainProgress(console, config.epochs) as progress:
-        result = Trainer(model, config, data, run_dir, target, progress).run()
+    trainer = Trainer(model, config, data, run_dir, target, TrainProgress(console, config.epochs))
+    try:
+        with trainer.observer:
+            result = trainer.run()
+    except KeyboardInterrupt:
+        kept = run_dir / CHECKPOINT
+        fate = f"the best epoch so far is kept: {kept}" if kept.exists() else "no epoch was finished"
+        console.print(f"Interrupted; {fate}.", markup=False)
+        return EXIT_INTERRUPTED
     for split, metrics in result.metrics.items():
         print(f"{split} top-1 {100 * metrics['top1']:.2f} % of {metrics['images']:.0f} photographs")
     print(f"model of epoch {result.best_epoch}, chosen on val: {result.checkpoint}")

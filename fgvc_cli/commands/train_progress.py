@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -25,7 +27,7 @@ class TrainProgress:
         )
         self.task = self.progress.add_task("starting", total=None)
 
-    def __enter__(self) -> TrainProgress:
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 

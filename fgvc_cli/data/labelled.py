@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from fgvc_cli.data.find import EXTENSIONS
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"))
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _CSV_FORM = "a header line path,label or path,label,split, then one image per line"
 _EXPECTED = f"Give a folder with one folder of images per class, or a .csv file ({_CSV_FORM})."
@@ -246,7 +246,7 @@ def _walk_images(top: Path) -> Iterable[Path]:
     for folder, below, files in os.walk(top, onerror=refuse):
         below[:] = [name for name in below if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
                 yield Path(folder, name)
 
 

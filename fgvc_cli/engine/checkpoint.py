@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from fgvc_cli import __version__
+from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.registry import create_model
@@ -69,18 +68,12 @@ def save_checkpoint(
         "fgvc_version": __version__,
     }
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in model.state_dict().items()}
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(document)})
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise FgvcError(
-            f"Could not write {path}: {error.strerror or error}.", "Free space or choose --out."
-        ) from error
+    file = AtomicFile(path, overwrite=True)
+    with file as stream:
+        try:
+            stream.write(save(tensors, metadata={_KEY: json.dumps(document)}))
+        except OSError as error:
+            raise file.explain(error) from error
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:

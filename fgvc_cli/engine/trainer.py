@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -35,7 +35,11 @@ CHECKPOINT = "model.safetensors"
 
 
 class Observer(Protocol):
-    """Who is told how training goes; the command line shows it."""
+    """Who is told how training goes; the command line shows it. A context manager around the run."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
 
     def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """After each update; ``epoch`` and ``step`` count from 1."""

@@ -1,8 +1,8 @@
 """Where the cells of a feature map lie in the model's input.
 
 A map is drawn, and a box is cut from it, as if cell i covered pixels s*i to s*(i+1), s the map's stride. A
-strided convolution with symmetric padding centres cell i at pixel s*i instead: half a cell too far to the lower
-right, 16 pixels at stride 32. ``cell_shift`` finds by how much, ``align_maps`` moves the map.
+strided convolution with symmetric padding centres cell i at pixel s*i instead, half a cell too far to the
+lower right: 16 pixels at stride 32. ``cell_shift`` finds by how much, ``align_maps`` moves the map.
 """
 
 from __future__ import annotations

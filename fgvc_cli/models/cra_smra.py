@@ -138,10 +138,11 @@ class CraSmra(nn.Module):
 def object_heat(maps: list[Tensor]) -> Tensor:
     """Where the object is: stage maps in [0, 1] -> one map (B, h, w) of the first one's size, in [0, 1].
 
-    The paper draws the stages apart (Figs. 4-6); one map for the object box is ours: their product, so that a
-    place counts where all stages look. On the Aviary it finds the object far better than their mean or any
-    one of them (benchmarks/RESULTS.md).
+    The paper draws the stages apart (Figs. 4-6); one map for the object box is ours: the product of what
+    rises above each map's median, so that a place counts where all stages look. On the Aviary it finds the
+    object far better than the stages' mean or any one of them (benchmarks/RESULTS.md).
     """
     size = maps[0].shape[-2:]
-    resized = [F.interpolate(m.unsqueeze(1), size, mode="bilinear").squeeze(1) for m in maps]
-    return scale_maps(torch.stack(resized).prod(dim=0))
+    resized = torch.stack([F.interpolate(m.unsqueeze(1), size, mode="bilinear").squeeze(1) for m in maps])
+    background = resized.flatten(2).median(dim=-1).values[..., None, None]
+    return scale_maps((resized - background).clamp_min(0).prod(dim=0))

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
 
+from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.predict.atomic import AtomicFile
 from fgvc_cli.predict.rows import Row, RunInfo
 
 CRLF = "\r\n"

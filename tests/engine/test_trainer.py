@@ -14,8 +14,9 @@ from fgvc_cli.commands import train as train_command
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.engine import trainer as trainer_module
-from fgvc_cli.engine.checkpoint import load_checkpoint
+from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.models.registry import create_model
 
 TINY = {"model": "crasmra-mobilenetv2_035", "input_px": 32, "epochs": 2, "batch_size": 8, "workers": 0}
 FAST = ["optim.name=adamw", "optim.lr_backbone=0.002", "optim.lr_heads=0.005", "preprocess.resize_px=32"]
@@ -186,3 +187,36 @@ def test_starting_weights_decide_the_statistics_unless_set(trained, colours, tmp
     assert load_checkpoint(tmp_path / "a" / "model.safetensors").preprocess.mean == (0.5, 0.5, 0.5)
     train(colours, tmp_path / "b", "preprocess.mean=0.1,0.2,0.3", init=str(path), epochs=1)
     assert load_checkpoint(tmp_path / "b" / "model.safetensors").preprocess.mean == (0.1, 0.2, 0.3)
+
+
+def test_interrupt_keeps_the_best_epoch_and_says_where(colours, tmp_path, monkeypatch, capsys):
+    original = trainer_module.Trainer._train_epoch
+
+    def interrupted(self, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return original(self, epoch)
+
+    monkeypatch.setattr(trainer_module.Trainer, "_train_epoch", interrupted)
+    assert train(colours, tmp_path / "run", epochs=3) == 130
+    kept = tmp_path / "run" / "model.safetensors"
+    assert str(kept) in capsys.readouterr().err
+    assert set(load_checkpoint(kept).metadata["metrics"]) == {"val"}
+    assert len(read_metrics(tmp_path / "run")) == 1
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(trained, monkeypatch, tmp_path):
+    path = tmp_path / "model.safetensors"
+    shutil.copyfile(trained[1] / "model.safetensors", path)
+    before = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fgvc_cli.engine.checkpoint.save", full)
+    config = TrainConfig(model="timm-resnet18")
+    model = create_model("timm-resnet18", 3)
+    with pytest.raises(FgvcError, match="No space left on device"):
+        save_checkpoint(path, model, config=config, classes=("a", "b", "c"), dataset="d", metrics={})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]

@@ -9,6 +9,7 @@ from torch import nn
 
 from fgvc_cli.models.backbones import build_backbone, plan_stages
 from fgvc_cli.models.cells import align_maps, cell_shift
+from fgvc_cli.models.cra_smra import object_heat
 from fgvc_cli.models.registry import create_model
 
 
@@ -78,15 +79,16 @@ def test_a_spot_comes_out_where_it_is():
     assert centre_of_change(layers, 0.0, 8, 128, 256) == pytest.approx(131.5, abs=0.5)
 
 
-def test_object_heat_is_the_product_of_the_stages():
-    from fgvc_cli.models.cra_smra import object_heat
-
-    fine = torch.zeros(1, 4, 4)
-    fine[0, 0, 0], fine[0, 3, 3] = 1, 1
-    coarse = torch.tensor([[[0.0, 0.0], [0.0, 1.0]]])
+def test_object_heat_is_where_every_stage_rises_above_its_background():
+    fine = torch.full((1, 4, 4), 0.2)
+    fine[0, 0, 0], fine[0, 2, 3], fine[0, 3, 3] = 1.0, 0.6, 1.0
+    coarse = torch.full((1, 4, 4), 0.3)
+    coarse[0, 2:, 2:] = 0.8
     heat = object_heat([fine, coarse])
     assert heat.shape == (1, 4, 4)
-    assert heat[0, 3, 3] == 1 and heat[0, 0, 0] == 0
+    expected = torch.zeros(4, 4)
+    expected[2, 3], expected[3, 3] = 0.5, 1.0
+    torch.testing.assert_close(heat[0], expected)
 
 
 def test_model_maps_are_aligned():

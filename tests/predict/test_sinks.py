@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.config import Preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.predict.atomic import AtomicFile
 from fgvc_cli.predict.rows import Row, RunInfo
 from fgvc_cli.predict.sinks import CsvSink, csv_cells, csv_columns, open_sink
 
