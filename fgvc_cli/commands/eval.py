@@ -49,7 +49,16 @@ def run(
         trained |= {"data": data, "dataset": dataset}
     if data_root:
         trained["data_root"] = data_root
-    labelled = load_data(build(TrainConfig, trained))
+    try:
+        labelled = load_data(build(TrainConfig, trained))
+    except FgvcError as error:
+        if data or dataset:
+            raise
+        name = trained["data"] or trained["dataset"]
+        raise FgvcError(
+            f"The checkpoint was trained on {name!r}, which cannot be read from here: {error.message}",
+            "Say where it is with --data, or --dataset and --data-root.",
+        ) from error
     examples = known_examples(labelled, split, checkpoint.classes)
     loader = build_loader(
         LabelledImages(labelled.root, examples, eval_transform(checkpoint.preprocess)),

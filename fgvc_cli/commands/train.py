@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fgvc_cli.data.labelled import LabelledSet
+    from fgvc_cli.engine.trainer import TrainResult
 
 
 def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str, overwrite: bool) -> int:
@@ -29,7 +30,7 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     values = _plain_values(flags, sets)
     config: TrainConfig = build(TrainConfig, values)
     data = load_data(config)
-    run_dir = _run_dir(out, config, data.name, overwrite)
+    run_dir = _choose_run_dir(out, config, data.name, overwrite)
 
     from fgvc_cli.engine.allocator import keep_freed_memory
     from fgvc_cli.engine.device import pick_device
@@ -47,6 +48,7 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
         options=config.options,
     )
     config = _with_statistics(config, values, model)
+    _make_run_dir(run_dir)
     console = stderr_console()
     counts = ", ".join(f"{len(examples):,} {split}" for split, examples in data.splits.items())
     console.print(
@@ -63,10 +65,14 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
         fate = f"the best epoch so far is kept: {kept}" if kept.exists() else "no epoch was finished"
         console.print(f"Interrupted; {fate}.", markup=False)
         return EXIT_INTERRUPTED
+    _print_result(result)
+    return EXIT_OK
+
+
+def _print_result(result: TrainResult) -> None:
     for split, metrics in result.metrics.items():
         print(f"{split} top-1 {100 * metrics['top1']:.2f} % of {metrics['images']:.0f} photographs")
     print(f"model of epoch {result.best_epoch}, chosen on val: {result.checkpoint}")
-    return EXIT_OK
 
 
 def load_data(config: TrainConfig) -> LabelledSet:
@@ -114,7 +120,7 @@ def _with_statistics(config: TrainConfig, values: dict[str, Any], model: nn.Modu
     return build(TrainConfig, values | {"preprocess": preprocess, "options": options})
 
 
-def _run_dir(out: Path | None, config: TrainConfig, data_name: str, overwrite: bool) -> Path:
+def _choose_run_dir(out: Path | None, config: TrainConfig, data_name: str, overwrite: bool) -> Path:
     run_dir = out or Path("runs") / f"{config.model}-{data_name}".replace("/", "_").replace(":", "_")
     if run_dir.exists() and not run_dir.is_dir():
         raise FgvcError(f"--out {run_dir} is a file, expected a folder.", "Choose another --out.")
@@ -122,6 +128,11 @@ def _run_dir(out: Path | None, config: TrainConfig, data_name: str, overwrite: b
         raise FgvcError(
             f"The run folder {run_dir} is not empty.", "Choose another --out, or replace it with --overwrite."
         )
+    return run_dir
+
+
+def _make_run_dir(run_dir: Path) -> None:
+    """Made only once everything else is known to work, so that a mistake leaves no empty folder."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         probe = run_dir / ".writable"
@@ -129,4 +140,3 @@ def _run_dir(out: Path | None, config: TrainConfig, data_name: str, overwrite: b
         probe.unlink()
     except OSError as error:
         raise FgvcError(f"Cannot write to {run_dir}: {error.strerror}.", "Choose another --out.") from error
-    return run_dir

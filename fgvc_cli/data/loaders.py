@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,10 +75,17 @@ def build_loader(
         images,
         batch_size=batch_size,
         shuffle=shuffle,
-        num_workers=min(workers, len(images)),
+        num_workers=min(workers, len(images), _usable_cpus()),
         collate_fn=collate,
         drop_last=shuffle and len(images) > batch_size and len(images) % batch_size == 1,
         persistent_workers=workers > 0 and shuffle,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(shuffle_seed) if shuffle_seed is not None else None,
     )
+
+
+def _usable_cpus() -> int:
+    """CPUs this process may run on; torch warns when there are more workers than that."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -16,10 +16,9 @@ from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.models.weight_files import read_tensors
+from fgvc_cli.models.weight_files import CHECKPOINT_KEY, read_tensors
 
 FORMAT = 1
-_KEY = "fgvc"
 
 
 @dataclass
@@ -71,7 +70,7 @@ def save_checkpoint(
     file = AtomicFile(path, overwrite=True)
     with file as stream:
         try:
-            stream.write(save(tensors, metadata={_KEY: json.dumps(document)}))
+            stream.write(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(document)}))
         except OSError as error:
             raise file.explain(error) from error
 
@@ -84,12 +83,12 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     tensors, header = read_tensors(path)
-    if _KEY not in header:
+    if CHECKPOINT_KEY not in header:
         raise FgvcError(
             f"{path.name} holds weights but no class names: it was not written by fgvc train.",
             "To start training from it: fgvc train ... --init FILE",
         )
-    document = json.loads(header[_KEY])
+    document = json.loads(header[CHECKPOINT_KEY])
     if document["format"] > FORMAT:
         raise FgvcError(
             f"{path.name} was written by fgvc {document['fgvc_version']}, this is {__version__}.",

@@ -12,7 +12,6 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -57,9 +56,9 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
         # Hubs fail in many ways (name lookup, proxy, timeout, missing file), each with its own exception.
         if not download:
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise FgvcError(
-            f"The ImageNet weights of {name} could not be downloaded ({reason[:160]}).",
+            f"The ImageNet weights of {name} could not be downloaded ({reason}).",
             "Give a weight file with --init FILE, or train from random weights with --no-pretrained.",
         ) from error
 
@@ -111,37 +110,6 @@ def run_stage(net: nn.Module, modules: tuple[str, ...], x: Tensor) -> Tensor:
     for module in modules:
         x = net.get_submodule(module)(x)
     return x
-
-
-def load_init(net: nn.Module, path: Path) -> dict[str, str]:
-    """Load a weight file into a backbone; classifier tensors of the file are left out.
-
-    The file holds timm's names, plain or under ``backbone.`` as in fgvc's own checkpoints.
-
-    Returns:
-        The file's metadata, which may name the mean and std the weights were trained with.
-
-    Raises:
-        FgvcError: no such file, a pickle, or weights of another architecture.
-    """
-    from fgvc_cli.models.weight_files import read_tensors
-
-    tensors, metadata = read_tensors(path)
-    if any(key.startswith("backbone.") for key in tensors):
-        tensors = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-    own = net.state_dict()
-    wrong = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
-    missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
-    if wrong or missing:
-        key = (wrong or missing)[0]
-        why = "has another shape" if wrong else "is missing"
-        raise FgvcError(
-            f"--init {path.name} does not fit this backbone: {key} {why} "
-            f"({len(wrong)} of another shape, {len(missing)} missing, of {len(own)}).",
-            "Choose the --model these weights were made for.",
-        )
-    net.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)
-    return metadata
 
 
 def _walk(net: nn.Module, prefix: str, features: list[str]) -> Iterator[str]:

@@ -18,9 +18,10 @@ from fgvc_cli.config import (
     build,
 )
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
-from fgvc_cli.models.backbones import build_backbone, load_init
+from fgvc_cli.models.backbones import build_backbone
 from fgvc_cli.models.baseline import Baseline
 from fgvc_cli.models.cra_smra import CraSmra
+from fgvc_cli.models.initial_weights import load_initial_weights
 
 CRA_SMRA_PAPER = "Wang et al. 2025"
 
@@ -93,7 +94,7 @@ def create_model(
         name: registry name, e.g. ``crasmra-r50`` or ``timm-mobilenetv2_100``.
         num_classes: K, at least 2.
         pretrained: start the backbone from timm's weights (a download).
-        init: start the backbone from this weight file instead.
+        init: start from this weight file instead, see ``load_initial_weights``.
         options: settings of the family's config; unknown ones are refused.
 
     Returns:
@@ -108,18 +109,11 @@ def create_model(
     backbone = build_backbone(resolved.backbone, pretrained=pretrained and not init)
     cfg = getattr(backbone, "pretrained_cfg", {})
     mean, std = cfg.get("mean", IMAGENET_MEAN), cfg.get("std", IMAGENET_STD)
-    # The init file is read before the family cuts the network, while it still has all its tensors.
-    if init:
-        metadata = load_init(backbone, Path(init))
-        mean, std = _statistics(metadata, "mean", mean), _statistics(metadata, "std", std)
     model = resolved.family.build(backbone, num_classes, config)
+    if init:
+        mean, std = load_initial_weights(model, Path(init)) or (mean, std)
     model.input_mean, model.input_std = tuple(mean), tuple(std)  # type: ignore[assignment]
     return model
-
-
-def _statistics(metadata: dict[str, str], key: str, default: Any) -> Any:
-    text = metadata.get(key)
-    return tuple(float(v) for v in text.strip("()[]").split(",")) if text else default
 
 
 def _examples() -> list[str]:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from fgvc_cli.errors import FgvcError
 
+CHECKPOINT_KEY = "fgvc"
+"""Where the JSON of an fgvc checkpoint stands in the metadata of its file."""
+
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fgvc_cli.engine.checkpoint import load_checkpoint
+from fgvc_cli.config import Preprocess, TrainConfig
+from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.models.weight_files import read_tensors
@@ -32,12 +33,33 @@ def test_init_loads_the_backbone_and_its_statistics(family, timm_weights):
     assert (model.input_mean, model.input_std) == ((0.5,) * 3, (0.25,) * 3)
 
 
-def test_init_takes_the_backbone_of_an_own_checkpoint(tmp_path):
-    first = create_model("crasmra-resnet18", 3)
+@pytest.fixture
+def own_checkpoint(tmp_path):
+    torch.manual_seed(2)
+    model = create_model("crasmra-resnet18", 3)
     path = tmp_path / "own.safetensors"
-    save_file(first.state_dict(), path)
-    second = create_model("timm-resnet18", 7, init=path)
+    preprocess = Preprocess(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    config = TrainConfig(model="crasmra-resnet18", preprocess=preprocess)
+    save_checkpoint(path, model, config=config, classes=("a", "b", "c"), dataset="d", metrics={})
+    return model, path
+
+
+@pytest.mark.parametrize("family", ["crasmra", "timm"])
+def test_init_takes_backbone_and_statistics_of_an_own_checkpoint(family, own_checkpoint):
+    first, path = own_checkpoint
+    second = create_model(f"{family}-resnet18", 7, init=path)
     assert torch.equal(second.backbone.layer4[0].conv1.weight, first.backbone.layer4[0].conv1.weight)
+    assert (second.input_mean, second.input_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_init_takes_cram_and_smram_where_they_fit_and_never_the_heads(own_checkpoint):
+    first, path = own_checkpoint
+    second = create_model("crasmra-resnet18", 3, init=path)
+    assert torch.equal(second.cram[0].mlp[0].weight, first.cram[0].mlp[0].weight)
+    assert torch.equal(second.smram.phi[0][0].weight, first.smram.phi[0][0].weight)
+    assert not torch.equal(second.heads["concat"][1].weight, first.heads["concat"][1].weight)
+    narrow = create_model("crasmra-resnet18", 3, init=path, options={"neck_channels": 64})
+    assert torch.equal(narrow.cram[0].mlp[0].weight, first.cram[0].mlp[0].weight)
 
 
 def test_init_of_another_architecture_says_what_does_not_fit(timm_weights):
