@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torchvision.ops import box_iou
 
+from fgvc_cli.attention.objects import locate_object
 from fgvc_cli.data.aviary import PARTS, read_boxes
 from fgvc_cli.data.images import DecodedImage, read_image
 from fgvc_cli.engine.weights import open_weights
-from fgvc_cli.explain.explanation import HEAT
+from fgvc_cli.explain.explanation import HEAT, Explanation
 from fgvc_cli.explain.stages import explain_stages
 
 
@@ -33,7 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     checkpoint = open_weights(arguments.weights)
-    boxes, truths, sizes = [], [], []
+    truths, sizes = [], []
+    boxes: dict[str, list[tuple[float, float, float, float]]] = {}
     hits: dict[str, list[tuple[bool, bool]]] = {}
     correct = 0
     for path, truth in read_boxes(arguments.aviary).items():
@@ -41,7 +44,9 @@ def main() -> None:
         assert isinstance(photo, DecodedImage), path
         explanation = explain_stages(checkpoint, photo.image, top_k=1)
         correct += explanation.top[0][0] == truth.label
-        boxes.append(explanation.box)
+        for name, heat in (explanation.maps | {"mean of stages": _mean_of_stages(explanation)}).items():
+            box = locate_object(heat, (explanation.input_px, explanation.input_px))
+            boxes.setdefault(name, []).append(explanation.geometry.to_photo(box))
         truths.append(truth.box)
         sizes.append(photo.image.size)
         parts = [truth.parts[part] for part in PARTS]
@@ -51,7 +56,8 @@ def main() -> None:
     truth_boxes = torch.tensor(truths, dtype=torch.float)
     print(f"{checkpoint.name} {checkpoint.sha256[:12]}: {len(truths)} pictures")
     print(f"top-1 {correct / len(truths):.3f}")
-    _report("object box", torch.tensor(boxes), truth_boxes)
+    for name, found in boxes.items():
+        _report(f"box from {name}", torch.tensor(found), truth_boxes)
     for share in (1.0, 0.6):
         fixed = [_centred(width, height, share) for width, height in sizes]
         _report(f"centred {share:.1f} of each side", torch.tensor(fixed), truth_boxes)
@@ -61,6 +67,13 @@ def main() -> None:
         objects, any_part = np.mean(pairs, axis=0)
         label = "object heat" if name == HEAT else name
         print(f"  {label:12s} on the bird {objects:.3f}   on one of its parts {any_part:.3f}")
+
+
+def _mean_of_stages(explanation: Explanation) -> np.ndarray:
+    """What the object heat is compared with: the plain mean of the stage maps, at the first one's size."""
+    stages = [torch.from_numpy(heat)[None, None] for name, heat in explanation.maps.items() if name != HEAT]
+    size = stages[0].shape[-2:]
+    return torch.cat([F.interpolate(m, size, mode="bilinear") for m in stages]).mean(dim=0)[0].numpy()
 
 
 def _report(name: str, boxes: torch.Tensor, truths: torch.Tensor) -> None:
