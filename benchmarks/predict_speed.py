@@ -84,8 +84,8 @@ def _forward(checkpoint: Checkpoint, count: int, batch_size: int) -> None:
     side = checkpoint.preprocess.input_px
     pixels = torch.zeros(batch_size, 3, side, side, dtype=torch.uint8)
     batch = normalize(pixels, checkpoint.preprocess).contiguous(memory_format=torch.channels_last)
-    for _ in range(count // batch_size):
-        checkpoint.model(batch)
+    for start in range(0, count, batch_size):
+        checkpoint.model(batch[: count - start])
 
 
 def _predict(predictor: Predictor, images: list[Found]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fgvc_cli import __version__
-from fgvc_cli.errors import EXIT_INTERRUPTED, FgvcError
+from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError
 
 app = typer.Typer(
     name="fgvc",
@@ -46,6 +46,12 @@ def _guarded(command: Callable[..., int]) -> Callable[..., None]:
         except FgvcError as error:
             print(f"fgvc: {error}", file=sys.stderr)
             code = error.exit_code
+        except BrokenPipeError:
+            sys.stderr.close()
+            code = EXIT_ERROR
+        except OSError as error:
+            print(f"fgvc: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+            code = EXIT_ERROR
         except KeyboardInterrupt:
             print("fgvc: interrupted.", file=sys.stderr)
             code = EXIT_INTERRUPTED
@@ -90,7 +96,9 @@ def train(
         int | None, typer.Option(help="Side of the model's input, pixels. Default: 448, as the paper.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
-    init: Annotated[str | None, typer.Option(help="Start the backbone from this safetensors file.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Start from this safetensors file; its classifier is not taken.")
+    ] = None,
     pretrained: Annotated[
         bool | None,
         typer.Option("--pretrained/--no-pretrained", help="Start from timm's ImageNet weights (a download)."),
@@ -216,7 +224,7 @@ def explain(
 @_guarded
 def models(
     names: Annotated[list[str] | None, typer.Argument(help="Models to cost, e.g. crasmra-resnet18.")] = None,
-    input_px: Annotated[int, typer.Option(help="Side of the input for the cost, pixels.")] = 448,
+    input_px: Annotated[int, typer.Option(min=32, help="Side of the input for the cost, pixels.")] = 448,
 ) -> int:
     """List the models that can be trained, with their cost, and the embedded weights."""
     from fgvc_cli.commands import models as command

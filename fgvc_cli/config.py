@@ -7,7 +7,7 @@ the command line with ``--set section.field=value``. Nothing heavy is imported h
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,6 +26,27 @@ class Section(BaseModel):
     """A frozen group of settings; unknown names and wrong types are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, values: Any) -> Any:
+        """What ``none`` and a comma in a ``--set`` mean depends on the field."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {k: _from_text(v, fields[k].annotation) if k in fields else v for k, v in values.items()}
+
+
+class SetText(str):
+    """What ``--set`` was given; unlike other strings, its meaning depends on the field it is for."""
+
+
+def _from_text(value: Any, annotation: Any) -> Any:
+    if not isinstance(value, SetText):
+        return value
+    if value.lower() in ("none", "null") and type(None) in get_args(annotation):
+        return None
+    return value.split(",") if get_origin(annotation) is tuple else value
 
 
 class CraSmraConfig(Section):
@@ -169,6 +190,9 @@ class TrainConfig(Section):
     epochs: int = Field(200, ge=1)
     batch_size: int = Field(20, ge=2)
     seed: int = Field(0, ge=0)
+    """Of weights, order and augmentation."""
+    split_seed: int = Field(0, ge=0)
+    """Of the deal into splits; apart from ``seed``, so that several seeds share one test split."""
     val_share: Share = 0.1
     """Share of the training images held out to choose the checkpoint, where the set has no val split."""
     test_share: Share = 0.2
@@ -220,14 +244,8 @@ def apply_sets(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]
                 raise FgvcError(
                     f"--set {name}: {section} is a single value, not a section.", None, EXIT_USAGE
                 )
-        place[last] = _parse(text.strip())
+        place[last] = SetText(text.strip())
     return values
-
-
-def _parse(text: str) -> Any:
-    if text.lower() in ("none", "null"):
-        return None
-    return text.split(",") if "," in text else text
 
 
 def _explain(error: ValidationError) -> FgvcError:

@@ -90,6 +90,13 @@ BAD = [
     (["predict", "photo.jpg", "--out", "none/preds.csv"], 1, "none"),
     (["predict", "photo.jpg", "--out", "preds.xyz"], 2, ".csv"),
     (["predict", "photo.jpg", "--device", "gpu"], 2, "cpu"),
+    (["predict", "photo.jpg", "--weights", ""], 1, "neither a file nor"),
+    (["train", "--model", "timm-resnet18", "--data", ""], 2, "--data"),
+    (
+        ["train", "--model", "timm-vit_tiny_patch16_224", "--data", "set", "--no-pretrained"],
+        2,
+        "--input-px 224",
+    ),
     (["explain", "none.jpg"], 1, "none.jpg"),
     (["explain", "text.jpg"], 1, "text.jpg"),
     (["train", "--model", "crasmra-r5", "--data", "set", "--no-pretrained"], 2, "crasmra-r50"),
@@ -180,7 +187,14 @@ def test_interrupt_exits_130_and_leaves_no_output(tmp_path):
     out = tmp_path / "preds.csv"
     command = [sys.executable, "-m", "fgvc_cli.cli", "predict", "-", "--weights", "aviary", "--out", str(out)]
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+        # Whoever runs the tests in the background may have left SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not out.with_name("preds.csv.partial").exists() and time.monotonic() < deadline:

@@ -40,6 +40,23 @@ def test_set_does_not_change_what_it_was_given():
 
 
 @pytest.mark.parametrize(
+    ("assignment", "section", "value"),
+    [
+        ("amp=none", None, "none"),
+        ("ema_decay=none", None, None),
+        ("init=a,b.safetensors", None, "a,b.safetensors"),
+        ("options.channel_attention=none", "options", "none"),
+        ("options.neck_channels=none", "options", None),
+    ],
+)
+def test_none_and_commas_mean_what_the_field_says(assignment, section, value):
+    config = build(TrainConfig, apply_sets({"model": "m"}, [assignment]))
+    name = assignment.partition("=")[0].rpartition(".")[2]
+    holder = build(CraSmraConfig, config.options) if section else config
+    assert getattr(holder, name) == value
+
+
+@pytest.mark.parametrize(
     ("assignment", "message"),
     [
         ("optim.lr_crma=1", "Unknown setting 'optim.lr_crma'.*lr_cram"),

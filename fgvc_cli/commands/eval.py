@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.progress import Progress
+
 from fgvc_cli.commands.console import stderr_console
+from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.data.load import load_data
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:
     from fgvc_cli.data.labelled import Example, LabelledSet
+    from fgvc_cli.engine.checkpoint import Checkpoint
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -33,43 +39,28 @@ def run(
     """
     if split not in SPLITS:
         raise FgvcError(f"--split got {split!r}, expected one of {', '.join(SPLITS)}.", None, EXIT_USAGE)
-    from fgvc_cli.commands.train import load_data
-    from fgvc_cli.config import TrainConfig, build
     from fgvc_cli.data.loaders import LabelledImages, build_loader
     from fgvc_cli.data.transforms import eval_transform
+    from fgvc_cli.engine.allocator import keep_freed_memory
     from fgvc_cli.engine.device import pick_device
     from fgvc_cli.engine.evaluator import evaluate
-    from fgvc_cli.engine.weights import open_weights
-
-    checkpoint = open_weights(weights)
-    target = pick_device(device)
-    # The checkpoint's own seed and shares, so that a split made by training is made again.
-    trained: dict[str, Any] = dict(checkpoint.metadata["config"])
-    if data or dataset:
-        trained |= {"data": data, "dataset": dataset}
-    if data_root:
-        trained["data_root"] = data_root
-    try:
-        labelled = load_data(build(TrainConfig, trained))
-    except FgvcError as error:
-        if data or dataset:
-            raise
-        name = trained["data"] or trained["dataset"]
-        raise FgvcError(
-            f"The checkpoint was trained on {name!r}, which cannot be read from here: {error.message}",
-            "Say where it is with --data, or --dataset and --data-root.",
-        ) from error
-    examples = known_examples(labelled, split, checkpoint.classes)
-    loader = build_loader(
-        LabelledImages(labelled.root, examples, eval_transform(checkpoint.preprocess)),
-        batch_size=batch_size,
-        workers=workers,
-    )
-    from rich.progress import Progress
+    from fgvc_cli.engine.weights import default_notice, open_weights
 
     console = stderr_console()
+    if weights is None:
+        console.print(default_notice(), markup=False)
+    checkpoint = open_weights(weights)
+    target = pick_device(device)
+    keep_freed_memory()
+    if (data or dataset) and not _is_trained_data(checkpoint, data, dataset):
+        labelled = _given_data(checkpoint, data, dataset, data_root)
+    else:
+        labelled = _trained_data(checkpoint, data_root, split)
+    examples = known_examples(labelled, split, checkpoint.classes)
+    images = LabelledImages(labelled.root, examples, eval_transform(checkpoint.preprocess))
+    loader = build_loader(images, batch_size=batch_size, workers=workers)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{checkpoint.name} on {labelled.name} {split}", total=len(examples))
+        task = progress.add_task("evaluating", total=len(examples))
         result = evaluate(
             checkpoint.model.to(target),
             loader,
@@ -81,16 +72,58 @@ def run(
         console.print(f"warning: left out {failure}", markup=False)
     if not len(result.labels):
         raise FgvcError(f"No photograph of the {split} split could be read.", "Check the files named above.")
-    metrics = result.metrics()
     document = {
         "model": checkpoint.name,
         "weights_sha256": checkpoint.sha256,
         "dataset": labelled.name,
         "split": split,
-        "metrics": metrics,
+        "metrics": result.metrics(),
     }
     print(json.dumps(document, indent=2) if as_json else format_metrics(document))
     return EXIT_SOME_FAILED if result.failures else EXIT_OK
+
+
+def _is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | None) -> bool:
+    """Whether what is named is what the training named: then its own split has to be kept."""
+    trained = checkpoint.metadata["config"]
+    if data:
+        return bool(trained["data"]) and Path(data).resolve() == Path(trained["data"]).resolve()
+    return dataset == trained["dataset"]
+
+
+def _given_data(
+    checkpoint: Checkpoint, data: str | None, dataset: str | None, data_root: str | None
+) -> LabelledSet:
+    """A set named on the command line: nothing of it is dealt away, an unsplit one is all test."""
+    config = TrainConfig(model=checkpoint.name, data=data, dataset=dataset, data_root=data_root)
+    return load_data(config, for_training=False)
+
+
+def _trained_data(checkpoint: Checkpoint, data_root: str | None, split: str) -> LabelledSet:
+    """The set of the training, divided as the training divided it.
+
+    Raises:
+        FgvcError: it cannot be read, or holds other photographs by now, so that its parts would mix.
+    """
+    trained: dict[str, Any] = dict(checkpoint.metadata["config"])
+    name = trained["data"] or trained["dataset"]
+    if data_root:
+        trained["data_root"] = data_root
+    try:
+        labelled = load_data(build(TrainConfig, trained))
+    except FgvcError as error:
+        raise FgvcError(
+            f"The checkpoint was trained on {name!r}, which cannot be read from here: {error.message}",
+            "Say where it is with --data, or --dataset and --data-root.",
+        ) from error
+    recorded = checkpoint.metadata.get("data_sha256")
+    if split != "all" and recorded and recorded != labelled.sha256():
+        raise FgvcError(
+            f"{name} no longer holds the photographs of the training: its {split} split made again "
+            "would mix with what was trained on.",
+            "Evaluate new photographs with --data FOLDER, or everything with --split all.",
+        )
+    return labelled
 
 
 def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> list[Example]:

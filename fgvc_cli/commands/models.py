@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +29,7 @@ def run(names: list[str], *, input_px: int) -> int:
         )
     table = Table(title="Embedded weights: --weights NAME", title_justify="left")
     for column in ("name", "model", "classes", "knows", "test top-1 %"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     manifest = read_manifest()
     for entry in manifest.entries.values():
         name = f"{entry.name} (default)" if entry.name == manifest.default else entry.name
@@ -43,15 +45,17 @@ def _registry_table(names: list[str], input_px: int) -> Table:
 
     table = Table(title=f"Models: --model NAME (200 classes, {input_px} px)", title_justify="left")
     for column in ("name", "backbone", "input", "parameters", "GMAC", "paper"):
-        table.add_column(column, justify="right" if column in ("parameters", "GMAC") else "left")
+        justify: Literal["left", "right"] = "right" if column in ("parameters", "GMAC") else "left"
+        table.add_column(column, overflow="fold", justify=justify)
     for name in names:
         resolved = resolve(name)
         model = create_model(name, 200)
-        parameters, gmac = count_parameters(model), count_gmac(model, input_px)
+        side: int = model.fixed_px or input_px  # type: ignore[assignment]
+        parameters, gmac = count_parameters(model), count_gmac(model, side)
         table.add_row(
             name,
             resolved.backbone,
-            f"{input_px} px",
+            f"{side} px",
             f"{parameters / 1e6:.1f} M",
             f"{gmac:.1f}",
             resolved.family.paper,

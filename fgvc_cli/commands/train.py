@@ -12,8 +12,9 @@ from fgvc_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
 if TYPE_CHECKING:
     from torch import nn
 
-    from fgvc_cli.data.labelled import LabelledSet
     from fgvc_cli.engine.trainer import TrainResult
+
+_SECTION_HINT = "For example: --set preprocess.input_px=224"
 
 
 def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str, overwrite: bool) -> int:
@@ -29,13 +30,16 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     """
     values = _plain_values(flags, sets)
     config: TrainConfig = build(TrainConfig, values)
+    from fgvc_cli.data.load import load_data
+
     data = load_data(config)
     run_dir = _choose_run_dir(out, config, data.name, overwrite)
 
+    from fgvc_cli.commands.train_progress import TrainProgress
     from fgvc_cli.engine.allocator import keep_freed_memory
     from fgvc_cli.engine.device import pick_device
     from fgvc_cli.engine.trainer import CHECKPOINT, Trainer, seed_everything
-    from fgvc_cli.models.registry import create_model
+    from fgvc_cli.models.registry import check_input_px, create_model
 
     target = pick_device(device)
     keep_freed_memory()
@@ -48,15 +52,13 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
         options=config.options,
     )
     config = _with_statistics(config, values, model)
-    _make_run_dir(run_dir)
+    check_input_px(model, config.augment.train_px or config.preprocess.input_px)
     console = stderr_console()
-    counts = ", ".join(f"{len(examples):,} {split}" for split, examples in data.splits.items())
-    console.print(
-        f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {target}."
-    )
-    from fgvc_cli.commands.train_progress import TrainProgress
-
     trainer = Trainer(model, config, data, run_dir, target, TrainProgress(console, config.epochs))
+    _make_run_dir(run_dir)
+    counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items())
+    head = f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {target}."
+    console.print(head, markup=False)
     try:
         with trainer.observer:
             result = trainer.run()
@@ -75,41 +77,19 @@ def _print_result(result: TrainResult) -> None:
     print(f"model of epoch {result.best_epoch}, chosen on val: {result.checkpoint}")
 
 
-def load_data(config: TrainConfig) -> LabelledSet:
-    """The labelled set that a config names.
-
-    Raises:
-        FgvcError: neither or both of ``data`` and ``dataset``, or a set that cannot be loaded.
-    """
-    if (config.data is None) == (config.dataset is None):
-        raise FgvcError(
-            "Give either --data PATH (a class-per-folder folder or a CSV with path,label[,split]) "
-            "or --dataset NAME.",
-            "For example: fgvc train --data birds --model crasmra-r50",
-            EXIT_USAGE,
-        )
-    if config.dataset is not None:
-        from fgvc_cli.data.known import load_known
-
-        root = Path(config.data_root) if config.data_root else None
-        return load_known(config.dataset, root, val_share=config.val_share, seed=config.seed)
-    from fgvc_cli.data.labelled import load_labelled
-
-    return load_labelled(
-        Path(config.data or ""), val_share=config.val_share, test_share=config.test_share, seed=config.seed
-    )
-
-
 def _plain_values(flags: dict[str, Any], sets: list[str]) -> dict[str, Any]:
     values = {name: value for name, value in flags.items() if value is not None}
     input_px = values.pop("input_px", None)
     values = apply_sets(values, sets)
     preprocess = values.setdefault("preprocess", {})
+    if not isinstance(preprocess, dict):
+        raise FgvcError(f"preprocess is a section, got {preprocess!r}.", _SECTION_HINT, EXIT_USAGE)
     if input_px is not None:
         preprocess.setdefault("input_px", input_px)
-    if "input_px" in preprocess and "resize_px" not in preprocess:
+    given = str(preprocess.get("input_px", ""))
+    if "resize_px" not in preprocess and given.isdigit():
         # The paper's ratio of resizing to cropping at any input size.
-        preprocess["resize_px"] = round(int(preprocess["input_px"]) * PAPER_RESIZE_PX / PAPER_INPUT_PX)
+        preprocess["resize_px"] = round(int(given) * PAPER_RESIZE_PX / PAPER_INPUT_PX)
     return values
 
 
@@ -124,7 +104,7 @@ def _choose_run_dir(out: Path | None, config: TrainConfig, data_name: str, overw
     run_dir = out or Path("runs") / f"{config.model}-{data_name}".replace("/", "_").replace(":", "_")
     if run_dir.exists() and not run_dir.is_dir():
         raise FgvcError(f"--out {run_dir} is a file, expected a folder.", "Choose another --out.")
-    if run_dir.is_dir() and any(run_dir.iterdir()) and not overwrite:
+    if run_dir.is_dir() and not overwrite and any(run_dir.iterdir()):
         raise FgvcError(
             f"The run folder {run_dir} is not empty.", "Choose another --out, or replace it with --overwrite."
         )
@@ -133,8 +113,13 @@ def _choose_run_dir(out: Path | None, config: TrainConfig, data_name: str, overw
 
 def _make_run_dir(run_dir: Path) -> None:
     """Made only once everything else is known to work, so that a mistake leaves no empty folder."""
+    from fgvc_cli.engine.trainer import RUN_FILES
+
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        # What an earlier run left must not be taken for this one's.
+        for name in RUN_FILES:
+            (run_dir / name).unlink(missing_ok=True)
         probe = run_dir / ".writable"
         probe.touch()
         probe.unlink()

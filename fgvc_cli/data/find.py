@@ -12,7 +12,11 @@ from typing import NamedTuple
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+    # Photographs too, though not decoded: each becomes a row that says so, rather than vanish.
+    | {".heic", ".heif", ".avif", ".jfif", ".mpo", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"}
+)
 """Endings, in any case, that make a file in a folder an image; a file named by the user may have any."""
 
 

@@ -58,9 +58,19 @@ class LabelledSet:
         """Images per split."""
         return {split: len(self.splits[split]) for split in SPLITS}
 
+    def sha256(self) -> str:
+        """Hex digest of which image has which label in which split; pixels do not count."""
+        lines = [f"{s}\0{e.path}\0{self.classes[e.label]}" for s in SPLITS for e in self.splits[s]]
+        return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+
 
 def load_labelled(
-    path: Path, *, val_share: float = 0.1, test_share: float = 0.2, seed: int = 0
+    path: Path,
+    *,
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    seed: int = 0,
+    for_training: bool = True,
 ) -> LabelledSet:
     """List a folder with one folder per class, or a CSV.
 
@@ -78,6 +88,8 @@ def load_labelled(
         path: the folder or ``.csv`` file.
         val_share: share of each class for val, in (0, 1); ignored where a val split exists.
         test_share: share of each class for test, in [0, 1); ignored where any split exists.
+        for_training: False for a set that is only to be evaluated: nothing is dealt or held out, an unsplit
+            set is all test, and a class may have one image.
         seed: of the deal; the same seed and file names give the same split on every machine.
 
     Raises:
@@ -87,7 +99,7 @@ def load_labelled(
     _check_shares(val_share, test_share)
     try:
         if path.is_dir():
-            root, name, found = path, path.resolve().name, _read_folder(path)
+            root, name, found = path, path.resolve().name, _read_folder(path, for_training)
         elif path.is_file() and path.suffix.lower() == ".csv":
             root, name, found = path.parent, path.stem, _read_csv(path)
         else:
@@ -95,13 +107,16 @@ def load_labelled(
             raise FgvcError(f"{path} {reason}.", _EXPECTED)
     except OSError as error:
         raise FgvcError(f"{error.filename or path} cannot be read: {error.strerror}.") from error
-    classes = _agree_on_classes(path, found)
+    classes = _agree_on_classes(path, found) if for_training else _all_classes(path, found)
     index = {name: label for label, name in enumerate(classes)}
     listed = {
         split: [Example(p, index[c]) for c in sorted(by_class, key=natural_key) for p in sorted(by_class[c])]
         for split, by_class in found.items()
     }
-    if None in listed:
+    if not for_training:
+        train, val, test = (tuple(listed.get(split, ())) for split in SPLITS)
+        test += tuple(listed.get(None, ()))
+    elif None in listed:
         train, val, test = _deal(listed[None], classes, val_share, test_share, seed)
     else:
         train, val, test = (tuple(listed.get(split, ())) for split in SPLITS)
@@ -207,13 +222,20 @@ def _agree_on_classes(path: Path, found: _Found) -> tuple[str, ...]:
     return tuple(sorted(of_train, key=natural_key))
 
 
-def _read_folder(root: Path) -> _Found:
+def _all_classes(path: Path, found: _Found) -> tuple[str, ...]:
+    names = {name for by_class in found.values() for name, images in by_class.items() if images}
+    if not names:
+        raise FgvcError(f"{path} holds no images.", _EXPECTED)
+    return tuple(sorted(names, key=natural_key))
+
+
+def _read_folder(root: Path, for_training: bool = True) -> _Found:
     tops = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     folders = [name for name in tops if name.lower() in _SPLIT_NAMES]
     if not folders:
         return {None: _list_classes(root, root)}
     splits = [_SPLIT_NAMES[name.lower()] for name in folders]
-    if "train" not in splits or len(set(splits)) < len(splits):
+    if (for_training and "train" not in splits) or len(set(splits)) < len(splits):
         raise FgvcError(
             f"{root} has the split folders {_some(folders)}; expected train/, perhaps one val/, one test/.",
             "Rename the folders, or list the images in a .csv file.",

@@ -46,7 +46,10 @@ class LabelledImages(Dataset):
         photo = read_image(self.root / example.path)
         if isinstance(photo, Failure):
             return index, example.label, f"{example.path}: {photo.error}"
-        return index, example.label, self.transform(photo.image)
+        try:
+            return index, example.label, self.transform(photo.image)
+        except (MemoryError, OSError, ValueError) as error:
+            return index, example.label, f"{example.path}: cannot be resized: {error or 'out of memory'}"
 
 
 def collate(samples: list[tuple[int, int, Tensor | str]]) -> Batch:

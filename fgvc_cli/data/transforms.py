@@ -67,12 +67,16 @@ def input_geometry(width: int, height: int, preprocess: Preprocess) -> Geometry:
     )
 
 
-def eval_transform(preprocess: Preprocess) -> Transform:
+@dataclass(frozen=True)
+class EvalTransform:
     """Resize by the rule, cut the centre: upright RGB image -> uint8 (3, S, S)."""
 
-    def transform(image: Image.Image) -> Tensor:
-        geometry = input_geometry(image.width, image.height, preprocess)
-        side = preprocess.input_px
+    preprocess: Preprocess
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The model's input."""
+        geometry = input_geometry(image.width, image.height, self.preprocess)
+        side = self.preprocess.input_px
         left, top = int(geometry.offset_x), int(geometry.offset_y)
         # Resizing just the part that is kept equals resize-then-crop, and never builds a huge strip
         # for a panorama.
@@ -85,7 +89,10 @@ def eval_transform(preprocess: Preprocess) -> Transform:
         resized = image.resize((side, side), Image.Resampling.BILINEAR, box=source)
         return v2.functional.pil_to_tensor(resized)
 
-    return transform
+
+def eval_transform(preprocess: Preprocess) -> Transform:
+    """What prediction and evaluation do to a photograph; it travels to worker processes of any kind."""
+    return EvalTransform(preprocess)
 
 
 def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:

@@ -44,11 +44,13 @@ def save_checkpoint(
     config: TrainConfig,
     classes: tuple[str, ...],
     dataset: str,
+    data_sha256: str = "",
     metrics: dict[str, dict[str, float]],
 ) -> None:
     """Write a checkpoint whole or not at all (temporary file, fsync, rename).
 
     Args:
+        data_sha256: of the list of examples with their splits, see ``LabelledSet.sha256``.
         metrics: split -> metric -> value; a number without its split is not a result.
 
     Raises:
@@ -61,6 +63,7 @@ def save_checkpoint(
         "classes": list(classes),
         "preprocess": config.preprocess.model_dump(),
         "dataset": dataset,
+        "data_sha256": data_sha256,
         "metrics": metrics,
         "config": config.model_dump(),
         "config_sha256": config_sha256(config),

@@ -67,7 +67,6 @@ def evaluate(
     preprocess: Preprocess,
     device: torch.device,
     *,
-    amp: str = "none",
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run a model in evaluation mode over a loader of ``Batch``; its training mode is restored.
@@ -85,8 +84,7 @@ def evaluate(
         if len(batch.labels):
             images = normalize(batch.images.to(device, non_blocking=True), preprocess)
             images = images.contiguous(memory_format=torch.channels_last)
-            with autocast(device, amp):
-                output = model(images, want=("stats",))
+            output = model(images, want=("stats",))
             labels.append(batch.labels)
             probs.append(output.probs.float().cpu())
             for name, logits in output.logits.items():
@@ -104,8 +102,3 @@ def evaluate(
         failures=failures,
         seconds=time.perf_counter() - start,
     )
-
-
-def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """The autocast context of a run: ``none`` or ``bf16``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")

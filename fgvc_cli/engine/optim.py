@@ -41,7 +41,7 @@ def build_optimizer(model: nn.Module, config: Optim) -> Optimizer:
             weight_decay=config.weight_decay,
             **extra,
         )
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, ImportError) as error:
         raise FgvcError(
             f"timm has no optimiser {config.name!r}.", "For example: --set optim.name=momentum", EXIT_USAGE
         ) from error

@@ -24,14 +24,16 @@ from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.data.loaders import Batch, LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform, normalize, train_transform
 from fgvc_cli.engine.checkpoint import save_checkpoint
-from fgvc_cli.engine.evaluator import Evaluation, autocast, evaluate
+from fgvc_cli.engine.evaluator import Evaluation, evaluate
 from fgvc_cli.engine.fusion import fit_fuse_weights
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.engine.optim import build_optimizer, build_schedule
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.weight_files import read_tensors
 
-CHECKPOINT = "model.safetensors"
+CHECKPOINT, METRICS, CONFIG = "model.safetensors", "metrics.csv", "config.json"
+RUN_FILES = (CHECKPOINT, METRICS, CONFIG)
+"""What a run folder holds."""
 
 
 class Observer(Protocol):
@@ -103,10 +105,10 @@ class Trainer:
             FgvcError: a loss that is no longer finite, no readable photograph, an unwritable folder.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.json").write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
+        (self.run_dir / CONFIG).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
         best: tuple[float, float] | None = None
         best_epoch, metrics = 0, {}
-        with MetricsFile(self.run_dir / "metrics.csv") as table:
+        with MetricsFile(self.run_dir / METRICS) as table:
             for epoch in range(1, self.config.epochs + 1):
                 row = self._train_epoch(epoch)
                 evaluation = self._evaluate("val")
@@ -127,7 +129,8 @@ class Trainer:
             evaluation = self._evaluate("val")
             weights = fit_fuse_weights(torch.stack([*evaluation.branches.values()]), evaluation.labels)
             self._kept_model().get_buffer("heads.fuse_weights").copy_(weights)
-            metrics["val"] = self._evaluate("val").metrics()
+            # Kept apart: on the images that the weights were fitted to, this is no held-out figure.
+            metrics["val_fitted"] = self._evaluate("val").metrics()
         if self.data.splits["test"]:
             metrics["test"] = self._evaluate("test").metrics()
         self._save(metrics)
@@ -157,7 +160,7 @@ class Trainer:
         """One optimiser step; the loss, its terms, and the model's stats."""
         images = normalize(batch.images.to(self.device, non_blocking=True), self.config.preprocess)
         images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(self.device, self.config.amp):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
             output = self.model(images)
         loss, terms = total_loss(output, batch.labels.to(self.device), self.config.loss)
         if not torch.isfinite(loss):
@@ -186,9 +189,8 @@ class Trainer:
             batch_size=self.config.batch_size,
             workers=self.config.workers,
         )
-        result = evaluate(
-            self._kept_model(), loader, self.config.preprocess, self.device, amp=self.config.amp
-        )
+        # In float32, as eval and predict: the number stored is the number that can be repeated.
+        result = evaluate(self._kept_model(), loader, self.config.preprocess, self.device)
         self._warn(result.failures)
         if not len(result.labels):
             raise FgvcError(
@@ -203,6 +205,7 @@ class Trainer:
             config=self.config,
             classes=self.data.classes,
             dataset=self.data.name,
+            data_sha256=self.data.sha256(),
             metrics=metrics,
         )
 
@@ -232,5 +235,7 @@ class MetricsFile:
         if not self.columns:
             self.columns = list(row)
             csv.writer(self.stream).writerow(self.columns)
-        csv.writer(self.stream).writerow([format(row.get(name, ""), ".6g") for name in self.columns])
+        csv.writer(self.stream).writerow(
+            [format(row[name], ".6g") if name in row else "" for name in self.columns]
+        )
         self.stream.flush()

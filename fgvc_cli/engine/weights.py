@@ -76,11 +76,11 @@ def resolve_weights(weights: str | None) -> tuple[Path, WeightsEntry | None]:
         FgvcError: neither a name nor a file.
     """
     manifest = read_manifest()
-    name = weights or manifest.default
+    name = manifest.default if weights is None else weights
     if name in manifest.entries:
         return manifest.folder / manifest.entries[name].file, manifest.entries[name]
     path = Path(name)
-    if not path.exists() and path.suffix == "":
+    if not name or (not path.exists() and path.suffix == ""):
         near = nearest(name, manifest.entries)
         known = ", ".join(near or manifest.entries)
         raise FgvcError(

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import constants as hub
 from torch import Tensor, nn
 
-from fgvc_cli.errors import FgvcError, nearest
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.cells import cell_shift, leaves
 
 _PROBE_PX = 96
@@ -48,6 +48,10 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
         near = nearest(name.partition(".")[0], timm.list_models())
         hint = f"Nearest: {', '.join(near)}." if near else "See timm.list_models()."
         raise FgvcError(f"timm has no backbone called {name!r}.", hint)
+    architecture, dot, _ = name.partition(".")
+    if dot and not name.startswith("hf-hub:") and name not in timm.list_pretrained(f"{architecture}.*"):
+        known = ", ".join(timm.list_pretrained(f"{architecture}.*")[:4])
+        raise FgvcError(f"timm has no weights called {name!r}.", f"Known: {known}.", EXIT_USAGE)
     download = pretrained or name.startswith("hf-hub:")
     try:
         with _offline_at_once() if download else contextlib.nullcontext():

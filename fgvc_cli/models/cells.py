@@ -20,7 +20,7 @@ def cell_shift(modules: Iterable[nn.Module], stride: int) -> float:
     """By how much of a cell a map lies too far to the lower right when its cells are taken as areas.
 
     Follows the main path: strided layers in the order of definition until their strides multiply to
-    ``stride``; the shortcut of a residual block is defined after it. 0 where they do not multiply to it.
+    ``stride``; 0 where they do not.
 
     Args:
         modules: the leaves that lead to the map, in order.
@@ -56,8 +56,12 @@ def align_maps(maps: Tensor, shift: float) -> Tensor:
 
 
 def leaves(module: nn.Module) -> list[nn.Module]:
-    """Modules without children, in the order of definition."""
-    return [m for m in module.modules() if not any(True for _ in m.children())]
+    """Modules without children on the main path, in the order of definition; shortcuts are left out."""
+    return [
+        child
+        for name, child in module.named_modules()
+        if not any(True for _ in child.children()) and "downsample." not in name and "shortcut." not in name
+    ]
 
 
 def _first(value: int | tuple[int, ...] | str) -> int:

@@ -75,15 +75,16 @@ class Cram(nn.Module):
 
     def mask_logits(self, x: Tensor) -> Tensor:
         """The mask before its sigmoid (Eq. 1-2): (B, C, H, W) -> (B, C, 1, 1)."""
-        average = x.mean(dim=(2, 3), keepdim=True)
-        maximum = x.amax(dim=(2, 3), keepdim=True)
-        if self.mask_sum == "before_mlp":
-            return self.mlp(average + maximum)
-        return self.mlp(average) + self.mlp(maximum)
+        # In float32 whatever the autocast: bf16 cannot tell channels near the threshold apart.
+        with torch.autocast(x.device.type, enabled=False):
+            average = x.float().mean(dim=(2, 3), keepdim=True)
+            maximum = x.float().amax(dim=(2, 3), keepdim=True)
+            if self.mask_sum == "before_mlp":
+                return self.mlp(average + maximum)
+            return self.mlp(average) + self.mlp(maximum)
 
     def suppression(self, logits: Tensor) -> Tensor:
         """S of Eq. 4-5, piecewise constant, so it carries no gradient: (B, C, 1, 1) -> (B, C, 1, 1)."""
-        # Near the threshold bf16 cannot tell neighbouring channels apart.
         scores = logits.detach().float()
         if self.softmax_of == "mask":
             scores = scores.sigmoid()
@@ -99,7 +100,7 @@ class Cram(nn.Module):
     def forward(self, x: Tensor) -> StageFeatures:
         """(B, C, H, W) -> X_e (B, Ca, H, W), X_s (B, C, H, W) and the suppressed share."""
         logits = self.mask_logits(x)
-        enhanced = self.conv_layer(logits.sigmoid() * x)
+        enhanced = self.conv_layer(logits.sigmoid().to(x.dtype) * x)
         factors = self.suppression(logits)
         share = (factors != 1).float().mean()
         return StageFeatures(enhanced, factors.to(x.dtype) * x, share)

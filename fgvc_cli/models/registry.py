@@ -112,8 +112,23 @@ def create_model(
     model = resolved.family.build(backbone, num_classes, config)
     if init:
         mean, std = load_initial_weights(model, Path(init)) or (mean, std)
+    model.fixed_px = cfg["input_size"][-1] if cfg.get("fixed_input_size") else None  # type: ignore[assignment]
     model.input_mean, model.input_std = tuple(mean), tuple(std)  # type: ignore[assignment]
     return model
+
+
+def check_input_px(model: nn.Module, input_px: int) -> None:
+    """Refuse an input size that a backbone built for one size cannot take.
+
+    Raises:
+        FgvcError: names the size that fits.
+    """
+    if model.fixed_px not in (None, input_px):
+        raise FgvcError(
+            f"This backbone takes {model.fixed_px} px only, the input is {input_px} px.",
+            f"Add --input-px {model.fixed_px}.",
+            EXIT_USAGE,
+        )
 
 
 def _examples() -> list[str]:

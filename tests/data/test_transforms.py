@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,13 @@ def test_equals_resizing_the_whole_photograph_and_cropping(rule):
     expected = whole[top : top + 96, left : left + 96].transpose(2, 0, 1)
     got = eval_transform(preprocess)(image).numpy().astype(int)
     assert np.abs(got - expected).max() <= 2
+
+
+def test_transforms_travel_to_spawned_workers():
+    image = Image.new("RGB", (50, 40), (9, 8, 7))
+    preprocess = make_preprocess("squash")
+    for transform in (eval_transform(preprocess), train_transform(preprocess, Augment(flip=False))):
+        assert torch.equal(pickle.loads(pickle.dumps(transform))(image), transform(image))
 
 
 def test_boxes_are_clipped_to_the_photograph():

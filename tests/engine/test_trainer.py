@@ -13,6 +13,7 @@ from fgvc_cli.commands import eval as eval_command
 from fgvc_cli.commands import train as train_command
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
+from fgvc_cli.data.load import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.errors import FgvcError
@@ -59,7 +60,7 @@ def test_checkpoint_holds_everything_to_predict(trained):
     assert checkpoint.preprocess.input_px == 32
     assert checkpoint.model.smram is None and not checkpoint.model.training
     meta = checkpoint.metadata
-    assert set(meta["metrics"]) == {"val", "test"}
+    assert set(meta["metrics"]) == {"val", "val_fitted", "test"}
     assert meta["config"] == json.loads((trained[1] / "config.json").read_text())
     assert meta["options"]["delta"] == 0.9
     assert len(meta["config_sha256"]) == 64
@@ -77,7 +78,8 @@ def test_eval_with_the_checkpoint_alone_repeats_the_stored_number(trained, capsy
     for split in ("val", "test"):
         code = eval_command.run(weights=str(path), split=split, as_json=True, **options)
         document = json.loads(capsys.readouterr().out)
-        stored = load_checkpoint(path).metadata["metrics"][split]
+        # The fuse weights were fitted on val; the figure that chose the epoch stays apart.
+        stored = load_checkpoint(path).metadata["metrics"]["val_fitted" if split == "val" else split]
         assert code == 0 and document["split"] == split
         for name in ("top1", "top1_concat", "macro_f1", "images"):
             assert document["metrics"][name] == pytest.approx(stored[name]), name
@@ -112,10 +114,18 @@ def test_best_validation_epoch_is_kept(colours, tmp_path, monkeypatch):
         def metrics(self):
             return {"top1": next(scores, 0.1), "nll": 1.0, "images": 1.0}
 
-    monkeypatch.setattr(trainer_module.Trainer, "_evaluate", lambda self, split: Scored())
+    seen = []
+
+    def scored(self, split):
+        seen.append(self.model.heads["concat"][1].weight.detach().clone())
+        return Scored()
+
+    monkeypatch.setattr(trainer_module.Trainer, "_evaluate", scored)
     train(colours, tmp_path / "run", epochs=3)
-    metrics = load_checkpoint(tmp_path / "run" / "model.safetensors").metadata["metrics"]
-    assert metrics["val"]["top1"] == 0.9
+    checkpoint = load_checkpoint(tmp_path / "run" / "model.safetensors")
+    assert checkpoint.metadata["metrics"]["val"]["top1"] == 0.9
+    kept = checkpoint.model.heads["concat"][1].weight
+    assert torch.equal(kept, seen[1]) and not torch.equal(kept, seen[2])
 
 
 def test_baseline_trains_through_the_same_loop(colours, tmp_path):
@@ -152,7 +162,7 @@ def test_data_errors_come_before_a_run_folder_is_made(tmp_path):
 @pytest.mark.parametrize("given", [{}, {"data": "a", "dataset": "cub"}])
 def test_data_or_dataset(given):
     with pytest.raises(FgvcError, match="either --data PATH .* or --dataset NAME"):
-        train_command.load_data(TrainConfig(model="timm-resnet18", **given))
+        load_data(TrainConfig(model="timm-resnet18", **given))
 
 
 def test_evaluating_other_classes_names_them(trained, tmp_path):
@@ -220,3 +230,61 @@ def test_full_disk_keeps_the_last_good_checkpoint(trained, monkeypatch, tmp_path
         save_checkpoint(path, model, config=config, classes=("a", "b", "c"), dataset="d", metrics={})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def evaluate_split(weights, split="test", data=None):
+    options = dict(dataset=None, data_root=None, batch_size=8, workers=0, device="cpu", as_json=True)
+    return eval_command.run(weights=str(weights), data=data and str(data), split=split, **options)
+
+
+def test_a_split_that_would_mix_with_training_is_refused(colours, tmp_path, capsys):
+    train(colours, tmp_path / "run", epochs=1)
+    weights = tmp_path / "run" / "model.safetensors"
+    assert evaluate_split(weights) == 0
+    extra = colours / "red" / "new.png"
+    shutil.copyfile(next((colours / "red").iterdir()), extra)
+    for data in (None, colours):
+        with pytest.raises(FgvcError, match="no longer holds the photographs of the training"):
+            evaluate_split(weights, data=data)
+    capsys.readouterr()
+    assert evaluate_split(weights, split="all") == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["images"] == 31
+
+
+def test_new_photographs_are_evaluated_whole_whatever_their_number(trained, tmp_path, capsys):
+    new = tmp_path / "new"
+    (new / "red").mkdir(parents=True)
+    shutil.copyfile(next((trained[0] / "red").iterdir()), new / "red" / "one.png")
+    assert evaluate_split(trained[1] / "model.safetensors", data=new) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["images"] == 1
+
+
+def test_overwriting_takes_the_old_model_away_first(colours, tmp_path, monkeypatch):
+    train(colours, tmp_path / "run", epochs=1)
+
+    def interrupted(self, epoch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer_module.Trainer, "_train_epoch", interrupted)
+    values = TINY | {"data": str(colours), "pretrained": False}
+    code = train_command.run(values, sets=FAST, out=tmp_path / "run", device="cpu", overwrite=True)
+    assert code == 130
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_unknown_optimiser_leaves_no_run_folder(colours, tmp_path):
+    with pytest.raises(FgvcError, match="no optimiser"):
+        train(colours, tmp_path / "run", "optim.name=sdg")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("bad", ["preprocess.input_px=abc", "preprocess.input_px=none", "preprocess=foo"])
+def test_bad_sizes_are_one_clear_error(bad, colours, tmp_path):
+    with pytest.raises(FgvcError, match="preprocess"):
+        train(colours, tmp_path / "run", bad, input_px=None)
+
+
+def test_three_seeds_share_one_test_split(colours):
+    one, two = (load_data(TrainConfig(model="m", data=str(colours), seed=s)) for s in (0, 1))
+    other = load_data(TrainConfig(model="m", data=str(colours), split_seed=1))
+    assert one.sha256() == two.sha256() != other.sha256()

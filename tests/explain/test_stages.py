@@ -123,7 +123,7 @@ def test_a_real_cra_smra_answers_its_three_stages():
         "stage3": (8, 8),
         "stage4": (4, 4),
         "stage5": (2, 2),
-        HEAT: (4, 4),
+        HEAT: (8, 8),
     }
     assert list(explanation.branches) == ["stage3", "stage4", "stage5", "concat"]
     assert sum(prob for _, prob in explanation.top) == pytest.approx(1)

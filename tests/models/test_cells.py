@@ -42,6 +42,8 @@ def test_shift_of_known_layers(layers, stride, expected):
         ("resnet18", [3.5 / 8, 7.5 / 16, 15.5 / 32]),
         ("mobilenetv2_100", [3.5 / 8, 7.5 / 16, 15.5 / 32]),
         ("convnext_tiny", [0, 0, 0]),
+        # Its shortcuts pool areas; the main path is what counts.
+        ("resnet18d", [3.5 / 8, 7.5 / 16, 15.5 / 32]),
         # Its transitions pool areas: only the stem's 1.5 pixels are left.
         ("densenet161", [1.5 / 8, 1.5 / 16, 1.5 / 32]),
     ],

@@ -120,11 +120,14 @@ def test_mlp_learns_through_enhanced_only():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in cram.mlp.parameters())
 
 
-def test_bf16_decides_on_the_float32_mask():
-    cram = make_cram(3)
-    logits = logits_for([0.9, 0.9 - 0.104, 0.9 - 0.107])
-    assert cram.suppression(logits).flatten().tolist() == [0.5, 0.5, 1.0]
-    assert cram.suppression(logits.bfloat16()).dtype == torch.float32
+def test_autocast_leaves_the_mask_in_float32():
+    cram, x = make_cram(), torch.randn(4, 8, 5, 4)
+    expected = cram.mask_logits(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cram.mask_logits(x), expected)
+        features = cram(x)
+    assert features.enhanced.dtype == torch.bfloat16
+    torch.testing.assert_close(features.onward, cram.suppression(expected) * x)
 
 
 @pytest.mark.parametrize(("neck", "kernels"), [("light", [1]), ("pmg", [1, 3])])

@@ -46,7 +46,7 @@ def test_contract_gradients_and_checkpoint(name, tmp_path):
     output = model.train()(images)
     loss, _ = total_loss(output, torch.tensor([0, 1, 2, 0]), Loss())
     loss.backward()
-    without = [key for key, p in model.named_parameters() if p.grad is None]
+    without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
     assert {key.partition(".")[0] for key in model.state_dict()} <= {"backbone", "cram", "smram", "heads"}
 
@@ -163,6 +163,8 @@ def test_ablations_change_the_model(option, value):
     assert ("Smram" in kinds) == (option != "smram")
     output = model.train()(torch.randn(2, 3, 64, 64))
     assert set(output.logits) == {"stage3", "stage4", "stage5", "concat"}
+    total_loss(output, torch.tensor([0, 1]), Loss())[0].backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.parametrize("pool", ["avg", "max", "top5"])
@@ -203,6 +205,19 @@ def test_unknown_model_shows_the_nearest(name, shown):
     with pytest.raises(FgvcError, match=shown) as caught:
         create_model(name, 3)
     assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_input_size_of_a_fixed_backbone_is_checked():
+    model = create_model("timm-vit_tiny_patch16_224", 3)
+    registry.check_input_px(model, 224)
+    with pytest.raises(FgvcError, match="takes 224 px only, the input is 448.*--input-px 224"):
+        registry.check_input_px(model, 448)
+    registry.check_input_px(create_model("timm-resnet18", 3), 448)
+
+
+def test_unknown_weights_of_a_known_backbone_show_those_there_are():
+    with pytest.raises(FgvcError, match="no weights called 'resnet18.nope'.*resnet18.a1_in1k"):
+        create_model("timm-resnet18.nope", 3)
 
 
 def test_unknown_option_is_refused_with_the_nearest():
