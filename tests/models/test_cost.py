@@ -1,0 +1,26 @@
+"""Parameters and multiply-accumulates against known figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from fgvc_cli.models.cost import count_gmac, count_parameters
+from fgvc_cli.models.registry import create_model
+
+
+def test_plain_resnet50_costs_what_the_field_says():
+    model = create_model("timm-resnet50", 1000)
+    assert count_parameters(model) == 25_557_032
+    assert count_gmac(model, 224) == pytest.approx(4.1, abs=0.05)
+
+
+def test_light_neck_and_cram_add_1_4_gmac_to_resnet50_at_448():
+    plain = count_gmac(create_model("timm-resnet50", 200), 448)
+    ours = count_gmac(create_model("crasmra-r50", 200), 448)
+    assert ours - plain == pytest.approx(1.4, abs=0.05)
+
+
+def test_smram_is_not_counted():
+    with_smram = create_model("crasmra-resnet18", 3)
+    without = create_model("crasmra-resnet18", 3, options={"smram": False})
+    assert count_parameters(with_smram) == count_parameters(without)
