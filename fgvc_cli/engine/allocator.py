@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Let this process reuse freed blocks instead of handing each back to the kernel.
 
     Activations of a CNN are large blocks; by default glibc maps each afresh and the kernel zeroes its
-    pages at every step, which took half of the time of a CPU training step (benchmarks/RESULTS.md).
+    pages at every step, a third or more of the time of a CPU training step (benchmarks/RESULTS.md).
 
     Returns:
         Whether it took effect; False where the C library is not glibc.
