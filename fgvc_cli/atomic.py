@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from fgvc_cli.errors import FgvcError
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class AtomicFile:
@@ -22,7 +25,8 @@ class AtomicFile:
         overwrite: replace a file that is there.
 
     Raises:
-        FgvcError: on entering, where OUT exists or cannot be written; on leaving, where finishing fails.
+        FgvcError: on entering, where OUT exists or cannot be written; on leaving, where finishing fails
+            or the disk is full.
     """
 
     def __init__(self, out: Path, *, overwrite: bool = False):
@@ -64,6 +68,8 @@ class AtomicFile:
         finally:
             with contextlib.suppress(OSError):
                 self._partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            raise self.explain(error) from error
 
     def explain(self, error: OSError) -> FgvcError:
         """The user's line for an ``OSError`` met while writing."""

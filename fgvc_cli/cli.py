@@ -101,7 +101,10 @@ def train(
     ] = None,
     pretrained: Annotated[
         bool | None,
-        typer.Option("--pretrained/--no-pretrained", help="Start from timm's ImageNet weights (a download)."),
+        typer.Option(
+            "--pretrained/--no-pretrained",
+            help="ImageNet weights from timm (a download, the default), or random ones.",
+        ),
     ] = None,
     amp: Annotated[str | None, typer.Option(help="none or bf16.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: 2.")] = None,

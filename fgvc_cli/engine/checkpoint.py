@@ -70,12 +70,8 @@ def save_checkpoint(
         "fgvc_version": __version__,
     }
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in model.state_dict().items()}
-    file = AtomicFile(path, overwrite=True)
-    with file as stream:
-        try:
-            stream.write(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(document)}))
-        except OSError as error:
-            raise file.explain(error) from error
+    with AtomicFile(path, overwrite=True) as stream:
+        stream.write(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(document)}))
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:

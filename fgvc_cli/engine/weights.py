@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgvc_cli.errors import FgvcError, nearest
+from fgvc_cli.errors import FgvcError
 
 if TYPE_CHECKING:
     from fgvc_cli.engine.checkpoint import Checkpoint
@@ -81,11 +81,9 @@ def resolve_weights(weights: str | None) -> tuple[Path, WeightsEntry | None]:
         return manifest.folder / manifest.entries[name].file, manifest.entries[name]
     path = Path(name)
     if not name or (not path.exists() and path.suffix == ""):
-        near = nearest(name, manifest.entries)
-        known = ", ".join(near or manifest.entries)
         raise FgvcError(
             f"--weights {name!r} is neither a file nor an embedded model.",
-            f"Embedded: {known}. Or give the model.safetensors of your own training.",
+            f"Embedded: {', '.join(manifest.entries)}. Or give the model.safetensors of your own training.",
         )
     return path, None
 

@@ -32,8 +32,9 @@ def check_weight_file(path: Path) -> None:
         target = path.with_suffix(".safetensors").name
         raise FgvcError(
             f"{path.name} is a pickle, which can run code when it is read; fgvc reads safetensors only.",
-            'Convert it: python -c "import torch; from safetensors.torch import save_file; '
-            f"save_file(torch.load('{path.name}', map_location='cpu', weights_only=True), '{target}')\"",
+            'For --init, convert it: python -c "import torch; from safetensors.torch import save_file; '
+            f"w = torch.load('{path.name}', map_location='cpu', weights_only=True); "
+            f"save_file(w.get('state_dict', w), '{target}')\"",
         )
 
 

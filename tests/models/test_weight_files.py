@@ -78,12 +78,14 @@ def test_pickle_is_refused_and_the_conversion_named(read, tmp_path):
         read(renamed)
 
 
-def test_named_conversion_command_works(tmp_path):
+@pytest.mark.parametrize("nested", [False, True])
+def test_named_conversion_command_works(nested, tmp_path):
     import re
     import subprocess
     import sys
 
-    torch.save({"a": torch.arange(3.0)}, tmp_path / "model.pth")
+    tensors = {"a": torch.arange(3.0)}
+    torch.save({"state_dict": tensors, "epoch": 3} if nested else tensors, tmp_path / "model.pth")
     with pytest.raises(FgvcError) as caught:
         read_tensors(tmp_path / "model.pth")
     code = re.search(r'python -c "(.*)"', str(caught.value))[1]

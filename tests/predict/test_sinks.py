@@ -185,3 +185,10 @@ def test_atomic_file_hands_out_the_stream(tmp_path):
     with AtomicFile(tmp_path / "a.bin") as stream:
         stream.write(b"\x00\xff")
     assert (tmp_path / "a.bin").read_bytes() == b"\x00\xff"
+
+
+def test_full_disk_inside_the_block_is_explained_and_leaves_nothing(tmp_path):
+    out = tmp_path / "a.bin"
+    with pytest.raises(FgvcError, match="Could not write .*a.bin: No space left"), AtomicFile(out):
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())
