@@ -76,7 +76,7 @@ def _decode(checkpoint: Checkpoint, images: list[Found], workers: int) -> None:
             transform(photo.image)
 
     for _ in map_ahead(load, images, workers=workers, window=32):
-        pass
+        continue
 
 
 @torch.inference_mode()
