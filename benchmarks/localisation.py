@@ -3,8 +3,8 @@
     fgvc datasets make aviary /tmp/aviary --train 0 --val 0 --test 20 --seed 1
     python benchmarks/localisation.py /tmp/aviary --weights aviary
 
-Printed beside the model: what the whole picture and the best fixed centred box would score, since a number
-without them says little.
+Printed beside the model: what the whole picture and a fixed centred box would score, since a number without
+them says little.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    """Options before any command; its help is the app's."""
 
 
 @app.command()
