@@ -7,11 +7,11 @@ the command line with ``--set section.field=value``. Nothing heavy is imported h
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
+from fgvc_cli.sections import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Triple = tuple[float, float, float]
@@ -20,33 +20,6 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 PAPER_INPUT_PX = 448
 PAPER_RESIZE_PX = 550
-
-
-class Section(BaseModel):
-    """A frozen group of settings; unknown names and wrong types are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_text(cls, values: Any) -> Any:
-        """What ``none`` and a comma in a ``--set`` mean depends on the field."""
-        if not isinstance(values, dict):
-            return values
-        fields = cls.model_fields
-        return {k: _from_text(v, fields[k].annotation) if k in fields else v for k, v in values.items()}
-
-
-class SetText(str):
-    """What ``--set`` was given; unlike other strings, its meaning depends on the field it is for."""
-
-
-def _from_text(value: Any, annotation: Any) -> Any:
-    if not isinstance(value, SetText):
-        return value
-    if value.lower() in ("none", "null") and type(None) in get_args(annotation):
-        return None
-    return value.split(",") if get_origin(annotation) is tuple else value
 
 
 class CraSmraConfig(Section):
@@ -82,6 +55,9 @@ class CraSmraConfig(Section):
     smram_map: Literal["phi", "mean"] = "phi"
     """P_l from a learnt 1x1 convolution and BN (paper), or from the channel mean of X_e (ours)."""
 
+    depths: tuple[int, int, int] | None = None
+    """On a ViT: the blocks (from 1) after which its three stages end; None: thirds of the encoder."""
+
     @property
     def feature_channels(self) -> int:
         """Ca as a number."""
@@ -93,6 +69,38 @@ class BaselineConfig(Section):
 
     drop_rate: Share = 0.0
     """Dropout in front of the classifier."""
+
+
+class MultiStageVitConfig(Section):
+    """Multi-stage ViT (Conde & Turgutlu 2021): look, crop, look again. Sizes are sides in pixels."""
+
+    stages: Literal["main", "main+object", "all"] = "all"
+    """Which looks are taken: the photograph, its object too, its parts too."""
+    encoder_px: int | None = Field(None, ge=16, le=4096)
+    """Side of what the encoder sees at each look; crops come from the larger ``preprocess.input_px``.
+    None: the backbone's own size."""
+    threshold: Literal["mean", "otsu", "li", "triangle"] = "mean"
+    """How the attention map is binarised for the object box (2.1)."""
+    residual: Share = 0.5
+    """Share of the identity in each layer of the rollout (Abnar & Zuidema 2020)."""
+    parts: int = Field(2, ge=1, le=16)
+    """Part crops per photograph (2.2)."""
+    part_window: float = Field(112 / 384, gt=0, le=1)
+    """Side of a part as a share of the object's side; the paper's 112 of 384."""
+    part_iou: Share = 0.1
+    """Windows that overlap more are not both parts (non-maximum suppression)."""
+    part_map: Literal["main", "object"] = "main"
+    """Scores the windows: the object's cut of the first map (paper), or the second look's map (ours)."""
+    differentiable_crop: bool = False
+    """Let gradients flow through the crops into the map (the paper's future work)."""
+    erase_prob: Share = 0.5
+    """P: share of training photographs that lose their most attended pixels (2.3)."""
+    erase_threshold: Share = 0.7
+    """T: attention, of the map's maximum, above which a pixel is erased."""
+    cascade: Share | None = None
+    """Prediction only: a photograph whose fused confidence reaches this after a look takes no more (ours)."""
+    drop_path: Share = 0.0
+    """Stochastic depth of the encoder."""
 
 
 class Preprocess(Section):
@@ -156,10 +164,16 @@ class Optim(Section):
     """Linear warm-up before the cosine decay, epochs."""
     clip_grad: float | None = Field(None, gt=0)
     """Largest gradient norm; None: unclipped."""
+    schedule: Literal["cosine", "onecycle"] = "cosine"
+    """Cosine decay after the warm-up, or one cycle (Smith & Topin 2017) over the whole run."""
+    freeze_epochs: int = Field(0, ge=0)
+    """First epochs, in which the backbone rests while everything else learns."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """The backbone's learning rate falls by this factor per layer towards its start; None: one rate."""
 
 
 class Loss(Section):
-    """Eq. 10-12."""
+    """Eq. 10-12 of CRA-SMRA. The looks of a multi-stage ViT weigh 1 each (its Eq. 1), a plain model too."""
 
     alpha: float = Field(2.0, ge=0)
     """Weight of the sum of the stage losses."""
@@ -167,6 +181,8 @@ class Loss(Section):
     """Weight of the concat loss."""
     gamma: float = Field(1.0, ge=0)
     """Weight of the diversity loss (Table 5)."""
+    part_loss: Literal["sum", "mean"] = "sum"
+    """Losses of the part crops: summed (Eq. 1) or averaged (the authors' code)."""
     label_smoothing: Share = 0.0
 
 
@@ -201,67 +217,14 @@ class TrainConfig(Section):
     """Processes that decode."""
     amp: Literal["none", "bf16"] = "none"
     """Autocast of the forward pass."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Exponential moving average of the weights; what is validated and kept. None: off."""
     pretrained: bool = True
     """Start from timm's ImageNet weights (a download); ignored with ``init``."""
     init: str | None = None
     """Weight file to start from."""
-
-
-def build(cls: type[Section], values: dict[str, Any]) -> Any:
-    """Construct a section from plain values.
-
-    Raises:
-        FgvcError: a value of the wrong type or range, or an unknown name, with the nearest known ones.
-    """
-    try:
-        return cls.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error) from None
-
-
-def apply_sets(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """Lay ``section.field=value`` strings over nested plain values; the values stay strings for validation.
-
-    Raises:
-        FgvcError: an assignment without ``=``.
-    """
-    values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or not name:
-            raise FgvcError(
-                f"--set got {assignment!r}, expected section.field=value.",
-                "For example: --set optim.lr_backbone=0.01",
-                EXIT_USAGE,
-            )
-        *sections, last = name.strip().split(".")
-        place = values
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise FgvcError(
-                    f"--set {name}: {section} is a single value, not a section.", None, EXIT_USAGE
-                )
-        place[last] = SetText(text.strip())
-    return values
-
-
-def _explain(error: ValidationError) -> FgvcError:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "config"
-    if first["type"] == "extra_forbidden":
-        near = nearest(str(first["loc"][-1]), _all_fields())
-        hint = f"Nearest: {', '.join(near)}." if near else "See fgvc train --help."
-        return FgvcError(f"Unknown setting {name!r}.", hint, EXIT_USAGE)
-    reason = first["msg"].removeprefix("Value error, ")
-    return FgvcError(f"Setting {name} got {first['input']!r}: {reason}.", None, EXIT_USAGE)
-
-
-def _all_fields() -> list[str]:
-    sections = (CraSmraConfig, BaselineConfig, Preprocess, Augment, Optim, Loss, TrainConfig)
-    return sorted({field for section in sections for field in section.model_fields})
 
 
 def config_sha256(config: TrainConfig) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import Progress
 
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.load import load_data
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
+from fgvc_cli.sections import build
 
 if TYPE_CHECKING:
     from fgvc_cli.data.labelled import Example, LabelledSet

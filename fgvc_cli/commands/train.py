@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.config import PAPER_INPUT_PX, PAPER_RESIZE_PX, TrainConfig, apply_sets, build
+from fgvc_cli.config import PAPER_INPUT_PX, PAPER_RESIZE_PX, TrainConfig
 from fgvc_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
+from fgvc_cli.sections import apply_sets, build
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,10 +13,11 @@ from torch import nn
 
 from fgvc_cli import __version__
 from fgvc_cli.atomic import AtomicFile
-from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256
+from fgvc_cli.config import Preprocess, TrainConfig, config_sha256
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.models.weight_files import CHECKPOINT_KEY, read_tensors
+from fgvc_cli.sections import build
 
 FORMAT = 1
 

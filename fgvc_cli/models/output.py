@@ -6,12 +6,12 @@ Legend: B batch, K classes, h w rows and columns of a map, P parts, D embedding 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
-Want = Literal["heat", "boxes", "parts", "stages", "embedding", "stats"]
-WANTS: tuple[Want, ...] = ("heat", "boxes", "parts", "stages", "embedding", "stats")
+Want = Literal["heat", "boxes", "parts", "stages", "object_heat", "erased", "embedding", "stats"]
+WANTS: tuple[Want, ...] = get_args(Want)
 
 
 @dataclass
@@ -23,7 +23,8 @@ class ModelOutput:
     """
 
     logits: dict[str, Tensor]
-    """Branch name -> (B, K), unnormalised. The family's order: stages then concat; main, object, parts."""
+    """Branch name -> (B, K), unnormalised. The family's order: stages then concat; main, object, parts.
+    A row is NaN where a cascade stopped before that branch."""
     probs: Tensor
     """Fused probabilities (B, K); rows sum to 1."""
     heat: Tensor | None = None
@@ -32,6 +33,12 @@ class ModelOutput:
     """Object boxes (B, 4) float, xyxy in pixels of the model's input, end-exclusive."""
     parts: Tensor | None = None
     """Part boxes (B, P, 4), as ``boxes``."""
+    part_logits: Tensor | None = None
+    """What each part crop says alone, (B, P, K); ``logits["parts"]`` is the log of their mean softmax."""
+    object_heat: Tensor | None = None
+    """Where the model looked inside the object box at its second look, (B, h, w) over ``boxes``."""
+    erased: Tensor | None = None
+    """Pixels that attention-guided erasing takes away in training, bool (B, H, W) over the input."""
     stages: dict[str, Tensor] | None = None
     """Stage name -> (B, h, w), channel-averaged activation, each map scaled to [0, 1]."""
     embedding: Tensor | None = None

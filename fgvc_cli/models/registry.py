@@ -14,14 +14,13 @@ from fgvc_cli.config import (
     IMAGENET_STD,
     BaselineConfig,
     CraSmraConfig,
-    Section,
-    build,
 )
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.backbones import build_backbone
 from fgvc_cli.models.baseline import Baseline
 from fgvc_cli.models.cra_smra import CraSmra
 from fgvc_cli.models.initial_weights import load_initial_weights
+from fgvc_cli.sections import Section, build
 
 CRA_SMRA_PAPER = "Wang et al. 2025"
 
