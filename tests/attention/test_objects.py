@@ -109,6 +109,23 @@ def test_a_batch_equals_its_maps_one_by_one_and_keeps_the_order():
     assert [tuple(box) for box in boxes.tolist()] == [locate_object(heat, (448, 448)) for heat in maps]
 
 
+def test_edges_are_whole_pixels_of_the_working_grid():
+    heat = torch.from_numpy(np.stack([smooth_map(np.random.default_rng(seed), 14) for seed in range(8)]))
+    boxes = locate_objects(heat, (224, 224))
+    assert torch.equal(boxes, boxes.round())
+    assert torch.equal(locate_objects(heat, (672, 672)), 3 * boxes)
+
+
+@pytest.mark.parametrize("size", [(640, 427), (333, 1000), (225, 225)])
+def test_the_far_border_is_exactly_that_of_the_image(size):
+    assert locate_object(np.array([[1, 1], [1, 0]]), size) == (0.0, 0.0, size[1], size[0])
+
+
+def test_samples_that_equal_the_mean_are_outside_it():
+    heat = np.array([[0.1, 0.7, 1.3]])
+    assert locate_object(heat, (9, 9)) == (5.0, 0.0, 9.0, 9.0)
+
+
 def test_half_precision_with_gradient_and_an_empty_batch_are_taken():
     heat = torch.from_numpy(blobs((4, 2, 9, 5)))[None].to(torch.bfloat16).requires_grad_()
     expected = locate_object(blobs((4, 2, 9, 5)), (224, 224))

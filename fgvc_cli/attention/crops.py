@@ -1,0 +1,99 @@
+"""Crops cut from a batch of images on their own device.
+
+Legend: B batch, C channels, H W rows and columns, P boxes per image, S side of a crop.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import roi_align
+
+
+def cut_boxes(images: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """Cut boxes and resize each to a square.
+
+    ``roi_align`` samples bilinearly where a box is enlarged and averages a grid of samples where it shrinks,
+    so that fine patterns do not alias.
+
+    Args:
+        images: (B, C, H, W), floating point.
+        boxes: (B, P, 4), xyxy pixels of the images, end-exclusive.
+        side: S, pixels.
+
+    Returns:
+        (B * P, C, S, S), image by image. No gradient reaches the boxes, see ``sample_boxes``.
+    """
+    return roi_align(images, list(boxes.to(images.dtype)), side, sampling_ratio=-1, aligned=True)
+
+
+def sample_boxes(images: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """``cut_boxes`` with gradients to the boxes.
+
+    One sampling density serves the whole batch, that of its largest box; where boxes are enlarged, the crops
+    equal those of ``cut_boxes``.
+    """
+    batch, count, _ = boxes.shape
+    height, width = images.shape[-2:]
+    edges = boxes.float().flatten(0, 1)
+    largest = float((edges[:, 2:] - edges[:, :2]).detach().amax())
+    density = max(1, math.ceil(largest / side - 1e-6))
+    steps = (torch.arange(side * density, device=images.device) + 0.5) / (side * density)
+    xs = edges[:, 0, None] + steps * (edges[:, 2] - edges[:, 0])[:, None]
+    ys = edges[:, 1, None] + steps * (edges[:, 3] - edges[:, 1])[:, None]
+    grid = torch.stack(
+        [
+            (xs / width * 2 - 1)[:, None, :].expand(-1, len(steps), -1),
+            (ys / height * 2 - 1)[:, :, None].expand(-1, -1, len(steps)),
+        ],
+        dim=-1,
+    )
+    source = images.repeat_interleave(count, dim=0)
+    crops = F.grid_sample(
+        source, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return F.avg_pool2d(crops, density) if density > 1 else crops
+
+
+def follow_map(boxes: Tensor, heat: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same boxes, with gradients into the map they came from.
+
+    The paper names the box as what keeps its model from end-to-end training (3.1) and leaves it as future
+    work; this way is ours. A uniform density over [a, b] has its mean in the middle and a standard
+    deviation of (b - a) / sqrt(12). So the attention inside a box has a soft box of its own, mean +- sqrt(3)
+    standard deviations per axis. The values stay those of ``boxes``, the gradient is the soft box's
+    (straight through).
+
+    Args:
+        boxes: (B, P, 4), xyxy pixels of ``size``.
+        heat: (B, h, w), not negative.
+        size: (H, W) of the image, pixels.
+
+    Returns:
+        (B, P, 4), equal to ``boxes``.
+    """
+    inside = [_cover(boxes[..., i], boxes[..., i + 2], size[1 - i], heat.shape[2 - i]) for i in (0, 1)]
+    weights = heat[:, None] * inside[0][:, :, None, :] * inside[1][:, :, :, None]
+    soft = []
+    for axis, sides in ((-2, size[1]), (-1, size[0])):
+        density = weights.sum(dim=axis)
+        density = density / density.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+        cells = density.shape[-1]
+        centres = (torch.arange(cells, device=heat.device) + 0.5) * (sides / cells)
+        mean = (density * centres).sum(dim=-1)
+        variance = (density * (centres - mean[..., None]) ** 2).sum(dim=-1)
+        half = (3 * variance + 1e-6).sqrt()
+        soft.append((mean - half, mean + half))
+    soft_boxes = torch.stack([soft[0][0], soft[1][0], soft[0][1], soft[1][1]], dim=-1)
+    return boxes + (soft_boxes - soft_boxes.detach())
+
+
+def _cover(low: Tensor, high: Tensor, pixels: int, cells: int) -> Tensor:
+    """Share of each cell that lies between two edges: (B, P) pixels -> (B, P, cells)."""
+    starts = torch.arange(cells, device=low.device) * (pixels / cells)
+    ends = starts + pixels / cells
+    overlap = torch.minimum(high[..., None], ends) - torch.maximum(low[..., None], starts)
+    return overlap.clamp_min(0) / (pixels / cells)

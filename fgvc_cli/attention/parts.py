@@ -1,0 +1,83 @@
+"""Object map -> part boxes (Conde & Turgutlu 2021, section 2.2).
+
+Legend: B batch, h w rows and columns of a map, S side of the scoring grid, P parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fgvc_cli.attention.crops import cut_boxes
+
+
+def cut_map(heat: Tensor, boxes: Tensor, size: Sequence[int], side: int) -> Tensor:
+    """The object's part of the full map, resized: (B, h, w) and boxes (B, 4) of an image -> (B, S, S).
+
+    Args:
+        size: (H, W) of the image that ``boxes`` are in pixels of.
+        side: S.
+    """
+    rows, columns = heat.shape[-2:]
+    cells = torch.tensor([columns / size[1], rows / size[0]] * 2, device=heat.device)
+    return cut_boxes(heat[:, None].float(), (boxes * cells)[:, None], side)[:, 0]
+
+
+def locate_parts(
+    maps: Tensor, boxes: Tensor, *, window: float = 112 / 384, count: int = 2, max_iou: float = 0.1
+) -> Tensor:
+    """The windows of an object that gather most attention and hardly overlap.
+
+    Every position of a square window (stride 1) is scored by its mean attention; non-maximum suppression
+    keeps the best ``count``. Where windows are too large for that many within ``max_iou``, the next one is
+    the window that overlaps the chosen ones least, the better scored among equals: there are always
+    ``count`` boxes.
+
+    Args:
+        maps: (B, S, S), attention inside the object box; the paper's S is 384.
+        boxes: object boxes (B, 4), xyxy.
+        window: side of a window as a share of the object's side; the paper's is 112 of 384.
+        count: P.
+        max_iou: overlap up to which two windows are two parts.
+
+    Returns:
+        (B, P, 4) in the coordinates of ``boxes``, best first.
+    """
+    side = maps.shape[-1]
+    width = min(side, max(1, round(window * side)))
+    scores = _window_means(maps.detach(), width)
+    places = scores.shape[-1]
+    axis = torch.arange(places, device=maps.device)
+    worst = torch.zeros_like(scores)
+    chosen = []
+    for _ in range(count):
+        # First the windows within the limit; failing these, the least overlap; then the score.
+        over = worst.where(worst > max_iou, 0)
+        allowed = over == over.amin(dim=(-2, -1), keepdim=True)
+        best = scores.where(allowed, -torch.inf).flatten(1).argmax(dim=1)
+        row, column = best // places, best % places
+        chosen.append(torch.stack([column, row], dim=-1))
+        inter = (width - (axis - row[:, None]).abs()).clamp_min(0)[:, :, None]
+        inter = inter * (width - (axis - column[:, None]).abs()).clamp_min(0)[:, None, :]
+        worst = torch.maximum(worst, inter / (2 * width**2 - inter))
+    corners = torch.stack(chosen, dim=1)
+    return _place(torch.cat([corners, corners + width], dim=-1) / side, boxes)
+
+
+def _window_means(maps: Tensor, width: int) -> Tensor:
+    """Mean of each square window: (B, S, S) -> (B, S - width + 1, S - width + 1)."""
+    # Differences of running sums: as cheap for large windows as for small; in float32 they would lose digits.
+    sums = maps.double().cumsum(dim=1).cumsum(dim=2)
+    sums = torch.nn.functional.pad(sums, (1, 0, 1, 0))
+    corner = sums[:, width:, width:] - sums[:, :-width, width:] - sums[:, width:, :-width]
+    # Back in float32, windows of equal attention are equal again, and the first of them wins.
+    return ((corner + sums[:, :-width, :-width]) / width**2).float()
+
+
+def _place(shares: Tensor, boxes: Tensor) -> Tensor:
+    """Boxes in shares of an object's sides (B, P, 4) -> the coordinates of the object boxes (B, 4)."""
+    origin = boxes[:, None, :2].repeat(1, 1, 2)
+    sides = (boxes[:, None, 2:] - boxes[:, None, :2]).repeat(1, 1, 2)
+    return origin + shares * sides
