@@ -1,8 +1,6 @@
 """timm backbones: built, given weights, and cut into stages that run one after another.
 
-CRAM's suppressed map X_s of one stage is the INPUT of the next (method.md A), so a finished network's
-``features_only`` extraction is not enough. The network itself stays whole, with timm's own parameter
-names; a ``StagePlan`` lists which of its modules each stage runs.
+A CNN is cut between its modules, here; a ViT between its blocks, in ``vit_stages``.
 """
 
 from __future__ import annotations
@@ -22,20 +20,33 @@ from torch import Tensor, nn
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.cells import cell_shift, leaves
+from fgvc_cli.models.stage_plan import StagePlan, network_name, not_staged
+from fgvc_cli.models.vit_stages import is_vit, plan_vit
 
 _PROBE_PX = 96
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """How a network is cut."""
+class ModuleStagePlan(StagePlan):
+    """A network whose modules run one after another, each map being all that the next stage needs."""
 
     stages: tuple[tuple[str, ...], ...]
     """Module names of each stage in running order."""
-    channels: tuple[int, ...]
-    """Channels that each stage puts out."""
-    shifts: tuple[float, ...]
-    """By how many cells each stage's map lies off, see ``cells.cell_shift``."""
+    channels_last: bool = False
+    """Whether the network's own maps are (B, H, W, C); the plan turns them."""
+
+    def start(self, net: nn.Module, images: Tensor) -> Tensor:
+        """The images themselves."""
+        return images
+
+    def run(self, net: nn.Module, stage: int, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Run a stage, counted from 0 -> its map (B, C, H, W), and the same as the network has it."""
+        x = run_stage(net, self.stages[stage], state)
+        return (x.permute(0, 3, 1, 2) if self.channels_last else x), x
+
+    def put_back(self, state: Tensor, onward: Tensor) -> Tensor:
+        """X_s itself, as the network has its maps."""
+        return onward.permute(0, 2, 3, 1) if self.channels_last else onward
 
 
 def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -82,31 +93,48 @@ def _offline_at_once() -> Iterator[None]:
         hub.HF_HUB_OFFLINE = before
 
 
-def plan_stages(net: nn.Module, count: int = 3) -> StagePlan:
-    """Cut a timm network into ``count`` stages after its stem; the last ends where its features end.
+def plan_stages(net: nn.Module, depths: tuple[int, ...] | None = None) -> StagePlan:
+    """Cut a timm network into stages 3, 4 and 5; the last ends where its features end.
 
-    Stage boundaries are timm's own ``feature_info``. The cut is proven, not assumed: running the stages
-    one after another must give what ``forward_features`` gives. Modules after the last stage (pooling,
-    classifier) are replaced by ``nn.Identity``, so no parameter stays that nothing trains.
+    The cut is proven, not assumed: running the stages one after another must give what
+    ``forward_features`` gives. Modules after the last stage (pooling, classifier) are replaced by
+    ``nn.Identity``, so no parameter stays that nothing trains.
+
+    Args:
+        net: the network, with real weights.
+        depths: on a ViT, the blocks, counted from 1, after which its stages end; None: thirds.
 
     Raises:
-        FgvcError: a network whose modules do not run one after another (plain ViTs among them).
+        FgvcError: a network that does not run in stages one after another, or depths that do not fit it.
     """
+    if is_vit(net):
+        return plan_vit(net, depths)
+    if depths is not None:
+        raise FgvcError(
+            f"depths cut a ViT between its blocks; {network_name(net)} has stages of its own.",
+            "Leave options.depths out.",
+            EXIT_USAGE,
+        )
+    return _plan_modules(net)
+
+
+def _plan_modules(net: nn.Module, count: int = 3) -> ModuleStagePlan:
+    """Cut a network at the last ``count`` of the boundaries that timm's own ``feature_info`` names."""
     info = getattr(net, "feature_info", None)
-    name = getattr(net, "pretrained_cfg", {}).get("architecture", type(net).__name__)
     if not info or len(list(info)) < count:
-        raise _not_staged(name, f"it names fewer than {count} feature stages")
+        raise not_staged(net, f"it names fewer than {count} feature stages")
     boundaries = [entry["module"] for entry in info][-count:]
     modules = list(_walk(net, "", [entry["module"] for entry in info]))
     missing = [boundary for boundary in boundaries if boundary not in modules]
     if missing:
-        raise _not_staged(name, f"its stage {missing[0]!r} is not a module of its own")
+        raise not_staged(net, f"its stage {missing[0]!r} is not a module of its own")
     cuts = [modules.index(boundary) + 1 for boundary in boundaries]
-    cuts[-1] = _find_end(net, name, modules, cuts[-1])
+    cuts[-1] = _find_end(net, modules, cuts[-1])
     for unused in modules[cuts[-1] :]:
         _replace_with_identity(net, unused)
     stages = tuple(tuple(modules[a:b]) for a, b in zip([0, *cuts], cuts, strict=False))
-    return StagePlan(stages, *_measure_stages(net, stages))
+    channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+    return ModuleStagePlan(*_measure_stages(net, stages, channels_last), stages, channels_last)
 
 
 def run_stage(net: nn.Module, modules: tuple[str, ...], x: Tensor) -> Tensor:
@@ -127,7 +155,7 @@ def _walk(net: nn.Module, prefix: str, features: list[str]) -> Iterator[str]:
 
 
 @torch.no_grad()
-def _find_end(net: nn.Module, name: str, modules: list[str], first: int) -> int:
+def _find_end(net: nn.Module, modules: list[str], first: int) -> int:
     """How many modules reproduce ``forward_features``; at least ``first``."""
     if next(net.parameters()).is_meta:
         raise ValueError("plan_stages needs real weights; move the model to meta afterwards")
@@ -144,15 +172,15 @@ def _find_end(net: nn.Module, name: str, modules: list[str], first: int) -> int:
                 x = net.get_submodule(modules[end])(x)
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError) as error:
         reason = str(error).strip() or type(error).__name__
-        raise _not_staged(name, f"running its modules in order fails: {reason.splitlines()[0]}") from error
+        raise not_staged(net, f"running its modules in order fails: {reason.splitlines()[0]}") from error
     finally:
         net.train(training)
-    raise _not_staged(name, "its modules, run one after another, do not give its features")
+    raise not_staged(net, "its modules, run one after another, do not give its features")
 
 
 @torch.no_grad()
 def _measure_stages(
-    net: nn.Module, stages: tuple[tuple[str, ...], ...]
+    net: nn.Module, stages: tuple[tuple[str, ...], ...], channels_last: bool
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Channels and shift of each stage's map."""
     training = net.training
@@ -163,8 +191,8 @@ def _measure_stages(
     for stage in stages:
         x = run_stage(net, stage, x)
         before += [leaf for module in stage for leaf in leaves(net.get_submodule(module))]
-        channels.append(x.shape[1])
-        shifts.append(cell_shift(before, round(_PROBE_PX / x.shape[-1])))
+        channels.append(x.shape[-1 if channels_last else 1])
+        shifts.append(cell_shift(before, round(_PROBE_PX / x.shape[2])))
     net.train(training)
     return tuple(channels), tuple(shifts)
 
@@ -172,10 +200,3 @@ def _measure_stages(
 def _replace_with_identity(net: nn.Module, name: str) -> None:
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, nn.Identity())
-
-
-def _not_staged(name: str, why: str) -> FgvcError:
-    return FgvcError(
-        f"{name} cannot be run stage by stage: {why}.",
-        f"Choose a CNN such as resnet50, or train it plain with --model timm-{name}.",
-    )

@@ -1,4 +1,4 @@
-"""CRA-SMRA (Wang et al., Neural Processing Letters 57:43, 2025) on any staged timm CNN.
+"""CRA-SMRA (Wang et al., Neural Processing Letters 57:43, 2025) on any timm CNN or ViT that runs in stages.
 
 Legend: B batch, K classes, Ca unified channels, h w rows and columns of a stage map.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import CraSmraConfig
-from fgvc_cli.models.backbones import plan_stages, run_stage
+from fgvc_cli.models.backbones import plan_stages
 from fgvc_cli.models.cells import align_maps
 from fgvc_cli.models.cram import STAGE_MODULES, StageFeatures
 from fgvc_cli.models.output import ModelOutput, Want, scale_maps
@@ -49,21 +49,22 @@ class CraSmra(nn.Module):
     """Backbone of which the last three stages (3, 4, 5) each pass through CRAM, with SMRAM while training.
 
     Args:
-        backbone: a timm CNN, cut by ``plan_stages``.
+        backbone: a timm CNN or ViT, cut by ``plan_stages``.
         num_classes: K.
         config: the open points; see ``CraSmraConfig``.
 
     Raises:
-        FgvcError: a backbone that cannot be run stage by stage.
+        FgvcError: a backbone that cannot be run stage by stage, or ``config.depths`` that do not fit it.
     """
 
     branches = BRANCHES
+    part_count = 0
 
     def __init__(self, backbone: nn.Module, num_classes: int, config: CraSmraConfig):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
-        self.plan = plan_stages(backbone)
+        self.plan = plan_stages(backbone, config.depths)
         self.backbone = backbone
         ca = config.feature_channels
         module = STAGE_MODULES[config.channel_attention]
@@ -114,11 +115,13 @@ class CraSmra(nn.Module):
         self.smram = None
         return self.eval()
 
-    def _stages(self, x: Tensor) -> list[StageFeatures]:
-        stages = []
-        for modules, cram in zip(self.plan.stages, self.cram, strict=True):
-            stages.append(cram(run_stage(self.backbone, modules, x)))
-            x = stages[-1].onward
+    def _stages(self, images: Tensor) -> list[StageFeatures]:
+        stages: list[StageFeatures] = []
+        state = self.plan.start(self.backbone, images)
+        for index, cram in enumerate(self.cram):
+            x, state = self.plan.run(self.backbone, index, state)
+            stages.append(cram(x))
+            state = self.plan.put_back(state, stages[-1].onward)
         return stages
 
     def _maps(self, enhanced: list[Tensor]) -> list[Tensor]:

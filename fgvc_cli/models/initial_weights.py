@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.weight_files import CHECKPOINT_KEY, read_tensors
 
 Triple = tuple[float, ...]
+_POSITIONS = "backbone.pos_embed"
 
 
 class Statistics(NamedTuple):
@@ -37,10 +40,23 @@ def load_initial_weights(model: nn.Module, path: Path) -> Statistics | None:
     if not any(key.startswith("backbone.") for key in tensors):
         tensors = {f"backbone.{key}": tensor for key, tensor in tensors.items()}
     own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("heads.")}
+    _resample_positions(model, tensors)
     _check_backbone(own, tensors, path)
     fitting = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fitting, strict=False)
     return _read_statistics(metadata)
+
+
+def _resample_positions(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Position embeddings learnt on another grid of patches, interpolated to the model's by timm."""
+    grid = getattr(getattr(model.backbone, "patch_embed", None), "grid_size", None)
+    own, given = model.state_dict().get(_POSITIONS), tensors.get(_POSITIONS)
+    if not grid or own is None or given is None or own.ndim != 3 or own.shape == given.shape:
+        return
+    prefix = own.shape[1] - grid[0] * grid[1]
+    patches = given.shape[1] - prefix if given.ndim == 3 else 0
+    if patches > 0 and math.isqrt(patches) ** 2 == patches and own.shape[2] == given.shape[2]:
+        tensors[_POSITIONS] = resample_abs_pos_embed(given, list(grid), num_prefix_tokens=prefix)
 
 
 def _check_backbone(own: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 from torch import nn
 
 from fgvc_cli.config import (
@@ -14,15 +15,18 @@ from fgvc_cli.config import (
     IMAGENET_STD,
     BaselineConfig,
     CraSmraConfig,
+    MultiStageVitConfig,
 )
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.backbones import build_backbone
 from fgvc_cli.models.baseline import Baseline
 from fgvc_cli.models.cra_smra import CraSmra
 from fgvc_cli.models.initial_weights import load_initial_weights
+from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.sections import Section, build
 
 CRA_SMRA_PAPER = "Wang et al. 2025"
+MULTI_STAGE_PAPER = "Conde & Turgutlu 2021"
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,21 @@ class Family:
     build: Callable[[nn.Module, int, Any], nn.Module]
     paper: str
     describe: str
+    own_size: Callable[[Any], int | None] | None = None
+    """config -> what the backbone sees, pixels, in a family that resizes its input itself."""
 
 
 FAMILIES: dict[str, Family] = {
-    "crasmra": Family(CraSmraConfig, CraSmra, CRA_SMRA_PAPER, "CRA-SMRA on a timm CNN that runs in stages"),
+    "crasmra": Family(
+        CraSmraConfig, CraSmra, CRA_SMRA_PAPER, "CRA-SMRA on a timm CNN or ViT that runs in stages"
+    ),
+    "vitms": Family(
+        MultiStageVitConfig,
+        MultiStageVit,
+        MULTI_STAGE_PAPER,
+        "multi-stage ViT: photograph, object, parts",
+        own_size=lambda config: config.encoder_px,
+    ),
     "timm": Family(BaselineConfig, Baseline, "-", "plain timm backbone with a linear classifier"),
 }
 
@@ -44,6 +59,9 @@ NAMED: dict[str, str] = {
     "crasmra-r50": "resnet50",
     "crasmra-r101": "resnet101",
     "crasmra-d161": "densenet161",
+    "vitms-b16": "vit_base_patch16_384",
+    "vitms-s16": "vit_small_patch16_384",
+    "vitms-ti16": "vit_tiny_patch16_384",
 }
 """The papers' models: registry name -> timm backbone; the family is the part before the first dash."""
 
@@ -83,6 +101,7 @@ def create_model(
     name: str,
     num_classes: int,
     *,
+    input_px: int | None = None,
     pretrained: bool = False,
     init: Path | str | None = None,
     options: dict[str, Any] | None = None,
@@ -92,6 +111,8 @@ def create_model(
     Args:
         name: registry name, e.g. ``crasmra-r50`` or ``timm-mobilenetv2_100``.
         num_classes: K, at least 2.
+        input_px: side of the input for a backbone that is built for one, such as a ViT; position embeddings
+            are interpolated to it. None: the backbone's own.
         pretrained: start the backbone from timm's weights (a download).
         init: start from this weight file instead, see ``load_initial_weights``.
         options: settings of the family's config; unknown ones are refused.
@@ -104,14 +125,20 @@ def create_model(
         FgvcError: an unknown name or option, a backbone that does not fit the family, weights not to be had.
     """
     resolved = resolve(name)
-    config = build(resolved.family.config, dict(options or {}))
-    backbone = build_backbone(resolved.backbone, pretrained=pretrained and not init)
+    family = resolved.family
+    config = build(family.config, dict(options or {}))
+    side = family.own_size(config) if family.own_size else input_px
+    kwargs = _size_arguments(resolved.backbone, side)
+    if getattr(config, "drop_path", 0):
+        kwargs["drop_path_rate"] = config.drop_path
+    backbone = build_backbone(resolved.backbone, pretrained=pretrained and not init, **kwargs)
     cfg = getattr(backbone, "pretrained_cfg", {})
     mean, std = cfg.get("mean", IMAGENET_MEAN), cfg.get("std", IMAGENET_STD)
-    model = resolved.family.build(backbone, num_classes, config)
+    model = family.build(backbone, num_classes, config)
     if init:
         mean, std = load_initial_weights(model, Path(init)) or (mean, std)
-    model.fixed_px = cfg["input_size"][-1] if cfg.get("fixed_input_size") else None  # type: ignore[assignment]
+    fixed = cfg.get("fixed_input_size") and not family.own_size
+    model.fixed_px = kwargs.get("img_size", cfg["input_size"][-1]) if fixed else None  # type: ignore[assignment]
     model.input_mean, model.input_std = tuple(mean), tuple(std)  # type: ignore[assignment]
     return model
 
@@ -130,13 +157,20 @@ def check_input_px(model: nn.Module, input_px: int) -> None:
         )
 
 
+def _size_arguments(backbone: str, side: int | None) -> dict[str, Any]:
+    """What makes a timm ViT of another input size."""
+    if side is None or backbone.startswith("hf-hub:"):
+        return {}
+    cfg = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    own = cfg is None or not cfg.fixed_input_size or cfg.input_size[-1] == side
+    return {} if own else {"img_size": side}
+
+
 def _examples() -> list[str]:
     return [f"{family}-{b}" for family in FAMILIES for b in (*NAMED.values(), "mobilenetv2_100")]
 
 
 def _check_backbone(name: str, family: str, backbone: str) -> None:
-    import timm
-
     if backbone.startswith("hf-hub:") or timm.is_model(backbone):
         return
     own = [known for known in NAMED if known.startswith(family)]

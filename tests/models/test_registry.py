@@ -23,8 +23,11 @@ CNNS = [
     "convnext_tiny",
 ]
 NAMES = [
-    *registry.NAMED,
+    *(name for name in registry.NAMED if not name.startswith("vitms")),
     *(f"crasmra-{name}" for name in CNNS if name not in registry.NAMED.values()),
+    "crasmra-vit_tiny_patch16_224",
+    "crasmra-test_vit2",  # a register and no class token
+    "vitms-vit_tiny_patch16_224",
     "timm-resnet18",
     "timm-mobilenetv2_100",
     "timm-vit_tiny_patch16_224",
@@ -39,8 +42,8 @@ def input_px(name: str) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_contract_gradients_and_checkpoint(name, tmp_path):
     torch.manual_seed(0)
-    model = create_model(name, len(CLASSES))
     side = input_px(name)
+    model = create_model(name, len(CLASSES), input_px=side)
     images = torch.randn(4, 3, side, side)
 
     output = model.train()(images)
@@ -52,15 +55,18 @@ def test_contract_gradients_and_checkpoint(name, tmp_path):
 
     model.eval()
     path = tmp_path / "model.safetensors"
-    config = TrainConfig(model=name)
+    config = TrainConfig(model=name, preprocess={"input_px": side, "resize_px": side})
     save_checkpoint(path, model, config=config, classes=CLASSES, dataset="trees", metrics={})
     checkpoint = load_checkpoint(path)
-    wanted = ("heat", "boxes", "stages", "embedding")
+    wanted = ("heat", "boxes", "parts", "stages", "embedding")
     with torch.inference_mode():
         before, after = model(images[:2], want=wanted), checkpoint.model(images[:2], want=wanted)
     assert tuple(before.logits) == model.branches
     torch.testing.assert_close(before.probs.sum(dim=1), torch.ones(2))
-    for key in ("probs", "heat", "boxes", "embedding"):
+    for key in ("probs", "heat", "boxes", "parts", "embedding"):
+        if getattr(before, key) is None:
+            assert key == "parts" and model.part_count == 0
+            continue
         assert torch.equal(getattr(before, key), getattr(after, key)), key
     assert before.heat.min() >= 0 and before.heat.max() <= 1
     assert (before.boxes[:, 2:] > before.boxes[:, :2]).all() and before.boxes.max() <= side
@@ -127,7 +133,7 @@ def test_stages_together_are_the_whole_network():
         torch.testing.assert_close(y, net.forward_features(x))
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "hrnet_w18_small"])
+@pytest.mark.parametrize("name", ["test_vit_relpos", "hrnet_w18_small"])
 def test_backbone_that_cannot_be_staged_is_refused(name):
     with pytest.raises(FgvcError, match=f"{name} cannot be run stage by stage.*--model timm-{name}"):
         create_model(f"crasmra-{name}", 3)

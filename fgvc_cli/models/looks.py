@@ -1,0 +1,73 @@
+"""What a model said at each look, and who still needs another one.
+
+Legend: B images, n of them that take a look, P crops per image, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Looks:
+    """Branch logits and their fusion; with a cascade, confident images stop early.
+
+    Fused probabilities are the mean over the looks an image took, each the mean softmax of its crops
+    (method.md part B).
+
+    Args:
+        logits: of the first look, (B, K).
+        cascade: fused confidence from which an image takes no further look; None: all take all.
+    """
+
+    def __init__(self, logits: Tensor, cascade: float | None):
+        self.logits: dict[str, Tensor] = {"main": logits}
+        self.passes = torch.ones((), device=logits.device)
+        """Encoder passes per image, the mean over the batch."""
+        self._cascade = cascade
+        self._sum = logits.float().softmax(dim=-1)
+        self._count = torch.ones(len(logits), 1, device=logits.device)
+
+    @property
+    def probs(self) -> Tensor:
+        """Fused, (B, K)."""
+        return self._sum / self._count
+
+    def open_rows(self) -> Tensor | None:
+        """Indices (n,) of the images that go on; None: all do."""
+        if self._cascade is None:
+            return None
+        # An image that stopped before stays stopped: nothing was added to its confidence.
+        return (self.probs.amax(dim=-1) < self._cascade).nonzero().flatten()
+
+    def add(self, name: str, logits: Tensor, rows: Tensor | None) -> None:
+        """Enter a look: logits (n, P, K) of the images ``rows``, the crops of one image counting equally."""
+        crops = logits.shape[1]
+        joint = logits.float().log_softmax(dim=-1).logsumexp(dim=1) - math.log(crops)
+        own = logits[:, 0] if crops == 1 else joint
+        total = len(self._sum)
+        self.logits[name] = spread(own, rows, total)
+        if rows is None:
+            self._sum, self._count = self._sum + joint.exp(), self._count + 1
+        else:
+            self._sum = self._sum.index_add(0, rows, joint.exp())
+            self._count = self._count.index_add(0, rows, torch.ones_like(self._count[rows]))
+        self.passes = self.passes + len(logits) * crops / total
+
+    def skip(self, name: str) -> None:
+        """Enter a look that no image takes."""
+        self.logits[name] = torch.full_like(self.logits["main"], torch.nan)
+
+
+def pick(values: Tensor, rows: Tensor | None) -> Tensor:
+    """The given rows of (B, ...); None: all."""
+    return values if rows is None else values[rows]
+
+
+def spread(values: Tensor, rows: Tensor | None, total: int) -> Tensor:
+    """(n, ...) back to (total, ...), NaN in the other rows."""
+    if rows is None:
+        return values
+    return values.new_full((total, *values.shape[1:]), torch.nan).index_copy(0, rows, values)

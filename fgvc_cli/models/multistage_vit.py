@@ -1,0 +1,196 @@
+"""The multi-stage ViT (Conde & Turgutlu 2021): look at the photograph, at its object, at the object's parts.
+
+One encoder and one classifier serve all three looks, four encoder passes in all. The model's input is the
+higher resolution that crops are cut from; the first look sees it reduced to the encoder's size.
+
+Legend: B batch, n images that take a look, K classes, P parts, D width, H W the input, S side of what the
+encoder sees, h w of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fgvc_cli.attention.crops import cut_boxes, follow_map, sample_boxes
+from fgvc_cli.attention.erase import attended_pixels, erase_pixels
+from fgvc_cli.attention.objects import locate_objects
+from fgvc_cli.attention.parts import cut_map, locate_parts
+from fgvc_cli.config import MultiStageVitConfig
+from fgvc_cli.models.looks import Looks, pick, spread
+from fgvc_cli.models.output import ModelOutput, Want
+from fgvc_cli.models.vit_encoder import encode, plan_encoder
+
+BRANCHES: dict[str, tuple[str, ...]] = {
+    "main": ("main",),
+    "main+object": ("main", "object"),
+    "all": ("main", "object", "parts"),
+}
+"""``config.stages`` -> the looks that are taken."""
+
+_FROM_MAP = {"heat", "boxes", "stages", "erased"}
+
+
+class Classifier(nn.Sequential):
+    """The paper's MLP of two layers with ReLU, after a LayerNorm (its code): (B, D) -> (B, K)."""
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, num_classes)
+        )
+
+
+class MultiStageVit(nn.Module):
+    """Main, object and parts branches over one plain ViT.
+
+    Args:
+        backbone: a timm ViT, built for the size that its looks are to have.
+        num_classes: K.
+        config: see ``MultiStageVitConfig``.
+
+    Raises:
+        FgvcError: a backbone that is no plain ViT.
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, config: MultiStageVitConfig):
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.plan = plan_encoder(backbone)
+        self.backbone = backbone
+        self.heads = Classifier(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the looks that are taken."""
+        return BRANCHES[self.config.stages]
+
+    @property
+    def part_count(self) -> int:
+        """P where parts are looked at, else 0."""
+        return self.config.parts if "parts" in self.branches else 0
+
+    def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
+        """Normalised images (B, 3, H, W) -> ``ModelOutput`` with the branches of ``config.stages``.
+
+        Where a cascade stopped an image, its rows of what later looks give are NaN. In training, photographs
+        to be erased take one more pass, without gradients: their boxes come from what was erased from.
+        """
+        need_map = len(self.branches) > 1 or bool(_FROM_MAP & {*want})
+        view = self._reduce(images)
+        chosen = self._choose(len(view), view.device) if self.training else None
+        before = view.new_empty(0)
+        if chosen is not None:
+            view, before = self._erase(view, chosen)
+        embedding, heat = self._encode(view, need_map=need_map)
+        looks = Looks(self.heads(embedding), None if self.training else self.config.cascade)
+        output = ModelOutput(logits=looks.logits, probs=looks.probs)
+        if heat is not None:
+            heat = heat if chosen is None else heat.index_copy(0, chosen, before)
+            self._look_again(images, heat, looks, output, want)
+        output.probs = looks.probs
+        output.embedding = embedding if "embedding" in want else None
+        if self.training or "stats" in want:
+            output.stats["passes"] = looks.passes
+        return output
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the encoder's activations again in the backward pass: less memory, more time."""
+        self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+    def for_inference(self) -> MultiStageVit:
+        """Evaluation mode."""
+        return self.eval()
+
+    def _look_again(
+        self, images: Tensor, heat: Tensor, looks: Looks, output: ModelOutput, want: Collection[Want]
+    ) -> None:
+        """Boxes from the map, the object and the parts look; what is wanted of them goes into ``output``."""
+        size = (images.shape[-2], images.shape[-1])
+        boxes = locate_objects(heat, size, self.config.threshold)
+        output.boxes = boxes if "boxes" in want else None
+        output.heat = heat.detach() if "heat" in want else None
+        output.stages = {"main": heat.detach()} if "stages" in want else None
+        if "erased" in want:
+            output.erased = attended_pixels(heat.detach(), size, self.config.erase_threshold)
+        if self.training or "stats" in want:
+            sides = boxes[:, 2:] - boxes[:, :2]
+            output.stats["object_share"] = sides.prod(dim=-1).mean() / (size[0] * size[1])
+        object_heat = None
+        if "object" in self.branches:
+            need_map = "object_heat" in want or (self.config.part_map == "object" and self.part_count > 0)
+            object_heat = self._look_at_object(images, heat, boxes, looks, need_map=need_map)
+            output.object_heat = object_heat if "object_heat" in want else None
+        if "parts" in self.branches:
+            parts, output.part_logits = self._look_at_parts(images, heat, object_heat, boxes, looks)
+            output.parts = parts if "parts" in want else None
+
+    def _look_at_object(
+        self, images: Tensor, heat: Tensor, boxes: Tensor, looks: Looks, *, need_map: bool
+    ) -> Tensor | None:
+        """The object look; its own map (B, h, w), over the crop, where it is needed."""
+        rows = looks.open_rows()
+        if rows is not None and not len(rows):
+            looks.skip("object")
+            return None
+        crops = self._cut(pick(images, rows), pick(heat, rows), pick(boxes, rows)[:, None])
+        embedding, own_heat = self._encode(crops, need_map=need_map)
+        looks.add("object", self.heads(embedding)[:, None], rows)
+        return None if own_heat is None else spread(own_heat.detach(), rows, len(images))
+
+    def _look_at_parts(
+        self, images: Tensor, heat: Tensor, object_heat: Tensor | None, boxes: Tensor, looks: Looks
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The parts look: its boxes (B, P, 4) and the logits (B, P, K) of each part."""
+        rows = looks.open_rows()
+        if rows is not None and not len(rows):
+            looks.skip("parts")
+            return None, None
+        config, size = self.config, images.shape[-2:]
+        if config.part_map == "object" and object_heat is not None:
+            whole = boxes.new_tensor([0, 0, size[1], size[0]]).expand_as(boxes)
+            maps = cut_map(pick(object_heat, rows), pick(whole, rows), size, self.plan.side)
+        else:
+            maps = cut_map(pick(heat.detach(), rows), pick(boxes, rows), size, self.plan.side)
+        parts = locate_parts(
+            maps, pick(boxes, rows), window=config.part_window, count=config.parts, max_iou=config.part_iou
+        )
+        embedding, _ = self._encode(self._cut(pick(images, rows), pick(heat, rows), parts), need_map=False)
+        logits = self.heads(embedding).unflatten(0, (len(parts), config.parts))
+        looks.add("parts", logits, rows)
+        return spread(parts, rows, len(images)), spread(logits, rows, len(images))
+
+    def _cut(self, images: Tensor, heat: Tensor, boxes: Tensor) -> Tensor:
+        """Crops (n * P, 3, S, S) of boxes (n, P, 4), with gradients into the map where the config asks."""
+        if not self.config.differentiable_crop:
+            return cut_boxes(images, boxes, self.plan.side)
+        followed = follow_map(boxes, heat, (images.shape[-2], images.shape[-1]))
+        return sample_boxes(images, followed, self.plan.side)
+
+    def _encode(self, images: Tensor, *, need_map: bool) -> tuple[Tensor, Tensor | None]:
+        residual = self.config.residual if need_map else None
+        detach = not self.config.differentiable_crop
+        return encode(self.backbone, self.plan, images, residual=residual, detach=detach)
+
+    def _reduce(self, images: Tensor) -> Tensor:
+        """The whole input at the encoder's size."""
+        side = (self.plan.side, self.plan.side)
+        if tuple(images.shape[-2:]) == side:
+            return images
+        return F.interpolate(images, side, mode="bilinear", antialias=True)
+
+    def _choose(self, batch: int, device: torch.device) -> Tensor | None:
+        """Which images of a batch are erased, or None; drawn on the CPU: every device draws the same."""
+        chosen = (torch.rand(batch) < self.config.erase_prob).nonzero().flatten()
+        return chosen.to(device) if len(chosen) else None
+
+    @torch.no_grad()
+    def _erase(self, view: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch with the chosen images erased (2.3), and their maps from before, (n, h, w)."""
+        _, heat = self._encode(view[chosen], need_map=True)
+        assert heat is not None
+        mask = attended_pixels(heat, view.shape[-2:], self.config.erase_threshold)
+        return view.index_copy(0, chosen, erase_pixels(view[chosen], mask)), heat

@@ -1,0 +1,159 @@
+"""Any plain timm ViT as the encoder of a multi-stage model: an embedding, and where it attended.
+
+Fused attention never shows its softmax, so q and k are taken where the encoder hands them over to
+``scaled_dot_product_attention`` (rotated, normalised and scaled as the architecture does it) and the map is
+computed beside the main pass, which stays as it is.
+
+Legend: B batch, D width, N tokens, h w rows and columns of the patch grid, S side of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from fgvc_cli.attention.rollout import LayerAttention, patch_map, rollout
+from fgvc_cli.errors import FgvcError
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """What has to be known about a ViT to map its attention."""
+
+    side: int
+    """S: what the encoder takes, pixels."""
+    prefix_tokens: int
+    """Class, distillation and register tokens in front of the patches."""
+    grid: tuple[int, int]
+    """(h, w) of the patches."""
+    layers: int
+    class_token: bool
+    """Whether the embedding is read from a class token; else it is a mean over patches."""
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.prefix_tokens + self.grid[0] * self.grid[1]
+
+    def start_row(self, device: torch.device) -> Tensor:
+        """Where the rollout starts, (N,): at the class token, else at the mean of the patches (ours)."""
+        row = torch.zeros(self.tokens, device=device)
+        if self.class_token:
+            row[0] = 1
+        else:
+            row[self.prefix_tokens :] = 1 / (self.grid[0] * self.grid[1])
+        return row
+
+
+class RecordAttention(TorchFunctionMode):
+    """While active, keeps q and k of every self-attention over ``tokens`` tokens; computes nothing itself.
+
+    Args:
+        tokens: N; attention over other numbers of tokens (pooling heads) is not kept.
+        detach: whether gradients end here.
+    """
+
+    def __init__(self, tokens: int, *, detach: bool = True):
+        super().__init__()
+        self.tokens, self.detach = tokens, detach
+        self.layers: list[LayerAttention] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            self._keep(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _keep(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **_: Any,
+    ) -> None:
+        if query.shape[-2] != self.tokens or key.shape != query.shape or is_causal:
+            return
+        if self.detach:
+            query, key = query.detach(), key.detach()
+            attn_mask = None if attn_mask is None else attn_mask.detach()
+        self.layers.append(LayerAttention(query, key, scale or query.shape[-1] ** -0.5, attn_mask))
+
+
+def plan_encoder(net: nn.Module) -> EncoderPlan:
+    """Check that a timm network is a plain ViT whose attention can be mapped; nothing is computed.
+
+    Raises:
+        FgvcError: windows, hierarchies, convolutions, linear attention: anything but softmax attention over
+            one grid of patches in every block.
+    """
+    name = getattr(net, "pretrained_cfg", {}).get("architecture", type(net).__name__)
+    embed, blocks = getattr(net, "patch_embed", None), getattr(net, "blocks", ())
+    grid, size = getattr(embed, "grid_size", None), getattr(embed, "img_size", None)
+    if not len(blocks) or not grid or not size or not hasattr(net, "num_prefix_tokens"):
+        raise _not_plain(name, "it is not one sequence of blocks over one grid of patches")
+    if size[0] != size[1] or size[0] % grid[0]:
+        patch = size[0] // grid[0]
+        raise FgvcError(
+            f"{name} cuts patches of {patch} px, which do not divide {size[0]} px.",
+            f"For example: --set options.encoder_px={patch * max(1, round(size[0] / patch))}",
+        )
+    for module in net.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = True  # type: ignore[assignment]
+    prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
+    pooled_token = getattr(net, "global_pool", "token") == "token"
+    plan = EncoderPlan(
+        int(size[0]), prefix, (int(grid[0]), int(grid[1])), len(blocks), prefix > 0 and pooled_token
+    )
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), RecordAttention(plan.tokens) as record:
+        net.forward_features(torch.empty(1, 3, plan.side, plan.side))  # type: ignore[operator]
+    if len(record.layers) != plan.layers:
+        raise _not_plain(name, f"{len(record.layers)} of its {plan.layers} blocks show softmax attention")
+    return plan
+
+
+def encode(
+    net: nn.Module, plan: EncoderPlan, images: Tensor, *, residual: float | None = None, detach: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """One encoder pass, with the map of its attention where ``residual`` is given.
+
+    Args:
+        images: normalised (B, 3, S, S).
+        residual: of the rollout; None: no map.
+        detach: whether the map carries no gradient.
+
+    Returns:
+        The embedding (B, D), and the map (B, h, w) in [0, 1] or None.
+    """
+    if residual is None:
+        return _embed(net, images), None
+    with RecordAttention(plan.tokens, detach=detach) as record:
+        embedding = _embed(net, images)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
+        row = rollout(record.layers, plan.start_row(images.device), residual)
+        return embedding, patch_map(row, plan.prefix_tokens, plan.grid)
+
+
+def _embed(net: nn.Module, images: Tensor) -> Tensor:
+    features = net.forward_features(images)  # type: ignore[operator]
+    return net.forward_head(features, pre_logits=True)  # type: ignore[operator]
+
+
+def _not_plain(name: str, why: str) -> FgvcError:
+    return FgvcError(
+        f"{name} cannot be a multi-stage ViT: {why}.",
+        f"Choose a plain ViT such as vit_small_patch16_384, or train it plain with --model timm-{name}.",
+    )

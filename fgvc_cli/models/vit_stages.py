@@ -1,0 +1,163 @@
+"""Three depths of a plain ViT as stages 3, 4 and 5.
+
+Wang et al. 2025 cut CNNs only; CRAM and SMRAM on a Transformer are its future work (section 5), so every
+choice here is ours. After a stage's blocks the patch tokens go back to their grid and pass through CRAM
+like any feature map; X_s becomes the patch tokens that the next block sees. The prefix tokens (class,
+distillation, registers) belong to no place, so CRAM has nothing to weigh them by: they pass unchanged.
+The last stage ends after the encoder's final norm.
+
+Legend: B batch, P prefix tokens, N patch tokens, D width, h w rows and columns of the patch grid, N = h * w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.models.stage_plan import StagePlan, network_name, not_staged
+
+_STAGES = 3
+_PARTS = ("patch_embed", "_pos_embed", "norm_pre", "blocks", "norm", "num_prefix_tokens", "embed_dim")
+_AFTER_FEATURES = ("attn_pool", "fc_norm", "head_drop", "head", "head_dist")
+
+
+class Tokens(NamedTuple):
+    """What a ViT carries from block to block."""
+
+    sequence: Tensor
+    """(B, P + N, D), prefix tokens first."""
+    grid: tuple[int, int]
+    """h and w; patch tokens lie row by row."""
+    rope: Tensor | None
+    """Rotary position embedding for every block (EVA kinds only), per block first if the blocks differ."""
+
+
+@dataclass(frozen=True)
+class VitStagePlan(StagePlan):
+    """A timm ViT cut between blocks."""
+
+    ends: tuple[int, ...]
+    """Number of blocks after which each stage ends."""
+    prefix_tokens: int
+    """P."""
+
+    def start(self, net: nn.Module, images: Tensor) -> Tokens:
+        """Normalised images (B, 3, H, W) -> embedded tokens, before the first block."""
+        parts: Any = net
+        grid = parts.patch_embed.dynamic_feat_size(images.shape[-2:])
+        embedded = parts._pos_embed(parts.patch_embed(images))
+        sequence, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
+        return Tokens(parts.norm_pre(sequence), grid, rope)
+
+    def run(self, net: nn.Module, stage: int, state: Tokens) -> tuple[Tensor, Tokens]:
+        """Run a stage's blocks, counted from 0 -> its map (B, D, h, w) and the tokens; the last is normed."""
+        parts: Any = net
+        x = state.sequence
+        for i in range(self.ends[stage - 1] if stage else 0, self.ends[stage]):
+            if state.rope is None:
+                x = parts.blocks[i](x)
+            else:
+                x = parts.blocks[i](x, rope=state.rope[i] if net.rope_mixed else state.rope)
+        if stage == len(self.ends) - 1:
+            x = parts.norm(x)
+        patches = x[:, self.prefix_tokens :].transpose(1, 2)
+        return patches.unflatten(2, state.grid), state._replace(sequence=x)
+
+    def put_back(self, state: Tokens, onward: Tensor) -> Tokens:
+        """The tokens with the patches of X_s (B, D, h, w) for their own; prefix tokens as they are."""
+        patches = onward.flatten(2).transpose(1, 2)
+        return state._replace(sequence=torch.cat([state.sequence[:, : self.prefix_tokens], patches], dim=1))
+
+
+def is_vit(net: nn.Module) -> bool:
+    """Whether a network has the parts of a plain timm ViT: patches, prefix tokens, blocks, one width."""
+    return all(hasattr(net, part) for part in _PARTS)
+
+
+def plan_vit(net: nn.Module, depths: tuple[int, ...] | None = None) -> VitStagePlan:
+    """Cut a timm ViT into three stages.
+
+    The cut is proven, not assumed: embedding, blocks and norm one after another must give what
+    ``forward_features`` gives. What comes after the features (pooling, its norm, classifier) is replaced by
+    ``nn.Identity``, so no parameter stays that nothing trains.
+
+    Args:
+        net: a network for which ``is_vit`` holds, with real weights.
+        depths: the blocks, counted from 1, after which the stages end; None: thirds of the encoder.
+
+    Raises:
+        FgvcError: depths that do not fit the encoder, or a network whose blocks do not run one after another.
+    """
+    parts: Any = net
+    ends = _stage_ends(net, len(parts.blocks), depths)
+    dropout = getattr(net, "patch_drop", None)
+    if not (dropout is None or isinstance(dropout, nn.Identity)):
+        raise not_staged(net, "its patch dropout leaves holes in the grid of patches")
+    channels, shifts = (parts.embed_dim,) * len(ends), (0.0,) * len(ends)  # a patch covers its own area
+    plan = VitStagePlan(channels, shifts, ends, parts.num_prefix_tokens)
+    _prove(net, plan)
+    for unused in _AFTER_FEATURES:
+        if getattr(net, unused, None) is not None:
+            setattr(net, unused, nn.Identity())
+    return plan
+
+
+def _stage_ends(net: nn.Module, depth: int, depths: tuple[int, ...] | None) -> tuple[int, ...]:
+    if depth < _STAGES:
+        raise not_staged(net, f"{depth} blocks do not make {_STAGES} stages")
+    thirds = tuple(round(depth * stage / _STAGES) for stage in range(1, _STAGES + 1))
+    if depths is None:
+        return thirds
+    if depths[-1] != depth or any(a >= b for a, b in zip((0, *depths), depths, strict=False)):
+        raise FgvcError(
+            f"depths {_comma(depths)} do not cut {network_name(net)}: expected {_STAGES} rising block "
+            f"numbers from 1, the last one {depth}, its depth.",
+            f"For example: --set options.depths={_comma(thirds)}",
+            EXIT_USAGE,
+        )
+    return depths
+
+
+def _comma(numbers: tuple[int, ...]) -> str:
+    return ",".join(str(number) for number in numbers)
+
+
+class _BothWays(nn.Module):
+    """A network whole and in stages, for the proof."""
+
+    def __init__(self, net: nn.Module, plan: VitStagePlan):
+        super().__init__()
+        self.net, self.plan = net, plan
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.plan.start(self.net, images)
+        for stage in range(len(self.plan.ends)):
+            x, state = self.plan.run(self.net, stage, state)
+            state = self.plan.put_back(state, x)
+        return self.net.forward_features(images), state.sequence  # type: ignore[operator]
+
+
+@torch.no_grad()
+def _prove(net: nn.Module, plan: VitStagePlan) -> None:
+    """Refuse a network whose stages together are not the whole, on one image of its own input size."""
+    if next(net.parameters()).is_meta:
+        raise ValueError("plan_vit needs real weights; move the model to meta afterwards")
+    height, width = net.patch_embed.img_size or net.pretrained_cfg["input_size"][1:]  # type: ignore
+    probe = torch.linspace(-2, 2, 3 * height * width).view(1, 3, height, width)
+    # LayerScale starts at 1e-5: a block left out, or run without its rope, would pass for rounding.
+    unscaled = {f"net.{name}": torch.ones_like(p) for name, p in net.named_parameters() if p.ndim == 1}
+    training = net.training
+    net.eval()
+    try:
+        whole, staged = torch.func.functional_call(_BothWays(net, plan), unscaled, (probe,))
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise not_staged(net, f"running its blocks in order fails: {reason}") from error
+    finally:
+        net.train(training)
+    if whole.shape != staged.shape or not torch.allclose(whole, staged, rtol=1e-4, atol=1e-5):
+        raise not_staged(net, "its blocks, run one after another, do not give its features")
