@@ -79,6 +79,15 @@ def apply_sets(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]
     return values
 
 
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested plain values over others; what ``above`` does not say stays."""
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
 def _explain(error: ValidationError) -> FgvcError:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"]) or "config"

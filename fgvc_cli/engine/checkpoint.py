@@ -14,8 +14,8 @@ from torch import nn
 from fgvc_cli import __version__
 from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.config import Preprocess, TrainConfig, config_sha256
-from fgvc_cli.errors import FgvcError
-from fgvc_cli.models.registry import create_model
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.models.registry import create_model, resolve
 from fgvc_cli.models.weight_files import CHECKPOINT_KEY, read_tensors
 from fgvc_cli.sections import build
 
@@ -75,11 +75,16 @@ def save_checkpoint(
         stream.write(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(document)}))
 
 
-def load_checkpoint(path: Path | str) -> Checkpoint:
+def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) -> Checkpoint:
     """Read a checkpoint; nothing else is needed.
 
+    Args:
+        options: settings of the model's family to answer with instead of the stored ones, e.g.
+            ``{"cascade": 0.9}``; those that change its tensors cannot be.
+
     Raises:
-        FgvcError: no such file, a pickle, a damaged file, plain weights, a checkpoint of a newer format.
+        FgvcError: no such file, a pickle, a damaged file, plain weights, a checkpoint of a newer format, an
+            option that the family does not have.
     """
     path = Path(path)
     tensors, header = read_tensors(path)
@@ -94,7 +99,13 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
             f"{path.name} was written by fgvc {document['fgvc_version']}, this is {__version__}.",
             "pip install --upgrade fgvc",
         )
-    model = create_model(document["model"], len(document["classes"]), options=document["options"])
+    _check_options(document["model"], options or {})
+    model = create_model(
+        document["model"],
+        len(document["classes"]),
+        input_px=document["preprocess"]["input_px"],
+        options=document["options"] | (options or {}),
+    )
     model = model.for_inference()  # type: ignore[operator]
     model.load_state_dict({key: tensor for key, tensor in tensors.items() if not key.startswith("smram.")})
     return Checkpoint(
@@ -105,6 +116,17 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         sha256=file_sha256(path),
         metadata={k: v for k, v in document.items() if k not in ("classes", "preprocess")},
     )
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    fields = resolve(name).family.config.model_fields
+    for option, value in options.items():
+        if option not in fields:
+            raise FgvcError(
+                f"--{option} {value} is not for {name}: a model of this family has no {option}.",
+                f"Leave --{option} away.",
+                EXIT_USAGE,
+            )
 
 
 def file_sha256(path: Path) -> str:

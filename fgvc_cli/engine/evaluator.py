@@ -29,7 +29,7 @@ class Evaluation:
     probs: Tensor
     """Fused, (N, K)."""
     branches: dict[str, Tensor]
-    """Branch name -> probabilities (N, K)."""
+    """Branch name -> probabilities (N, K); a row is NaN where a cascade stopped before that branch."""
     stats: dict[str, float]
     """Means of the model's own scalars, e.g. ``overlap``."""
     failures: list[str]
@@ -37,7 +37,11 @@ class Evaluation:
     seconds: float
 
     def metrics(self) -> dict[str, float]:
-        """Top-1, top-5, macro F1 and top-1 per branch as shares, NLL, and the model's stats."""
+        """Top-1, top-5, macro F1 and top-1 per branch as shares, NLL, and the model's stats.
+
+        Fused figures are over all images, ``top1_<branch>`` over those that reached the branch. Where not
+        all did, ``reached_<branch>`` is their share; where none did, there is no ``top1_<branch>``.
+        """
         labels, probs = self.labels.numpy(), self.probs.double().numpy()
         classes = range(probs.shape[1])
         guesses = probs.argmax(axis=1)
@@ -50,8 +54,19 @@ class Evaluation:
             "nll": float(F.nll_loss(self.probs.clamp_min(1e-12).log(), self.labels)),
         }
         for name, branch in self.branches.items():
-            result[f"top1_{name}"] = float(accuracy_score(labels, branch.argmax(dim=1).numpy()))
+            result |= _branch_metrics(name, branch, self.labels)
         return result | self.stats | {"images_per_second": len(labels) / max(self.seconds, 1e-9)}
+
+
+def _branch_metrics(name: str, probs: Tensor, labels: Tensor) -> dict[str, float]:
+    reached = ~probs.isnan().any(dim=1)
+    result = {}
+    if reached.any():
+        guesses = probs[reached].argmax(dim=1)
+        result[f"top1_{name}"] = float(accuracy_score(labels[reached].numpy(), guesses.numpy()))
+    if not reached.all():
+        result[f"reached_{name}"] = float(reached.double().mean())
+    return result
 
 
 def _top5(labels: np.ndarray, probs: np.ndarray, classes: range) -> float:

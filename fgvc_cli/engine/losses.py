@@ -1,4 +1,7 @@
-"""Losses over ``ModelOutput``; the same function serves every family."""
+"""Losses over ``ModelOutput``; the same function serves every family.
+
+Legend: B batch, K classes, P parts.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,56 @@ from torch import Tensor
 from fgvc_cli.config import Loss
 from fgvc_cli.models.output import ModelOutput
 
-_JOINT = ("concat", "main")
-
 
 def total_loss(output: ModelOutput, labels: Tensor, config: Loss) -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 12, L = alpha * sum_i L_i + beta * L_all + gamma * L_div, and its terms by name.
+    """Weighted sum of each branch's cross entropy and of the model's penalties, and these terms by name.
 
-    A branch called ``concat`` or ``main`` is L_all (Eq. 11); every other branch is an L_i (Eq. 10). A plain
-    baseline has only ``main`` and no penalty, so its loss is beta * cross entropy.
+    CRA-SMRA, Eq. 12: L = alpha * sum_i L_i + beta * L_all + gamma * L_div, where a branch called ``stage...``
+    is an L_i (Eq. 10) and ``concat`` is L_all (Eq. 11). Any other branch weighs 1: the looks of a multi-stage
+    ViT, L = L_a + L_b + sum_i L_ci (Eq. 1 of Conde & Turgutlu 2021), and the one answer of a plain baseline.
 
     Args:
         labels: class indices (B,).
+
+    Returns:
+        The loss, a scalar, and the unweighted terms, detached. Where ``output.part_logits`` is there, the
+        term ``parts`` comes from it, see ``part_loss``.
     """
     terms = {
         name: F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         for name, logits in output.logits.items()
     }
-    weights = {name: config.beta if name in _JOINT else config.alpha for name in terms}
+    if output.part_logits is not None:
+        terms["parts"] = part_loss(output.part_logits, labels, config)
+    weights = {name: _branch_weight(name, config) for name in terms}
     for name, penalty in output.penalties.items():
         terms[name] = penalty
         weights[name] = config.gamma
     loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return loss, {name: term.detach() for name, term in terms.items()}
+
+
+def part_loss(part_logits: Tensor, labels: Tensor, config: Loss) -> Tensor:
+    """Cross entropy of each part crop as an input of its own, averaged over the batch.
+
+    Args:
+        part_logits: (B, P, K).
+        labels: class indices (B,).
+
+    Returns:
+        A scalar: summed over the P parts (Eq. 1 of Conde & Turgutlu 2021), or averaged, by
+        ``config.part_loss``.
+    """
+    parts = part_logits.shape[1]
+    mean = F.cross_entropy(
+        part_logits.float().flatten(0, 1),
+        labels.repeat_interleave(parts),
+        label_smoothing=config.label_smoothing,
+    )
+    return mean * parts if config.part_loss == "sum" else mean
+
+
+def _branch_weight(name: str, config: Loss) -> float:
+    if name.startswith("stage"):
+        return config.alpha
+    return config.beta if name == "concat" else 1.0

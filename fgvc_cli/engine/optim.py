@@ -1,28 +1,84 @@
-"""Optimiser and schedule from timm, with one parameter group per part of the model."""
+"""Optimiser and schedule, with one parameter group per part of the model, or several for its backbone."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from fgvc_cli.config import Optim
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 
+class Schedule(Protocol):
+    """What sets the learning rates of an optimiser."""
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the rates of the next update; called after each one, ``num_updates`` counts from 1."""
+
+
+class OneCycle(OneCycleLR):
+    """One cycle (Smith & Topin 2017) over ``updates``: each group rises to the rate it was made with over
+    the first 30 %, from a 25th of it, then falls to nothing. Momentum stays."""
+
+    def __init__(self, optimizer: Optimizer, updates: int):
+        tops = [group["lr"] for group in optimizer.param_groups]
+        super().__init__(optimizer, tops, total_steps=updates, cycle_momentum=False)
+
+    def step_update(self, num_updates: int) -> None:
+        """See ``Schedule``; after the last update the rates stay."""
+        if num_updates < self.total_steps:
+            self.step()
+
+
 def parameter_groups(model: nn.Module, config: Optim) -> list[dict]:
-    """Parameters by the root of their name (backbone, cram, smram, heads), each with its learning rate."""
-    groups: dict[str, list[nn.Parameter]] = {}
+    """Parameters by the root of their name (backbone, cram, smram, heads), each with its learning rate.
+
+    With ``config.layer_decay`` the backbone is several groups, named ``backbone.<number>``.
+
+    Raises:
+        FgvcError: layer decay over a backbone that does not say what its layers are.
+    """
+    roots: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(name.partition(".")[0], []).append(parameter)
+            roots.setdefault(name.partition(".")[0], []).append(parameter)
+    groups: list[dict] = []
+    for root, parameters in roots.items():
+        if root == "backbone" and config.layer_decay is not None:
+            groups += _layer_groups(model.get_submodule(root), config, config.layer_decay)
+        else:
+            groups.append({"params": parameters, "lr": getattr(config, f"lr_{root}"), "name": root})
+    return groups
+
+
+def _layer_groups(backbone: nn.Module, config: Optim, decay: float) -> list[dict]:
+    """timm's groups (BEiT): rate times ``decay`` per layer below the last, no weight decay for biases, norms
+    and what the backbone itself exempts."""
+    if not hasattr(backbone, "group_matcher"):
+        raise FgvcError(
+            f"optim.layer_decay={decay:g} needs a backbone that groups its parameters by layer, and "
+            f"{type(backbone).__name__} does not.",
+            "Leave optim.layer_decay out, or choose a ViT or ResNet of timm.",
+            EXIT_USAGE,
+        )
+    exempt: set[str] = getattr(backbone, "no_weight_decay", set)()
+    groups = param_groups_layer_decay(
+        backbone, weight_decay=config.weight_decay, no_weight_decay_list=exempt, layer_decay=decay
+    )
+    # The scale goes into the rate and no further: timm's schedules would apply a kept ``lr_scale`` again.
     return [
-        {"params": parameters, "lr": getattr(config, f"lr_{root}"), "name": root}
-        for root, parameters in groups.items()
+        {
+            "params": group["params"],
+            "lr": config.lr_backbone * group["lr_scale"],
+            "weight_decay": group["weight_decay"],
+            "name": f"backbone.{number}",
+        }
+        for number, group in enumerate(groups)
     ]
 
 
@@ -30,14 +86,16 @@ def build_optimizer(model: nn.Module, config: Optim) -> Optimizer:
     """Any optimiser timm knows, over ``parameter_groups``.
 
     Raises:
-        FgvcError: an optimiser name that timm does not know.
+        FgvcError: an optimiser name that timm does not know, layer decay that the backbone cannot have.
     """
+    groups = parameter_groups(model, config)
     extra: dict[str, Any] = {"momentum": config.momentum} if config.name in ("momentum", "sgd") else {}
     try:
         return create_optimizer_v2(
-            parameter_groups(model, config),
+            groups,
             opt=config.name,
             lr=config.lr_backbone,
+            # Of the groups that do not carry their own.
             weight_decay=config.weight_decay,
             **extra,
         )
@@ -47,13 +105,38 @@ def build_optimizer(model: nn.Module, config: Optim) -> Optimizer:
         ) from error
 
 
-def build_schedule(optimizer: Optimizer, config: Optim, epochs: int, steps_per_epoch: int) -> Scheduler:
-    """Cosine decay to zero over all steps, after an optional linear warm-up; stepped per update."""
+def build_schedule(optimizer: Optimizer, config: Optim, epochs: int, steps_per_epoch: int) -> Schedule:
+    """``config.schedule`` over all updates of a run; each group keeps its own largest rate.
+
+    ``cosine`` falls to zero after an optional linear warm-up; ``onecycle`` brings its own, see ``OneCycle``.
+
+    Raises:
+        FgvcError: a warm-up asked of one cycle.
+    """
+    updates = epochs * steps_per_epoch
+    if config.schedule == "onecycle":
+        if config.warmup_epochs:
+            raise FgvcError(
+                f"optim.warmup_epochs={config.warmup_epochs:g} goes with optim.schedule=cosine; "
+                "one cycle rises by itself.",
+                "Leave optim.warmup_epochs out.",
+                EXIT_USAGE,
+            )
+        return OneCycle(optimizer, updates)
     return CosineLRScheduler(
         optimizer,
-        t_initial=epochs * steps_per_epoch,
+        t_initial=updates,
         warmup_t=round(config.warmup_epochs * steps_per_epoch),
         warmup_lr_init=0.0,
         warmup_prefix=False,
         t_in_epochs=False,
     )
+
+
+def largest_rates(optimizer: Optimizer) -> dict[str, float]:
+    """``lr_<root>`` -> the largest current learning rate among that root's groups."""
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        column = f"lr_{group['name'].partition('.')[0]}"
+        rates[column] = max(rates.get(column, 0.0), float(group["lr"]))
+    return rates

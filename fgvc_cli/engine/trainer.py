@@ -5,7 +5,6 @@ The validation split chooses the checkpoint; the test split is touched once, at 
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import time
@@ -27,8 +26,9 @@ from fgvc_cli.engine.checkpoint import save_checkpoint
 from fgvc_cli.engine.evaluator import Evaluation, evaluate
 from fgvc_cli.engine.fusion import fit_fuse_weights
 from fgvc_cli.engine.losses import total_loss
-from fgvc_cli.engine.optim import build_optimizer, build_schedule
-from fgvc_cli.errors import FgvcError
+from fgvc_cli.engine.metrics_file import MetricsFile
+from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.weight_files import read_tensors
 
 CHECKPOINT, METRICS, CONFIG = "model.safetensors", "metrics.csv", "config.json"
@@ -71,7 +71,11 @@ def seed_everything(seed: int) -> None:
 
 
 class Trainer:
-    """One run: ``config`` over ``data`` into ``run_dir`` (metrics.csv, config.json, model.safetensors)."""
+    """One run: ``config`` over ``data`` into ``run_dir`` (metrics.csv, config.json, model.safetensors).
+
+    Raises:
+        FgvcError: settings of ``config`` that do not fit each other or the model.
+    """
 
     def __init__(
         self,
@@ -82,6 +86,9 @@ class Trainer:
         device: torch.device,
         observer: Observer,
     ):
+        _check_freeze(config)
+        if config.grad_checkpointing:
+            _checkpoint_gradients(model, config.model)
         self.config, self.data, self.run_dir = config, data, run_dir
         self.device, self.observer = device, observer
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -94,6 +101,9 @@ class Trainer:
         )
         self.optimizer = build_optimizer(self.model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.epochs, len(self.loader))
+        # Those that learn once the frozen epochs are over; a backbone may have others that never do.
+        self.backbone = self.model.get_submodule("backbone")
+        self.freezable = [p for p in self.backbone.parameters() if p.requires_grad]
         self.ema = ModelEmaV3(self.model, config.ema_decay, use_warmup=True) if config.ema_decay else None
         self.updates = 0
         self.warned: set[str] = set()
@@ -136,8 +146,17 @@ class Trainer:
         self._save(metrics)
         return TrainResult(path, best_epoch, metrics)
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def _train_mode(self, epoch: int) -> None:
+        """Everything learns, but for the backbone in the frozen epochs, when its batch norms rest too."""
+        frozen = epoch <= self.config.optim.freeze_epochs
         self.model.train()
+        if frozen:
+            self.backbone.eval()
+        for parameter in self.freezable:
+            parameter.requires_grad_(not frozen)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        self._train_mode(epoch)
         sums: dict[str, float] = defaultdict(float)
         images = 0
         start = time.perf_counter()
@@ -152,9 +171,9 @@ class Trainer:
         if not images:
             raise FgvcError("No training photograph could be read.", "Check the files named above.")
         seconds = time.perf_counter() - start
-        rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        row = {"epoch": epoch, "seconds": seconds, "images_per_second": images / seconds}
         means = {name: value / images for name, value in sums.items()}
-        return {"epoch": epoch, "seconds": seconds, "images_per_second": images / seconds, **rates, **means}
+        return row | largest_rates(self.optimizer) | means
 
     def _update(self, batch: Batch) -> dict[str, float]:
         """One optimiser step; the loss, its terms, and the model's stats."""
@@ -164,9 +183,11 @@ class Trainer:
             output = self.model(images)
         loss, terms = total_loss(output, batch.labels.to(self.device), self.config.loss)
         if not torch.isfinite(loss):
+            rates = largest_rates(self.optimizer)
             raise FgvcError(
                 f"The loss became {loss.item()} after {self.updates} updates.",
-                "Lower the learning rates (--set optim.lr_cram=...), or clip: --set optim.clip_grad=1",
+                f"Lower the learning rates (--set optim.{max(rates, key=lambda name: rates[name])}=...), "
+                "or clip: --set optim.clip_grad=1",
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -216,26 +237,21 @@ class Trainer:
                 self.observer.on_warning(f"left out {failure}")
 
 
-class MetricsFile:
-    """metrics.csv: one line per epoch, on disk as soon as it is written."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.columns: list[str] = []
-
-    def __enter__(self) -> MetricsFile:
-        self.stream = self.path.open("w", newline="", encoding="utf-8")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stream.close()
-
-    def write(self, row: dict[str, float]) -> None:
-        """Append a row; the first fixes the columns."""
-        if not self.columns:
-            self.columns = list(row)
-            csv.writer(self.stream).writerow(self.columns)
-        csv.writer(self.stream).writerow(
-            [format(row[name], ".6g") if name in row else "" for name in self.columns]
+def _check_freeze(config: TrainConfig) -> None:
+    frozen = config.optim.freeze_epochs
+    if frozen >= config.epochs:
+        raise FgvcError(
+            f"optim.freeze_epochs={frozen} leaves no epoch of {config.epochs} in which the backbone learns.",
+            f"Freeze fewer than {config.epochs}, or train longer: --epochs {frozen + 1} or more.",
+            EXIT_USAGE,
         )
-        self.stream.flush()
+
+
+def _checkpoint_gradients(model: nn.Module, name: str) -> None:
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise FgvcError(
+            f"{name} has no gradient checkpointing.",
+            "Leave grad_checkpointing out; a smaller --batch-size needs less memory too.",
+            EXIT_USAGE,
+        )
+    model.set_grad_checkpointing(True)  # type: ignore[operator]

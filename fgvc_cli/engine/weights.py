@@ -88,8 +88,11 @@ def resolve_weights(weights: str | None) -> tuple[Path, WeightsEntry | None]:
     return path, None
 
 
-def open_weights(weights: str | None) -> Checkpoint:
+def open_weights(weights: str | None, *, options: dict[str, Any] | None = None) -> Checkpoint:
     """Load a checkpoint by name or file; embedded ones are checked against their sha256.
+
+    Args:
+        options: as ``load_checkpoint``.
 
     Raises:
         FgvcError: as ``resolve_weights`` and ``load_checkpoint``; an embedded file that was changed.
@@ -97,13 +100,18 @@ def open_weights(weights: str | None) -> Checkpoint:
     path, entry = resolve_weights(weights)
     from fgvc_cli.engine.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, options=options)
     if entry and checkpoint.sha256 != entry.sha256:
         raise FgvcError(
             f"{path.name} is damaged: sha256 {checkpoint.sha256[:12]}..., expected {entry.sha256[:12]}....",
             "Install fgvc again.",
         )
     return checkpoint
+
+
+def given_options(**options: Any) -> dict[str, Any]:
+    """Model settings that the command line gives; None stands for not given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def default_notice() -> str:
