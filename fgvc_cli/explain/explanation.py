@@ -24,7 +24,8 @@ class Explanation:
     top: tuple[tuple[str, float], ...]
     """(class name, probability), the most probable first."""
     branches: dict[str, tuple[str, float]]
-    """Branch name -> its own most probable class and that probability, in the model's order."""
+    """Branch name -> its own most probable class and that probability, in the model's order; then each part
+    of a model that looks at several."""
     maps: dict[str, np.ndarray]
     """Map name -> (h, w) float32 in [0, 1] over the model's input, in the order of drawing."""
     box: Box | None
@@ -35,6 +36,12 @@ class Explanation:
     """Side of the model's square input, pixels."""
     model: str
     """Registry name."""
+    parts: tuple[Box, ...] = ()
+    """What the model looked at again inside the object, in its order, as ``box``; empty where it did not."""
+    object_map: np.ndarray | None = None
+    """Where the model looked at its second look, (h, w) float32 in [0, 1] over ``box``; None without one."""
+    erased: np.ndarray | None = None
+    """Pixels of the model's input that training may erase, (H, W) bool; None where it erases none."""
 
     @property
     def region(self) -> Box:

@@ -1,18 +1,34 @@
-"""The panels of an explanation: the photograph with its box, and one map laid over the part it covers."""
+"""The panels of an explanation: the photograph with its boxes, what lies over it, and crops of it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from fgvc_cli.explain.colormap import apply_colormap
 from fgvc_cli.explain.explanation import Box, Explanation
+from fgvc_cli.explain.text import Face
 
-BOX_LINE = (0, 229, 255)
+Color = tuple[int, int, int]
+Size = tuple[int, int]
+Rectangle = tuple[int, int, int, int]
+
+BOX_LINE: Color = (0, 229, 255)
 """Cyan: rare in photographs, and opposite to every colour of the map."""
-BOX_EDGE = (6, 20, 38)
+PART_LINES: tuple[Color, ...] = ((255, 221, 51), (213, 94, 0), (60, 110, 255), (255, 255, 255))
+"""Of each part, then over again: apart from each other and from ``BOX_LINE`` for every kind of colour
+blindness (CIEDE2000 above 16, the first two above 24)."""
+BOX_EDGE: Color = (6, 20, 38)
+ERASED: Color = (126, 126, 126)
+"""Near the data's mean, which an erased pixel is to the model."""
+ERASED_RIM: Color = (255, 255, 255)
+"""Round what is erased, inside it: grey things in a photograph have none."""
+UNMAPPED: Color = (232, 236, 239)
+"""Where a map drawn alone has nothing to say."""
+FRAME_PX = 7
 MAP_OPACITY = 0.72
 """How much of a map's colour covers the grey photograph beneath."""
 UNSEEN_VEIL = 0.62
@@ -22,42 +38,85 @@ _BLOCKY_ZOOM = 8
 """Photographs enlarged more than this keep their square pixels, which says that there is no detail."""
 
 
-def fit(photo: tuple[int, int], slot: tuple[int, int]) -> tuple[int, int]:
+def fit(photo: tuple[float, float], slot: Size) -> Size:
     """The largest (width, height) with the photograph's aspect that fits a slot; at least one pixel."""
     scale = min(slot[0] / photo[0], slot[1] / photo[1])
     return max(1, round(photo[0] * scale)), max(1, round(photo[1] * scale))
 
 
-def draw_photo(explanation: Explanation, size: tuple[int, int]) -> Image.Image:
-    """The photograph, resized to ``size``, with its object box."""
+def draw_photo(explanation: Explanation, size: Size) -> Image.Image:
+    """The photograph, resized to ``size``, with its object box and its numbered part boxes."""
     panel = _resized(explanation.image, size)
     if explanation.box is not None:
         draw_box(panel, _scaled(explanation.box, explanation.image.size, size))
+    parts = [_scaled(part, explanation.image.size, size) for part in explanation.parts]
+    for index, part in enumerate(parts):
+        draw_box(panel, part, part_color(index))
+    _number(panel, parts)
     return panel
 
 
-def draw_map(explanation: Explanation, name: str, size: tuple[int, int], box: bool = False) -> Image.Image:
+def draw_map(explanation: Explanation, name: str, size: Size, box: bool = False) -> Image.Image:
     """One map over the grey photograph, exactly where the model's input lies; what it did not see is faded.
 
     Raises:
         KeyError: a map that the explanation lacks.
     """
     grey = _resized(explanation.image, size).convert("L").convert("RGB")
-    white = Image.new("RGB", size, "white")
-    panel = Image.blend(grey, white, UNSEEN_VEIL)
-    x1, y1, x2, y2 = whole_pixels(_scaled(explanation.region, explanation.image.size, size), size)
-    values = np.nan_to_num(np.asarray(explanation.maps[name], np.float32))
-    # A cell is an area, as a pixel is: resizing the map like an image puts each over the pixels it came from.
-    smooth = Image.fromarray(values).resize((x2 - x1, y2 - y1), Image.Resampling.BICUBIC)
-    colors = Image.fromarray(apply_colormap(np.asarray(smooth)))
-    seen = ImageOps.autocontrast(grey.crop((x1, y1, x2, y2)), cutoff=1)
-    panel.paste(Image.blend(seen, colors, MAP_OPACITY), (x1, y1))
+    panel = _veiled(grey)
+    x1, y1, x2, y2 = _seen(explanation, size)
+    panel.paste(_overlay(grey.crop((x1, y1, x2, y2)), explanation.maps[name]), (x1, y1))
     if box and explanation.box is not None:
         draw_box(panel, _scaled(explanation.box, explanation.image.size, size))
     return panel
 
 
-def draw_box(panel: Image.Image, box: Box) -> None:
+def draw_cells(explanation: Explanation, name: str, size: Size) -> Image.Image:
+    """One map alone, its cells as they are, in the frame of the photograph (Conde & Turgutlu 2021, Fig. 4 b).
+
+    Raises:
+        KeyError: a map that the explanation lacks.
+    """
+    panel = Image.new("RGB", size, UNMAPPED)
+    x1, y1, x2, y2 = _seen(explanation, size)
+    cells = Image.fromarray(apply_colormap(np.asarray(explanation.maps[name], np.float32)))
+    panel.paste(cells.resize((x2 - x1, y2 - y1), Image.Resampling.NEAREST), (x1, y1))
+    return panel
+
+
+def draw_erased(explanation: Explanation, size: Size) -> Image.Image:
+    """The photograph without the pixels that training may erase (Conde & Turgutlu 2021, Fig. 3).
+
+    Raises:
+        ValueError: an explanation that erases nothing.
+    """
+    if explanation.erased is None:
+        raise ValueError("draw_erased got an explanation without erased pixels")
+    photo = _resized(explanation.image, size)
+    panel = _veiled(photo)
+    x1, y1, x2, y2 = _seen(explanation, size)
+    seen = photo.crop((x1, y1, x2, y2))
+    erased = Image.fromarray(np.asarray(explanation.erased, bool)).convert("L")
+    mask = erased.resize(seen.size, Image.Resampling.NEAREST)
+    rim = max(1, round(math.sqrt(panel.width * panel.height) / 250))
+    seen.paste(ERASED_RIM, mask=mask)
+    seen.paste(ERASED, mask=mask.filter(ImageFilter.MinFilter(2 * rim + 1)))
+    panel.paste(seen, (x1, y1))
+    return panel
+
+
+def draw_crop(explanation: Explanation, box: Box, size: Size, heat: np.ndarray | None = None) -> Image.Image:
+    """A box cut from the photograph itself, not from the model's input, at ``size``.
+
+    Args:
+        box: xyxy pixels of the photograph, as ``solid`` gives it.
+        heat: a map (h, w) in [0, 1] of the box, laid over the crop in grey.
+    """
+    crop = _resized(explanation.image, size, box)
+    return crop if heat is None else _overlay(crop.convert("L").convert("RGB"), heat)
+
+
+def draw_box(panel: Image.Image, box: Box, color: Color = BOX_LINE) -> None:
     """A bright line with dark edges, inside the box, so that it stands out on any photograph."""
     thickness = max(3.0, math.sqrt(panel.width * panel.height) / 150)
     line = max(1, round(min(thickness, min(panel.size) / 12)))
@@ -65,21 +124,102 @@ def draw_box(panel: Image.Image, box: Box) -> None:
     x1, y1, x2, y2 = whole_pixels(box, panel.size)
     draw = ImageDraw.Draw(panel)
 
-    def ring(inset: int, width: int, color: tuple[int, int, int]) -> None:
+    def ring(inset: int, width: int, color: Color) -> None:
         # Pillow's rectangle includes its last pixel; a box ends before it.
         corners = (x1 + inset, y1 + inset, x2 - 1 - inset, y2 - 1 - inset)
         if corners[0] <= corners[2] and corners[1] <= corners[3]:
             draw.rectangle(corners, outline=color, width=width)
 
     ring(0, line + 2 * edge, BOX_EDGE)
-    ring(edge, line, BOX_LINE)
+    ring(edge, line, color)
 
 
-def whole_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def frame(picture: Image.Image, color: Color) -> Image.Image:
+    """A picture with a line of ``color`` round it, ``FRAME_PX`` wide, that covers none of it."""
+    for width, line in ((1, BOX_EDGE), (FRAME_PX - 2, color), (1, BOX_EDGE)):
+        picture = ImageOps.expand(picture, width, line)
+    return picture
+
+
+def draw_chip(number: int, px: int, color: Color) -> Image.Image:
+    """A part's number on its colour, ``px`` high and at least as wide."""
+    face = Face(round(px * 0.78), bold=True)
+    text = str(number)
+    chip = Image.new("RGB", (max(px, round(face.width(text) + px * 0.4)), px), color)
+    # Relative luminance of sRGB (ITU-R BT.709), near enough without its gamma to tell light from dark.
+    light = 0.2126 * color[0] + 0.7152 * color[1] + 0.0722 * color[2]
+    ink = "#0b1420" if light > 140 else "#ffffff"
+    face.draw(ImageDraw.Draw(chip), (chip.width / 2, chip.height / 2), text, ink, anchor="mm")
+    return chip
+
+
+def part_color(index: int) -> Color:
+    """The line of a part box, counted from 0."""
+    return PART_LINES[index % len(PART_LINES)]
+
+
+def solid(box: Box, size: Size) -> Box:
+    """An xyxy box inside a photograph, widened where it covers less than a pixel of either side."""
+    x1, x2 = _solid(box[0], box[2], size[0])
+    y1, y2 = _solid(box[1], box[3], size[1])
+    return x1, y1, x2, y2
+
+
+def whole_pixels(box: Box, size: Size) -> Rectangle:
     """An xyxy box rounded to the panel's pixels, inside it and never empty."""
     x1, x2 = _whole(box[0], box[2], size[0])
     y1, y2 = _whole(box[1], box[3], size[1])
     return x1, y1, x2, y2
+
+
+def _number(panel: Image.Image, boxes: list[Box]) -> None:
+    """A chip at each box, beside it where there is room, so that the part itself stays visible."""
+    px = round(max(26.0, math.sqrt(panel.width * panel.height) / 20))
+    taken: list[Rectangle] = []
+    for index, box in enumerate(boxes):
+        chip = draw_chip(index + 1, px, part_color(index))
+        chip = ImageOps.expand(chip, max(1, px // 18), BOX_EDGE)
+        x1, y1, x2, y2 = whole_pixels(box, panel.size)
+        places = [
+            (x, y, x + chip.width, y + chip.height)
+            for y in (y1 - chip.height, y2, y1, y2 - chip.height)
+            for x in (x1, x2 - chip.width)
+        ]
+        inside = [p for p in places if min(p) >= 0 and p[2] <= panel.width and p[3] <= panel.height]
+        others = [whole_pixels(other, panel.size) for other in boxes[:index] + boxes[index + 1 :]]
+        # In a panel with no room at all, the colours must do.
+        if inside:
+            place = min(inside, key=lambda p: (_meetings(p, taken), _meetings(p, others)))
+            taken.append(place)
+            panel.paste(chip, place)
+
+
+def _meetings(place: Rectangle, others: Sequence[Rectangle]) -> int:
+    x1, y1, x2, y2 = place
+    return sum(x1 < o[2] and o[0] < x2 and y1 < o[3] and o[1] < y2 for o in others)
+
+
+def _overlay(grey: Image.Image, heat: np.ndarray) -> Image.Image:
+    """A map's colours over the whole of a grey picture."""
+    values = np.nan_to_num(np.asarray(heat, np.float32))
+    # A cell is an area, as a pixel is: resizing the map like an image puts each over the pixels it came from.
+    smooth = Image.fromarray(values).resize(grey.size, Image.Resampling.BICUBIC)
+    colors = Image.fromarray(apply_colormap(np.asarray(smooth)))
+    return Image.blend(ImageOps.autocontrast(grey, cutoff=1), colors, MAP_OPACITY)
+
+
+def _veiled(panel: Image.Image) -> Image.Image:
+    return Image.blend(panel, Image.new("RGB", panel.size, "white"), UNSEEN_VEIL)
+
+
+def _seen(explanation: Explanation, size: Size) -> Rectangle:
+    """Where the model's input lies in a panel of the whole photograph."""
+    return whole_pixels(_scaled(explanation.region, explanation.image.size, size), size)
+
+
+def _solid(low: float, high: float, limit: int) -> tuple[float, float]:
+    start = min(max(low, 0.0), limit - 1.0)
+    return start, min(max(high, start + 1), float(limit))
 
 
 def _whole(low: float, high: float, limit: int) -> tuple[int, int]:
@@ -87,12 +227,13 @@ def _whole(low: float, high: float, limit: int) -> tuple[int, int]:
     return start, min(max(round(high), start + 1), limit)
 
 
-def _scaled(box: Box, photo: tuple[int, int], size: tuple[int, int]) -> Box:
+def _scaled(box: Box, photo: Size, size: Size) -> Box:
     x, y = size[0] / photo[0], size[1] / photo[1]
     return box[0] * x, box[1] * y, box[2] * x, box[3] * y
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    blocky = size[0] > _BLOCKY_ZOOM * image.width
+def _resized(image: Image.Image, size: Size, box: Box | None = None) -> Image.Image:
+    width = image.width if box is None else box[2] - box[0]
+    blocky = size[0] > _BLOCKY_ZOOM * width
     how = Image.Resampling.NEAREST if blocky else Image.Resampling.LANCZOS
-    return image.resize(size, how, reducing_gap=3.0)
+    return image.resize(size, how, box=box, reducing_gap=3.0)

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from skimage.color import rgb2lab
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from fgvc_cli.explain.colormap import apply_colormap, color_table
+from fgvc_cli.explain.panels import BOX_LINE, PART_LINES
 
 # Linear RGB as protanopes and deuteranopes see it (Vienot, Brettel and Mollon 1999).
 PROTAN = np.array([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]])
 DEUTAN = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
+
+
+# Tritanopes (Machado, Oliveira and Fernandes 2009, severity 1).
+TRITAN = np.array(
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]
+)
+
+
+def seen_by(matrix: np.ndarray, srgb: np.ndarray) -> np.ndarray:
+    """What (N, 3) sRGB in [0, 1] looks like to such eyes, sRGB again."""
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ matrix.T, 0, 1)
+    return np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
 
 
 def lightness(srgb: np.ndarray) -> np.ndarray:
@@ -32,12 +46,18 @@ def test_it_runs_from_dark_to_light():
 
 @pytest.mark.parametrize("matrix", [PROTAN, DEUTAN], ids=["protan", "deutan"])
 def test_colour_blind_eyes_see_the_same_order(matrix):
-    srgb = color_table() / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(linear @ matrix.T, 0, 1)
-    back = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
+    back = seen_by(matrix, color_table() / 255)
     # Four levels apart is less than anyone sees; between neighbours 8 bits leave no room.
     assert (lightness(back)[4:] > lightness(back)[:-4]).all()
+
+
+@pytest.mark.parametrize(
+    "matrix", [np.eye(3), PROTAN, DEUTAN, TRITAN], ids=["all", "protan", "deutan", "tritan"]
+)
+def test_everyone_tells_the_lines_of_boxes_apart(matrix):
+    lab = rgb2lab(seen_by(matrix, np.array([BOX_LINE, *PART_LINES]) / 255)[None])[0]
+    apart = [deltaE_ciede2000(lab[i], lab[j]) for j in range(len(lab)) for i in range(j)]
+    assert min(apart) > 16 and min(apart[:3]) > 24
 
 
 def test_values_meet_their_colours_and_wrong_ones_the_nearest():

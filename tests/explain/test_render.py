@@ -11,8 +11,9 @@ from fgvc_cli.data.transforms import input_geometry
 from fgvc_cli.explain import text
 from fgvc_cli.explain.colormap import color_table
 from fgvc_cli.explain.explanation import HEAT, Explanation
+from fgvc_cli.explain.layout import ACCENT, INNER, MUTED, WIDTH
 from fgvc_cli.explain.panels import BOX_LINE, UNSEEN_VEIL, draw_map, draw_photo, fit
-from fgvc_cli.explain.render import ACCENT, INNER, MUTED, WIDTH, draw_bars, draw_branches, render
+from fgvc_cli.explain.render import draw_bars, draw_branches, render
 from fgvc_cli.explain.text import ELLIPSIS, Face
 
 SQUASH = Preprocess(input_px=80, resize_px=100)

@@ -12,6 +12,7 @@ from torch import nn
 from fgvc_cli.config import Preprocess
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.explain.explanation import HEAT
+from fgvc_cli.explain.render import render
 from fgvc_cli.explain.stages import explain_stages
 from fgvc_cli.models.output import ModelOutput, scale_maps
 from fgvc_cli.models.registry import create_model
@@ -45,6 +46,31 @@ class BrightnessModel(nn.Module):
             boxes=torch.tensor([box]).float() if self.boxes else None,
             stages={name: cells(n) for name, n in self.stages.items()},
         )
+
+
+class SecondLook(BrightnessModel):
+    """Looks again: at the bright pixels' box, and at its left and right half."""
+
+    def __init__(self, stopped: tuple[str, ...] = (), part_count: int = 2):
+        super().__init__({"main": 16}, heat=16)
+        self.stopped, self.part_count = stopped, part_count
+
+    def forward(self, images: torch.Tensor, want: tuple[str, ...] = ()) -> ModelOutput:
+        output = super().forward(images, want)
+        x1, y1, x2, y2 = output.boxes[0].tolist()
+        halves = [[x1, y1, (x1 + x2) / 2, y2], [(x1 + x2) / 2, y1, x2, y2]][: self.part_count]
+        output.logits = {
+            name: torch.full((1, 3), torch.nan) if name in self.stopped else torch.eye(3)[None, index] * 9
+            for index, name in enumerate(("main", "object", "parts"))
+        }
+        output.parts = torch.tensor([halves])
+        output.part_logits = torch.eye(3)[None, : self.part_count] * 9
+        output.object_heat = torch.eye(4)[None]
+        output.erased = images.mean(dim=1) > 0.5
+        for name, fields in (("object", ("object_heat",)), ("parts", ("parts", "part_logits"))):
+            for field in fields if name in self.stopped else ():
+                getattr(output, field).fill_(torch.nan)
+        return output
 
 
 def checkpoint(model: nn.Module, preprocess: Preprocess = SQUASH) -> Checkpoint:
@@ -114,6 +140,41 @@ def test_classes_come_in_order_of_probability_and_branches_speak_for_themselves(
     assert len(explain_stages(checkpoint(BrightnessModel({})), image, top_k=99).top) == 3
 
 
+@pytest.mark.parametrize("size", [(320, 320), (320, 640), (960, 320)], ids=["square", "portrait", "panorama"])
+def test_further_looks_come_with_their_boxes_in_the_photograph(size):
+    x, y = size[0] // 2, size[1] // 2
+    model = SecondLook()
+    explanation = explain_stages(checkpoint(model), photo_with_spot(size, (x - 80, y - 100, x + 20, y + 40)))
+    assert {"parts", "object_heat", "erased"} <= model.wanted
+    halves = [(x - 80, y - 100, x - 30, y + 40), (x - 30, y - 100, x + 20, y + 40)]
+    np.testing.assert_allclose(explanation.parts, halves, atol=max(size) / 80 + 1)
+    np.testing.assert_array_equal(explanation.object_map, np.eye(4, dtype=np.float32))
+    assert explanation.erased.dtype == bool and explanation.erased.shape == (64, 64)
+    x1, y1, x2, y2 = explanation.box
+    whole = (explanation.region[2] - explanation.region[0]) * (explanation.region[3] - explanation.region[1])
+    assert explanation.erased.mean() == pytest.approx((x2 - x1) * (y2 - y1) / whole, abs=0.01)
+    assert list(explanation.maps) == ["main"]
+    names = {branch: name for branch, (name, _) in explanation.branches.items()}
+    assert names == {"main": "ant", "object": "bee", "parts": "cat", "part_1": "ant", "part_2": "bee"}
+
+
+def test_a_single_part_is_not_listed_beside_its_branch():
+    explanation = explain_stages(
+        checkpoint(SecondLook(part_count=1)), photo_with_spot((80, 80), (20, 20, 40, 40))
+    )
+    assert len(explanation.parts) == 1 and list(explanation.branches) == ["main", "object", "parts"]
+
+
+def test_looks_that_a_cascade_did_not_take_are_left_out():
+    image = photo_with_spot((80, 80), (20, 20, 40, 40))
+    two = explain_stages(checkpoint(SecondLook(("parts",))), image)
+    assert list(two.branches) == ["main", "object"] and two.parts == () and two.object_map is not None
+    one = explain_stages(checkpoint(SecondLook(("object", "parts"))), image)
+    assert list(one.branches) == ["main"] and one.parts == () and one.object_map is None
+    assert one.box is not None and one.erased is not None
+    render(two), render(one)
+
+
 def test_a_real_cra_smra_answers_its_three_stages():
     torch.manual_seed(0)
     model = create_model("crasmra-resnet18", 3).for_inference()
@@ -126,6 +187,19 @@ def test_a_real_cra_smra_answers_its_three_stages():
         HEAT: (8, 8),
     }
     assert list(explanation.branches) == ["stage3", "stage4", "stage5", "concat"]
+    assert explanation.parts == () and explanation.object_map is None and explanation.erased is None
     assert sum(prob for _, prob in explanation.top) == pytest.approx(1)
     x1, y1, x2, y2 = explanation.box
     assert 0 <= x1 < x2 <= 50 and 0 <= y1 < y2 <= 90
+
+
+def test_a_real_multi_stage_vit_answers_its_looks():
+    torch.manual_seed(0)
+    model = create_model("vitms-vit_tiny_patch16_224", 3, options={"encoder_px": 64}).for_inference()
+    explanation = explain_stages(checkpoint(model), Image.effect_noise((50, 90), 80).convert("RGB"))
+    assert {name: each.shape for name, each in explanation.maps.items()} == {"main": (4, 4)}
+    assert list(explanation.branches) == ["main", "object", "parts", "part_1", "part_2"]
+    assert explanation.object_map.shape == (4, 4) and explanation.erased.shape == (64, 64)
+    x1, y1, x2, y2 = explanation.box
+    for left, top, right, bottom in explanation.parts:
+        assert x1 - 1e-3 <= left < right <= x2 + 1e-3 and y1 - 1e-3 <= top < bottom <= y2 + 1e-3
