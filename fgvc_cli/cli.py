@@ -32,6 +32,18 @@ Weights = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of photographs.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")]
+Stages = Annotated[
+    str | None,
+    typer.Option(help="Looks of a multi-stage ViT: main, main+object or all. Default: as trained, or all."),
+]
+Cascade = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Multi-stage ViT: photographs this sure after a look take no further one, e.g. 0.9.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors on stderr.")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder that holds known sets. Default: $FGVC_DATA.")]
 
@@ -78,7 +90,9 @@ def _root(
 @app.command()
 @_guarded
 def train(
-    model: Annotated[str, typer.Option(help="crasmra-r50, crasmra-<timm name>, timm-<timm name>, ...")],
+    model: Annotated[
+        str, typer.Option(help="crasmra-r50, vitms-s16, or crasmra-, vitms-, timm- and a timm name.")
+    ],
     data: Annotated[
         str | None,
         typer.Option(
@@ -90,8 +104,8 @@ def train(
     ] = None,
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<model>-<data>.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default: 200, as the paper.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Default: 20, as the paper.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 200; vitms: 30.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default: 20; vitms: 16.")] = None,
     input_px: Annotated[
         int | None, typer.Option(help="Side of the model's input, pixels. Default: 448, as the paper.")
     ] = None,
@@ -106,6 +120,7 @@ def train(
             help="ImageNet weights from timm (a download, the default), or random ones.",
         ),
     ] = None,
+    stages: Stages = None,
     amp: Annotated[str | None, typer.Option(help="none or bf16.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: 2.")] = None,
     device: Device = "auto",
@@ -134,6 +149,7 @@ def train(
         "seed": seed,
         "init": init,
         "pretrained": pretrained,
+        "stages": stages,
         "amp": amp,
         "workers": workers,
     }
@@ -151,6 +167,8 @@ def evaluate(
     batch_size: BatchSize = 32,
     workers: Workers = 2,
     device: Device = "auto",
+    stages: Stages = None,
+    cascade: Cascade = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Measure a model on labelled photographs: fused and per branch, with the split named."""
@@ -166,6 +184,8 @@ def evaluate(
         workers=workers,
         device=device,
         as_json=as_json,
+        stages=stages,
+        cascade=cascade,
     )
 
 
@@ -182,6 +202,8 @@ def predict(
     batch_size: BatchSize = 16,
     workers: Workers = 2,
     device: Device = "auto",
+    stages: Stages = None,
+    cascade: Cascade = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
     quiet: Quiet = False,
 ) -> int:
@@ -199,6 +221,8 @@ def predict(
         batch_size=batch_size,
         workers=workers,
         device=device,
+        stages=stages,
+        cascade=cascade,
         overwrite=overwrite,
         quiet=quiet,
     )

@@ -35,6 +35,8 @@ def run(
     batch_size: int = 16,
     workers: int = 2,
     device: str = "auto",
+    stages: str | None = None,
+    cascade: float | None = None,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -44,6 +46,7 @@ def run(
         sources: folders, files and globs, or ``-`` alone for a list of files on stdin.
         weights: manifest name, file, or None for the default.
         out: the CSV to appear, complete or not at all; None writes rows to stdout as they come.
+        stages, cascade: settings of a multi-stage model to answer with; None: as trained.
         quiet: nothing on stderr but errors.
 
     Raises:
@@ -58,14 +61,18 @@ def run(
         with open_sink(out, overwrite=overwrite) as sink:
             images = _images(sources, progress)
             from fgvc_cli.engine.allocator import keep_freed_memory
-            from fgvc_cli.engine.weights import default_notice, open_weights
+            from fgvc_cli.engine.weights import default_notice, given_options, open_weights
             from fgvc_cli.predict.predictor import Predictor
 
             keep_freed_memory()
             if weights is None:
                 progress.note(default_notice())
             predictor = Predictor(
-                open_weights(weights), device=device, batch_size=batch_size, workers=workers, top_k=top_k
+                open_weights(weights, options=given_options(stages=stages, cascade=cascade)),
+                device=device,
+                batch_size=batch_size,
+                workers=workers,
+                top_k=top_k,
             )
             sink.begin(predictor.info)
             with progress, closing(predictor.predict(images)) as rows:

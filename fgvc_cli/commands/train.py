@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.config import PAPER_INPUT_PX, PAPER_RESIZE_PX, TrainConfig
+from fgvc_cli.config import PAPER_INPUT_PX, TrainConfig
+from fgvc_cli.engine.recipes import default_recipe
 from fgvc_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
-from fgvc_cli.sections import apply_sets, build
+from fgvc_cli.sections import apply_sets, build, merge
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,7 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     """Train a model.
 
     Args:
-        flags: TrainConfig fields given as options, and ``input_px``; None where not given.
+        flags: TrainConfig fields given as options, ``input_px`` and ``stages``; None where not given.
         sets: ``section.field=value`` assignments, laid over the flags.
         out: run folder; None chooses ``runs/<model>-<data>``.
 
@@ -48,6 +49,7 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     model = create_model(
         config.model,
         len(data.classes),
+        input_px=config.preprocess.input_px,
         pretrained=config.pretrained,
         init=config.init,
         options=config.options,
@@ -79,19 +81,19 @@ def _print_result(result: TrainResult) -> None:
 
 
 def _plain_values(flags: dict[str, Any], sets: list[str]) -> dict[str, Any]:
-    values = {name: value for name, value in flags.items() if value is not None}
-    input_px = values.pop("input_px", None)
-    values = apply_sets(values, sets)
-    preprocess = values.setdefault("preprocess", {})
-    if not isinstance(preprocess, dict):
-        raise FgvcError(f"preprocess is a section, got {preprocess!r}.", _SECTION_HINT, EXIT_USAGE)
-    if input_px is not None:
-        preprocess.setdefault("input_px", input_px)
-    given = str(preprocess.get("input_px", ""))
-    if "resize_px" not in preprocess and given.isdigit():
-        # The paper's ratio of resizing to cropping at any input size.
-        preprocess["resize_px"] = round(int(given) * PAPER_RESIZE_PX / PAPER_INPUT_PX)
-    return values
+    """What the user gave, laid over the recipe of the model's family."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    input_px, stages = given.pop("input_px", None), given.pop("stages", None)
+    given = apply_sets(given, sets)
+    for section, field, value in (("preprocess", "input_px", input_px), ("options", "stages", stages)):
+        inside = given.setdefault(section, {})
+        if not isinstance(inside, dict):
+            raise FgvcError(f"{section} is a section, got {inside!r}.", _SECTION_HINT, EXIT_USAGE)
+        if value is not None:
+            inside.setdefault(field, value)
+    side = str(given["preprocess"].get("input_px", PAPER_INPUT_PX))
+    recipe = default_recipe(given["model"])(int(side) if side.isdigit() else PAPER_INPUT_PX)
+    return merge(recipe, given)
 
 
 def _with_statistics(config: TrainConfig, values: dict[str, Any], model: nn.Module) -> TrainConfig:

@@ -6,7 +6,7 @@ quarter of the bytes. Legend: S side of the input, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ class Geometry:
     offset_x: float
     offset_y: float
 
-    def to_photo(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    def to_photo(self, box: Sequence[float]) -> tuple[float, float, float, float]:
         """An xyxy box of input pixels in pixels of the upright photograph, clipped to it."""
         x1, y1, x2, y2 = box
 

@@ -5,12 +5,13 @@ Legend: B images of a batch, S side of the model's input, k predictions per row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from fgvc_cli.data.images import OK, DecodedImage, Failure, read_image
 from fgvc_cli.data.transforms import eval_transform, input_geometry, normalize
 from fgvc_cli.engine.device import pick_device
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.models.output import Want
 from fgvc_cli.predict.prefetch import map_ahead
 from fgvc_cli.predict.rows import Row, RunInfo
 
@@ -49,6 +51,15 @@ class _Loaded:
     """uint8 (3, S, S)."""
     width: int = 0
     height: int = 0
+
+
+class _Answer(NamedTuple):
+    """What the model says of one image, in input pixels."""
+
+    probs: list[float]
+    indices: list[int]
+    box: list[float] | None
+    parts: list[list[float]]
 
 
 class Predictor:
@@ -87,6 +98,7 @@ class Predictor:
             classes=checkpoint.classes,
             preprocess=checkpoint.preprocess,
             top_k=min(top_k, len(checkpoint.classes)),
+            parts=getattr(checkpoint.model, "part_count", 0),
         )
         self._model = checkpoint.model.eval().to(self.device).to(memory_format=torch.channels_last)
         self._transform = eval_transform(checkpoint.preprocess)
@@ -124,27 +136,32 @@ class Predictor:
         return [
             Row(item.name, item.pixels.status, item.pixels.error)
             if isinstance(item.pixels, Failure)
-            else self._row(item, *next(answers))
+            else self._row(item, next(answers))
             for item in batch
         ]
 
     @torch.inference_mode()
-    def _answers(self, pixels: Tensor) -> Iterator[tuple[list[float], list[int], list[float] | None]]:
-        """uint8 (B, 3, S, S) -> of each image k probabilities, k class indices, its box in input pixels."""
+    def _answers(self, pixels: Tensor) -> Iterator[_Answer]:
+        """uint8 (B, 3, S, S) -> the answer for each image."""
         images = pixels.to(self.device, memory_format=torch.channels_last)
-        output = self._model(normalize(images, self.info.preprocess), want=("boxes",))
+        want: tuple[Want, ...] = ("boxes", "parts") if self.info.parts else ("boxes",)
+        output = self._model(normalize(images, self.info.preprocess), want=want)
         probs, indices = output.probs.float().topk(self.info.top_k, dim=1)
         boxes = [None] * len(pixels) if output.boxes is None else output.boxes.tolist()
-        return zip(probs.tolist(), indices.tolist(), boxes, strict=True)
+        parts = [[]] * len(pixels) if output.parts is None else output.parts.tolist()
+        answers = zip(probs.tolist(), indices.tolist(), boxes, parts, strict=True)
+        return (_Answer(*answer) for answer in answers)
 
-    def _row(self, item: _Loaded, probs: list[float], indices: list[int], box: list[float] | None) -> Row:
+    def _row(self, item: _Loaded, answer: _Answer) -> Row:
         geometry = input_geometry(item.width, item.height, self.info.preprocess)
         return Row(
             path=item.name,
             status=OK,
             width=item.width,
             height=item.height,
-            labels=tuple(self.info.classes[index] for index in indices),
-            probs=tuple(probs),
-            box=geometry.to_photo((box[0], box[1], box[2], box[3])) if box else None,
+            labels=tuple(self.info.classes[index] for index in answer.indices),
+            probs=tuple(answer.probs),
+            box=geometry.to_photo(answer.box) if answer.box else None,
+            # NaN: a cascade stopped before the parts.
+            parts=tuple(geometry.to_photo(part) for part in answer.parts if not math.isnan(part[0])),
         )

@@ -30,6 +30,10 @@ class Row:
     box: Box | None = None
     """Object box, xyxy pixels of the upright photograph, end-exclusive; None from a model without boxes."""
 
+    parts: tuple[Box, ...] = ()
+    """Part boxes, as ``box``, the most attended first; none from a model without parts, or where a cascade
+    stopped before them."""
+
     @property
     def ok(self) -> bool:
         """Whether there is a prediction."""
@@ -46,3 +50,5 @@ class RunInfo:
     preprocess: Preprocess
     top_k: int
     """k: predictions per row, at most the number of classes."""
+    parts: int = 0
+    """P: part boxes per row; 0 for a model without parts."""

@@ -32,20 +32,26 @@ class Sink(Protocol):
         """One row, in the order of the images."""
 
 
-def csv_columns(top_k: int) -> list[str]:
-    """The header: path, status, error, width, height, label, prob, label_2, prob_2, ..., the box."""
+def csv_columns(top_k: int, parts: int = 0) -> list[str]:
+    """The header: path, status, error, width, height, label, prob, label_2, prob_2, ..., the box, part boxes.
+
+    Beyond the contract, a model with parts adds ``part_1_x1`` to ``part_P_y2`` behind the box.
+    """
     ranks = ["", *(f"_{k}" for k in range(2, top_k + 1))]
     ranked = [f"{name}{rank}" for rank in ranks for name in ("label", "prob")]
-    return ["path", "status", "error", "width", "height", *ranked, "box_x1", "box_y1", "box_x2", "box_y2"]
+    boxes = ["box", *(f"part_{k}" for k in range(1, parts + 1))]
+    edges = [f"{box}_{edge}" for box in boxes for edge in ("x1", "y1", "x2", "y2")]
+    return ["path", "status", "error", "width", "height", *ranked, *edges]
 
 
-def csv_cells(row: Row, top_k: int) -> list[str]:
+def csv_cells(row: Row, top_k: int, parts: int = 0) -> list[str]:
     """One line: probabilities with 6 decimals, box edges with 1; empty cells where there is no value."""
     guesses = zip(row.labels, row.probs, strict=True)
     ranked = [cell for label, prob in guesses for cell in (label, f"{prob:.6f}")]
     size = ["" if side is None else str(side) for side in (row.width, row.height)]
-    box = [f"{edge:.1f}" for edge in row.box] if row.box else [""] * 4
-    return [row.path, row.status, row.error, *size, *(ranked or [""] * (2 * top_k)), *box]
+    boxes = [row.box, *row.parts] + [None] * (parts - len(row.parts))
+    edges = [cell for box in boxes for cell in ([f"{edge:.1f}" for edge in box] if box else [""] * 4)]
+    return [row.path, row.status, row.error, *size, *(ranked or [""] * (2 * top_k)), *edges]
 
 
 class _Utf8Lines:
@@ -90,12 +96,12 @@ class CsvSink:
 
     def begin(self, info: RunInfo) -> None:
         """Write the header."""
-        self._top_k = info.top_k
-        self._write(csv_columns(info.top_k))
+        self._info = info
+        self._write(csv_columns(info.top_k, info.parts))
 
     def write(self, row: Row) -> None:
         """Write one line."""
-        self._write(csv_cells(row, self._top_k))
+        self._write(csv_cells(row, self._info.top_k, self._info.parts))
 
     def _write(self, cells: list[str]) -> None:
         try:
