@@ -47,12 +47,12 @@ def run(
     from fgvc_cli.engine.allocator import keep_freed_memory
     from fgvc_cli.engine.device import pick_device
     from fgvc_cli.engine.evaluator import evaluate
-    from fgvc_cli.engine.weights import default_notice, given_options, open_weights
+    from fgvc_cli.engine.weights import default_notice, open_weights
 
     console = stderr_console()
     if weights is None:
         console.print(default_notice(), markup=False)
-    checkpoint = open_weights(weights, options=given_options(stages=stages, cascade=cascade))
+    checkpoint = open_weights(weights, options={"stages": stages, "cascade": cascade})
     target = pick_device(device)
     keep_freed_memory()
     if (data or dataset) and not _is_trained_data(checkpoint, data, dataset):

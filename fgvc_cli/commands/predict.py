@@ -61,14 +61,14 @@ def run(
         with open_sink(out, overwrite=overwrite) as sink:
             images = _images(sources, progress)
             from fgvc_cli.engine.allocator import keep_freed_memory
-            from fgvc_cli.engine.weights import default_notice, given_options, open_weights
+            from fgvc_cli.engine.weights import default_notice, open_weights
             from fgvc_cli.predict.predictor import Predictor
 
             keep_freed_memory()
             if weights is None:
                 progress.note(default_notice())
             predictor = Predictor(
-                open_weights(weights, options=given_options(stages=stages, cascade=cascade)),
+                open_weights(weights, options={"stages": stages, "cascade": cascade}),
                 device=device,
                 batch_size=batch_size,
                 workers=workers,

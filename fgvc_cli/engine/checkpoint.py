@@ -80,7 +80,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
 
     Args:
         options: settings of the model's family to answer with instead of the stored ones, e.g.
-            ``{"cascade": 0.9}``; those that change its tensors cannot be.
+            ``{"cascade": 0.9}``; those that change its tensors cannot be. None is not given.
 
     Raises:
         FgvcError: no such file, a pickle, a damaged file, plain weights, a checkpoint of a newer format, an
@@ -99,12 +99,13 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
             f"{path.name} was written by fgvc {document['fgvc_version']}, this is {__version__}.",
             "pip install --upgrade fgvc",
         )
-    _check_options(document["model"], options or {})
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    _check_options(document["model"], given)
     model = create_model(
         document["model"],
         len(document["classes"]),
         input_px=document["preprocess"]["input_px"],
-        options=document["options"] | (options or {}),
+        options=document["options"] | given,
     )
     model = model.for_inference()  # type: ignore[operator]
     model.load_state_dict({key: tensor for key, tensor in tensors.items() if not key.startswith("smram.")})

@@ -109,11 +109,6 @@ def open_weights(weights: str | None, *, options: dict[str, Any] | None = None) 
     return checkpoint
 
 
-def given_options(**options: Any) -> dict[str, Any]:
-    """Model settings that the command line gives; None stands for not given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def default_notice() -> str:
     """What to tell a user who named no weights: which model serves, what it knows, how to train one's own."""
     manifest = read_manifest()

@@ -47,7 +47,7 @@ def model(monkeypatch):
     weights.asked = []
     weights.default_notice = lambda: "No --weights given: using 'colours'."
 
-    def open_weights(name):
+    def open_weights(name, options=None):
         weights.asked.append(name)
         return SimpleNamespace(
             model=model, classes=("red", "green", "blue"), preprocess=preprocess, name="colours", sha256="0"
@@ -151,7 +151,7 @@ def test_what_cannot_work_is_refused_before_the_weights_are_opened(
 
 
 def test_weights_that_fail_leave_no_file(model, photos, tmp_path, monkeypatch):
-    def refuse(name):
+    def refuse(name, options=None):
         raise FgvcError("No such weights.")
 
     monkeypatch.setattr(sys.modules["fgvc_cli.engine.weights"], "open_weights", refuse)
