@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,67 @@ def test_predict_and_explain_take_the_same_file(world, tmp_path):
     assert Image.open(picture).size[0] > 500
 
 
+@pytest.fixture(scope="module")
+def looks(world):
+    """A tiny multi-stage ViT, trained through the same commands."""
+    root, _, _ = world
+    trained = fgvc(
+        "train", "--no-pretrained", "--epochs", 2, "--batch-size", 6, "--input-px", 64, "--workers", 0,
+        "--set", "options.encoder_px=32", "--set", "optim.freeze_epochs=1", "--model", "vitms-test_vit",
+        "--data", root / "aviary", "--out", root / "looks",
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    return root, root / "looks" / "model.safetensors"
+
+
+def test_a_multi_stage_model_goes_the_same_way(looks, tmp_path):
+    root, weights = looks
+    result = fgvc("eval", "--weights", weights, "--workers", 0)
+    assert result.exit_code == 0
+    for figure in ("top1 ", "top1_main", "top1_object", "top1_parts", "passes"):
+        assert figure in result.stdout
+    out = tmp_path / "preds.csv"
+    assert fgvc("predict", root / "aviary" / "test", "--weights", weights, "--out", out).exit_code == 0
+    rows = list(csv.DictReader(out.open()))
+    for row in rows:
+        x1, y1, x2, y2 = (float(row[f"part_2_{edge}"]) for edge in ("x1", "y1", "x2", "y2"))
+        assert float(row["box_x1"]) - 0.1 <= x1 < x2 <= float(row["box_x2"]) + 0.1
+        assert 0 <= y1 < y2 <= 64
+    photo = next((root / "aviary" / "test").rglob("*.jpg"))
+    assert fgvc("explain", photo, "--weights", weights, "--out", tmp_path / "why.png").exit_code == 0
+
+
+def test_looks_are_chosen_on_the_command_line(looks, tmp_path):
+    root, weights = looks
+    result = fgvc("eval", "--weights", weights, "--workers", 0, "--stages", "main", "--json")
+    metrics = json.loads(result.stdout)["metrics"]
+    assert metrics["passes"] == 1 and metrics["top1_main"] == metrics["top1"]
+    assert "top1_object" not in metrics
+    result = fgvc("eval", "--weights", weights, "--workers", 0, "--cascade", 0, "--json")
+    metrics = json.loads(result.stdout)["metrics"]
+    assert metrics["passes"] == 1 and metrics["reached_object"] == 0
+    out = tmp_path / "preds.csv"
+    test = root / "aviary" / "test"
+    result = fgvc("predict", test, "--weights", weights, "--out", out, "--stages", "main+object")
+    assert result.exit_code == 0
+    assert not any(column.startswith("part_") for column in csv.DictReader(out.open()).fieldnames)
+    result = fgvc("predict", test, "--weights", weights, "--cascade", 0)
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    assert {row["part_1_x1"] for row in rows} == {""} and all(row["box_x1"] for row in rows)
+
+
+def test_training_one_look_is_a_setting(world, tmp_path):
+    root, _, _ = world
+    trained = fgvc(
+        "train", "--no-pretrained", "--epochs", 1, "--batch-size", 6, "--input-px", 32, "--workers", 0,
+        "--set", "options.encoder_px=32", "--set", "optim.freeze_epochs=0", "--model", "vitms-test_vit",
+        "--stages", "main", "--data", root / "aviary", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert "loss_main" in header and "loss_object" not in header
+
+
 def one_line(result) -> str:
     lines = [line for line in result.stderr.splitlines() if line.startswith("fgvc: ")]
     assert len(lines) == 1, result.output
@@ -93,10 +155,15 @@ BAD = [
     (["predict", "photo.jpg", "--weights", ""], 1, "neither a file nor"),
     (["train", "--model", "timm-resnet18", "--data", ""], 2, "--data"),
     (
-        ["train", "--model", "timm-vit_tiny_patch16_224", "--data", "set", "--no-pretrained"],
+        ["train", "--model", "timm-test_vit", "--data", "set", "--no-pretrained", "--input-px", "96"]
+        + ["--set", "augment.train_px=64"],
         2,
-        "--input-px 224",
+        "takes 96 px only, the input is 64 px",
     ),
+    (["train", "--model", "crasmra-resnet18", "--data", "set", "--stages", "main"], 2, "stages"),
+    (["train", "--model", "vitms-test_vit", "--data", "set", "--stages", "mian"], 2, "main+object"),
+    (["predict", "photo.jpg", "--weights", "aviary", "--stages", "main"], 2, "--stages main is not for"),
+    (["eval", "--weights", "aviary", "--cascade", "0.9"], 2, "has no cascade"),
     (["explain", "none.jpg"], 1, "none.jpg"),
     (["explain", "text.jpg"], 1, "text.jpg"),
     (["train", "--model", "crasmra-r5", "--data", "set", "--no-pretrained"], 2, "crasmra-r50"),
@@ -112,7 +179,8 @@ BAD = [
     (["eval", "--weights", "aviary", "--split", "tset"], 2, "test"),
     (["datasets", "make", "aviary", "set"], 1, "set"),
     (["datasets", "make", "aviary", "new", "--species", "1"], 2, "2"),
-    (["models", "crasmra-vit_tiny_patch16_224"], 1, "cannot be run stage by stage"),
+    (["models", "crasmra-test_vit_relpos"], 1, "cannot be run stage by stage"),
+    (["models", "vitms-resnet18"], 1, "cannot be a multi-stage ViT"),
 ]
 
 

@@ -68,7 +68,7 @@ def locate_objects(heat: Tensor, size: Sequence[int], threshold: str = "mean") -
     if heat.is_cuda and threshold == "mean":
         found = peak_boxes(heat, work, math.ceil(MIN_AREA_SHARE * math.prod(work)))
     else:
-        found = _reference_boxes(heat.detach().float().cpu(), work, THRESHOLDS[threshold])
+        found = _reference_boxes(heat.detach().float().cpu(), *work, threshold)
     # Multiplied first, so that the far border comes out as exactly the image's.
     x, y = found[:, ::2].double() * width / work[1], found[:, 1::2].double() * height / work[0]
     return torch.stack((x, y), 2).flatten(1).float().to(heat.device)
@@ -81,18 +81,30 @@ def locate_object(heat: np.ndarray, size: Sequence[int], threshold: str = "mean"
     return x1, y1, x2, y2
 
 
-def _reference_boxes(
-    maps: Tensor, work: tuple[int, int], find_threshold: Callable[[np.ndarray], float]
-) -> Tensor:
-    """(B, 4) int64 boxes in pixels of ``work`` (H, W), map by map through scikit-image."""
+@torch.library.custom_op(
+    "fgvc::reference_boxes",
+    mutates_args=(),
+    schema="(Tensor maps, int height, int width, str threshold) -> Tensor",
+)
+def _reference_boxes(maps: Tensor, height: int, width: int, threshold: str) -> Tensor:
+    """(B, 4) int64 boxes in pixels of (height, width), map by map through scikit-image.
+
+    An operator of its own, so that a model that calls it can be costed, compiled and exported.
+    """
+    work = (height, width)
     resized = resize_maps(maps, work).numpy()
     closed = resize_maps(torch.from_numpy(_close(maps.numpy())), work).numpy()
     full = (0, 0, work[1], work[0])
     boxes = [
-        _peak_box(*arrays, find_threshold) or full
+        _peak_box(*arrays, THRESHOLDS[threshold]) or full
         for arrays in zip(maps.numpy(), resized, closed, strict=True)
     ]
     return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+
+
+@_reference_boxes.register_fake
+def _(maps: Tensor, height: int, width: int, threshold: str) -> Tensor:
+    return maps.new_empty((maps.shape[0], 4), dtype=torch.int64)
 
 
 def _close(maps: np.ndarray) -> np.ndarray:

@@ -32,28 +32,28 @@ class LayerAttention(NamedTuple):
     """Added to the scaled products, broadcastable to (B, M, N, N); relative positions for example."""
 
 
-def rollout(layers: Sequence[LayerAttention], start: Tensor, residual: float = 0.5) -> Tensor:
-    """The row ``start @ A_L @ ... @ A_1``, A_l = (1 - residual) * mean over heads of softmax + residual * I.
+def rollout(layers: Sequence[LayerAttention], start: slice, residual: float = 0.5) -> Tensor:
+    """The row ``s @ A_L @ ... @ A_1``, A_l = (1 - residual) * mean over heads of softmax + residual * I.
 
     The rows of each A_l sum to 1 as they are, so normalising them (method.md part B) changes nothing.
 
     Args:
         layers: from the first to the last.
-        start: (N,), weights of the output tokens the map is for: one-hot at the class token, or 1/N over the
-            patches of a model that reads their mean.
+        start: the output tokens that the map is for, which share s equally: ``slice(0, 1)`` is the class
+            token, all patches are right for a model that reads their mean.
         residual: share of the identity.
 
     Returns:
-        (B, N) float32, rows summing to the sum of ``start``. Gradients flow if q and k carry them.
+        (B, N) float32, rows summing to 1. Gradients flow if q and k carry them.
     """
     batch, _, tokens, _ = layers[-1].query.shape
-    row = start.to(layers[-1].query.device, torch.float32).expand(batch, tokens)
-    rows = start.nonzero().flatten()
-    # Queries of the last layer that do not count in `start` are not needed: for a class token, all but one.
-    last = layers[-1]._replace(query=layers[-1].query[:, :, rows])
+    row = torch.zeros(batch, tokens, device=layers[-1].query.device)
+    row[:, start] = 1 / len(range(tokens)[start])
+    # Queries of the last layer that do not count are not needed: for a class token, all but one.
+    last = layers[-1]._replace(query=layers[-1].query[:, :, start])
     if last.bias is not None and last.bias.shape[-2] == tokens:
-        last = last._replace(bias=last.bias[..., rows, :])
-    seen = _step(last, row[:, rows])
+        last = last._replace(bias=last.bias[..., start, :])
+    seen = _step(last, row[:, start])
     row = (1 - residual) * seen + residual * row
     for layer in reversed(layers[:-1]):
         row = (1 - residual) * _step(layer, row) + residual * row

@@ -25,7 +25,7 @@ def run(names: list[str], *, input_px: int) -> int:
         return EXIT_OK
     for prefix, family in FAMILIES.items():
         console.print(
-            f"[bold]{prefix}-<timm name>[/]  {family.describe}. Cost: fgvc models {prefix}-resnet18"
+            f"[bold]{prefix}-<timm name>[/]  {family.describe}. Cost: fgvc models {prefix}-{family.example}"
         )
     table = Table(title="Embedded weights: --weights NAME", title_justify="left")
     for column in ("name", "model", "classes", "knows", "test top-1 %"):

@@ -37,22 +37,29 @@ class Family:
     build: Callable[[nn.Module, int, Any], nn.Module]
     paper: str
     describe: str
+    example: str
+    """A timm name that fits, for messages."""
     own_size: Callable[[Any], int | None] | None = None
     """config -> what the backbone sees, pixels, in a family that resizes its input itself."""
 
 
 FAMILIES: dict[str, Family] = {
     "crasmra": Family(
-        CraSmraConfig, CraSmra, CRA_SMRA_PAPER, "CRA-SMRA on a timm CNN or ViT that runs in stages"
+        CraSmraConfig,
+        CraSmra,
+        CRA_SMRA_PAPER,
+        "CRA-SMRA on a timm CNN or ViT that runs in stages",
+        "resnet18",
     ),
     "vitms": Family(
         MultiStageVitConfig,
         MultiStageVit,
         MULTI_STAGE_PAPER,
         "multi-stage ViT: photograph, object, parts",
+        "deit_tiny_patch16_224",
         own_size=lambda config: config.encoder_px,
     ),
-    "timm": Family(BaselineConfig, Baseline, "-", "plain timm backbone with a linear classifier"),
+    "timm": Family(BaselineConfig, Baseline, "-", "plain timm backbone with a linear classifier", "resnet18"),
 }
 
 NAMED: dict[str, str] = {
@@ -152,7 +159,7 @@ def check_input_px(model: nn.Module, input_px: int) -> None:
     if model.fixed_px not in (None, input_px):
         raise FgvcError(
             f"This backbone takes {model.fixed_px} px only, the input is {input_px} px.",
-            f"Add --input-px {model.fixed_px}.",
+            f"Give it one size: --input-px {model.fixed_px}, and no other augment.train_px.",
             EXIT_USAGE,
         )
 

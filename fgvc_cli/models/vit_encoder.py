@@ -42,14 +42,10 @@ class EncoderPlan:
         """N."""
         return self.prefix_tokens + self.grid[0] * self.grid[1]
 
-    def start_row(self, device: torch.device) -> Tensor:
-        """Where the rollout starts, (N,): at the class token, else at the mean of the patches (ours)."""
-        row = torch.zeros(self.tokens, device=device)
-        if self.class_token:
-            row[0] = 1
-        else:
-            row[self.prefix_tokens :] = 1 / (self.grid[0] * self.grid[1])
-        return row
+    @property
+    def read(self) -> slice:
+        """Where the rollout starts: at the class token, else at all patches (ours)."""
+        return slice(0, 1) if self.class_token else slice(self.prefix_tokens, self.tokens)
 
 
 class RecordAttention(TorchFunctionMode):
@@ -143,7 +139,7 @@ def encode(
     with RecordAttention(plan.tokens, detach=detach) as record:
         embedding = _embed(net, images)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
-        row = rollout(record.layers, plan.start_row(images.device), residual)
+        row = rollout(record.layers, plan.read, residual)
         return embedding, patch_map(row, plan.prefix_tokens, plan.grid)
 
 

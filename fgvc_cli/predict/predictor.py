@@ -98,7 +98,7 @@ class Predictor:
             classes=checkpoint.classes,
             preprocess=checkpoint.preprocess,
             top_k=min(top_k, len(checkpoint.classes)),
-            parts=getattr(checkpoint.model, "part_count", 0),
+            parts=int(checkpoint.model.part_count),  # type: ignore[arg-type]
         )
         self._model = checkpoint.model.eval().to(self.device).to(memory_format=torch.channels_last)
         self._transform = eval_transform(checkpoint.preprocess)

@@ -8,6 +8,8 @@ import torch
 from fgvc_cli.attention import rollout as module
 from fgvc_cli.attention.rollout import LayerAttention, patch_map, rollout
 
+CLASS_TOKEN = slice(0, 1)
+
 
 def make_layers(count=4, batch=3, heads=2, tokens=10, width=8, seed=0, bias=False):
     generator = torch.Generator().manual_seed(seed)
@@ -42,40 +44,36 @@ def full_product(layers, residual):
 @pytest.mark.parametrize("bias", [False, True])
 def test_class_token_row_equals_the_full_product(residual, bias):
     layers = make_layers(bias=bias)
-    start = torch.zeros(10)
-    start[0] = 1
     expected = full_product(layers, residual)[:, 0]
-    torch.testing.assert_close(rollout(layers, start, residual).double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        rollout(layers, CLASS_TOKEN, residual).double(), expected, atol=1e-6, rtol=1e-5
+    )
 
 
 def test_mean_row_of_a_model_without_class_token_equals_the_mean_of_rows():
     layers = make_layers(seed=1)
-    start = torch.zeros(10)
-    start[2:] = 1 / 8
     expected = full_product(layers, 0.5)[:, 2:].mean(dim=1)
-    torch.testing.assert_close(rollout(layers, start).double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(rollout(layers, slice(2, 10)).double(), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_rows_sum_to_one_and_chunks_change_nothing(monkeypatch):
     layers = make_layers(batch=5)
-    start = torch.zeros(10)
-    start[0] = 1
-    whole = rollout(layers, start)
+    whole = rollout(layers, CLASS_TOKEN)
     torch.testing.assert_close(whole.sum(dim=1), torch.ones(5))
     monkeypatch.setattr(module, "_CHUNK_BYTES", {"cpu": 4 * 2 * 10 * 10 * 2})
-    torch.testing.assert_close(rollout(layers, start), whole)
+    torch.testing.assert_close(rollout(layers, CLASS_TOKEN), whole)
 
 
 def test_identity_alone_leaves_the_start():
     start = torch.zeros(10)
     start[3] = 1
-    assert torch.equal(rollout(make_layers(), start, residual=1.0), start.expand(3, 10))
+    assert torch.equal(rollout(make_layers(), slice(3, 4), residual=1.0), start.expand(3, 10))
 
 
 def test_uniform_attention_spreads_evenly():
     """q = 0: each layer is the mean; one layer of 0.5 leaves half of the row where it was."""
     query = torch.zeros(1, 1, 4, 2)
-    row = rollout([LayerAttention(query, query, 1.0)], torch.tensor([1.0, 0, 0, 0]))
+    row = rollout([LayerAttention(query, query, 1.0)], CLASS_TOKEN)
     torch.testing.assert_close(row, torch.tensor([[0.625, 0.125, 0.125, 0.125]]))
 
 
@@ -84,9 +82,7 @@ def test_gradients_reach_q_and_k():
     for layer in layers:
         layer.query.requires_grad_()
         layer.key.requires_grad_()
-    start = torch.zeros(10)
-    start[0] = 1
-    rollout(layers, start)[:, 5].sum().backward()
+    rollout(layers, CLASS_TOKEN)[:, 5].sum().backward()
     assert all(layer.query.grad.abs().sum() > 0 and layer.key.grad.abs().sum() > 0 for layer in layers)
 
 

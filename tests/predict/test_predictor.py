@@ -28,6 +28,8 @@ PREPROCESS = Preprocess(input_px=32, resize_px=48, mean=(0.5, 0.5, 0.5), std=(0.
 class MeanColour(nn.Module):
     """Logits are the mean of each normalised channel, so a misplaced row shows its neighbour's colour."""
 
+    part_count = 0
+
     def __init__(self, box=(8.0, 8.0, 24.0, 32.0)):
         super().__init__()
         self.box = box
@@ -147,6 +149,32 @@ def test_a_model_without_boxes_leaves_them_out(tmp_path):
     (row,) = predictor(MeanColour(box=None)).predict([save_colour(tmp_path / "a.png", "red")])
     assert row.ok
     assert row.box is None
+
+
+class TwoParts(MeanColour):
+    """Two parts per image, none for images that a cascade stopped: those with more red than green."""
+
+    part_count = 2
+
+    def forward(self, images, want=()):
+        output = super().forward(images, want)
+        parts = torch.tensor([[8.0, 8, 16, 16], [16, 16, 24, 32]]).repeat(len(images), 1, 1)
+        parts[output.probs.argmax(dim=1) == 0] = math.nan
+        output.parts = parts if "parts" in want else None
+        return output
+
+
+def test_parts_are_in_pixels_of_the_photograph_and_left_out_where_a_cascade_stopped(tmp_path):
+    images = [
+        save_colour(tmp_path / "a.png", (0, 255, 0), (96, 48)),
+        save_colour(tmp_path / "b.png", (255, 0, 0)),
+    ]
+    model = predictor(TwoParts())
+    green, red = model.predict(images)
+    # 48 px squashed, 8 px cut off on each side: input = photo * (0.5, 1) - 8.
+    assert green.parts == ((32.0, 16.0, 48.0, 24.0), (48.0, 24.0, 64.0, 40.0))
+    assert red.parts == () and red.box is not None
+    assert model.info.parts == 2 and predictor().info.parts == 0
 
 
 @pytest.mark.parametrize("rule", ["squash", "shorter"])

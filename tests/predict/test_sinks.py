@@ -50,6 +50,16 @@ def test_the_whole_file(tmp_path):
     )
 
 
+def test_part_boxes_follow_the_box_and_are_empty_where_there_are_none():
+    columns = csv_columns(1, parts=2)
+    assert columns[11:] == [f"part_{k}_{edge}" for k in (1, 2) for edge in ("x1", "y1", "x2", "y2")]
+    row = Row("a", "ok", "", 9, 9, ("x",), (1.0,), (0, 0, 9, 9), ((1, 2, 3, 4), (5, 6, 7, 8.25)))
+    assert csv_cells(row, 1, 2)[11:] == ["1.0", "2.0", "3.0", "4.0", "5.0", "6.0", "7.0", "8.2"]
+    assert len(csv_cells(row, 1, 2)) == len(columns)
+    assert csv_cells(Row("a", "ok", "", 9, 9, ("x",), (1.0,), (0, 0, 9, 9)), 1, 2)[11:] == [""] * 8
+    assert csv_cells(BAD, 1, 2)[11:] == [""] * 8
+
+
 @pytest.mark.parametrize("row", [GOOD, BAD, Row("a", "ok", "", 1, 1, ("x", "y"), (1.0, 0.0), None)])
 def test_every_row_has_a_cell_for_every_column(row):
     assert len(csv_cells(row, 2)) == len(csv_columns(2))
