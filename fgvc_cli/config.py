@@ -165,7 +165,7 @@ class Optim(Section):
     clip_grad: float | None = Field(None, gt=0)
     """Largest gradient norm; None: unclipped."""
     schedule: Literal["cosine", "onecycle"] = "cosine"
-    """Cosine decay after the warm-up, or one cycle (Smith & Topin 2017) over the whole run."""
+    """Cosine decay after the warm-up, or one cycle (Smith & Topin 2017), frozen epochs having their own."""
     freeze_epochs: int = Field(0, ge=0)
     """First epochs, in which the backbone rests while everything else learns."""
     layer_decay: float | None = Field(None, gt=0, le=1)

@@ -21,18 +21,34 @@ class Schedule(Protocol):
         """Set the rates of the next update; called after each one, ``num_updates`` counts from 1."""
 
 
-class OneCycle(OneCycleLR):
-    """One cycle (Smith & Topin 2017) over ``updates``: each group rises to the rate it was made with over
-    the first 30 %, from a 25th of it, then falls to nothing. Momentum stays."""
+class OneCycle:
+    """One cycle (Smith & Topin 2017): each group rises to the rate it was made with over the first 30 % of
+    the updates, from a 25th of it, then falls to nothing. Momentum stays.
 
-    def __init__(self, optimizer: Optimizer, updates: int):
-        tops = [group["lr"] for group in optimizer.param_groups]
-        super().__init__(optimizer, tops, total_steps=updates, cycle_momentum=False)
+    With frozen epochs there are two: one for what learns alone, then one for everything (fastai's
+    ``fine_tune``, which the authors of the multi-stage ViT use).
+
+    Args:
+        optimizer: its groups hold their largest rates.
+        updates: of the whole run.
+        frozen: how many of them, from the start, are the first cycle's.
+    """
+
+    def __init__(self, optimizer: Optimizer, updates: int, frozen: int = 0):
+        self._optimizer = optimizer
+        self._tops = [group["lr"] for group in optimizer.param_groups]
+        self._updates, self._frozen = updates, frozen
+        self._cycle = self._start(frozen or updates)
 
     def step_update(self, num_updates: int) -> None:
         """See ``Schedule``; after the last update the rates stay."""
-        if num_updates < self.total_steps:
-            self.step()
+        if num_updates == self._frozen:
+            self._cycle = self._start(self._updates - self._frozen)
+        elif num_updates < self._updates:
+            self._cycle.step()
+
+    def _start(self, updates: int) -> OneCycleLR:
+        return OneCycleLR(self._optimizer, self._tops, total_steps=updates, cycle_momentum=False)
 
 
 def parameter_groups(model: nn.Module, config: Optim) -> list[dict]:
@@ -122,7 +138,7 @@ def build_schedule(optimizer: Optimizer, config: Optim, epochs: int, steps_per_e
                 "Leave optim.warmup_epochs out.",
                 EXIT_USAGE,
             )
-        return OneCycle(optimizer, updates)
+        return OneCycle(optimizer, updates, config.freeze_epochs * steps_per_epoch)
     return CosineLRScheduler(
         optimizer,
         t_initial=updates,

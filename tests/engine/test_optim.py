@@ -81,6 +81,15 @@ def test_one_cycle_rises_to_each_groups_rate_and_falls_to_nothing():
     assert seen[12] == pytest.approx([top * (1 + 1 / 25e4) / 2 for top in tops])
 
 
+def test_frozen_epochs_have_a_cycle_of_their_own():
+    tops = [0.0002, 0.006, 0.0002, 0.002]
+    seen = run_rates(Optim(schedule="onecycle", freeze_epochs=1), updates=40)
+    for start in (0, 20):
+        assert seen[start] == pytest.approx([top / 25 for top in tops])
+        assert seen[start + 5] == pytest.approx(tops)
+        assert seen[start + 19] == pytest.approx([top / 25e4 for top in tops])
+
+
 def test_one_cycle_leaves_momentum_alone():
     config = Optim(schedule="onecycle", momentum=0.7)
     optimizer = build_optimizer(create_model("timm-resnet18", 3), config)
