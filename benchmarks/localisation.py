@@ -3,13 +3,14 @@
     fgvc datasets make aviary /tmp/aviary --train 0 --val 0 --test 20 --seed 1
     python benchmarks/localisation.py /tmp/aviary --weights aviary
 
-Printed beside the model: what the whole picture and a fixed centred box would score, since a number without
-them says little.
+Printed beside the model: what the whole picture and a fixed centred box would score, and how often windows
+thrown at random into the object box would hit a part, since a number without them says little.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_iou
 
-from fgvc_cli.attention.objects import locate_object
-from fgvc_cli.data.aviary import PARTS, read_boxes
+from fgvc_cli.attention.objects import THRESHOLDS, locate_object
+from fgvc_cli.data.aviary import PARTS, SPECIES, Truth, differing_parts, read_boxes, slug
 from fgvc_cli.data.images import DecodedImage, read_image
 from fgvc_cli.engine.weights import open_weights
-from fgvc_cli.explain.explanation import HEAT, Explanation
+from fgvc_cli.explain.explanation import HEAT, Box, Explanation
 from fgvc_cli.explain.stages import explain_stages
 
 
@@ -38,15 +39,22 @@ def main() -> None:
     truths, sizes = [], []
     boxes: dict[str, list[tuple[float, float, float, float]]] = {}
     hits: dict[str, list[tuple[bool, bool]]] = {}
+    windows: dict[str, list[tuple[bool, bool]]] = {}
+    generator = np.random.default_rng(0)
     correct = 0
     for path, truth in read_boxes(arguments.aviary).items():
         photo = read_image(arguments.aviary / path)
         assert isinstance(photo, DecodedImage), path
         explanation = explain_stages(checkpoint, photo.image, top_k=1)
         correct += explanation.top[0][0] == truth.label
-        for name, heat in (explanation.maps | {"mean of stages": _mean_of_stages(explanation)}).items():
-            box = locate_object(heat, (explanation.input_px, explanation.input_px))
-            boxes.setdefault(name, []).append(explanation.geometry.to_photo(box))
+        for name, heat in _maps(explanation).items():
+            for threshold in THRESHOLDS:
+                box = locate_object(heat, (explanation.input_px, explanation.input_px), threshold)
+                boxes.setdefault(f"{name}, {threshold}", []).append(explanation.geometry.to_photo(box))
+        if explanation.parts and explanation.box:
+            thrown = _throw(explanation.box, explanation.parts, generator)
+            for name, parts in (("the model's windows", explanation.parts), ("windows at random", thrown)):
+                windows.setdefault(name, []).append(_hit(parts, truth))
         truths.append(truth.box)
         sizes.append(photo.image.size)
         parts = [truth.parts[part] for part in PARTS]
@@ -65,20 +73,54 @@ def main() -> None:
     print(f"pointing game (chance: object {covered:.3f})")
     for name, pairs in hits.items():
         objects, any_part = np.mean(pairs, axis=0)
-        label = "object heat" if name == HEAT else name
-        print(f"  {label:12s} on the bird {objects:.3f}   on one of its parts {any_part:.3f}")
+        print(f"  {name:12s} on the bird {objects:.3f}   on one of its parts {any_part:.3f}")
+    for name, pairs in windows.items():
+        any_part, telling = np.mean(pairs, axis=0)
+        print(f"{name:20s} hold a part's centre {any_part:.3f}   that of a telling part {telling:.3f}")
 
 
-def _mean_of_stages(explanation: Explanation) -> np.ndarray:
-    """What the object heat is compared with: the plain mean of the stage maps, at the first one's size."""
+def _maps(explanation: Explanation) -> dict[str, np.ndarray]:
+    """The explanation's maps, and where there are several stages what the object heat is compared with: their
+    plain mean, at the first one's size."""
+    if len(explanation.maps) < 3:
+        return explanation.maps
     stages = [torch.from_numpy(heat)[None, None] for name, heat in explanation.maps.items() if name != HEAT]
     size = stages[0].shape[-2:]
-    return torch.cat([F.interpolate(m, size, mode="bilinear") for m in stages]).mean(dim=0)[0].numpy()
+    mean = torch.cat([F.interpolate(m, size, mode="bilinear") for m in stages]).mean(dim=0)[0].numpy()
+    return explanation.maps | {"mean of stages": mean}
+
+
+def _hit(parts: tuple[Box, ...], truth: Truth) -> tuple[bool, bool]:
+    """Whether a window holds the centre of any part, and of one that tells the species from its nearest."""
+    telling = _telling_parts(truth.label)
+    held = {
+        name
+        for name, (x1, y1, x2, y2) in truth.parts.items()
+        if _inside(((x1 + x2) / 2, (y1 + y2) / 2), parts)
+    }
+    return bool(held), bool(held & telling)
+
+
+def _telling_parts(label: str) -> set[str]:
+    """Parts that alone tell a species from another one."""
+    own = next(species for species in SPECIES if slug(species) == label)
+    differences = [differing_parts(own, other) for other in SPECIES if other != own]
+    return {parts[0] for parts in differences if len(parts) == 1}
+
+
+def _throw(box: Box, parts: tuple[Box, ...], generator: np.random.Generator) -> tuple[Box, ...]:
+    """Windows of the parts' sizes anywhere in the object box."""
+    thrown = []
+    for x1, y1, x2, y2 in parts:
+        x = box[0] + generator.random() * max(0.0, box[2] - box[0] - (x2 - x1))
+        y = box[1] + generator.random() * max(0.0, box[3] - box[1] - (y2 - y1))
+        thrown.append((x, y, x + x2 - x1, y + y2 - y1))
+    return tuple(thrown)
 
 
 def _report(name: str, boxes: torch.Tensor, truths: torch.Tensor) -> None:
     iou = box_iou(boxes, truths).diagonal()
-    print(f"{name:26s} mean IoU {iou.mean():.3f}   IoU > 0.5 {(iou > 0.5).float().mean():.3f}")
+    print(f"{name:32s} mean IoU {iou.mean():.3f}   IoU > 0.5 {(iou > 0.5).float().mean():.3f}")
 
 
 def _peak(heat: np.ndarray, region: tuple[float, float, float, float]) -> tuple[float, float]:
@@ -88,7 +130,7 @@ def _peak(heat: np.ndarray, region: tuple[float, float, float, float]) -> tuple[
     return x1 + (column + 0.5) / heat.shape[1] * (x2 - x1), y1 + (row + 0.5) / heat.shape[0] * (y2 - y1)
 
 
-def _inside(point: tuple[float, float], boxes: list[tuple[int, int, int, int]]) -> bool:
+def _inside(point: tuple[float, float], boxes: Iterable[tuple[float, float, float, float]]) -> bool:
     x, y = point
     return any(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in boxes)
 
