@@ -67,12 +67,12 @@ class RunInfo:
     extras: tuple[Extra, ...] = ()
     """What each row carries beside its prediction."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Everything else that changes a row, as plain JSON values: looks, cascade, min_prob, precision, decoding."""
+    """All else that changes a row, as plain JSON values: looks, cascade, min_prob, precision, decoding."""
 
 
 @dataclass(slots=True)
 class Block:
-    """Consecutive rows in columns. A row without a prediction holds 0 in ``size``, -1 in ``topk_index`` and NaN
+    """Consecutive rows in columns. A row without a prediction holds 0 in ``size``, -1 in ``topk_index``, NaN
     elsewhere; so does a value that the model does not give."""
 
     first: int
