@@ -1,4 +1,4 @@
-"""Decoding photographs: a path -> an upright RGB image, or the failure as a value.
+"""Decoding photographs: a file or stored image -> an upright RGB image, or the failure as a value.
 
 No torch here: this module is what a decoding worker imports.
 """
@@ -11,9 +11,10 @@ import logging
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -31,6 +32,8 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from fgvc_cli.data.sources import CannotRead, Stored
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What is decoded, in Pillow's names. Its other plugins stay shut to hostile files (EPS runs Ghostscript)."""
 
@@ -40,8 +43,18 @@ bytes per pixel, several times that where the mode has to be converted."""
 
 OK: Literal["ok"] = "ok"
 FailureStatus = Literal[
-    "missing", "not_a_file", "no_access", "empty", "not_an_image", "truncated", "too_large", "unreadable"
+    "missing",
+    "not_a_file",
+    "no_access",
+    "empty",
+    "not_an_image",
+    "truncated",
+    "too_large",
+    "unreadable",
+    "crashed",
+    "no_memory",
 ]
+"""``crashed``: its decoder died; ``no_memory``: the model could not take it even alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,13 @@ class DecodedImage:
     """A photograph, upright as its EXIF says, mode RGB."""
 
     image: Image.Image
+    full_size: tuple[int, int] | None = None
+    """(width, height) of the upright photograph, pixels, where ``image`` is a smaller copy of it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the upright photograph, pixels."""
+        return self.full_size or self.image.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,39 +80,71 @@ class Failure:
     """One line for people."""
 
 
-def read_image(path: Path | str) -> DecodedImage | Failure:
+Prepare = Callable[[Image.Image], None]
+"""Called with an opened image before its pixels are decoded; may ask for a smaller copy (``Image.draft``)."""
+
+
+def read_image(path: Path | str | Stored, prepare: Prepare | None = None) -> DecodedImage | Failure:
     """Decode one photograph; whatever the file holds, the answer is a value and nothing goes to stderr.
 
     The first frame of an animation; ``to_rgb`` says what becomes of other modes. An EXIF that cannot be read
     leaves the image as it is stored. Never waits for a FIFO or opens a device.
 
+    Args:
+        path: a file, or an image in an archive or a remote store.
+
     Raises:
         Nothing for a bad file.
     """
     try:
-        info = os.stat(path)
-    except ValueError as error:
-        return Failure("missing", f"no file can have this name: {error}")
-    except OSError as error:
-        return _failure(error)
-    if not stat.S_ISREG(info.st_mode):
-        return Failure("not_a_file", f"not a regular file but {_kind(info.st_mode)}")
-    if info.st_size == 0:
-        return Failure("empty", "the file has no bytes")
-    try:
-        # A stream rather than the path: given a path, Pillow maps raw formats into memory, and a file that
-        # shrinks meanwhile would end the process with SIGBUS.
-        with open(path, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
-            if (pixels := image.width * image.height) > MAX_PIXELS:
-                return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
-            image.load()
-            upright = _orientation(image)
-            rgb = to_rgb(image)
-        return DecodedImage(rgb if upright is None else rgb.transpose(upright))
+        with path.open() if isinstance(path, Stored) else _open_file(path) as stream:
+            if not stream.read(1):
+                return Failure("empty", "the file has no bytes")
+            stream.seek(0)
+            return _decode(stream, prepare)
+    except CannotRead as error:
+        return Failure(error.status, _one_line(str(error)))
     # Hostile files bring out any exception in Pillow: OSError, ValueError, TypeError, SyntaxError,
     # IndexError, KeyError, struct.error, NotImplementedError, MemoryError.
     except Exception as error:
         return _failure(error)
+
+
+def _decode(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure:
+    """An open seekable stream -> the image in it; raises what the decoder raises."""
+    with Image.open(stream, formats=FORMATS) as image:
+        if (pixels := image.width * image.height) > MAX_PIXELS:
+            return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
+        stored_size = image.size
+        if prepare:
+            prepare(image)
+        # Only a JPEG comes smaller; a TIFF may change its size too, as Pillow turns it while it loads.
+        full_size = stored_size if image.size != stored_size else None
+        image.load()
+        upright = _orientation(image)
+        rgb = to_rgb(image)
+    if upright is None:
+        return DecodedImage(rgb, full_size)
+    if full_size and upright in _TURNED:
+        full_size = full_size[::-1]
+    return DecodedImage(rgb.transpose(upright), full_size)
+
+
+def _open_file(path: Path | str) -> BinaryIO:
+    """A regular file with bytes in it.
+
+    A stream rather than the path for Pillow: given a path, it maps raw formats into memory, and a file that
+    shrinks meanwhile would end the process with SIGBUS.
+    """
+    try:
+        info = os.stat(path)
+    except ValueError as error:
+        raise CannotRead("missing", f"no file can have this name: {error}") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise CannotRead("not_a_file", f"not a regular file but {_kind(info.st_mode)}")
+    if info.st_size == 0:  # some files of /proc say so, and reading them would wait
+        raise CannotRead("empty", "the file has no bytes")
+    return open(path, "rb")
 
 
 def _kind(mode: int) -> str:
@@ -100,9 +152,12 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:200]
+
+
 def _failure(error: Exception) -> Failure:
-    text = str(getattr(error, "strerror", None) or error)
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:200]
+    line = _one_line(str(getattr(error, "strerror", None) or error))
     if not isinstance(error, OSError):
         line = f"{type(error).__name__}: {line}"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -127,6 +182,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+_TURNED = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+"""What swaps width and height."""
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:

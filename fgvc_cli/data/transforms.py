@@ -1,4 +1,4 @@
-"""Photograph -> model input, and boxes back from the input to the photograph.
+"""Photograph -> model input, as tensors; ``geometry`` says where the input lies and brings boxes back.
 
 Images travel as uint8 (3, S, S); normalisation happens where the model is (``normalize``), which moves a
 quarter of the bytes. Legend: S side of the input, B batch.
@@ -6,7 +6,7 @@ quarter of the bytes. Legend: S side of the input, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,56 +15,20 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from fgvc_cli.config import Augment, Preprocess
+from fgvc_cli.data.geometry import Geometry, cut_input, input_geometry, resized_size
+
+__all__ = [
+    "EvalTransform",
+    "Geometry",
+    "Transform",
+    "eval_transform",
+    "input_geometry",
+    "normalize",
+    "resized_size",
+    "train_transform",
+]
 
 Transform = Callable[[Image.Image], Tensor]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where the model's input lies in a photograph: input = photo * scale - offset, per axis."""
-
-    width: int
-    height: int
-    scale_x: float
-    scale_y: float
-    offset_x: float
-    offset_y: float
-
-    def to_photo(self, box: Sequence[float]) -> tuple[float, float, float, float]:
-        """An xyxy box of input pixels in pixels of the upright photograph, clipped to it."""
-        x1, y1, x2, y2 = box
-
-        def back(value: float, offset: float, scale: float, limit: int) -> float:
-            return min(max((value + offset) / scale, 0.0), float(limit))
-
-        return (
-            back(x1, self.offset_x, self.scale_x, self.width),
-            back(y1, self.offset_y, self.scale_y, self.height),
-            back(x2, self.offset_x, self.scale_x, self.width),
-            back(y2, self.offset_y, self.scale_y, self.height),
-        )
-
-
-def resized_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
-    """(width, height) in pixels after the resize rule."""
-    side = preprocess.resize_px
-    if preprocess.resize_rule == "squash":
-        return side, side
-    factor = side / min(width, height)
-    return max(side, round(width * factor)), max(side, round(height * factor))
-
-
-def input_geometry(width: int, height: int, preprocess: Preprocess) -> Geometry:
-    """The geometry of the evaluation transform for a photograph of this size."""
-    new_width, new_height = resized_size(width, height, preprocess)
-    return Geometry(
-        width,
-        height,
-        new_width / width,
-        new_height / height,
-        (new_width - preprocess.input_px) // 2,
-        (new_height - preprocess.input_px) // 2,
-    )
 
 
 @dataclass(frozen=True)
@@ -75,19 +39,7 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The model's input."""
-        geometry = input_geometry(image.width, image.height, self.preprocess)
-        side = self.preprocess.input_px
-        left, top = int(geometry.offset_x), int(geometry.offset_y)
-        # Resizing just the part that is kept equals resize-then-crop, and never builds a huge strip
-        # for a panorama.
-        source = (
-            left / geometry.scale_x,
-            top / geometry.scale_y,
-            min((left + side) / geometry.scale_x, image.width),
-            min((top + side) / geometry.scale_y, image.height),
-        )
-        resized = image.resize((side, side), Image.Resampling.BILINEAR, box=source)
-        return v2.functional.pil_to_tensor(resized)
+        return v2.functional.pil_to_tensor(cut_input(image, self.preprocess))
 
 
 def eval_transform(preprocess: Preprocess) -> Transform:

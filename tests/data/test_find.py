@@ -177,3 +177,125 @@ def test_list_is_read_lazily():
 def test_empty_list_is_refused():
     with pytest.raises(FgvcError, match="empty"):
         list(read_list(io.BytesIO(b"\n\n")))
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_a_list_in_a_file_is_counted_and_its_paths_start_at_the_working_directory(
+    tmp_path, monkeypatch, null
+):
+    plant(tmp_path, "lists/x.txt", "s/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    end = b"\0" if null else b"\n"
+    entries = [b"s/a.jpg", b"caf\xe9.jpg", b"gone b.jpg", b"s3://bucket/c.jpg"]
+    Path("lists/x.txt").write_bytes(end.join([*entries, b""]))
+    images = find_images(["@lists/x.txt"], null=null)
+    assert images.total == 4
+    found = list(images)
+    assert [os.fsencode(f.name) for f in found] == entries
+    assert found[0].path.exists()
+    assert names("s", "@lists/x.txt", null=null)[0] == "s/a.jpg"
+
+
+def test_a_list_with_nul_takes_newlines_and_blanks_in_names(tmp_path):
+    (tmp_path / "x").write_bytes(b"new\nline.jpg\0\0 \0tail\r\n.jpg")
+    images = find_images([f"@{tmp_path}/x"], null=True)
+    assert images.total == 3
+    assert [f.name for f in images] == ["new\nline.jpg", " ", "tail\r\n.jpg"]
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_entries_come_as_soon_as_they_are_sent(null):
+    reader, writer = os.pipe()
+    with open(reader, "rb") as stream, open(writer, "wb", buffering=0) as sender:
+        images = find_images(["-"], stdin=stream, null=null)
+        assert images.total is None
+        for name in (b"a.jpg", b"b.jpg"):
+            sender.write(name + (b"\0" if null else b"\n"))
+            assert next(images).name == name.decode()
+
+
+def test_an_entry_longer_than_a_chunk_and_one_split_between_chunks(tmp_path):
+    entries = [f"{i:05}/" + "x" * (i % 700) + ".jpg" for i in range(2000)]
+    (tmp_path / "x").write_text("\0".join(entries))
+    assert names(f"@{tmp_path}/x", null=True) == entries
+
+
+def test_a_list_from_a_pipe_in_place_of_a_file_is_read_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    keep = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        os.write(keep, b"a.jpg\nb.jpg\n")
+        images = find_images([f"@{tmp_path}/pipe"])
+        assert images.total is None
+        assert [next(images).name, next(images).name] == ["a.jpg", "b.jpg"]
+    finally:
+        os.close(keep)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\n \n", b"x" * 70_000], ids=["gone", "empty", "blank", "long"]
+)
+def test_lists_that_are_none_are_refused_at_the_call(tmp_path, content):
+    if content is not None:
+        (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(FgvcError) as caught:
+        find_images([f"@{tmp_path}/x.txt"])
+    assert caught.value.hint and "\n" not in str(caught.value)
+    with pytest.raises(FgvcError, match="Cannot read the list @"):
+        find_images(["@"])
+
+
+def test_a_list_with_nul_where_newlines_are_expected_names_the_option():
+    with pytest.raises(FgvcError, match="-0"):
+        list(find_images(["-"], stdin=io.BytesIO(b"a.jpg\0b.jpg\0")))
+
+
+def test_null_without_a_list_and_stdin_beside_others_are_usage_errors(tmp_path):
+    plant(tmp_path, "a.jpg")
+    for sources, null, word in (([tmp_path], True, "-0"), ([tmp_path, "-"], False, "stdin")):
+        with pytest.raises(FgvcError, match=word) as caught:
+            find_images(sources, null=null)
+        assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_what_is_called_like_a_list_and_exists_is_no_list(tmp_path, monkeypatch):
+    plant(tmp_path, "@eaDir/a.jpg", "eaDir", "@b.jpg")
+    (tmp_path / "b.jpg").write_text("x.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert names("@eaDir") == ["a.jpg"]
+    assert names("@b.jpg") == ["@b.jpg"]
+
+
+def test_the_total_is_known_for_files_and_globs_and_not_for_folders(tmp_path, monkeypatch):
+    plant(tmp_path, "s/a.jpg", "s/b.jpg", "t/c.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert find_images(["s/*.jpg", "t/c.jpg"]).total == 3
+    assert find_images(["s/*.jpg", "t"]).total is None
+
+
+def test_passing_over_images_looks_nothing_up(tmp_path, monkeypatch):
+    plant(tmp_path, *(f"a/{i}.jpg" for i in range(5)))
+    (tmp_path / "x.txt").write_text("gone/1.jpg\ngone/2.jpg\n")
+    images = find_images([tmp_path / "a", f"@{tmp_path}/x.txt"])
+    next(images)
+
+    def forbidden(*arguments, **options):
+        raise AssertionError("looked up")
+
+    for function in ("stat", "lstat", "scandir"):
+        monkeypatch.setattr(os, function, forbidden)
+    assert len(list(images)) == 6
+
+
+def test_names_with_newlines_are_found(tmp_path):
+    plant(tmp_path, "new\nfolder/a\nb.jpg")
+    assert names(tmp_path) == ["new\nfolder/a\nb.jpg"]
+
+
+def test_a_file_url_is_the_local_path(tmp_path):
+    plant(tmp_path, "my photos/a b.jpg")
+    os.mkfifo(tmp_path / "my photos" / "fifo.jpg")
+    url = f"file://{tmp_path}/my%20photos"
+    assert names(url) == ["a b.jpg", "fifo.jpg"]
+    ((path, name),) = find_images(["-"], stdin=io.BytesIO(f"{url}/fifo.jpg\n".encode()))
+    assert path == tmp_path / "my photos" / "fifo.jpg" == Path(name)
