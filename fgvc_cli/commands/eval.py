@@ -15,8 +15,12 @@ from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
 from fgvc_cli.sections import build
 
 if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
     from fgvc_cli.data.labelled import Example, LabelledSet
     from fgvc_cli.engine.checkpoint import Checkpoint
+    from fgvc_cli.engine.evaluator import Evaluation
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -42,23 +46,54 @@ def run(
     """
     if split not in SPLITS:
         raise FgvcError(f"--split got {split!r}, expected one of {', '.join(SPLITS)}.", None, EXIT_USAGE)
-    from fgvc_cli.data.loaders import LabelledImages, build_loader
-    from fgvc_cli.data.transforms import eval_transform
     from fgvc_cli.engine.allocator import keep_freed_memory
     from fgvc_cli.engine.device import pick_device
-    from fgvc_cli.engine.evaluator import evaluate
     from fgvc_cli.engine.weights import default_notice, open_weights
 
     console = stderr_console()
     if weights is None:
         console.print(default_notice(), markup=False)
-    checkpoint = open_weights(weights, options={"stages": stages, "cascade": cascade})
+    looks = {"stages": stages, "cascade": cascade}
+    checkpoint = open_weights(weights, options=looks)
     target = pick_device(device)
     keep_freed_memory()
-    if (data or dataset) and not _is_trained_data(checkpoint, data, dataset):
-        labelled = _given_data(checkpoint, data, dataset, data_root)
-    else:
+    own_data = not (data or dataset) or _is_trained_data(checkpoint, data, dataset)
+    if own_data:
         labelled = _trained_data(checkpoint, data_root, split)
+    else:
+        labelled = _given_data(checkpoint, data, dataset, data_root)
+    result = _evaluate(checkpoint, labelled, split, console, target, batch_size, workers)
+    calibration = _calibration(checkpoint, split if own_data else None, looks)
+    document = {
+        "model": checkpoint.name,
+        "weights_sha256": checkpoint.sha256,
+        "dataset": labelled.name,
+        "split": split,
+        "metrics": result.metrics(checkpoint.temperature if calibration else None),
+        "calibration": calibration,
+    }
+    print(json.dumps(document, indent=2) if as_json else format_metrics(document))
+    return EXIT_SOME_FAILED if result.failures else EXIT_OK
+
+
+def _evaluate(
+    checkpoint: Checkpoint,
+    labelled: LabelledSet,
+    split: str,
+    console: Console,
+    target: torch.device,
+    batch_size: int,
+    workers: int,
+) -> Evaluation:
+    """The model over a split, with progress and unreadable photographs on the console.
+
+    Raises:
+        FgvcError: see ``known_examples``; no readable photograph.
+    """
+    from fgvc_cli.data.loaders import LabelledImages, build_loader
+    from fgvc_cli.data.transforms import eval_transform
+    from fgvc_cli.engine.evaluator import evaluate
+
     examples = known_examples(labelled, split, checkpoint.classes)
     images = LabelledImages(labelled.root, examples, eval_transform(checkpoint.preprocess))
     loader = build_loader(images, batch_size=batch_size, workers=workers)
@@ -75,15 +110,29 @@ def run(
         console.print(f"warning: left out {failure}", markup=False)
     if not len(result.labels):
         raise FgvcError(f"No photograph of the {split} split could be read.", "Check the files named above.")
-    document = {
-        "model": checkpoint.name,
-        "weights_sha256": checkpoint.sha256,
-        "dataset": labelled.name,
-        "split": split,
-        "metrics": result.metrics(),
+    return result
+
+
+def _calibration(
+    checkpoint: Checkpoint, own_split: str | None, looks: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What the checkpoint's temperature was fitted on, and whether these figures are apart from that.
+
+    Args:
+        own_split: of the data of the training; None for other data.
+        looks: as given on the command line, None where not.
+    """
+    fitted: dict[str, Any] | None = checkpoint.metadata.get("calibration")
+    if not fitted:
+        return None
+    trained = checkpoint.metadata["options"]
+    return {
+        "temperature": checkpoint.temperature,
+        "fitted_on": fitted["split"],
+        "fitted_images": fitted["images"],
+        "held_out": own_split not in (fitted["split"], "all"),
+        "same_looks": all(value in (None, trained.get(name)) for name, value in looks.items()),
     }
-    print(json.dumps(document, indent=2) if as_json else format_metrics(document))
-    return EXIT_SOME_FAILED if result.failures else EXIT_OK
 
 
 def _is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | None) -> bool:
@@ -158,8 +207,25 @@ def format_metrics(document: dict[str, Any]) -> str:
     for name, value in metrics.items():
         if name in ("images", "unreadable"):
             lines.append(f"  {name:20s} {value:8.0f}")
-        elif name.startswith("top") or name == "macro_f1":
+        elif name.startswith(("top", "reached_", "ece")) or name == "macro_f1":
             lines.append(f"  {name:20s} {100 * value:8.2f} %")
         else:
             lines.append(f"  {name:20s} {value:8.3f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_calibration_lines(document)])
+
+
+def _calibration_lines(document: dict[str, Any]) -> list[str]:
+    """The temperature, where it comes from, and what is to be known to read the calibrated figures."""
+    calibration: dict[str, Any] | None = document["calibration"]
+    if not calibration:
+        return ["  temperature: none in this checkpoint, prob is as the model gives it"]
+    split, images = calibration["fitted_on"], calibration["fitted_images"]
+    value = calibration["temperature"]
+    lines = [f"  temperature {value:.3f}, fitted on the {split} split of the training ({images} photographs)"]
+    if not calibration["held_out"]:
+        lines.append("  nll_calibrated and ece_calibrated are not held out: the fit saw these photographs")
+    if not calibration["same_looks"]:
+        lines.append("  the temperature was fitted with other looks than these: those of the training")
+    if any(name.startswith("reached_") for name in document["metrics"]):
+        lines.append("  the cascade compares the confidence before the temperature")
+    return lines

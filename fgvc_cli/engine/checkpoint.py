@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from fgvc_cli import __version__
 from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.config import Preprocess, TrainConfig, config_sha256
+from fgvc_cli.engine.calibration import Calibration
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.registry import create_model, resolve
 from fgvc_cli.models.weight_files import CHECKPOINT_KEY, read_tensors
@@ -35,7 +36,12 @@ class Checkpoint:
     sha256: str
     """Of the file."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """``options``, ``dataset``, ``metrics`` (by split), ``config``, ``config_sha256``, ``fgvc_version``."""
+    """``options``, ``dataset``, ``metrics`` (by split), ``config``, ``config_sha256``, ``fgvc_version``,
+    and ``calibration`` (see ``Calibration``) where training fitted a temperature."""
+    temperature: float = 1.0
+    """Of the fused probabilities, see ``apply_temperature``; 1 where none was fitted. It was fitted with the
+    looks of training and stays the same with other ``stages`` or another ``cascade``, which may need another.
+    A cascade compares the confidence before it."""
 
 
 def save_checkpoint(
@@ -47,12 +53,14 @@ def save_checkpoint(
     dataset: str,
     data_sha256: str = "",
     metrics: dict[str, dict[str, float]],
+    calibration: Calibration | None = None,
 ) -> None:
     """Write a checkpoint whole or not at all (temporary file, fsync, rename).
 
     Args:
         data_sha256: of the list of examples with their splits, see ``LabelledSet.sha256``.
         metrics: split -> metric -> value; a number without its split is not a result.
+        calibration: None while none is fitted.
 
     Raises:
         FgvcError: the file cannot be written.
@@ -70,6 +78,8 @@ def save_checkpoint(
         "config_sha256": config_sha256(config),
         "fgvc_version": __version__,
     }
+    if calibration:
+        document["calibration"] = asdict(calibration)
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in model.state_dict().items()}
     with AtomicFile(path, overwrite=True) as stream:
         stream.write(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(document)}))
@@ -116,6 +126,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         preprocess=build(Preprocess, document["preprocess"]),
         sha256=file_sha256(path),
         metadata={k: v for k, v in document.items() if k not in ("classes", "preprocess")},
+        temperature=document.get("calibration", {}).get("temperature", 1.0),
     )
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import normalize
+from fgvc_cli.engine.calibration import apply_temperature, expected_calibration_error
 
 
 @dataclass
@@ -36,11 +37,15 @@ class Evaluation:
     """One line for each unreadable image; these are in no metric."""
     seconds: float
 
-    def metrics(self) -> dict[str, float]:
-        """Top-1, top-5, macro F1 and top-1 per branch as shares, NLL, and the model's stats.
+    def metrics(self, temperature: float | None = None) -> dict[str, float]:
+        """Top-1, top-5, macro F1, ECE and top-1 per branch as shares, NLL, and the model's stats.
 
         Fused figures are over all images, ``top1_<branch>`` over those that reached the branch. Where not
         all did, ``reached_<branch>`` is their share; where none did, there is no ``top1_<branch>``.
+
+        Args:
+            temperature: of a calibrated model: adds ``nll_calibrated`` and ``ece_calibrated``; all other
+                figures are of the probabilities as the model gives them.
         """
         labels, probs = self.labels.numpy(), self.probs.double().numpy()
         classes = range(probs.shape[1])
@@ -51,11 +56,19 @@ class Evaluation:
             "top1": float(accuracy_score(labels, guesses)),
             "top5": _top5(labels, probs, classes),
             "macro_f1": float(f1_score(labels, guesses, average="macro", zero_division=0.0)),
-            "nll": float(F.nll_loss(self.probs.clamp_min(1e-12).log(), self.labels)),
+            **_confidence_metrics(self.probs, self.labels),
         }
+        if temperature is not None:
+            calibrated = _confidence_metrics(apply_temperature(self.probs, temperature), self.labels)
+            result |= {f"{name}_calibrated": value for name, value in calibrated.items()}
         for name, branch in self.branches.items():
             result |= _branch_metrics(name, branch, self.labels)
         return result | self.stats | {"images_per_second": len(labels) / max(self.seconds, 1e-9)}
+
+
+def _confidence_metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
+    nll = float(F.nll_loss(probs.clamp_min(1e-12).log(), labels))
+    return {"nll": nll, "ece": expected_calibration_error(probs, labels)}
 
 
 def _branch_metrics(name: str, probs: Tensor, labels: Tensor) -> dict[str, float]:

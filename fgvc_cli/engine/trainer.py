@@ -22,6 +22,7 @@ from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.data.loaders import Batch, LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform, normalize, train_transform
+from fgvc_cli.engine.calibration import Calibration, fit_temperature
 from fgvc_cli.engine.checkpoint import save_checkpoint
 from fgvc_cli.engine.evaluator import Evaluation, evaluate
 from fgvc_cli.engine.fusion import fit_fuse_weights
@@ -117,7 +118,7 @@ class Trainer:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / CONFIG).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
         best: tuple[float, float] | None = None
-        best_epoch, metrics = 0, {}
+        best_epoch, validation, metrics = 0, None, {}
         with MetricsFile(self.run_dir / METRICS) as table:
             for epoch in range(1, self.config.epochs + 1):
                 row = self._train_epoch(epoch)
@@ -127,24 +128,38 @@ class Trainer:
                 table.write(row)
                 rank = (scores["top1"], -scores["nll"])
                 if best is None or rank > best:
-                    best, best_epoch, metrics = rank, epoch, {"val": scores}
+                    best, best_epoch, validation, metrics = rank, epoch, evaluation, {"val": scores}
                     self._save(metrics)
                 self.observer.on_epoch(epoch, row, best_epoch == epoch)
-        return self._finish(best_epoch, metrics)
+        assert validation is not None
+        return self._finish(best_epoch, validation, metrics)
 
-    def _finish(self, best_epoch: int, metrics: dict[str, dict[str, float]]) -> TrainResult:
+    def _finish(
+        self, best_epoch: int, validation: Evaluation, metrics: dict[str, dict[str, float]]
+    ) -> TrainResult:
         path = self.run_dir / CHECKPOINT
         self._kept_model().load_state_dict(read_tensors(path)[0])
         if self.config.options.get("fuse") == "weighted":
-            evaluation = self._evaluate("val")
-            weights = fit_fuse_weights(torch.stack([*evaluation.branches.values()]), evaluation.labels)
+            weights = fit_fuse_weights(torch.stack([*validation.branches.values()]), validation.labels)
             self._kept_model().get_buffer("heads.fuse_weights").copy_(weights)
-            # Kept apart: on the images that the weights were fitted to, this is no held-out figure.
-            metrics["val_fitted"] = self._evaluate("val").metrics()
+            validation = self._evaluate("val")
+        calibration = self._calibrate(validation)
+        # Kept apart: on the images that branch weights and temperature were fitted to, no held-out figures.
+        metrics["val_fitted"] = validation.metrics(calibration.temperature)
         if self.data.splits["test"]:
-            metrics["test"] = self._evaluate("test").metrics()
-        self._save(metrics)
+            metrics["test"] = self._evaluate("test").metrics(calibration.temperature)
+        self._save(metrics, calibration)
         return TrainResult(path, best_epoch, metrics)
+
+    def _calibrate(self, validation: Evaluation) -> Calibration:
+        temperature = fit_temperature(validation.probs, validation.labels)
+        calibration = Calibration(temperature, "val", len(validation.labels))
+        if calibration.clamped:
+            self.observer.on_warning(
+                f"the temperature that calibrates prob stopped at its limit of {temperature:g}, fitted on "
+                f"{calibration.images} photographs of the val split: do not read prob as a share"
+            )
+        return calibration
 
     def _train_mode(self, epoch: int) -> None:
         """Everything learns, but for the backbone in the frozen epochs, when its batch norms rest too."""
@@ -219,7 +234,7 @@ class Trainer:
             )
         return result
 
-    def _save(self, metrics: dict[str, dict[str, float]]) -> None:
+    def _save(self, metrics: dict[str, dict[str, float]], calibration: Calibration | None = None) -> None:
         save_checkpoint(
             self.run_dir / CHECKPOINT,
             self._kept_model(),
@@ -228,6 +243,7 @@ class Trainer:
             dataset=self.data.name,
             data_sha256=self.data.sha256(),
             metrics=metrics,
+            calibration=calibration,
         )
 
     def _warn(self, failures: list[str]) -> None:

@@ -43,12 +43,13 @@ class Cascade(nn.Module):
         return ModelOutput(logits=logits, probs=answer(self.fused).softmax(dim=-1), stats=stats)
 
 
-def measure(guesses, fused=FUSED) -> dict[str, float]:
+def measure(guesses, fused=FUSED, temperature=None) -> dict[str, float]:
     """The metrics over a batch of three and one of two."""
     images = torch.zeros(len(LABELS), 3, 4, 4, dtype=torch.uint8)
     index = torch.arange(len(LABELS))
     loader = [Batch(images[part], LABELS[part], index[part], []) for part in (slice(0, 3), slice(3, 5))]
-    return evaluate(Cascade(guesses, fused), loader, Preprocess(), torch.device("cpu")).metrics()
+    result = evaluate(Cascade(guesses, fused), loader, Preprocess(), torch.device("cpu"))
+    return result.metrics(temperature)
 
 
 def test_a_branch_is_scored_over_the_images_that_reached_it():
@@ -81,3 +82,16 @@ def test_without_a_cascade_nothing_is_said_of_reach():
     metrics = measure({"main": [0, 1, 2, 0, 0], "concat": [0, 0, 0, 3, 4]})
     assert (metrics["top1_main"], metrics["top1_concat"]) == pytest.approx((3 / 5, 3 / 5))
     assert not any(name.startswith("reached") for name in metrics)
+
+
+def test_confidence_is_measured_as_it_is_and_with_the_temperature():
+    plain, calibrated = measure(GUESSES), measure(GUESSES, temperature=3.0)
+    for metrics, suffix, logit in ((plain, "", 9), (calibrated, "_calibrated", 3)):
+        confidence = math.exp(logit) / (math.exp(logit) + K - 1)
+        assert metrics[f"ece{suffix}"] == pytest.approx(abs(4 / 5 - confidence), abs=1e-6)
+        wrong = -math.log((1 - confidence) / (K - 1))
+        nll = (-4 * math.log(confidence) + wrong) / 5
+        assert metrics[f"nll{suffix}"] == pytest.approx(nll, rel=1e-4)
+    assert not any(name.endswith("_calibrated") for name in plain)
+    for name in plain.keys() - {"images_per_second"}:
+        assert calibrated[name] == plain[name], name

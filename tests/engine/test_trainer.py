@@ -15,6 +15,7 @@ from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.load import load_data
 from fgvc_cli.engine import trainer as trainer_module
+from fgvc_cli.engine.calibration import fit_temperature
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.registry import create_model
@@ -81,8 +82,8 @@ def test_eval_with_the_checkpoint_alone_repeats_the_stored_number(trained, capsy
         # The fuse weights were fitted on val; the figure that chose the epoch stays apart.
         stored = load_checkpoint(path).metadata["metrics"]["val_fitted" if split == "val" else split]
         assert code == 0 and document["split"] == split
-        for name in ("top1", "top1_concat", "macro_f1", "images"):
-            assert document["metrics"][name] == pytest.approx(stored[name]), name
+        for name in ("top1", "top1_concat", "macro_f1", "images", "nll", "nll_calibrated", "ece_calibrated"):
+            assert document["metrics"][name] == pytest.approx(stored[name], abs=1e-6), name
 
 
 def test_same_seed_same_run_and_another_seed_another(colours, tmp_path):
@@ -107,18 +108,20 @@ def test_test_split_is_touched_once_at_the_end(colours, tmp_path, monkeypatch):
 
 def test_best_validation_epoch_is_kept(colours, tmp_path, monkeypatch):
     scores = iter([0.5, 0.9, 0.7])
+    label = torch.tensor([0])
 
     class Scored:
-        labels = [0]
+        def __init__(self, confidence):
+            self.labels, self.probs = label, torch.tensor([[confidence, 1 - confidence]])
 
-        def metrics(self):
+        def metrics(self, temperature=None):
             return {"top1": next(scores, 0.1), "nll": 1.0, "images": 1.0}
 
     seen = []
 
     def scored(self, split):
         seen.append(self.model.heads["concat"][1].weight.detach().clone())
-        return Scored()
+        return Scored(0.5 + 0.1 * len(seen))
 
     monkeypatch.setattr(trainer_module.Trainer, "_evaluate", scored)
     train(colours, tmp_path / "run", epochs=3)
@@ -126,6 +129,8 @@ def test_best_validation_epoch_is_kept(colours, tmp_path, monkeypatch):
     assert checkpoint.metadata["metrics"]["val"]["top1"] == 0.9
     kept = checkpoint.model.heads["concat"][1].weight
     assert torch.equal(kept, seen[1]) and not torch.equal(kept, seen[2])
+    # The temperature is that of the kept epoch's answers, not of the last one's.
+    assert checkpoint.temperature == fit_temperature(Scored(0.7).probs, label)
 
 
 def test_baseline_trains_through_the_same_loop(colours, tmp_path):
@@ -212,6 +217,7 @@ def test_interrupt_keeps_the_best_epoch_and_says_where(colours, tmp_path, monkey
     kept = tmp_path / "run" / "model.safetensors"
     assert str(kept) in capsys.readouterr().err
     assert set(load_checkpoint(kept).metadata["metrics"]) == {"val"}
+    assert load_checkpoint(kept).temperature == 1
     assert len(read_metrics(tmp_path / "run")) == 1
 
 
