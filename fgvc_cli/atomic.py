@@ -5,20 +5,45 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from fgvc_cli.errors import FgvcError
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOENT, errno.ESTALE)
+
+TEMPORARY = ".tmp"
+"""What a file that is being written has behind its name; one that a killed process left is overwritten."""
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary stream into ``PATH.tmp``, which is synced and becomes PATH when the block ends well.
+
+    Raises:
+        OSError: as it came; ``AtomicFile`` explains.
+    """
+    temporary = path.with_name(f"{path.name}{TEMPORARY}")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class AtomicFile:
-    """Context manager: a binary stream into ``OUT.partial``, which becomes OUT when the block ends well.
+    """Context manager: a binary stream into ``OUT.tmp``, which becomes OUT when the block ends well.
 
-    On any exception, Ctrl-C included, ``OUT.partial`` is removed and OUT stays as it was. A link is written
-    through to its target.
+    On any exception, Ctrl-C included, ``OUT.tmp`` is removed and OUT stays as it was. A link is written
+    through to its target. The stream's ``name`` is the temporary file, for libraries that write by path.
 
     Args:
         out: the file to appear; its folder must exist.
@@ -33,53 +58,61 @@ class AtomicFile:
         self.out = out
         self._overwrite = overwrite
         self._target = Path(os.path.realpath(out))
-        self._partial = self._target.with_name(f"{self._target.name}.partial")
-        self._stream: IO[bytes] | None = None
+        self._file: AbstractContextManager[IO[bytes]] | None = None
 
     def __enter__(self) -> IO[bytes]:
-        if self._target.exists():
-            if not self._target.is_file():
-                raise FgvcError(f"{self.out} exists and is not a regular file.", "Name a new file.")
-            if not self._overwrite:
-                raise FgvcError(f"{self.out} exists.", "Add --overwrite to replace it, or name another file.")
-        if not self._target.parent.is_dir():
-            raise FgvcError(f"There is no folder {self.out.parent}.", f"mkdir -p {self.out.parent}")
+        check_writable(self.out, overwrite=self._overwrite)
+        self._file = whole_file(self._target)
         try:
-            self._stream = self._partial.open("wb")
+            return self._file.__enter__()
         except OSError as error:
             raise self.explain(error) from error
-        return self._stream
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._stream is not None
+        assert self._file is not None
         try:
-            with self._stream:
-                if kind is None:
-                    self._stream.flush()
-                    os.fsync(self._stream.fileno())
-            if kind is None:
-                self._partial.replace(self._target)
-                _sync_folder(self._target.parent)
+            self._file.__exit__(kind, error, trace)
         except OSError as failure:
             if kind is None:
                 raise self.explain(failure) from failure
-        finally:
-            with contextlib.suppress(OSError):
-                self._partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise self.explain(error) from error
 
     def explain(self, error: OSError) -> FgvcError:
         """The user's line for an ``OSError`` met while writing."""
         return FgvcError(
-            f"Could not write {self.out}: {error.strerror or error}; it is left as it was.",
+            f"Could not write {self.out}: {reason(error)}; it is left as it was.",
             "Free space, check permissions, or name another file.",
         )
 
 
-def _sync_folder(folder: Path) -> None:
+def check_writable(out: Path, *, overwrite: bool) -> None:
+    """Whether a file can be put there, without touching anything.
+
+    Raises:
+        FgvcError: it exists and may not be replaced, is no regular file, or its folder is missing or locked.
+    """
+    target = Path(os.path.realpath(out))
+    if target.exists():
+        if not target.is_file():
+            raise FgvcError(f"{out} exists and is not a regular file.", "Name a new file.")
+        if not overwrite:
+            raise FgvcError(f"{out} exists.", "Add --overwrite to replace it, or name another file.")
+    if not target.parent.is_dir():
+        raise FgvcError(f"There is no folder {out.parent}.", f"mkdir -p {out.parent}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise FgvcError(f"Cannot write into {out.parent}.", "Check its permissions, or name another file.")
+
+
+def reason(error: OSError) -> str:
+    """What the system says, in one line."""
+    text = os.strerror(error.errno) if error.errno else str(error)
+    return " ".join(text.split())
+
+
+def sync_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut, where the system lets a folder be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

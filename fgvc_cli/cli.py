@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fgvc_cli import __version__
-from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError
+from fgvc_cli.cli_options import (
+    BatchSize,
+    Cascade,
+    DataRoot,
+    Device,
+    Quiet,
+    Stages,
+    Weights,
+    Workers,
+    guarded,
+)
+from fgvc_cli.cli_predict import merge, predict
 
 app = typer.Typer(
     name="fgvc",
@@ -24,52 +32,6 @@ datasets_app = typer.Typer(help="Labelled data sets.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
 datasets_make_app = typer.Typer(help="Make a data set.", no_args_is_help=True)
 datasets_app.add_typer(datasets_make_app, name="make")
-
-Weights = Annotated[
-    str | None,
-    typer.Option(help="model.safetensors of a training, or an embedded model (fgvc models lists them)."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of photographs.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")]
-Stages = Annotated[
-    str | None,
-    typer.Option(help="Looks of a multi-stage ViT: main, main+object or all. Default: as trained, or all."),
-]
-Cascade = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        max=1,
-        help="Multi-stage ViT: photographs this sure after a look take no further one, e.g. 0.9.",
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors on stderr.")]
-DataRoot = Annotated[str | None, typer.Option(help="Folder that holds known sets. Default: $FGVC_DATA.")]
-
-
-def _guarded(command: Callable[..., int]) -> Callable[..., None]:
-    """A user error becomes one line on stderr and its exit code; Ctrl-C exits 130."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        try:
-            code = command(*args, **kwargs)
-        except FgvcError as error:
-            print(f"fgvc: {error}", file=sys.stderr)
-            code = error.exit_code
-        except BrokenPipeError:
-            sys.stderr.close()
-            code = EXIT_ERROR
-        except OSError as error:
-            print(f"fgvc: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
-            code = EXIT_ERROR
-        except KeyboardInterrupt:
-            print("fgvc: interrupted.", file=sys.stderr)
-            code = EXIT_INTERRUPTED
-        raise typer.Exit(code)
-
-    return wrapper
 
 
 def _print_version(value: bool) -> None:
@@ -88,7 +50,7 @@ def _root(
 
 
 @app.command()
-@_guarded
+@guarded
 def train(
     model: Annotated[
         str, typer.Option(help="crasmra-r50, vitms-s16, or crasmra-, vitms-, timm- and a timm name.")
@@ -157,7 +119,7 @@ def train(
 
 
 @app.command("eval")
-@_guarded
+@guarded
 def evaluate(
     weights: Weights = None,
     data: Annotated[str | None, typer.Option(help="Labelled folder or CSV. Default: the training's.")] = None,
@@ -189,47 +151,12 @@ def evaluate(
     )
 
 
-@app.command()
-@_guarded
-def predict(
-    sources: Annotated[
-        list[str],
-        typer.Argument(help="Folders (searched recursively), files, globs; or - for a list on stdin."),
-    ],
-    weights: Weights = None,
-    out: Annotated[Path | None, typer.Option(help="CSV file to write. Default: rows on stdout.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Predictions per photograph.")] = 5,
-    batch_size: BatchSize = 16,
-    workers: Workers = 2,
-    device: Device = "auto",
-    stages: Stages = None,
-    cascade: Cascade = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
-    quiet: Quiet = False,
-) -> int:
-    """Classify photographs: one row each, with the object's box; a file that cannot be read says why.
-
-    Exit code 0: every row is ok; 3: finished, but some photographs failed; 130: interrupted.
-    """
-    from fgvc_cli.commands import predict as command
-
-    return command.run(
-        sources,
-        weights=weights,
-        out=out,
-        top_k=top_k,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        stages=stages,
-        cascade=cascade,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
+app.command()(guarded(predict))
+app.command()(guarded(merge))
 
 
 @app.command()
-@_guarded
+@guarded
 def explain(
     image: Annotated[Path, typer.Argument(help="One photograph.")],
     weights: Weights = None,
@@ -248,7 +175,7 @@ def explain(
 
 
 @app.command()
-@_guarded
+@guarded
 def models(
     names: Annotated[list[str] | None, typer.Argument(help="Models to cost, e.g. crasmra-resnet18.")] = None,
     input_px: Annotated[int, typer.Option(min=32, help="Side of the input for the cost, pixels.")] = 448,
@@ -260,7 +187,7 @@ def models(
 
 
 @datasets_app.command("list")
-@_guarded
+@guarded
 def list_datasets() -> int:
     """List the known data sets, their counts, and where they are to be had."""
     from fgvc_cli.commands import datasets as command
@@ -269,7 +196,7 @@ def list_datasets() -> int:
 
 
 @datasets_make_app.command("aviary")
-@_guarded
+@guarded
 def make_aviary(
     out: Annotated[Path, typer.Argument(help="New folder.")],
     species: Annotated[int, typer.Option(help="Number of species, 2 to 12.")] = 12,

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -152,6 +154,11 @@ BAD = [
     (["predict", "photo.jpg", "--out", "none/preds.csv"], 1, "none"),
     (["predict", "photo.jpg", "--out", "preds.xyz"], 2, ".csv"),
     (["predict", "photo.jpg", "--device", "gpu"], 2, "cpu"),
+    (["predict", "photo.jpg", "--batch-size", "big"], 2, "auto"),
+    (["predict", "photo.jpg", "--crops", "--out", "preds.csv"], 2, "needs an .h5"),
+    (["predict", "photo.jpg", "--shard", "3/2", "--out", "preds.csv"], 2, "i/n"),
+    (["predict", "photo.jpg", "--restart"], 2, "--out"),
+    (["merge", "preds.csv"], 1, "no folder preds.csv.partial"),
     (["predict", "photo.jpg", "--weights", ""], 1, "neither a file nor"),
     (["train", "--model", "timm-resnet18", "--data", ""], 2, "--data"),
     (
@@ -221,6 +228,61 @@ def test_unreadable_photographs_are_rows_and_exit_code_3(tmp_path):
     assert rows["a.jpg"]["status"] == "ok" and rows["a.jpg"]["label"]
     for name in ("b.jpg", "c.jpg"):
         assert rows[name]["status"] != "ok" and rows[name]["error"] and not rows[name]["label"]
+
+
+@pytest.fixture
+def seven(tmp_path):
+    """Seven photographs, one of them bad, and what one process says of them."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, source in enumerate(sorted((ROOT / "examples" / "photos").glob("*.jpg"))[:6]):
+        (folder / f"{i}.jpg").write_bytes(source.read_bytes())
+    (folder / "bad.jpg").write_text("text")
+    whole = tmp_path / "whole.csv"
+    result = fgvc("predict", folder, "--weights", "aviary", "--amp", "none", "--workers", 0, "--out", whole)
+    assert result.exit_code == 3, result.output
+    return folder, whole
+
+
+def assert_same_table(left, right):
+    """Batches differ between the two, and with them the last bits."""
+    ours, theirs = (list(csv.DictReader(path.open())) for path in (left, right))
+    for a, b in zip(ours, theirs, strict=True):
+        assert [a[name] for name in ("path", "status", "label")] == [
+            b[name] for name in ("path", "status", "label")
+        ]
+        assert a["prob"] == b["prob"] == "" or abs(float(a["prob"]) - float(b["prob"])) < 1e-4
+
+
+def test_shards_and_merge_give_the_table_of_one_process(seven, tmp_path):
+    folder, whole = seven
+    outs = [tmp_path / "p.csv", tmp_path / "p.h5"]
+    for shard in ("0/2", "1/2"):
+        result = fgvc(
+            "predict", folder, "--weights", "aviary", "--workers", 0, "--shard", shard,
+            "--out", outs[0], "--out", outs[1], "--maps",
+        )  # fmt: skip
+        assert result.exit_code in (0, 3), result.output
+        assert "fgvc merge" in result.stderr and not outs[0].exists()
+    result = fgvc("merge", *outs, "--maps")
+    assert result.exit_code == 3, result.output
+    assert_same_table(outs[0], whole)
+    with h5py.File(outs[1]) as file:
+        maps = file["attention"][:]
+    assert maps.shape[0] == 7 and np.isnan(maps[6]).all() and 0 < maps[:6].max() <= 1
+
+
+def test_several_processes_give_the_table_of_one(seven, tmp_path):
+    folder, whole = seven
+    out = tmp_path / "p.csv"
+    result = fgvc(
+        "predict", folder, "--weights", "aviary", "--workers", 0, "--device", "cpu", "--devices", 2,
+        "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 3, result.output
+    assert_same_table(out, whole)
+    assert "6 ok, 1 failed" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "photos", "whole.csv"]
 
 
 def test_default_model_is_named_on_stderr(tmp_path):

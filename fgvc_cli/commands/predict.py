@@ -1,102 +1,129 @@
-"""fgvc predict: photographs -> one row each, in a CSV or on stdout; talk on stderr."""
+"""fgvc predict: photographs -> one row each, in files or on stdout; talk on stderr."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fgvc_cli.commands.console import stderr_console
+from fgvc_cli.commands.predict_options import PredictOptions, pick_shard
 from fgvc_cli.commands.predict_progress import PredictProgress
-from fgvc_cli.errors import (
-    EXIT_ERROR,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_SOME_FAILED,
-    EXIT_USAGE,
-    FgvcError,
-)
-
-if TYPE_CHECKING:
-    from fgvc_cli.data.find import Found
-
-LIST_ON_STDIN = "-"
+from fgvc_cli.commands.predict_seal import open_folder, open_images, open_predictor, seal_rows
+from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED
 
 
-def run(
-    sources: Sequence[str],
-    *,
-    weights: str | None = None,
-    out: Path | None = None,
-    top_k: int = 5,
-    batch_size: int = 16,
-    workers: int = 2,
-    device: str = "auto",
-    stages: str | None = None,
-    cascade: float | None = None,
-    overwrite: bool = False,
-    quiet: bool = False,
-) -> int:
+def run(options: PredictOptions) -> int:
     """Predict; returns the exit code of design.md: 0, 3 where a row failed, 130 after Ctrl-C.
 
-    Args:
-        sources: folders, files and globs, or ``-`` alone for a list of files on stdin.
-        weights: manifest name, file, or None for the default.
-        out: the CSV to appear, complete or not at all; None writes rows to stdout as they come.
-        stages, cascade: settings of a multi-stage model to answer with; None: as trained.
-        quiet: nothing on stderr but errors.
+    Rows go to stdout as they come, or to sealed shards in OUT.partial and from there, all at once, into the
+    outputs; the same command goes on where another one ended.
 
     Raises:
         FgvcError: an output that cannot be written (found out first), sources without an image, weights or a
-            device that are not there.
+            device that are not there, another run in OUT.partial.
     """
-    shared_terminal = out is None and sys.stdout.isatty()
-    progress = PredictProgress(stderr_console(), quiet=quiet, live=not shared_terminal)
+    shared_terminal = not options.out and sys.stdout.isatty()
+    progress = PredictProgress(stderr_console(), quiet=options.quiet, live=not shared_terminal)
     try:
-        from fgvc_cli.predict.sinks import open_sink
-
-        with open_sink(out, overwrite=overwrite) as sink:
-            images = _images(sources, progress)
-            from fgvc_cli.engine.allocator import keep_freed_memory
-            from fgvc_cli.engine.weights import default_notice, open_weights
-            from fgvc_cli.predict.predictor import Predictor
-
-            keep_freed_memory()
-            if weights is None:
-                progress.note(default_notice())
-            predictor = Predictor(
-                open_weights(weights, options={"stages": stages, "cascade": cascade}),
-                device=device,
-                batch_size=batch_size,
-                workers=workers,
-                top_k=top_k,
-            )
-            sink.begin(predictor.info)
-            with progress, closing(predictor.predict(images)) as rows:
-                for row in rows:
-                    sink.write(row)
-                    progress.on_row(row)
+        with second_ctrl_c_ends():
+            options.check()
+            if options.out:
+                _to_files(options, progress)
+            else:
+                _to_stdout(options, progress)
     except KeyboardInterrupt:
-        progress.interrupted(out)
+        progress.interrupted(options.out[0] if options.out else None, kept=_kept(options))
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _abandon_stdout()
         return EXIT_ERROR
-    progress.summary(out)
     return EXIT_SOME_FAILED if progress.failed else EXIT_OK
 
 
-def _images(sources: Sequence[str], progress: PredictProgress) -> Iterator[Found]:
-    from fgvc_cli.data.find import find_images, read_list
+def _to_stdout(options: PredictOptions, progress: PredictProgress) -> None:
+    from fgvc_cli.predict.sink_csv import StdoutSink
 
-    if LIST_ON_STDIN not in sources:
-        return find_images(sources, progress.on_unreadable)
-    if len(sources) > 1:
-        raise FgvcError("- reads the list of images from stdin and stands alone.", None, EXIT_USAGE)
-    return read_list(sys.stdin.buffer)
+    pick_shard(options, os.environ)  # which refuses torchrun without --out
+    images = open_images(options, progress)
+    predictor = open_predictor(options, progress)
+    with StdoutSink() as sink, progress, closing(predictor.blocks(images)) as blocks:
+        sink.begin(predictor.info)
+        for block in blocks:
+            sink.write(block)
+            progress.on_block(block)
+    progress.summary(())
+
+
+def _to_files(options: PredictOptions, progress: PredictProgress) -> None:
+    shard = pick_shard(options, os.environ)
+    from fgvc_cli.predict.merge import merge_run, merging_outputs
+    from fgvc_cli.predict.run_files import partial_folder, sweep_removed
+
+    outputs, root = options.outputs, partial_folder(options.out[0])
+    sweep_removed(root)
+    replace = options.overwrite or options.retry_failed
+    outputs.check(overwrite=replace, allowed=merging_outputs(root))
+    if options.devices:
+        from fgvc_cli.commands.predict_devices import run_devices
+
+        return run_devices(options, progress)
+    images = open_images(options, progress, shard)
+    predictor = open_predictor(options, progress, shard)
+    with open_folder(options, predictor, shard) as folder:
+        with progress:
+            seal_rows(options, folder, images, predictor, progress)
+        if shard.count == 1:
+            merge_run(root, outputs, overwrite=replace)
+    if shard.count > 1:
+        progress.summary(())
+        progress.note(f"Shard {shard.index}/{shard.count} is complete. When all are: {merge_hint(options)}")
+    else:
+        progress.summary(outputs.paths())
+
+
+def merge_hint(options: PredictOptions) -> str:
+    """What to type when all shards are complete."""
+    flags = [f"--{name}" for name in ("maps", "crops", "embeddings", "logits") if getattr(options, name)]
+    folders = [("--crops-dir", options.crops_dir), ("--maps-dir", options.maps_dir)]
+    flags += [f"{flag} {folder}" for flag, folder in folders if folder]
+    return " ".join(["fgvc merge", *map(str, options.out), *flags])
+
+
+def _kept(options: PredictOptions) -> bool:
+    if not options.out:
+        return False
+    from fgvc_cli.predict.run_files import partial_folder
+
+    return partial_folder(options.out[0]).is_dir()
+
+
+@contextlib.contextmanager
+def second_ctrl_c_ends() -> Iterator[None]:
+    """The first Ctrl-C raises KeyboardInterrupt, so that finished rows are sealed; the second ends the
+    process at once, which costs the rows that were not. A SIGINT that is ignored stays so."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if not in_main or before in (signal.SIG_IGN, None):
+        yield
+        return
+
+    def at_once(*_: object) -> None:
+        os._exit(EXIT_INTERRUPTED)
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, at_once)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _abandon_stdout() -> None:

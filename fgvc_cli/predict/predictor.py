@@ -1,30 +1,43 @@
-"""Paths -> rows: decode ahead, predict in batches, one row per path in order, in flat memory.
+"""Photographs -> blocks of rows: decode ahead, predict in batches, one row per image in order, flat memory.
 
 Legend: B images of a batch, S side of the model's input, k predictions per row.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+import itertools
+import os
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.find import Found
-from fgvc_cli.data.images import OK, DecodedImage, Failure, read_image
-from fgvc_cli.data.transforms import eval_transform, input_geometry, normalize
+from fgvc_cli.data.find import Found, find_images
+from fgvc_cli.data.images import read_image
 from fgvc_cli.engine.device import pick_device
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.models.output import Want
-from fgvc_cli.predict.prefetch import map_ahead
-from fgvc_cli.predict.rows import Row, RunInfo
+from fgvc_cli.predict.batching import best_batch_size, delayed, until_full
+from fgvc_cli.predict.columns import Batch, build_block
+from fgvc_cli.predict.decode_pool import DecodePool, Loaded, in_order
+from fgvc_cli.predict.decoder import DecodeSettings, Read, Rule
+from fgvc_cli.predict.forward import Forward, Launched
+from fgvc_cli.predict.precision import Amp, Precision, choose_precision
+from fgvc_cli.predict.rows import Block, Extra, Row, RunInfo
+
+AUTO: Literal["auto"] = "auto"
+
+KEEP_BYTES = 1 << 30
+"""Photographs kept in memory until their crops are cut, in all workers together; the rest is read again."""
+
+AHEAD_BYTES = 1 << 30
+"""Decoded inputs that wait for the model."""
+
+Sources = str | Path | Iterable[str | Path] | Iterable[Found]
 
 
 class TrainedModel(Protocol):
@@ -42,126 +55,221 @@ class TrainedModel(Protocol):
     def sha256(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """One image ready for the model, or why it is not."""
-
-    name: str
-    pixels: Tensor | Failure
-    """uint8 (3, S, S)."""
-    width: int = 0
-    height: int = 0
-
-
-class _Answer(NamedTuple):
-    """What the model says of one image, in input pixels."""
-
-    probs: list[float]
-    indices: list[int]
-    box: list[float] | None
-    parts: list[list[float]]
+class _Step(NamedTuple):
+    batch: Batch
+    launched: Launched | None
+    crops: list[Future[bytes]] | None = None
 
 
 class Predictor:
     """A trained model over any number of photographs.
 
+        for row in Predictor("groceries").predict("photos"):
+            print(row.path, row.labels[0], row.probs[0], row.box)
+
     Args:
-        checkpoint: from ``load_checkpoint`` or ``open_weights``; its model is moved to the device.
+        checkpoint: from ``load_checkpoint`` or ``open_weights``, whose model is moved to the device; or the
+            name of embedded weights, or a file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        batch_size: images per forward pass.
-        workers: threads that decode; 0 decodes in between.
+        batch_size: images per forward pass; ``auto`` measures a little before the first one.
+        workers: decoding processes (threads where there is no POSIX, or with ``read``); 0 decodes in between.
         top_k: predictions per row; all classes where the model has fewer.
-        read: path -> photograph or failure, called from the workers.
+        extras: what blocks carry beside the predictions.
+        min_prob: rows whose best probability is below it are ``unsure``.
+        amp: ``none`` computes in float32, ``bf16`` in bfloat16, ``auto`` as ``choose_precision``.
+        compile: ``torch.compile`` the model; goes on without where that fails.
+        fast_decode: decode large JPEGs at a fraction of their size. Sizes and boxes stay those of the
+            photograph, crops come from the smaller copy, predictions change a little.
+        read: path -> photograph or failure, in place of ``read_image``, called from threads.
+        on_event: gets one line for people on each choice and mishap.
 
     Raises:
-        FgvcError: a setting out of range, or a device that is not there.
+        FgvcError: a setting out of range, a device that is not there, unknown weights.
     """
+
+    info: RunInfo
+    """What all rows share; ``settings["precision"]`` is what ``amp`` came to."""
 
     def __init__(
         self,
-        checkpoint: TrainedModel,
+        checkpoint: TrainedModel | str | Path,
         *,
-        device: str = "auto",
-        batch_size: int = 16,
+        device: str = AUTO,
+        batch_size: int | Literal["auto"] = AUTO,
         workers: int = 2,
         top_k: int = 5,
-        read: Callable[[Path], DecodedImage | Failure] = read_image,
+        extras: Iterable[Extra] = (),
+        min_prob: float | None = None,
+        amp: Amp = "none",
+        compile: bool = False,
+        fast_decode: bool = False,
+        read: Read | None = None,
+        on_event: Callable[[str], None] | None = None,
     ):
-        limits = (("batch size", batch_size, 1), ("workers", workers, 0), ("top-k", top_k, 1))
-        for name, value, least in limits:
-            if value < least:
-                raise FgvcError(f"The {name} is {value}, expected {least} or more.", None, EXIT_USAGE)
+        wanted = _check(batch_size, workers, top_k, min_prob, extras)
         self.device = pick_device(device)
+        trained = _open(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        temperature = float(getattr(trained, "temperature", 1.0))
+        settings = {
+            "options": _options(trained.model),
+            "temperature": temperature,
+            "min_prob": min_prob,
+            "fast_decode": fast_decode,
+            "precision": "float32",
+        }
         self.info = RunInfo(
-            model=checkpoint.name,
-            weights_sha256=checkpoint.sha256,
-            classes=checkpoint.classes,
-            preprocess=checkpoint.preprocess,
-            top_k=min(top_k, len(checkpoint.classes)),
-            parts=int(checkpoint.model.part_count),  # type: ignore[arg-type]
+            model=trained.name,
+            weights_sha256=trained.sha256,
+            classes=trained.classes,
+            preprocess=trained.preprocess,
+            top_k=min(top_k, len(trained.classes)),
+            parts=int(getattr(trained.model, "part_count", 0)),
+            extras=wanted,
+            settings=settings,
         )
-        self._model = checkpoint.model.eval().to(self.device).to(memory_format=torch.channels_last)
-        self._transform = eval_transform(checkpoint.preprocess)
-        self._read = read
-        self._batch_size = batch_size
+        self._tell = on_event or (lambda text: None)
+        self._read = None if read is read_image else read
         self._workers = workers
+        self._min_prob = min_prob
+        self._fast_decode = fast_decode
+        self._forward = Forward(
+            trained.model,
+            self.info,
+            self.device,
+            size=0 if batch_size == AUTO else batch_size,
+            # One shape for cuDNN's and the compiler's choices; on a plain CPU padding only costs time.
+            pad=compile or self.device.type == "cuda",
+            compiled=compile,
+            tell=self._tell,
+        )
+        self._forward.temperature = temperature
+        precision = choose_precision(amp, self.device, self._probe_precision, self._tell)
+        self._forward.precision = settings["precision"] = precision
 
-    def predict(self, images: Iterable[Found]) -> Generator[Row, None, None]:
+    @property
+    def batch_size(self) -> int:
+        """Images per forward pass: as asked for, measured, or what memory has brought it down to."""
+        if self._forward.size == 0:
+            self._forward.size = best_batch_size(self._forward.seconds, self.device)
+            self._tell(f"Batch size {self._forward.size}, the fastest in a short probe.")
+        return self._forward.size
+
+    def predict(self, sources: Sources) -> Generator[Row, None, None]:
         """One row per image, in order, whatever the files hold.
 
-        Images are taken lazily; beside the batch in the model, at most one batch and one image per worker
-        wait decoded. Closing the iterator stops the workers.
+        Args:
+            sources: a folder, file or glob, several of them, or images from ``find_images``.
+
+        Raises:
+            FgvcError: at the call: a source that does not exist or holds no image.
         """
-        window = self._batch_size + self._workers
-        with closing(map_ahead(self._load, images, workers=self._workers, window=window)) as loaded:
-            while batch := list(islice(loaded, self._batch_size)):
-                yield from self._rows(batch)
+        return self._rows(_find(sources))
 
-    def _load(self, found: Found) -> _Loaded:
-        """In a worker: the full photograph lives no longer than this call."""
-        photo = self._read(found.path)
-        if isinstance(photo, Failure):
-            return _Loaded(found.name, photo)
-        image = photo.image
-        try:
-            return _Loaded(found.name, self._transform(image), image.width, image.height)
-        except (MemoryError, OSError, ValueError) as error:
-            reason = str(error) or "out of memory"
-            return _Loaded(found.name, Failure("unreadable", f"cannot be resized: {reason}"))
+    def blocks(self, images: Iterable[Found], first: int = 0) -> Generator[Block, None, None]:
+        """The rows in columns, in order: each block holds the images of one batch and the failures between.
 
-    def _rows(self, batch: list[_Loaded]) -> list[Row]:
-        """Rows of a batch in its order; only readable images go through the model."""
-        pixels = [item.pixels for item in batch if isinstance(item.pixels, Tensor)]
-        answers = iter(self._answers(torch.stack(pixels)) if pixels else ())
-        return [
-            Row(item.name, item.pixels.status, item.pixels.error)
-            if isinstance(item.pixels, Failure)
-            else self._row(item, next(answers))
-            for item in batch
-        ]
+        Images are taken lazily. Beside the block handed over, at most three batches (one without CUDA and
+        crops) are under way, and one batch and one image per worker wait decoded. Closing the generator stops
+        the workers. A run from the first row of any block on gives the same blocks again.
 
-    @torch.inference_mode()
-    def _answers(self, pixels: Tensor) -> Iterator[_Answer]:
-        """uint8 (B, 3, S, S) -> the answer for each image."""
-        images = pixels.to(self.device, memory_format=torch.channels_last)
-        want: tuple[Want, ...] = ("boxes", "parts") if self.info.parts else ("boxes",)
-        output = self._model(normalize(images, self.info.preprocess), want=want)
-        probs, indices = output.probs.float().topk(self.info.top_k, dim=1)
-        boxes = [None] * len(pixels) if output.boxes is None else output.boxes.tolist()
-        parts = [[]] * len(pixels) if output.parts is None else output.parts.tolist()
-        answers = zip(probs.tolist(), indices.tolist(), boxes, parts, strict=True)
-        return (_Answer(*answer) for answer in answers)
+        Args:
+            first: number of the first image in the run.
+        """
+        crops = "crop" in self.info.extras
+        rule = Rule(*(getattr(self.info.preprocess, name) for name in Rule._fields))
+        settings = DecodeSettings(rule, self._fast_decode, KEEP_BYTES if crops else 0)
+        with closing(DecodePool(settings, workers=self._workers, read=self._read)) as pool:
+            numbers = itertools.count()
+            loaded = in_order(lambda found: pool.load(next(numbers), found), images, window=self._window())
+            batches = until_full(
+                loaded, lambda: self.batch_size, lambda item: item.decoded.pixels is not None
+            )
+            launched = map(self._launch, batches)
+            # While the device computes a batch, the one before is taken from it; while crops of one are cut,
+            # the next is computed.
+            answered = map(partial(self._answer, pool), delayed(launched, self.device.type == "cuda"))
+            for step in delayed(answered, crops and self._workers > 0):
+                block = self._block(step, first)
+                first += len(block)
+                yield block
 
-    def _row(self, item: _Loaded, answer: _Answer) -> Row:
-        geometry = input_geometry(item.width, item.height, self.info.preprocess)
-        return Row(
-            path=item.name,
-            status=OK,
-            width=item.width,
-            height=item.height,
-            labels=tuple(self.info.classes[index] for index in answer.indices),
-            probs=tuple(answer.probs),
-            box=geometry.to_photo(answer.box) if answer.box else None,
-            # NaN: a cascade stopped before the parts.
-            parts=tuple(geometry.to_photo(part) for part in answer.parts if not math.isnan(part[0])),
-        )
+    def _rows(self, images: Iterable[Found]) -> Generator[Row, None, None]:
+        with closing(self.blocks(images)) as blocks:
+            for block in blocks:
+                yield from block.rows(self.info)
+
+    def _window(self) -> int:
+        if self._workers == 0:
+            return 1
+        room = AHEAD_BYTES // (3 * self.info.preprocess.input_px**2)
+        return max(self._workers + 1, min(self.batch_size + self._workers, room))
+
+    def _launch(self, items: list[Loaded]) -> _Step:
+        batch = Batch(items)
+        for item in items:
+            failure = item.decoded.failure
+            if failure and failure.status == "crashed":
+                self._tell(f"A decoder died and was replaced. {item.found.name}: {failure.error}.")
+        pixels = [item.decoded.pixels for item in items if item.decoded.pixels is not None]
+        return _Step(batch, self._forward.launch(pixels) if pixels else None)
+
+    def _answer(self, pool: DecodePool, step: _Step) -> _Step:
+        batch = step.batch
+        if step.launched:
+            batch.take(step.launched.answers(), self.info.preprocess)
+        if "crop" not in self.info.extras:
+            return _Step(batch, None)
+        pairs = zip(batch.items, batch.boxes(), strict=True)
+        return _Step(batch, None, [pool.cut(item, box) for item, box in pairs])
+
+    def _block(self, step: _Step, first: int) -> Block:
+        crops = None if step.crops is None else [crop.result() for crop in step.crops]
+        return build_block(step.batch, self.info, first=first, crops=crops, min_prob=self._min_prob)
+
+    def _probe_precision(self, precision: Precision) -> None:
+        self._forward.seconds(2, precision, rounds=1)
+
+
+def _check(
+    batch_size: int | str, workers: int, top_k: int, min_prob: float | None, extras: Iterable[Extra]
+) -> tuple[Extra, ...]:
+    """The extras, each once, sorted; raises ``FgvcError`` on settings out of range."""
+    size = 1 if batch_size == AUTO else batch_size
+    if not isinstance(size, int):
+        raise FgvcError(f"The batch size is {size!r}, expected a number or auto.", None, EXIT_USAGE)
+    for name, value, least in (("batch size", size, 1), ("workers", workers, 0), ("top-k", top_k, 1)):
+        if value < least:
+            raise FgvcError(f"The {name} is {value}, expected {least} or more.", None, EXIT_USAGE)
+    if min_prob is not None and not 0 <= min_prob <= 1:
+        raise FgvcError(f"The min-prob is {min_prob}, expected 0 to 1.", None, EXIT_USAGE)
+    wanted = sorted(set(extras))
+    for extra in wanted:
+        if extra not in get_args(Extra):
+            known = ", ".join(get_args(Extra))
+            raise FgvcError(f"There is no extra {extra!r}, expected some of {known}.", None, EXIT_USAGE)
+    return tuple(wanted)
+
+
+def _open(weights: str | Path) -> TrainedModel:
+    from fgvc_cli.engine.weights import open_weights
+
+    return open_weights(os.fspath(weights))
+
+
+def _options(model: nn.Module) -> dict[str, Any]:
+    """Settings of the model's family, looks and cascade among them, as JSON values."""
+    config = getattr(model, "config", None)
+    return config.model_dump(mode="json") if hasattr(config, "model_dump") else {}  # type: ignore[union-attr]
+
+
+def _find(sources: Sources) -> Iterable[Found]:
+    if isinstance(sources, str | Path):
+        return find_images([sources])
+    if isinstance(sources, list | tuple) and sources and not isinstance(sources, Found):
+        named = [source for source in sources if isinstance(source, str | Path)]
+        if len(named) == len(sources):
+            return find_images(named)
+    return sources  # type: ignore[return-value]
+
+
+__all__ = ["Predictor", "Sources", "TrainedModel"]

@@ -2,13 +2,16 @@
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import pytest
 import torch
 from PIL import Image
@@ -16,17 +19,18 @@ from rich.console import Console
 from torch import nn
 
 from fgvc_cli.commands import predict, predict_progress
+from fgvc_cli.commands.predict_options import PredictOptions
 from fgvc_cli.commands.predict_progress import PredictProgress
 from fgvc_cli.config import Preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.output import ModelOutput
-from fgvc_cli.predict.rows import Row
 
 ROOT = Path(__file__).parents[2]
 
 
 class MeanColour(nn.Module):
     interrupt_at = None
+    part_count = 0
 
     def forward(self, images, want=()):
         self.batches = getattr(self, "batches", 0) + 1
@@ -69,7 +73,10 @@ def photos(tmp_path):
 
 
 def run(*sources, **options):
-    return predict.run([str(source) for source in sources], **{"device": "cpu", "batch_size": 2, **options})
+    if isinstance(out := options.get("out", ()), Path):
+        options["out"] = (out,)
+    defaults = {"device": "cpu", "batch_size": 2, "workers": 0, "amp": "none"}
+    return predict.run(PredictOptions(sources=[str(s) for s in sources], **{**defaults, **options}))
 
 
 def rows_of(text):
@@ -116,14 +123,27 @@ def test_quiet_says_nothing(model, photos, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_ctrl_c_is_130_one_line_and_no_file(model, photos, tmp_path, capsys):
+def test_ctrl_c_is_130_and_the_same_command_goes_on(model, photos, tmp_path, capsys):
     model.interrupt_at = 2
     out = tmp_path / "p.csv"
     assert run(photos, out=out, weights="colours") == 130
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
-    (line,) = capsys.readouterr().err.splitlines()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv.partial", "photos"]
+    line = capsys.readouterr().err.splitlines()[-1]
     assert "Interrupted after 2 images" in line
-    assert f"{out} was not written" in line
+    assert f"kept in {out}.partial" in line and "same command" in line
+    model.interrupt_at = None
+    assert run(photos, out=out, weights="colours") == 0
+    assert "Going on after 2 images" in capsys.readouterr().err
+    assert rows_of(out.read_text()) == GOOD
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "photos"]
+
+
+def test_ctrl_c_before_the_first_row_leaves_nothing(model, photos, tmp_path, capsys):
+    model.interrupt_at = 1
+    out = tmp_path / "p.csv"
+    assert run(photos, out=out, weights="colours") == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+    assert f"{out} was not written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -131,7 +151,7 @@ def test_ctrl_c_is_130_one_line_and_no_file(model, photos, tmp_path, capsys):
     [
         (["photos"], {"out": "old.csv"}, "--overwrite"),
         (["photos"], {"out": "nowhere/p.csv"}, "mkdir"),
-        (["photos"], {"out": "p.h5"}, ".csv"),
+        (["photos"], {"out": "p.xls"}, ".csv"),
         (["nowhere"], {"out": "p.csv"}, "nowhere"),
         (["photos", "-"], {"out": "p.csv"}, "stdin"),
         ([], {"out": "p.csv"}, "No images given"),
@@ -179,6 +199,133 @@ def test_a_list_on_stdin_keeps_its_order_and_misses_nothing(model, photos, monke
     ]
 
 
+def files_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_several_outputs_hold_the_same_rows(model, photos, tmp_path, capsys):
+    outs = tuple(tmp_path / name for name in ("p.csv", "p.jsonl", "p.h5"))
+    assert run(photos, out=outs, weights="colours") == 0
+    assert rows_of(outs[0].read_text()) == GOOD
+    assert [json.loads(line)["label"] for line in outs[1].open()] == ["blue", "green", "red"]
+    with h5py.File(outs[2]) as file:
+        assert file["path"].asstr()[:].tolist() == ["blue.png", "lime.png", "red.png"]
+        names = file.attrs["class_names"]
+        assert [names[k] for k in file["topk_index"][:, 0]] == ["blue", "green", "red"]
+    assert files_in(tmp_path) == ["p.csv", "p.h5", "p.jsonl", "photos"]
+    assert f"Written to {outs[0]}, {outs[1]}, {outs[2]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"maps": True}, "--maps needs an .h5 or .parquet output; p.csv cannot hold it. Add --out p.h5, or"),
+        ({"embeddings": True}, "--embeddings needs an .h5"),
+        ({"out": (), "maps": True}, "--maps needs an output file"),
+        ({"out": (), "crops_dir": Path("c")}, "--crops-dir needs an output file"),
+        ({"crops_dir": Path("photos")}, "replaces no folder"),
+        ({"crops_dir": Path("a/b")}, "mkdir -p a"),
+        ({"maps_dir": Path("p.csv")}, "named twice"),
+        ({"shard": "2/2"}, "expected i/n"),
+        ({"shard": "0/2", "devices": 2}, "--devices splits"),
+        ({"devices": 2, "retry_failed": True}, "one piece"),
+        ({"restart": True, "retry_failed": True}, "Choose one"),
+        ({"devices": 99, "device": "cuda"}, "CUDA devices"),
+        ({"devices": 2, "device": "cuda:0"}, "goes with --device auto"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line_and_touch_nothing(
+    model, photos, tmp_path, monkeypatch, options, words
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FgvcError) as caught:
+        run("photos", **{"out": Path("p.csv"), **options})
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert files_in(tmp_path) == ["photos"] and len(files_in(photos)) == 3
+    assert model.asked == []
+
+
+def test_another_model_or_list_is_refused_until_restart(model, photos, tmp_path, capsys):
+    out = tmp_path / "p.csv"
+    model.interrupt_at = 2
+    assert run(photos, out=out) == 130
+    model.interrupt_at = None
+    with pytest.raises(FgvcError, match="top_k 3, this is 1.*--restart"):
+        run(photos, out=out, top_k=1)
+    (photos / "a.png").write_bytes((photos / "red.png").read_bytes())
+    with pytest.raises(FgvcError, match="row 0 was blue.png, now a.png"):
+        run(photos, out=out)
+    assert run(photos, out=out, restart=True) == 0
+    assert rows_of(out.read_text()) == [("a.png", "ok", "red"), *GOOD]
+
+
+def test_a_finished_run_is_refused_before_anything_is_opened(model, photos, tmp_path):
+    out = tmp_path / "p.csv"
+    assert run(photos, out=out) == 0
+    asked = list(model.asked)
+    with pytest.raises(FgvcError, match="--overwrite"):
+        run(photos, out=out)
+    assert model.asked == asked
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.h5"])
+def test_retry_failed_reads_only_what_failed(model, photos, tmp_path, name):
+    first, whole = tmp_path / name, tmp_path / f"whole-{name}"
+    bad = photos / "c.png"
+    bad.write_bytes(b"")
+    assert run(photos, out=first, top_k=2) == 3
+    bad.write_bytes((photos / "red.png").read_bytes())
+    # What was read before is not read again, whatever its file holds now.
+    (photos / "blue.png").write_bytes(b"not read")
+    seen = model.batches
+    assert run(photos, out=first, top_k=2, retry_failed=True) == 0
+    assert model.batches == seen + 1
+    Image.new("RGB", (16, 12), "blue").save(photos / "blue.png")
+    assert run(photos, out=whole, top_k=2) == 0
+    assert table(first) == table(whole)
+    with pytest.raises(FgvcError, match="--retry-failed cannot mend"):
+        run(photos, out=first, top_k=1, retry_failed=True)
+
+
+def table(path):
+    if path.suffix != ".h5":
+        return path.read_text()
+    with h5py.File(path) as file:
+        return {name: file[name][:].tolist() for name in file}
+
+
+def test_retry_failed_mends_a_run_that_is_under_way(model, photos, tmp_path):
+    out = tmp_path / "p.csv"
+    (photos / "a.png").write_bytes(b"")
+    model.interrupt_at = 2
+    assert run(photos, out=out) == 130
+    model.interrupt_at = None
+    (photos / "a.png").write_bytes((photos / "red.png").read_bytes())
+    assert run(photos, out=out, retry_failed=True) == 0
+    assert rows_of(out.read_text()) == [("a.png", "ok", "red"), *GOOD]
+
+
+def test_retry_failed_needs_something_to_mend(model, photos, tmp_path):
+    with pytest.raises(FgvcError, match="Run without it first"):
+        run(photos, out=tmp_path / "p.csv", retry_failed=True)
+    assert files_in(tmp_path) == ["photos"]
+
+
+def test_torchrun_gives_each_process_its_shard(model, photos, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "p.csv"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(FgvcError, match="RANK is not set"):
+        run(photos, out=out)
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert run(photos, out=out, device="auto") == 0
+    assert files_in(tmp_path / "p.csv.partial") == ["shard-0-of-2", "shard-1-of-2"]
+    assert f"Shard 1/2 is complete. When all are: fgvc merge {out}" in capsys.readouterr().err
+    with pytest.raises(FgvcError, match="Under torchrun rows go to a file"):
+        run(photos)
+
+
 def test_dash_beside_other_sources_is_a_usage_error(model, photos):
     with pytest.raises(FgvcError) as caught:
         run(photos, "-")
@@ -192,7 +339,7 @@ def test_a_folder_that_cannot_be_listed_is_said_and_is_no_success(
     scandir = os.scandir
 
     def deny(path):
-        if Path(path).name == "locked":
+        if path == photos / "locked":
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
@@ -228,7 +375,7 @@ def plain_progress(monkeypatch, seconds_per_row, terminal=False, **options):
     with PredictProgress(console, **{"quiet": False, "live": True, **options}) as progress:
         for _ in range(50):
             clock[0] += seconds_per_row
-            progress.on_row(Row("a", "ok"))
+            progress.count(1, Counter(ok=1))
     progress.summary(None)
     return stream.getvalue()
 
@@ -246,3 +393,40 @@ def test_a_terminal_shared_with_the_rows_gets_no_live_line(monkeypatch):
     assert "\x1b[?25l" in plain_progress(monkeypatch, 0.01, terminal=True)
     assert "\x1b[?25l" not in plain_progress(monkeypatch, 0.01, terminal=True, live=False)
     assert plain_progress(monkeypatch, 0.01, terminal=True, quiet=True) == ""
+
+
+def test_the_time_left_and_what_failed_are_told_where_the_total_is_known(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(predict_progress.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    with PredictProgress(Console(file=stream, soft_wrap=True), quiet=False, live=True) as progress:
+        progress.total = lambda: 200
+        progress.resumed(80, Counter(ok=80))
+        clock[0] = 20.0
+        progress.count(20, Counter(ok=17, truncated=2, unsure=1))
+    progress.summary([Path("p.csv")])
+    assert stream.getvalue().splitlines() == [
+        "Going on after 80 images of an earlier run.",
+        "100 images (80 of an earlier run) in 20.0 s, 1.0 images/s, 2 failed, 50% of 200, 2 min left",
+        "100 images (80 of an earlier run) in 20.0 s, 1.0 images/s: 97 ok, 1 unsure, 2 failed (truncated 2).",
+        "Written to p.csv.",
+    ]
+    assert progress.failed == 2
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    code = """
+import os, signal, time
+from fgvc_cli.commands.predict import second_ctrl_c_ends
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with second_ctrl_c_ends():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+    except KeyboardInterrupt:
+        print("first", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=25)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "first\n", "")

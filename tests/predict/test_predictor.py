@@ -13,13 +13,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fgvc_cli.config import Preprocess
-from fgvc_cli.data.find import Found
+from fgvc_cli.config import Preprocess, TrainConfig
+from fgvc_cli.data.find import Found, find_images
 from fgvc_cli.data.images import DecodedImage, Failure
+from fgvc_cli.data.transforms import EvalTransform, normalize
+from fgvc_cli.engine.checkpoint import save_checkpoint
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.models.registry import create_model
+from fgvc_cli.predict.crops import cut_crop
 from fgvc_cli.predict.predictor import Predictor
-from fgvc_cli.predict.prefetch import map_ahead
 
 CLASSES = ("red", "green", "blue")
 PREPROCESS = Preprocess(input_px=32, resize_px=48, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -56,7 +59,7 @@ def checkpoint(model=None, classes=CLASSES, preprocess=PREPROCESS):
 
 def predictor(model=None, **options):
     return Predictor(
-        checkpoint(model), **{"device": "cpu", "batch_size": 4, "workers": 2, "top_k": 2, **options}
+        checkpoint(model), **{"device": "cpu", "batch_size": 4, "workers": 0, "top_k": 2, **options}
     )
 
 
@@ -248,10 +251,11 @@ def test_closing_early_stops_the_workers_and_the_walk():
             taken += 1
             yield Found(Path(str(i)), str(i))
 
-    rows = predictor(read=lambda path: Failure("missing", "no such file")).predict(images())
+    rows = predictor(workers=2, read=lambda path: Failure("missing", "no such file")).predict(images())
     assert next(rows).status == "missing"
     rows.close()
-    assert taken < 20
+    # A block of 4 times the batch, as none is readable, and the window.
+    assert taken <= 4 * 4 + 4 + 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
@@ -270,15 +274,122 @@ def test_info_names_model_weights_and_preprocessing():
     assert info.preprocess == PREPROCESS
 
 
-@pytest.mark.parametrize("option", [{"batch_size": 0}, {"workers": -1}, {"top_k": 0}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"batch_size": 0},
+        {"batch_size": "most"},
+        {"workers": -1},
+        {"top_k": 0},
+        {"min_prob": 1.5},
+        {"extras": ["heat"]},
+        {"amp": "fp8"},
+    ],
+)
 def test_settings_out_of_range_are_refused(option):
     with pytest.raises(FgvcError, match="expected"):
         predictor(**option)
 
 
-def test_map_ahead_works_in_its_threads_and_raises_what_the_function_raised():
-    names = set(map_ahead(lambda _: threading.current_thread().name, range(50), workers=2, window=4))
-    assert names
-    assert all(name.startswith("decode") for name in names)
-    with pytest.raises(ZeroDivisionError):
-        list(map_ahead(lambda x: 1 // x, [2, 1, 0], workers=2, window=2))
+def test_blocks_hold_the_rows_numbered_from_the_first(mixed):
+    images, _ = mixed
+    model = predictor(top_k=3)
+    blocks = list(model.blocks(images, first=100))
+    starts = [block.first for block in blocks]
+    assert starts == [100 + sum(map(len, blocks[:i])) for i in range(len(blocks))]
+    rows = [row for block in blocks for row in block.rows(model.info)]
+    assert rows == list(model.predict(images))
+    for block in blocks:
+        failed = np.array([status != "ok" for status in block.status])
+        assert (block.size[failed] == 0).all() and (block.topk_index[failed] == -1).all()
+        assert np.isnan(block.topk_prob[failed]).all() and np.isnan(block.box[failed]).all()
+
+
+def test_a_run_from_any_block_on_gives_the_same_blocks(mixed):
+    """Also to the last bit: the same images meet the model together."""
+    images, _ = mixed
+    blocks = list(predictor().blocks(images))
+    for i, block in enumerate(blocks):
+        again = list(predictor().blocks(images[block.first :], block.first))
+        assert [b.first for b in again] == [b.first for b in blocks[i:]]
+        assert all(
+            np.array_equal(a.topk_prob, b.topk_prob, equal_nan=True)
+            for a, b in zip(again, blocks[i:], strict=True)
+        )
+
+
+def test_blocks_are_full_of_readable_images_but_do_not_wait_for_ever(mixed):
+    images, colors = mixed
+    model = MeanColour()
+    list(predictor(model, batch_size=4).predict(images))
+    assert model.batches == [4] * 5 + [1] and sum(model.batches) == len(colors)
+    missing = (Found(Path(f"{i}"), f"{i}") for i in range(100))
+    assert [len(block) for block in predictor(batch_size=4).blocks(missing)] == [16] * 6 + [4]
+
+
+def test_rows_below_min_prob_are_unsure_and_keep_their_predictions(tmp_path):
+    images = [save_colour(tmp_path / "a.png", (255, 0, 0)), save_colour(tmp_path / "b.png", (90, 80, 80))]
+    sure, unsure = predictor(min_prob=0.5).predict(images)
+    assert (sure.status, unsure.status) == ("ok", "unsure")
+    assert unsure.ok and unsure.labels[0] == "red" and unsure.probs[0] < 0.5 and unsure.box
+    assert [row.status for row in predictor().predict(images)] == ["ok", "ok"]
+
+
+def test_the_temperature_of_the_checkpoint_is_in_the_probabilities(tmp_path):
+    image = save_colour(tmp_path / "a.png", (200, 100, 30))
+    hot = checkpoint()
+    hot.temperature = 2.0
+    model = Predictor(hot, device="cpu", batch_size=1, workers=0, top_k=3, extras=("logits",))
+    (row,) = model.predict([image])
+    roots = np.sqrt(expected_probs((200, 100, 30)))
+    np.testing.assert_allclose(row.probs, roots / roots.sum(), rtol=1e-5)
+    (block,) = model.blocks([image])
+    np.testing.assert_allclose(np.exp(block.logits[0]), roots / roots.sum(), rtol=1e-5)
+    assert model.info.settings["temperature"] == 2.0
+
+
+def test_settings_name_all_that_changes_a_row():
+    settings = predictor(min_prob=0.25, fast_decode=True).info.settings
+    assert settings == {
+        "options": {},
+        "temperature": 1.0,
+        "min_prob": 0.25,
+        "fast_decode": True,
+        "precision": "float32",
+    }
+
+
+def test_weights_by_file_and_photographs_by_folder(tmp_path):
+    """As in the README; boxes, maps and embeddings are those of the model asked directly."""
+    torch.manual_seed(0)
+    config = TrainConfig(model="crasmra-resnet18", preprocess=Preprocess(input_px=64, resize_px=64))
+    trained = create_model("crasmra-resnet18", 3, options={"neck_channels": 16})
+    save_checkpoint(
+        tmp_path / "model.safetensors", trained, config=config, classes=CLASSES, dataset="colours", metrics={}
+    )
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).resize((64, 64)).save(folder / f"{name}.png")
+    model = Predictor(
+        tmp_path / "model.safetensors",
+        device="cpu",
+        batch_size=2,
+        workers=0,
+        extras=("attention", "crop", "embedding", "logits"),
+    )
+    assert [row.path for row in model.predict(folder)] == ["a.png", "b.png"]
+    assert [row.path for row in model.predict([folder / "b.png"])] == [(folder / "b.png").as_posix()]
+    (block,) = model.blocks(find_images([folder]))
+    stacked = torch.stack([EvalTransform(config.preprocess)(Image.open(folder / f"{n}.png")) for n in "ab"])
+    with torch.inference_mode():
+        expected = trained.eval()(normalize(stacked, config.preprocess), want=("heat", "boxes", "embedding"))
+    torch.testing.assert_close(torch.from_numpy(block.attention).float(), expected.heat, atol=2e-3, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(block.embedding), expected.embedding, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(block.logits), expected.probs.log(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(block.box), expected.boxes, atol=1e-3, rtol=0)
+    assert block.attention.dtype == np.float16
+    for i, name in enumerate("ab"):
+        assert block.crop[i] == cut_crop(Image.open(folder / f"{name}.png"), block.box[i].tolist())

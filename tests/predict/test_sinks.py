@@ -12,8 +12,10 @@ import pytest
 from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.config import Preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.predict.outputs import Outputs
+from fgvc_cli.predict.retry import rows_block
 from fgvc_cli.predict.rows import Row, RunInfo
-from fgvc_cli.predict.sinks import CsvSink, csv_cells, csv_columns, open_sink
+from fgvc_cli.predict.sink_csv import CsvSink, StdoutSink, csv_cells, csv_columns
 
 GOOD = Row("a/b.jpg", "ok", "", 640, 480, ("cat", "dog"), (0.75, 1 / 3), (0.0, 1.26, 639.95, 480.0))
 BAD = Row("a/c.jpg", "truncated", "image file is truncated")
@@ -23,11 +25,14 @@ def info(top_k=2):
     return RunInfo("m", "0" * 64, ("cat", "dog", "cow"), Preprocess(), top_k)
 
 
+def block(*rows):
+    return rows_block(rows, 0, info())
+
+
 def write(out, rows=(GOOD, BAD), **options):
-    with open_sink(out, **options) as sink:
+    with CsvSink(out, **options) as sink:
         sink.begin(info())
-        for row in rows:
-            sink.write(row)
+        sink.write(block(*rows))
     return out.read_bytes()
 
 
@@ -76,8 +81,8 @@ def test_any_name_comes_back_through_a_csv_reader(tmp_path, name):
 
 
 def test_a_name_that_is_not_utf8_is_written_readably(tmp_path):
-    data = write(tmp_path / "p.csv", [Row(os.fsdecode(b"caf\xe9.jpg"), "ok")])
-    assert data.decode().splitlines()[1].startswith("caf\\udce9.jpg,ok,")
+    data = write(tmp_path / "p.csv", [Row(os.fsdecode(b"caf\xe9.jpg"), "missing")])
+    assert data.decode().splitlines()[1].startswith("caf\\udce9.jpg,missing,")
 
 
 def test_out_appears_only_when_complete_and_synced(tmp_path, monkeypatch):
@@ -85,10 +90,10 @@ def test_out_appears_only_when_complete_and_synced(tmp_path, monkeypatch):
     synced = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(out.exists()) or fsync(fd))
-    with open_sink(out) as sink:
+    with CsvSink(out) as sink:
         sink.begin(info())
-        sink.write(GOOD)
-        assert names_in(tmp_path) == ["p.csv.partial"]
+        sink.write(block(GOOD))
+        assert names_in(tmp_path) == ["p.csv.tmp"]
     assert names_in(tmp_path) == ["p.csv"]
     assert synced[0] is False
 
@@ -97,9 +102,9 @@ def test_out_appears_only_when_complete_and_synced(tmp_path, monkeypatch):
 def test_an_exception_leaves_nothing_behind_and_an_old_file_as_it_was(tmp_path, error):
     (tmp_path / "old.csv").write_text("old")
     for out in (tmp_path / "new.csv", tmp_path / "old.csv"):
-        with pytest.raises(error), open_sink(out, overwrite=True) as sink:
+        with pytest.raises(error), CsvSink(out, overwrite=True) as sink:
             sink.begin(info())
-            sink.write(GOOD)
+            sink.write(block(GOOD))
             raise error
     assert names_in(tmp_path) == ["old.csv"]
     assert (tmp_path / "old.csv").read_text() == "old"
@@ -108,7 +113,7 @@ def test_an_exception_leaves_nothing_behind_and_an_old_file_as_it_was(tmp_path, 
 def test_an_existing_file_is_refused_on_entering_and_overwrite_is_named(tmp_path):
     out = tmp_path / "p.csv"
     out.write_text("old")
-    with pytest.raises(FgvcError, match="--overwrite"), open_sink(out):
+    with pytest.raises(FgvcError, match="--overwrite"), CsvSink(out):
         pytest.fail("entered")
     assert out.read_text() == "old"
     assert names_in(tmp_path) == ["p.csv"]
@@ -116,7 +121,7 @@ def test_an_existing_file_is_refused_on_entering_and_overwrite_is_named(tmp_path
 
 
 def test_a_missing_folder_is_refused_and_named(tmp_path):
-    with pytest.raises(FgvcError, match="mkdir -p .*nowhere"), open_sink(tmp_path / "nowhere" / "p.csv"):
+    with pytest.raises(FgvcError, match="mkdir -p .*nowhere"), CsvSink(tmp_path / "nowhere" / "p.csv"):
         pytest.fail("entered")
 
 
@@ -124,15 +129,15 @@ def test_a_folder_or_fifo_in_the_place_is_never_replaced(tmp_path):
     (tmp_path / "d.csv").mkdir()
     os.mkfifo(tmp_path / "f.csv")
     for name in ("d.csv", "f.csv"):
-        with pytest.raises(FgvcError, match="not a regular file"), open_sink(tmp_path / name, overwrite=True):
+        with pytest.raises(FgvcError, match="not a regular file"), CsvSink(tmp_path / name, overwrite=True):
             pytest.fail("entered")
     assert names_in(tmp_path) == ["d.csv", "f.csv"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_on_entering(tmp_path):
     # A folder in the place of the partial file stands for missing rights, which root always has.
-    (tmp_path / "p.csv.partial").mkdir()
-    with pytest.raises(FgvcError, match="p.csv"), open_sink(tmp_path / "p.csv"):
+    (tmp_path / "p.csv.tmp").mkdir()
+    with pytest.raises(FgvcError, match="p.csv"), CsvSink(tmp_path / "p.csv"):
         pytest.fail("entered")
 
 
@@ -161,22 +166,22 @@ def test_a_full_disk_in_the_middle_is_one_line_and_leaves_nothing(tmp_path, monk
     sink = CsvSink(tmp_path / "p.csv")
     with pytest.raises(FgvcError, match="No space left"), sink:
         sink.begin(info())
-        monkeypatch.setattr(sink, "_lines", type("Full", (), {"writerow": full_disk})())
-        sink.write(GOOD)
+        monkeypatch.setattr(sink, "_stream", type("Full", (), {"write": full_disk})())
+        sink.write(block(GOOD))
     assert names_in(tmp_path) == []
 
 
 def test_an_unknown_ending_names_the_known_ones(tmp_path):
-    with pytest.raises(FgvcError, match=r"\.csv") as caught:
-        open_sink(tmp_path / "p.xlsx")
+    with pytest.raises(FgvcError, match=r"\.csv, \.jsonl, \.h5") as caught:
+        Outputs((tmp_path / "p.xlsx",)).check()
     assert caught.value.exit_code == EXIT_USAGE
 
 
 def test_stdout_gets_rows_as_they_come(capfdbinary):
-    with open_sink(None) as sink:
+    with StdoutSink() as sink:
         sink.begin(info())
         assert capfdbinary.readouterr().out.startswith(b"path,status")
-        sink.write(GOOD)
+        sink.write(block(GOOD))
         assert capfdbinary.readouterr().out.startswith(b"a/b.jpg,ok,,640,480,cat,0.750000")
     print("stdout is still open")
     assert b"open" in capfdbinary.readouterr().out
@@ -186,7 +191,7 @@ def test_stdout_gets_rows_as_they_come(capfdbinary):
 def test_a_full_stdout_is_one_line(monkeypatch):
     with open("/dev/full", "w", buffering=1) as full:
         monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(FgvcError, match="stdout.*No space left"), open_sink(None) as sink:
+        with pytest.raises(FgvcError, match="stdout.*No space left"), StdoutSink() as sink:
             sink.begin(info())
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 

@@ -1,0 +1,251 @@
+"""Batches of pixels through the model: one upload, one download, no wait in between.
+
+Legend: B images of a batch, S side of the model's input, k predictions per row, P parts, K classes, D width
+of the embedding, h w of a map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fgvc_cli.data.transforms import normalize
+from fgvc_cli.engine.calibration import apply_temperature
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.models.output import ModelOutput, Want
+from fgvc_cli.predict.batching import is_out_of_memory
+from fgvc_cli.predict.precision import Precision
+from fgvc_cli.predict.rows import RunInfo
+
+Answers = dict[str, np.ndarray]
+"""Per image of a batch, float32: ``prob`` (B, k), ``index`` (B, k), ``box`` (B, 4) and ``parts`` (B, P, 4) in
+input pixels, ``embedding`` (B, D), ``logits`` (B, K); ``attention`` (B, h, w) float16. Only what the model
+gives and the run asks for."""
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass
+class Launched:
+    """Batches that may still be under way on the device."""
+
+    pieces: list[_Piece | None] = field(default_factory=list)
+    """None: one image for which there was not enough memory."""
+
+    def answers(self) -> list[Answers | None]:
+        """Wait for them; one entry per piece, in the order of the images."""
+        return [piece.answers() if piece else None for piece in self.pieces]
+
+
+@dataclass
+class _Piece:
+    count: int
+    """Images, without padding."""
+    columns: dict[str, tuple[int, ...]]
+    """Name -> shape of one image's values in ``packed``, in their order."""
+    packed: Tensor
+    """On the host, float32 (B, all columns)."""
+    attention: Tensor | None
+    ready: torch.cuda.Event | None
+
+    def answers(self) -> Answers:
+        if self.ready:
+            self.ready.synchronize()
+        widths = [int(np.prod(shape)) for shape in self.columns.values()]
+        parts = self.packed[: self.count].split(widths, dim=1)
+        named = zip(self.columns.items(), parts, strict=True)
+        result = {name: part.reshape(-1, *shape).numpy() for (name, shape), part in named}
+        if self.attention is not None:
+            result["attention"] = self.attention[: self.count].numpy()
+        return result
+
+
+class Forward:
+    """The model on its device.
+
+    Args:
+        size: images per forward pass; shrinks where memory does not suffice. 0: set before the first launch.
+        pad: fill every batch to ``size``, so that the model sees one shape.
+        tell: gets one line for people.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        info: RunInfo,
+        device: torch.device,
+        *,
+        size: int,
+        pad: bool,
+        compiled: bool,
+        tell: Callable[[str], None],
+    ):
+        self.size = size
+        self.precision: Precision = "float32"
+        self.temperature = 1.0
+        self._plain = model.eval().to(device).to(memory_format=torch.channels_last)
+        self._model: Callable[..., ModelOutput] = (
+            torch.compile(self._plain, dynamic=False) if compiled else self._plain
+        )
+        self._compiled = compiled
+        self._measuring = False
+        self._info = info
+        self._device = device
+        self._pad = pad
+        self._tell = tell
+        self._streams = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if self._on_cuda else None
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self._device.type == "cuda"
+
+    def launch(self, pixels: Sequence[np.ndarray]) -> Launched:
+        """Images uint8 (S, S, 3) -> their answers to come.
+
+        Out of memory halves ``size`` for this batch and all to come; no image is lost.
+        """
+        launched, start = Launched(), 0
+        while start < len(pixels):
+            chunk = pixels[start : start + self.size]
+            piece, failed = self._try(chunk)
+            # Not inside an except clause, whose traceback would hold the memory of the failed pass.
+            tried = self.size if self._pad else len(chunk)
+            if failed and tried > 1:
+                self._shrink(tried)
+                continue
+            launched.pieces.append(piece)
+            start += len(chunk)
+        return launched
+
+    def seconds(self, count: int, precision: Precision | None = None, rounds: int = 2) -> float:
+        """Time of a forward pass over so many images of noise, uncompiled, the best of ``rounds``."""
+        side = self._info.preprocess.input_px
+        noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        before = self.precision, self.size
+        self.precision, self.size, self._measuring = precision or self.precision, count, True
+        try:
+            taken = []
+            for _ in range(rounds):
+                start = time.perf_counter()
+                self._run([noise] * count).answers()
+                taken.append(time.perf_counter() - start)
+            return min(taken)
+        finally:
+            self._measuring = False
+            self.precision, self.size = before
+
+    def _try(self, chunk: Sequence[np.ndarray]) -> tuple[_Piece | None, bool]:
+        """The piece, and whether memory did not suffice."""
+        try:
+            # Else pinned memory and events would open a context on the first card too.
+            with torch.cuda.device(self._device) if self._on_cuda else contextlib.nullcontext():
+                return self._run(chunk), False
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return None, True
+
+    def _shrink(self, tried: int) -> None:
+        if self._on_cuda:
+            torch.cuda.empty_cache()
+        self.size = tried // 2
+        self._tell(f"Out of memory with {tried} images at once: going on with {self.size}.")
+
+    @torch.inference_mode()
+    def _run(self, chunk: Sequence[np.ndarray]) -> _Piece:
+        images = normalize(self._upload(chunk), self._info.preprocess)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = self._call(images)
+        columns = self._columns(output)
+        attention = None
+        if "attention" in self._info.extras:
+            attention = self._given(output.heat, "attention").to(torch.float16)
+        packed = torch.cat([values.flatten(1).float() for values in columns.values()], dim=1)
+        shapes = {name: tuple(values.shape[1:]) for name, values in columns.items()}
+        return self._download(len(chunk), shapes, packed, attention)
+
+    def _call(self, images: Tensor) -> ModelOutput:
+        want = self._want()
+        if self._measuring or not self._compiled:
+            return self._plain(images, want=want)
+        try:
+            return self._model(images, want=want)
+        # The compiler raises anything, from a missing C++ compiler to its own bugs.
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self._compiled, self._model = False, self._plain
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        self._tell(f"Could not compile the model, going on without: {reason}")
+        return self._model(images, want=want)
+
+    def _want(self) -> tuple[Want, ...]:
+        extras = self._info.extras
+        want: list[Want] = ["boxes"]
+        want += ["parts"] if self._info.parts else []
+        want += ["heat"] if "attention" in extras else []
+        want += ["embedding"] if "embedding" in extras else []
+        return tuple(want)
+
+    def _columns(self, output: ModelOutput) -> dict[str, Tensor]:
+        probs = output.probs.float()
+        best, index = probs.topk(self._info.top_k, dim=1)
+        if self.temperature != 1.0:
+            # The order comes from before: a temperature can make two close probabilities equal.
+            probs = apply_temperature(probs, self.temperature)
+            best = probs.gather(1, index)
+        # float32 holds every index up to 16 million.
+        columns = {"prob": best, "index": index, "box": output.boxes, "parts": output.parts}
+        if "embedding" in self._info.extras:
+            columns["embedding"] = self._given(output.embedding, "embedding")
+        if "logits" in self._info.extras:
+            columns["logits"] = probs.clamp_min(_TINY).log()
+        return {name: values for name, values in columns.items() if values is not None}
+
+    def _given(self, values: Tensor | None, extra: str) -> Tensor:
+        if values is None:
+            raise FgvcError(f"{self._info.model} gives no {extra}.", "Leave it away.")
+        return values
+
+    def _upload(self, chunk: Sequence[np.ndarray]) -> Tensor:
+        """uint8 (B, 3, S, S) on the device, channels last, padded by repeating the last image."""
+        count = max(self.size, len(chunk)) if self._pad else len(chunk)
+        side = self._info.preprocess.input_px
+        # Pinned memory comes from a pool of torch's that waits for copies under way before reusing it.
+        host = torch.empty(count, side, side, 3, dtype=torch.uint8, pin_memory=self._on_cuda)
+        np.stack([*chunk, *[chunk[-1]] * (count - len(chunk))], out=host.numpy())
+        images = host.permute(0, 3, 1, 2)
+        if not self._streams:
+            return images
+        with torch.cuda.stream(self._streams[0]):
+            uploaded = images.to(self._device, non_blocking=True)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._streams[0])
+        uploaded.record_stream(current)
+        return uploaded
+
+    def _download(
+        self, count: int, shapes: dict[str, tuple[int, ...]], packed: Tensor, attention: Tensor | None
+    ) -> _Piece:
+        if not self._streams:
+            return _Piece(count, shapes, packed, attention, None)
+        stream = self._streams[1]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            host, host_attention = _to_pinned(packed), None if attention is None else _to_pinned(attention)
+            for values in (packed, attention):
+                if values is not None:
+                    values.record_stream(stream)
+            ready = torch.cuda.Event()
+            ready.record(stream)
+        return _Piece(count, shapes, host, host_attention, ready)
+
+
+def _to_pinned(values: Tensor) -> Tensor:
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)

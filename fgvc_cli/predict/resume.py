@@ -1,0 +1,224 @@
+"""Whose rows lie in ``OUT.partial``, whether this run may go on with them, and how far they are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from fgvc_cli import __version__
+from fgvc_cli.atomic import TEMPORARY, reason
+from fgvc_cli.data.find import Found
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.predict.blocks import as_text
+from fgvc_cli.predict.folder_lock import FolderLock
+from fgvc_cli.predict.rows import RunInfo
+from fgvc_cli.predict.run_files import (
+    DONE,
+    RUN,
+    WHOLE,
+    ShardOf,
+    discard,
+    read_document,
+    shard_folders,
+    write_document,
+)
+from fgvc_cli.predict.shards import list_shards, read_names
+
+FORMAT = 1
+
+
+def run_identity(info: RunInfo, sources: Sequence[str]) -> dict[str, Any]:
+    """All that two runs must share for their rows to belong together, as plain JSON values."""
+    shared = {f.name: getattr(info, f.name) for f in dataclasses.fields(info)}
+    shared["preprocess"] = info.preprocess.model_dump()
+    document = {"format": FORMAT, "fgvc_version": __version__, "sources": list(sources), **shared}
+    return json.loads(json.dumps(document))
+
+
+def info_of(identity: dict[str, Any]) -> RunInfo:
+    """The ``RunInfo`` that an identity was made from."""
+    from fgvc_cli.config import Preprocess
+    from fgvc_cli.sections import build
+
+    shared = {f.name: identity[f.name] for f in dataclasses.fields(RunInfo)}
+    shared["preprocess"] = build(Preprocess, identity["preprocess"])
+    return RunInfo(**shared | {name: tuple(shared[name]) for name in ("classes", "extras")})
+
+
+def first_change(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first field, dotted where nested, that differs: (name, old, new)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if change := first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key):
+                return change
+        return None
+    return None if old == new else (name, old, new)
+
+
+class RunFolder:
+    """The folder of one run, or of one of its shards, while this process works in it.
+
+    Entering locks it, compares the identity, sweeps what a killed process left half-written and finds the
+    sealed rows. Leaving with an exception and without any sealed row removes it again.
+
+    Args:
+        path: OUT.partial, see ``partial_folder``.
+        identity: from ``run_identity``.
+        shard: which rows of the walk lie here.
+        restart: discard what is there.
+
+    Raises:
+        FgvcError: on entering: another run, another process, a folder of other things, a disk that refuses.
+    """
+
+    def __init__(
+        self, path: Path, identity: dict[str, Any], *, shard: ShardOf = WHOLE, restart: bool = False
+    ):
+        self.root = path
+        self.path = path / shard.folder
+        self.identity = identity
+        self.shard = shard
+        self.shards: list[Path] = []
+        self.rows = 0
+        """Sealed rows."""
+        self.statuses: Counter[str] = Counter()
+        """Theirs."""
+        self._restart = restart
+        self._lock: FolderLock | None = None
+
+    def __enter__(self) -> Self:
+        if self.root.exists() and not self.root.is_dir():
+            raise FgvcError(f"{self.root} exists and is not a folder.", "Remove it, or name another --out.")
+        try:
+            self.path.mkdir(parents=self.shard.count > 1, exist_ok=True)
+            self._lock = FolderLock(self.path)
+            self._lock.__enter__()
+            self._open()
+        except OSError as error:
+            self._unlock()
+            message = f"Cannot work in {self.path}: {reason(error)}."
+            raise FgvcError(message, "Check its permissions, or name another --out.") from error
+        except BaseException:
+            self._unlock()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            begun = list_shards(self.path) or (self.path / DONE).exists()
+            if kind is not None and self.path.is_dir() and not begun:
+                discard(self.path)
+                if self.path != self.root:
+                    with contextlib.suppress(OSError):
+                        self.root.rmdir()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock:
+            self._lock.__exit__()
+
+    def _open(self) -> None:
+        if self._restart:
+            self._discard()
+        counts = {count for count, _ in shard_folders(self.root)} | (
+            {1} if (self.root / RUN).exists() else set()
+        )
+        for count in counts - {self.shard.count}:
+            raise _changed(self.root, "the number of shards", count, self.shard.count)
+        if (self.path / RUN).exists():
+            old = read_document(self.path / RUN)
+            if change := first_change(old, self.identity):
+                raise _changed(self.path, *change)
+        else:
+            write_document(self.path / RUN, self.identity)
+        for left in self.path.glob(f"*{TEMPORARY}"):
+            left.unlink()
+
+    def _discard(self) -> None:
+        """What lies here, and what a run in another number of pieces left."""
+        discard(self.path, keep_folder=True)
+        if self.path != self.root:
+            discard(self.root, keep_folder=True)
+        for count, folder in shard_folders(self.root):
+            if count != self.shard.count:
+                with FolderLock(folder):
+                    discard(folder)
+
+    def skip_sealed(self, images: Iterator[Found]) -> None:
+        """Take the images of the sealed rows from the walk, and see that they are the same.
+
+        Fills ``shards``, ``rows`` and ``statuses``.
+
+        Raises:
+            FgvcError: the list of images has changed, naming the first that differs.
+        """
+        for _ in self.walk_sealed(images):
+            pass
+
+    def walk_sealed(self, images: Iterator[Found]) -> Iterator[tuple[Path, int, str, Found]]:
+        """As ``skip_sealed``, lazily: shard, row in it, status and image of each sealed row.
+
+        Rows behind a damaged or missing shard are dropped, to be read anew.
+        """
+        for shard in list_shards(self.path):
+            try:
+                first, names, statuses = read_names(shard)
+            except FgvcError:
+                first, names, statuses = -1, [], []
+            if first != self.rows:
+                (self.path / DONE).unlink(missing_ok=True)
+                shard.unlink()
+                continue
+            self.shards.append(shard)
+            self.rows += len(names)
+            self.statuses.update(statuses)
+            for row, (name, status) in enumerate(zip(names, statuses, strict=True)):
+                found = next(images, None)
+                now = as_text(found.name) if found else "the end"
+                if found is None or now != name:
+                    raise self._list_changed(first + row, name, now)
+                yield shard, row, status, found
+        if self.done and read_document(self.path / DONE)["rows"] != self.rows:
+            (self.path / DONE).unlink()
+        if self.done and (extra := next(images, None)):
+            raise self._list_changed(self.rows, "the end", as_text(extra.name))
+
+    def _list_changed(self, number: int, was: str, now: str) -> FgvcError:
+        row = number * self.shard.count + self.shard.index
+        return FgvcError(
+            f"The list of images has changed since {self.path} was begun: row {row} was {was}, now {now}.",
+            "Bring it back to go on, or --restart, or another --out.",
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether all rows are sealed."""
+        return (self.path / DONE).exists()
+
+    def finish(self, rows: int, statuses: Counter[str]) -> None:
+        """All rows are sealed."""
+        write_document(self.path / DONE, {"rows": rows, "statuses": dict(statuses)})
+
+
+def _changed(folder: Path, name: str, old: Any, new: Any) -> FgvcError:
+    was, now = _short(name, old), _short(name, new)
+    return FgvcError(
+        f"{folder} was begun with {name} {was}, this is {now}.",
+        "Type the command as it was to go on; --restart discards what it has; or name another --out.",
+    )
+
+
+def _short(name: str, value: Any) -> str:
+    if name == "classes" and isinstance(value, list):
+        return f"{len(value)} ({', '.join(value[:3])}, ...)"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

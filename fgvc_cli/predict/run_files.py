@@ -1,0 +1,124 @@
+"""``OUT.partial/``: what lies in it, and how it is removed.
+
+OUT.partial/
+  run.json        what the run is: a different one is refused, field by field
+  lock            held while a process works here; the system frees it however the process ends
+  rows-*.npz      sealed rows (``shards``)
+  done.json       all rows are sealed: how many, and with what status
+  merging.json    outputs that the merge may replace, as it began to put them there
+  shard-2-of-8/   the same, for a run in several processes: rows 2, 10, 18, ... of the walk
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgvc_cli.atomic import TEMPORARY, reason, sync_folder, whole_file
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.predict.folder_lock import LOCK
+from fgvc_cli.predict.shards import list_shards
+
+RUN, DONE, MERGING = "run.json", "done.json", "merging.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOf:
+    """Rows ``index``, ``index + count``, ``index + 2 * count``, ... of the walk."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def folder(self) -> str:
+        """Name of its sub-folder; the folder itself for a run in one piece."""
+        return f"shard-{self.index}-of-{self.count}" if self.count > 1 else "."
+
+
+WHOLE = ShardOf()
+
+
+def parse_shard(text: str) -> ShardOf:
+    """``2/8`` -> shard 2 of 8, the first being 0.
+
+    Raises:
+        FgvcError: anything else.
+    """
+    index, slash, count = text.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
+        return ShardOf(int(index), int(count))
+    raise FgvcError(f"--shard got {text!r}, expected i/n with 0 <= i < n.", "E.g. --shard 0/8", EXIT_USAGE)
+
+
+def partial_folder(out: Path) -> Path:
+    """Where the rows of OUT wait; beside the target where OUT is a link."""
+    target = Path(os.path.realpath(out))
+    return target.with_name(f"{target.name}.partial")
+
+
+def recorded_setting(root: Path, name: str) -> Any:
+    """A setting of the run in OUT.partial, or of any shard of it; None where nothing is begun."""
+    for folder in [root, *(folder for _, folder in shard_folders(root))]:
+        if (folder / RUN).exists():
+            return read_document(folder / RUN).get("settings", {}).get(name)
+    return None
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A JSON file of a run folder.
+
+    Raises:
+        FgvcError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{path} cannot be read: {' '.join(str(error).split())}."
+        raise FgvcError(message, "--restart discards the rows beside it; or name another --out.") from error
+
+
+def write_document(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON file of a run folder, whole.
+
+    Raises:
+        FgvcError: the disk is full or the folder has gone.
+    """
+    try:
+        with whole_file(path) as stream:
+            stream.write(json.dumps(document, ensure_ascii=False, indent=1).encode())
+    except OSError as error:
+        message = f"Could not write {path}: {reason(error)}; the rows beside it are kept."
+        raise FgvcError(message, "Free space, then type the same command again.") from error
+
+
+def discard(folder: Path, *, keep_folder: bool = False) -> None:
+    """Remove what a run wrote into its folder, and the folder where nothing else lies in it."""
+    for path in [*list_shards(folder), *folder.glob(f"*{TEMPORARY}")]:
+        path.unlink(missing_ok=True)
+    for name in (DONE, MERGING, RUN):
+        (folder / name).unlink(missing_ok=True)
+    if not keep_folder and {path.name for path in folder.iterdir()} <= {LOCK}:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def shard_folders(root: Path) -> list[tuple[int, Path]]:
+    """The sub-folders of shards, each with the number of shards that its name says."""
+    folders = [(folder.name.split("-"), folder) for folder in sorted(root.glob("shard-*-of-*"))]
+    return [(int(name[3]), folder) for name, folder in folders if len(name) == 4 and name[3].isdecimal()]
+
+
+def remove_run(root: Path) -> None:
+    """Take away a run whose outputs are in place: at once by its name, then file by file."""
+    sweep_removed(root)
+    root.replace(root.with_name(f".{root.name}.done"))
+    sync_folder(root.parent)
+    sweep_removed(root)
+
+
+def sweep_removed(root: Path) -> None:
+    """Remove what a kill in ``remove_run`` left."""
+    shutil.rmtree(root.with_name(f".{root.name}.done"), ignore_errors=True)

@@ -1,0 +1,229 @@
+"""Batches: out of memory loses no row, padding never leaks, extras and precision are what was asked for."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fgvc_cli.config import Preprocess
+from fgvc_cli.data.find import Found
+from fgvc_cli.data.images import DecodedImage, Failure
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.predict.predictor import Predictor
+
+PREPROCESS = Preprocess(input_px=32, resize_px=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+MESSAGES = {
+    "cuda": lambda: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cpu": lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    "linux": lambda: RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    ),
+    "python": MemoryError,
+}
+
+
+class Grey(nn.Module):
+    """Probability of ``white`` is how white the image is; memory for ``room`` images at most."""
+
+    part_count = 0
+
+    def __init__(self, room=1000, error=MemoryError, gives=("heat", "boxes", "embedding")):
+        super().__init__()
+        self.room, self.error, self.gives, self.shapes = room, error, gives, []
+
+    def forward(self, images, want=()):
+        self.shapes.append(len(images))
+        if len(images) > self.room:
+            raise self.error()
+        white = images.mean(dim=(1, 2, 3)) / 2 + 0.5
+        output = ModelOutput(logits={}, probs=torch.stack((1 - white, white), dim=1))
+        for name in {*want} & {*self.gives}:
+            shape = {"heat": (4, 4), "boxes": (4,), "embedding": (3,)}[name]
+            setattr(output, name, white.view(-1, *[1] * len(shape)).expand(-1, *shape) * 16)
+        return output
+
+
+def read(path):
+    """The name is the grey value; a negative one is a missing file."""
+    grey = int(str(path))
+    if grey < 0:
+        return Failure("missing", "no such file")
+    return DecodedImage(Image.new("RGB", (32, 32), (grey, grey, grey)))
+
+
+def images(greys):
+    return [Found(Path(str(grey)), str(grey)) for grey in greys]
+
+
+def predictor(model=None, **options):
+    trained = SimpleNamespace(
+        model=model or Grey(), classes=("black", "white"), preprocess=PREPROCESS, name="grey", sha256="0"
+    )
+    options = {"device": "cpu", "batch_size": 8, "workers": 0, "top_k": 2, "read": read} | options
+    return Predictor(trained, **options)
+
+
+def assert_rows_are_those_of_their_images(rows, greys):
+    assert [row.path for row in rows] == [str(grey) for grey in greys]
+    for row, grey in zip(rows, greys, strict=True):
+        if grey < 0:
+            assert row.status == "missing"
+        else:
+            probs = dict(zip(row.labels, row.probs, strict=True))
+            assert probs["white"] == pytest.approx(grey / 255, abs=1e-5), row.path
+
+
+GREYS = [-1, 0, 10, 20, -2, 30, 40, 50, 60, 70, 80, -3, -4, 90, 100, 110, 120, 130, 140, 150, 160, 255, -5]
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_out_of_memory_halves_the_batch_and_loses_no_row(kind):
+    told = []
+    model = Grey(room=3, error=MESSAGES[kind])
+    small = predictor(model, on_event=told.append)
+    assert_rows_are_those_of_their_images(list(small.predict(images(GREYS))), GREYS)
+    assert told == [
+        "Out of memory with 8 images at once: going on with 4.",
+        "Out of memory with 4 images at once: going on with 2.",
+    ]
+    assert model.shapes[:2] == [8, 4] and max(model.shapes[2:]) == 2
+    assert small.batch_size == 2
+
+
+def test_an_image_without_memory_even_alone_is_a_failed_row():
+    rows = list(predictor(Grey(room=0)).predict(images([10, -1, 20])))
+    assert [(row.path, row.status) for row in rows] == [
+        ("10", "no_memory"),
+        ("-1", "missing"),
+        ("20", "no_memory"),
+    ]
+    assert "not enough memory" in rows[0].error and not rows[0].ok
+
+
+def test_memory_that_ends_in_the_middle_fails_only_that_image():
+    class Dark(Grey):
+        def forward(self, images, want=()):
+            self.room = 0 if (images < -0.99).all(dim=(1, 2, 3)).any() else 4
+            return super().forward(images, want)
+
+    rows = list(predictor(Dark(), batch_size=4).predict(images([30, 0, 40, 50, 60])))
+    assert [row.status for row in rows] == ["ok", "no_memory", "ok", "ok", "ok"]
+    assert rows[2].probs[0] == pytest.approx(1 - 40 / 255, abs=1e-5)
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(predictor(Grey(room=0, error=lambda: RuntimeError("shapes differ"))).predict(images([1])))
+
+
+def test_with_compile_every_batch_has_one_shape_and_padding_never_leaks(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    model = Grey()
+    rows = list(predictor(model, compile=True, batch_size=4).predict(images(GREYS)))
+    assert_rows_are_those_of_their_images(rows, GREYS)
+    assert set(model.shapes) == {4}
+    shrinking = predictor(Grey(room=2), compile=True, batch_size=8)
+    assert_rows_are_those_of_their_images(list(shrinking.predict(images(GREYS))), GREYS)
+
+
+def test_a_model_that_cannot_be_compiled_goes_on_without(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no C++ compiler found\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda model, **_: refuse)
+    told = []
+    rows = list(predictor(compile=True, on_event=told.append).predict(images(GREYS)))
+    assert_rows_are_those_of_their_images(rows, GREYS)
+    assert told == ["Could not compile the model, going on without: no C++ compiler found"]
+
+
+def test_extras_stay_with_their_images_and_failed_rows_hold_nan():
+    extras = predictor(extras=("logits", "attention", "embedding", "embedding"), batch_size=4)
+    assert extras.info.extras == ("attention", "embedding", "logits")
+    for block in extras.blocks(images(GREYS)):
+        assert (
+            block.attention.dtype == np.float16 and block.embedding.dtype == block.logits.dtype == np.float32
+        )
+        for i, path in enumerate(block.path):
+            grey = int(path) / 255 if int(path) >= 0 else math.nan
+            np.testing.assert_allclose(block.attention[i], np.full((4, 4), 16 * grey), atol=0.01)
+            np.testing.assert_allclose(block.embedding[i], np.full(3, 16 * grey), atol=1e-4)
+            np.testing.assert_allclose(np.exp(block.logits[i]), [1 - grey, grey], atol=1e-5)
+    assert np.isfinite(block.logits[~np.isnan(block.box[:, 0])]).all()
+
+
+def test_a_block_without_any_answer_has_no_extras():
+    (block,) = predictor(extras=("attention", "crop")).blocks(images([-1, -2]))
+    assert (block.attention, block.crop, block.status) == (None, [b"", b""], ["missing"] * 2)
+
+
+def test_an_extra_that_the_model_does_not_give_is_one_line():
+    with pytest.raises(FgvcError, match="grey gives no attention"):
+        list(predictor(Grey(gives=()), extras=("attention",)).predict(images([1])))
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(1.1, "float32"), (1.2, "bf16")])
+def test_the_precision_that_a_probe_chose_is_recorded_and_told(monkeypatch, gain, expected):
+    from fgvc_cli.predict import precision
+
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    monkeypatch.setattr(precision, "_gain", lambda run: gain)
+    told = []
+    assert predictor(amp="auto", on_event=told.append).info.settings["precision"] == expected
+    assert told == [f"Computing in {expected}: a probe found bfloat16 {gain:.2f} times as fast as float32."]
+
+
+def test_the_probe_runs_both_precisions_and_a_cpu_without_bfloat16_is_not_probed(monkeypatch):
+    from fgvc_cli.predict import precision
+
+    class Watched(Grey):
+        seen = frozenset()
+
+        def forward(self, images, want=()):
+            self.seen |= {torch.is_autocast_enabled("cpu")}
+            return super().forward(images, want)
+
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    model = Watched()
+    predictor(model, amp="auto")
+    assert model.seen == {False, True}
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    told, model = [], Watched()
+    assert predictor(model, amp="auto", on_event=told.append).info.settings["precision"] == "float32"
+    assert not model.shapes and "no bfloat16" in told[0]
+
+
+def test_an_explicit_precision_is_kept():
+    model = predictor(amp="bf16", on_event=lambda text: None)
+    assert model.info.settings["precision"] == "bf16"
+    assert predictor().info.settings["precision"] == "float32"
+    assert_rows_are_those_of_their_images(list(model.predict(images([0, 255]))), [0, 255])
+
+
+def test_batch_size_auto_is_measured_once_told_and_used():
+    told = []
+    model = Grey()
+    auto = predictor(model, batch_size="auto", on_event=told.append)
+    assert not told and not model.shapes  # a run that has nothing to do does not wait
+    assert_rows_are_those_of_their_images(list(auto.predict(images(GREYS))), GREYS)
+    probed = len(model.shapes)
+    list(auto.predict(images(GREYS)))
+    assert told == [f"Batch size {auto.batch_size}, the fastest in a short probe."]
+    assert auto.batch_size in (1, 2, 4, 8, 16, 32)
+    assert max(model.shapes[probed:]) <= auto.batch_size
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and there is none")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_on_cuda_rows_stay_on_their_images_over_streams(workers):
+    greys = [*GREYS, *range(256)]
+    for size in (1, 8, "auto"):
+        model = predictor(device="cuda", batch_size=size, workers=workers, extras=("attention", "crop"))
+        assert_rows_are_those_of_their_images(list(model.predict(images(greys))), greys)
+        assert model.info.settings["precision"] == "float32"

@@ -1,0 +1,88 @@
+"""Rows of n shards come out in the order of the walk; an incomplete run is not merged."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+from fake_predictor import begin_shards, fake_info, outputs_in, run
+
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.predict.merge import merge_shards
+from fgvc_cli.predict.outputs import Outputs
+from fgvc_cli.predict.shards import list_shards
+
+EXTRAS = ("attention", "crop")
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+@pytest.mark.parametrize("rows", [1, 20, 41])
+def test_shards_together_are_the_run_in_one_piece(tmp_path, count, rows):
+    for name in ("whole", "shards"):
+        (tmp_path / name).mkdir()
+    whole, outputs = outputs_in(tmp_path / "whole"), outputs_in(tmp_path / "shards")
+    run(whole, rows)
+    root = begin_shards(outputs.files[0], count, rows, fake_info(EXTRAS))
+    merged = merge_shards(root, outputs)
+    assert merged.rows == rows == merged.statuses.total()
+    assert outputs.files[0].read_bytes() == whole.files[0].read_bytes()
+    with h5py.File(outputs.files[1]) as ours, h5py.File(whole.files[1]) as theirs:
+        for name in theirs:
+            for x, y in zip(ours[name][:], theirs[name][:], strict=True):
+                np.testing.assert_array_equal(x, y, name)
+    names = [sorted(p.name for p in (tmp_path / n / "crops").rglob("*.jpg")) for n in ("whole", "shards")]
+    assert names[0] == names[1]
+    assert not root.exists()
+
+
+def test_a_missing_or_incomplete_shard_is_named(tmp_path):
+    out = tmp_path / "p.csv"
+    root = begin_shards(out, 3, 20, complete=(0, 2))
+    with pytest.raises(FgvcError, match="shard-1-of-3 is not complete. Run --shard 1/3 again"):
+        merge_shards(root, Outputs((out,)))
+    for path in sorted((root / "shard-1-of-3").iterdir()):
+        path.unlink()
+    (root / "shard-1-of-3").rmdir()
+    with pytest.raises(FgvcError, match="shard-1-of-3 is missing"):
+        merge_shards(root, Outputs((out,)))
+    assert not out.exists()
+
+
+def test_shards_of_different_runs_are_refused(tmp_path):
+    out = tmp_path / "p.csv"
+    root = begin_shards(out, 2, 20)
+    path = root / "shard-1-of-2" / "run.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"weights_sha256": "1" * 64}))
+    with pytest.raises(FgvcError, match="weights_sha256 is .1111.*not .0000"):
+        merge_shards(root, Outputs((out,)))
+    path.write_text(json.dumps(document))
+    (root / "shard-0-of-3").mkdir()
+    with pytest.raises(FgvcError, match="shards of 2 and of 3"):
+        merge_shards(root, Outputs((out,)))
+
+
+def test_shards_that_saw_different_lists_are_refused(tmp_path):
+    out = tmp_path / "p.csv"
+    root = begin_shards(out, 2, 20)
+    done = root / "shard-1-of-2" / "done.json"
+    done.write_text(json.dumps({"rows": 7, "statuses": {"ok": 7}}))
+    with pytest.raises(FgvcError, match="different lists"):
+        merge_shards(root, Outputs((out,)))
+
+
+def test_rows_that_are_gone_stop_the_merge(tmp_path):
+    out = tmp_path / "p.csv"
+    root = begin_shards(out, 2, 40)
+    for path in list_shards(root / "shard-1-of-2")[-1:]:
+        path.unlink()
+    with pytest.raises(FgvcError, match="shard-1-of-2 lacks rows 16 to 19. Run --shard 1/2 again"):
+        merge_shards(root, Outputs((out,)))
+    assert not out.exists() and root.exists()
+
+
+def test_extras_that_the_rows_do_not_carry_are_refused(tmp_path):
+    out = tmp_path / "p.h5"
+    root = begin_shards(out, 2, 20)
+    with pytest.raises(FgvcError, match="carry no crop"):
+        merge_shards(root, Outputs((out,), frozenset(("crop",))))
