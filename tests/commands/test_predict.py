@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 class MeanColour(nn.Module):
     interrupt_at = None
+    part_count = 0
 
     def forward(self, images, want=()):
         self.batches = getattr(self, "batches", 0) + 1
