@@ -148,16 +148,25 @@ def create_model(
         mean, std = load_initial_weights(model, Path(init)) or (mean, std)
     fixed = cfg.get("fixed_input_size") and not family.own_size
     model.fixed_px = _image_size(backbone) or cfg["input_size"][-1] if fixed else None  # type: ignore[assignment]
+    model.least_px = _image_size(backbone) or 0 if family.own_size else 0  # type: ignore[assignment]
     model.input_mean, model.input_std = tuple(mean), tuple(std)  # type: ignore[assignment]
     return model
 
 
 def check_input_px(model: nn.Module, input_px: int) -> None:
-    """Refuse an input size that a backbone built for one size cannot take.
+    """Refuse an input size that a backbone built for one size cannot take, or that is smaller than what the
+    looks of a multi-stage model are to hold.
 
     Raises:
         FgvcError: names the size that fits.
     """
+    least = int(model.least_px)  # type: ignore[arg-type]
+    if input_px < least:
+        raise FgvcError(
+            f"The input of {input_px} px is smaller than the {least} px of each look: crops would gain nothing.",
+            f"--input-px {least} or more, or --set options.encoder_px={input_px}.",
+            EXIT_USAGE,
+        )
     if model.fixed_px not in (None, input_px):
         raise FgvcError(
             f"This backbone takes {model.fixed_px} px only, the input is {input_px} px.",
