@@ -163,6 +163,8 @@ def explain(
     out: Annotated[Path | None, typer.Option(help="PNG to write. Default: <photo>.explain.png here.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to print; the first ten are drawn as bars.")] = 5,
     device: Device = "auto",
+    stages: Stages = None,
+    cascade: Cascade = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
     quiet: Quiet = False,
 ) -> int:
@@ -170,7 +172,15 @@ def explain(
     from fgvc_cli.commands import explain as command
 
     return command.run(
-        image, weights=weights, out=out, top_k=top_k, device=device, overwrite=overwrite, quiet=quiet
+        image,
+        weights=weights,
+        out=out,
+        top_k=top_k,
+        device=device,
+        stages=stages,
+        cascade=cascade,
+        overwrite=overwrite,
+        quiet=quiet,
     )
 
 

@@ -92,15 +92,22 @@ class MultiStageVitConfig(Section):
     part_map: Literal["main", "object"] = "main"
     """Scores the windows: the object's cut of the first map (paper), or the second look's map (ours)."""
     differentiable_crop: bool = False
-    """Let gradients flow through the crops into the map (the paper's future work)."""
+    """Let gradients flow through the crops into the first look's map (the paper's future work)."""
     erase_prob: Share = 0.5
     """P: share of training photographs that lose their most attended pixels (2.3)."""
     erase_threshold: Share = 0.7
     """T: attention, of the map's maximum, above which a pixel is erased."""
     cascade: Share | None = None
-    """Prediction only: a photograph whose fused confidence reaches this after a look takes no more (ours)."""
+    """Prediction only: a photograph whose fused confidence reaches this after a look takes no more (ours).
+    None or 1: all take all."""
     drop_path: Share = 0.0
     """Stochastic depth of the encoder."""
+
+    @model_validator(mode="after")
+    def _one_map_of_all_boxes(self) -> MultiStageVitConfig:
+        if self.differentiable_crop and self.part_map == "object":
+            raise ValueError("differentiable_crop reaches the first look's map only: use part_map=main")
+        return self
 
 
 class Preprocess(Section):

@@ -37,7 +37,8 @@ def _from_text(value: Any, annotation: Any) -> Any:
         return value
     if value.lower() in ("none", "null") and type(None) in get_args(annotation):
         return None
-    return value.split(",") if get_origin(annotation) is tuple else value
+    kinds = (annotation, *get_args(annotation))
+    return value.split(",") if any(get_origin(kind) is tuple for kind in kinds) else value
 
 
 def build(cls: type[Section], values: dict[str, Any]) -> Any:
@@ -49,7 +50,7 @@ def build(cls: type[Section], values: dict[str, Any]) -> Any:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise _explain(error) from None
+        raise _explain(error, cls) from None
 
 
 def apply_sets(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
@@ -88,22 +89,32 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError) -> FgvcError:
+def _explain(error: ValidationError, cls: type[Section]) -> FgvcError:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"]) or "config"
     if first["type"] == "extra_forbidden":
-        near = nearest(str(first["loc"][-1]), _all_fields())
-        hint = f"Nearest: {', '.join(near)}." if near else "See fgvc train --help."
-        return FgvcError(f"Unknown setting {name!r}.", hint, EXIT_USAGE)
+        return FgvcError(f"Unknown setting {name!r}.", _nearest_setting(name, cls), EXIT_USAGE)
     reason = first["msg"].removeprefix("Value error, ")
     return FgvcError(f"Setting {name} got {first['input']!r}: {reason}.", None, EXIT_USAGE)
 
 
-def _all_fields() -> list[str]:
-    return sorted({field for section in _kinds(Section) for field in section.model_fields})
+def _nearest_setting(name: str, cls: type[Section]) -> str:
+    """Settings of ``cls`` whose last name is near, written as they are typed."""
+    paths: dict[str, str] = {}
+    for path in _paths(cls):
+        paths.setdefault(path.rpartition(".")[2], path)
+    last = name.rpartition(".")[2]
+    elsewhere = any(last in kind.model_fields for kind in Section.__subclasses__())
+    if "options" in cls.model_fields and last not in paths and elsewhere:
+        return f"Settings of the model are options: --set options.{last}=..."
+    near = [paths[key] for key in nearest(last, sorted(paths))]
+    return f"Nearest: {', '.join(near)}." if near else "See fgvc train --help."
 
 
-def _kinds(cls: type[Section]) -> Iterator[type[Section]]:
-    for kind in cls.__subclasses__():
-        yield kind
-        yield from _kinds(kind)
+def _paths(cls: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in cls.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _paths(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name

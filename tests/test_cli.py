@@ -169,7 +169,7 @@ BAD = [
     ),
     (["train", "--model", "crasmra-resnet18", "--data", "set", "--stages", "main"], 2, "stages"),
     (["train", "--model", "vitms-test_vit", "--data", "set", "--stages", "mian"], 2, "main+object"),
-    (["predict", "photo.jpg", "--weights", "aviary", "--stages", "main"], 2, "--stages main is not for"),
+    (["predict", "photo.jpg", "--weights", "aviary", "--stages", "main"], 2, "stages=main is not for"),
     (["eval", "--weights", "aviary", "--cascade", "0.9"], 2, "has no cascade"),
     (["explain", "none.jpg"], 1, "none.jpg"),
     (["explain", "text.jpg"], 1, "text.jpg"),

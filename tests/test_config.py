@@ -8,7 +8,7 @@ import pytest
 
 from fgvc_cli.config import CraSmraConfig, Preprocess, TrainConfig, config_sha256
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.sections import apply_sets, build
+from fgvc_cli.sections import SetText, apply_sets, build
 
 
 def test_defaults_are_the_recipe_of_the_paper():
@@ -74,6 +74,25 @@ def test_bad_settings_are_one_line_that_names_them(assignment, message):
         build(TrainConfig, apply_sets({"model": "m", "epochs": 3}, [assignment]))
     assert caught.value.exit_code == EXIT_USAGE
     assert "\n" not in str(caught.value)
+
+
+def test_three_numbers_may_be_given_where_none_is_the_default():
+    config = build(CraSmraConfig, {"depths": SetText("2,4,6")})
+    assert config.depths == (2, 4, 6)
+    assert build(CraSmraConfig, {"depths": SetText("none")}).depths is None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "hint"),
+    [
+        ("optim.lr_hed=1", "optim.lr_heads"),
+        ("lr_heads=1", "optim.lr_heads"),
+        ("cascade=0.5", "options.cascade="),
+    ],
+)
+def test_unknown_settings_name_the_nearest_as_they_are_typed(assignment, hint):
+    with pytest.raises(FgvcError, match=hint):
+        build(TrainConfig, apply_sets({"model": "vitms-s16"}, [assignment]))
 
 
 def test_hash_names_the_run():

@@ -33,8 +33,8 @@ def cut_boxes(images: Tensor, boxes: Tensor, side: int) -> Tensor:
 def sample_boxes(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """``cut_boxes`` with gradients to the boxes.
 
-    One sampling density serves the whole batch, that of its largest box; where boxes are enlarged, the crops
-    equal those of ``cut_boxes``.
+    One sampling density serves the whole batch, that of its largest box, so a crop may depend on its
+    neighbours; where all boxes are enlarged, the crops equal those of ``cut_boxes``. For training.
     """
     batch, count, _ = boxes.shape
     height, width = images.shape[-2:]

@@ -19,6 +19,8 @@ def run(
     out: Path | None = None,
     top_k: int = 5,
     device: str = "auto",
+    stages: str | None = None,
+    cascade: float | None = None,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -30,6 +32,7 @@ def run(
         out: the picture to appear, ending in .png; None is ``<stem>.explain.png`` in the current folder,
             never beside the photograph, where it would join the data.
         top_k: classes to print; the picture shows the first of them as bars.
+        stages, cascade: settings of a multi-stage model to answer with; None: as trained.
         overwrite: replace the picture if it is there.
         quiet: nothing on stderr but errors.
 
@@ -55,7 +58,7 @@ def run(
         target = pick_device(device)
         if weights is None and not quiet:
             console.print(default_notice(), markup=False)
-        checkpoint = open_weights(weights)
+        checkpoint = open_weights(weights, options={"stages": stages, "cascade": cascade})
         checkpoint.model.to(target)
         explanation = explain_stages(checkpoint, photograph, top_k=top_k)
         render(explanation, title=image.name).save(stream, "PNG")

@@ -93,7 +93,15 @@ def _plain_values(flags: dict[str, Any], sets: list[str]) -> dict[str, Any]:
             inside.setdefault(field, value)
     side = str(given["preprocess"].get("input_px", PAPER_INPUT_PX))
     recipe = default_recipe(given["model"])(int(side) if side.isdigit() else PAPER_INPUT_PX)
-    return merge(recipe, given)
+    return merge(_fitting(recipe, given), given)
+
+
+def _fitting(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The recipe for a run so short that its frozen epochs would be all of it."""
+    frozen, epochs = recipe.get("optim", {}).get("freeze_epochs", 0), str(given.get("epochs", ""))
+    if epochs.isdigit() and 0 < int(epochs) <= frozen:
+        return merge(recipe, {"optim": {"freeze_epochs": int(epochs) - 1}})
+    return recipe
 
 
 def _with_statistics(config: TrainConfig, values: dict[str, Any], model: nn.Module) -> TrainConfig:

@@ -118,7 +118,15 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         options=document["options"] | given,
     )
     model = model.for_inference()  # type: ignore[operator]
-    model.load_state_dict({key: tensor for key, tensor in tensors.items() if not key.startswith("smram.")})
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("smram.")}
+    try:
+        model.load_state_dict(kept)
+    except RuntimeError as error:
+        settings = ", ".join(f"{name}={value}" for name, value in given.items()) or "its own options"
+        raise FgvcError(
+            f"The weights of {path.name} do not fit {document['model']} with {settings}.",
+            "Options that change a model's tensors cannot be given to a trained one." if given else None,
+        ) from error
     return Checkpoint(
         model=model,
         name=document["model"],
@@ -135,8 +143,8 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
     for option, value in options.items():
         if option not in fields:
             raise FgvcError(
-                f"--{option} {value} is not for {name}: a model of this family has no {option}.",
-                f"Leave --{option} away.",
+                f"{option}={value} is not for {name}: a model of this family has no {option}.",
+                f"Leave it out (on the command line: --{option}).",
                 EXIT_USAGE,
             )
 

@@ -258,7 +258,7 @@ def _check_freeze(config: TrainConfig) -> None:
     if frozen >= config.epochs:
         raise FgvcError(
             f"optim.freeze_epochs={frozen} leaves no epoch of {config.epochs} in which the backbone learns.",
-            f"Freeze fewer than {config.epochs}, or train longer: --epochs {frozen + 1} or more.",
+            f"--epochs {frozen + 1} or more, or --set optim.freeze_epochs={config.epochs - 1}.",
             EXIT_USAGE,
         )
 

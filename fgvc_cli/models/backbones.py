@@ -52,8 +52,12 @@ class ModuleStagePlan(StagePlan):
 def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A timm network without its classifier.
 
+    Args:
+        kwargs: of timm's constructor; an ``img_size`` is left out where it takes none.
+
     Raises:
-        FgvcError: an unknown name (nearest shown), or pretrained weights that cannot be had.
+        FgvcError: an unknown name (nearest shown), pretrained weights that cannot be had, an ``img_size``
+            that the patches do not divide.
     """
     if not name.startswith("hf-hub:") and not timm.is_model(name):
         near = nearest(name.partition(".")[0], timm.list_models())
@@ -66,7 +70,7 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
     download = pretrained or name.startswith("hf-hub:")
     try:
         with _offline_at_once() if download else contextlib.nullcontext():
-            return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+            net = _create(name, pretrained, kwargs)
     except Exception as error:
         # Hubs fail in many ways (name lookup, proxy, timeout, missing file), each with its own exception.
         if not download:
@@ -76,6 +80,50 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
             f"The ImageNet weights of {name} could not be downloaded ({reason}).",
             "Give a weight file with --init FILE, or train from random weights with --no-pretrained.",
         ) from error
+    if "img_size" in kwargs:
+        _check_patches(net, kwargs["img_size"])
+    return net
+
+
+def checkpoint_gradients(net: nn.Module, enable: bool) -> None:
+    """Let a timm network compute its activations again in the backward pass instead of keeping them.
+
+    Gradients stay the same. Batch norms see each batch twice, so their running means move faster.
+
+    Raises:
+        FgvcError: a network to which timm gives no checkpointing.
+    """
+    try:
+        net.set_grad_checkpointing(enable)  # type: ignore[operator]
+    except (AssertionError, AttributeError) as error:
+        raise FgvcError(
+            f"timm's {type(net).__name__} has no gradient checkpointing.",
+            "Leave grad_checkpointing out; a smaller --batch-size needs less memory too.",
+            EXIT_USAGE,
+        ) from error
+
+
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+    except TypeError as error:
+        if "img_size" not in kwargs or "img_size" not in str(error):
+            raise
+    own_size = {key: value for key, value in kwargs.items() if key != "img_size"}
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **own_size)
+
+
+def _check_patches(net: nn.Module, side: int) -> None:
+    ratio = getattr(getattr(net, "patch_embed", None), "feat_ratio", None)
+    patch = ratio() if callable(ratio) else 1
+    if side % patch:
+        near = side // patch * patch
+        fitting = " or ".join(str(size) for size in (near, near + patch) if size)
+        raise FgvcError(
+            f"{network_name(net)} cuts patches of {patch} px, which do not divide {side} px.",
+            f"Sizes that fit: {fitting}.",
+            EXIT_USAGE,
+        )
 
 
 @contextlib.contextmanager
@@ -109,6 +157,8 @@ def plan_stages(net: nn.Module, depths: tuple[int, ...] | None = None) -> StageP
     """
     if is_vit(net):
         return plan_vit(net, depths)
+    if hasattr(net, "patch_embed") and hasattr(net, "blocks"):
+        raise not_staged(net, "its blocks cannot be run one by one from patch tokens alone")
     if depths is not None:
         raise FgvcError(
             f"depths cut a ViT between its blocks; {network_name(net)} has stages of its own.",

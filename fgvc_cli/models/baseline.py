@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import BaselineConfig
-from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.models.backbones import checkpoint_gradients
 from fgvc_cli.models.cells import align_maps, cell_shift, leaves
 from fgvc_cli.models.output import ModelOutput, Want, scale_maps
 
@@ -58,21 +58,8 @@ class Baseline(nn.Module):
         return self.eval()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the backbone's activations again in the backward pass instead of keeping them.
-
-        Gradients stay the same. Batch norms see each batch twice, so their running means move faster.
-
-        Raises:
-            FgvcError: a backbone to which timm gives no checkpointing.
-        """
-        try:
-            self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
-        except (AssertionError, AttributeError) as error:
-            raise FgvcError(
-                f"timm's {type(self.backbone).__name__} has no gradient checkpointing.",
-                "Leave grad_checkpointing out; a smaller --batch-size needs less memory too.",
-                EXIT_USAGE,
-            ) from error
+        """See ``backbones.checkpoint_gradients``."""
+        checkpoint_gradients(self.backbone, enable)
 
     def _activation(self, features: Tensor, images: Tensor) -> Tensor:
         """Channel-averaged last features as a map (B, h, w); tokens go back to their grid."""

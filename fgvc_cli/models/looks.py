@@ -19,14 +19,15 @@ class Looks:
 
     Args:
         logits: of the first look, (B, K).
-        cascade: fused confidence from which an image takes no further look; None: all take all.
+        cascade: fused confidence from which an image takes no further look; None or 1: all take all.
     """
 
     def __init__(self, logits: Tensor, cascade: float | None):
         self.logits: dict[str, Tensor] = {"main": logits}
         self.passes = torch.ones((), device=logits.device)
         """Encoder passes per image, the mean over the batch."""
-        self._cascade = cascade
+        # A confidence of 1 is what float32 makes of a sure answer; a limit of 1 is meant as no limit.
+        self._cascade = cascade if cascade is not None and cascade < 1 else None
         self._sum = logits.float().softmax(dim=-1)
         self._count = torch.ones(len(logits), 1, device=logits.device)
 

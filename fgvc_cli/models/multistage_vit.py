@@ -20,6 +20,7 @@ from fgvc_cli.attention.erase import attended_pixels, erase_pixels
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.attention.parts import cut_map, locate_parts
 from fgvc_cli.config import MultiStageVitConfig
+from fgvc_cli.models.backbones import checkpoint_gradients
 from fgvc_cli.models.looks import Looks, pick, spread
 from fgvc_cli.models.output import ModelOutput, Want
 from fgvc_cli.models.vit_encoder import encode, plan_encoder
@@ -77,7 +78,7 @@ class MultiStageVit(nn.Module):
         """Normalised images (B, 3, H, W) -> ``ModelOutput`` with the branches of ``config.stages``.
 
         Where a cascade stopped an image, its rows of what later looks give are NaN. In training, photographs
-        to be erased take one more pass, without gradients: their boxes come from what was erased from.
+        to be erased take one more pass: their boxes come from what was erased from.
         """
         need_map = len(self.branches) > 1 or bool(_FROM_MAP & {*want})
         view = self._reduce(images)
@@ -87,6 +88,8 @@ class MultiStageVit(nn.Module):
             view, before = self._erase(view, chosen)
         embedding, heat = self._encode(view, need_map=need_map)
         looks = Looks(self.heads(embedding), None if self.training else self.config.cascade)
+        if chosen is not None:
+            looks.passes = looks.passes + len(chosen) / len(view)
         output = ModelOutput(logits=looks.logits, probs=looks.probs)
         if heat is not None:
             heat = heat if chosen is None else heat.index_copy(0, chosen, before)
@@ -98,8 +101,8 @@ class MultiStageVit(nn.Module):
         return output
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the encoder's activations again in the backward pass: less memory, more time."""
-        self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+        """See ``backbones.checkpoint_gradients``."""
+        checkpoint_gradients(self.backbone, enable)
 
     def for_inference(self) -> MultiStageVit:
         """Evaluation mode."""
@@ -114,7 +117,7 @@ class MultiStageVit(nn.Module):
         output.boxes = boxes if "boxes" in want else None
         output.heat = heat.detach() if "heat" in want else None
         output.stages = {"main": heat.detach()} if "stages" in want else None
-        if "erased" in want:
+        if "erased" in want and self.config.erase_prob:
             output.erased = attended_pixels(heat.detach(), size, self.config.erase_threshold)
         if self.training or "stats" in want:
             sides = boxes[:, 2:] - boxes[:, :2]
@@ -137,9 +140,10 @@ class MultiStageVit(nn.Module):
             looks.skip("object")
             return None
         crops = self._cut(pick(images, rows), pick(heat, rows), pick(boxes, rows)[:, None])
-        embedding, own_heat = self._encode(crops, need_map=need_map)
+        residual = self.config.residual if need_map else None
+        embedding, own_heat = encode(self.backbone, self.plan, crops, residual=residual)
         looks.add("object", self.heads(embedding)[:, None], rows)
-        return None if own_heat is None else spread(own_heat.detach(), rows, len(images))
+        return None if own_heat is None else spread(own_heat, rows, len(images))
 
     def _look_at_parts(
         self, images: Tensor, heat: Tensor, object_heat: Tensor | None, boxes: Tensor, looks: Looks
@@ -164,8 +168,8 @@ class MultiStageVit(nn.Module):
         return spread(parts, rows, len(images)), spread(logits, rows, len(images))
 
     def _cut(self, images: Tensor, heat: Tensor, boxes: Tensor) -> Tensor:
-        """Crops (n * P, 3, S, S) of boxes (n, P, 4), with gradients into the map where the config asks."""
-        if not self.config.differentiable_crop:
+        """Crops (n * P, 3, S, S) of boxes (n, P, 4), with gradients into a map that takes them."""
+        if not heat.requires_grad:
             return cut_boxes(images, boxes, self.plan.side)
         followed = follow_map(boxes, heat, (images.shape[-2], images.shape[-1]))
         return sample_boxes(images, followed, self.plan.side)
@@ -187,10 +191,10 @@ class MultiStageVit(nn.Module):
         chosen = (torch.rand(batch) < self.config.erase_prob).nonzero().flatten()
         return chosen.to(device) if len(chosen) else None
 
-    @torch.no_grad()
     def _erase(self, view: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """The batch with the chosen images erased (2.3), and their maps from before, (n, h, w)."""
-        _, heat = self._encode(view[chosen], need_map=True)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.differentiable_crop):
+            _, heat = self._encode(view[chosen], need_map=True)
         assert heat is not None
-        mask = attended_pixels(heat, view.shape[-2:], self.config.erase_threshold)
+        mask = attended_pixels(heat.detach(), view.shape[-2:], self.config.erase_threshold)
         return view.index_copy(0, chosen, erase_pixels(view[chosen], mask)), heat

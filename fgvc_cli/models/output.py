@@ -18,8 +18,9 @@ WANTS: tuple[Want, ...] = get_args(Want)
 class ModelOutput:
     """The answer of ``model(images, want=...)``.
 
-    ``logits`` and ``probs`` are always there; every other field only when its name is in ``want``
-    (``penalties`` only in training mode). A model without parts leaves ``parts`` None.
+    ``logits`` and ``probs`` are always there, and ``part_logits`` from a model that looks at parts; every
+    other field only when its name is in ``want`` (``penalties`` only in training mode). A model without
+    parts leaves ``parts`` None.
     """
 
     logits: dict[str, Tensor]

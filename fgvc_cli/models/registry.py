@@ -141,21 +141,32 @@ def create_model(
     backbone = build_backbone(resolved.backbone, pretrained=pretrained and not init, **kwargs)
     cfg = getattr(backbone, "pretrained_cfg", {})
     mean, std = cfg.get("mean", IMAGENET_MEAN), cfg.get("std", IMAGENET_STD)
+    if family.own_size and side:
+        _check_own_size(resolved.name, backbone, side)
     model = family.build(backbone, num_classes, config)
     if init:
         mean, std = load_initial_weights(model, Path(init)) or (mean, std)
     fixed = cfg.get("fixed_input_size") and not family.own_size
-    model.fixed_px = kwargs.get("img_size", cfg["input_size"][-1]) if fixed else None  # type: ignore[assignment]
+    model.fixed_px = _image_size(backbone) or cfg["input_size"][-1] if fixed else None  # type: ignore[assignment]
+    model.least_px = _image_size(backbone) or 0 if family.own_size else 0  # type: ignore[assignment]
     model.input_mean, model.input_std = tuple(mean), tuple(std)  # type: ignore[assignment]
     return model
 
 
 def check_input_px(model: nn.Module, input_px: int) -> None:
-    """Refuse an input size that a backbone built for one size cannot take.
+    """Refuse an input size that a backbone built for one size cannot take, or that is smaller than what the
+    looks of a multi-stage model are to hold.
 
     Raises:
         FgvcError: names the size that fits.
     """
+    least = int(model.least_px)  # type: ignore[arg-type]
+    if input_px < least:
+        raise FgvcError(
+            f"The input of {input_px} px is smaller than the {least} px of each look: crops would gain nothing.",
+            f"--input-px {least} or more, or --set options.encoder_px={input_px}.",
+            EXIT_USAGE,
+        )
     if model.fixed_px not in (None, input_px):
         raise FgvcError(
             f"This backbone takes {model.fixed_px} px only, the input is {input_px} px.",
@@ -171,6 +182,22 @@ def _size_arguments(backbone: str, side: int | None) -> dict[str, Any]:
     cfg = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
     own = cfg is None or not cfg.fixed_input_size or cfg.input_size[-1] == side
     return {} if own else {"img_size": side}
+
+
+def _image_size(backbone: nn.Module) -> int | None:
+    """The input size that a backbone was built for, where it says so; pixels."""
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    return int(size[0]) if size else None
+
+
+def _check_own_size(name: str, backbone: nn.Module, side: int) -> None:
+    built = _image_size(backbone)
+    if built not in (None, side):
+        raise FgvcError(
+            f"{name} takes {built} px only, options.encoder_px is {side}.",
+            f"Leave it out, or --set options.encoder_px={built}.",
+            EXIT_USAGE,
+        )
 
 
 def _examples() -> list[str]:

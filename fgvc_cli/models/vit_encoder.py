@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from fgvc_cli.attention.rollout import LayerAttention, patch_map, rollout
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.models.stage_plan import network_name
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,12 @@ def plan_encoder(net: nn.Module) -> EncoderPlan:
         FgvcError: windows, hierarchies, convolutions, linear attention: anything but softmax attention over
             one grid of patches in every block.
     """
-    name = getattr(net, "pretrained_cfg", {}).get("architecture", type(net).__name__)
     embed, blocks = getattr(net, "patch_embed", None), getattr(net, "blocks", ())
     grid, size = getattr(embed, "grid_size", None), getattr(embed, "img_size", None)
     if not len(blocks) or not grid or not size or not hasattr(net, "num_prefix_tokens"):
-        raise _not_plain(name, "it is not one sequence of blocks over one grid of patches")
-    if size[0] != size[1] or size[0] % grid[0]:
-        patch = size[0] // grid[0]
-        raise FgvcError(
-            f"{name} cuts patches of {patch} px, which do not divide {size[0]} px.",
-            f"For example: --set options.encoder_px={patch * max(1, round(size[0] / patch))}",
-        )
+        raise _not_plain(net, "it is not one sequence of blocks over one grid of patches")
+    if size[0] != size[1]:
+        raise _not_plain(net, f"it takes {size[1]} x {size[0]} px, and every look is a square")
     for module in net.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = True  # type: ignore[assignment]
@@ -117,7 +113,7 @@ def plan_encoder(net: nn.Module) -> EncoderPlan:
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), RecordAttention(plan.tokens) as record:
         net.forward_features(torch.empty(1, 3, plan.side, plan.side))  # type: ignore[operator]
     if len(record.layers) != plan.layers:
-        raise _not_plain(name, f"{len(record.layers)} of its {plan.layers} blocks show softmax attention")
+        raise _not_plain(net, f"{len(record.layers)} of its {plan.layers} blocks show softmax attention")
     return plan
 
 
@@ -148,7 +144,8 @@ def _embed(net: nn.Module, images: Tensor) -> Tensor:
     return net.forward_head(features, pre_logits=True)  # type: ignore[operator]
 
 
-def _not_plain(name: str, why: str) -> FgvcError:
+def _not_plain(net: nn.Module, why: str) -> FgvcError:
+    name = network_name(net)
     return FgvcError(
         f"{name} cannot be a multi-stage ViT: {why}.",
         f"Choose a plain ViT such as vit_small_patch16_384, or train it plain with --model timm-{name}.",

@@ -74,10 +74,19 @@ def test_gradient_of_a_crop_reaches_the_map_and_moves_the_box_towards_it():
 
 
 def test_soft_box_of_uniform_attention_is_the_box():
-    """Mean +- sqrt(3) standard deviations of a uniform density are its ends: seen in the gradient's scale."""
-    heat = torch.ones(1, 64, 64, requires_grad=True)
+    """Mean +- sqrt(3) standard deviations of a uniform density are its ends. The derivative of x2 - x1, which
+    is sqrt(12) deviations, is ((x - mean)^2 - variance) * sqrt(12) / (2 deviations), over their sum."""
+    heat = torch.ones(1, 64, 64, dtype=torch.float64, requires_grad=True)
     box = torch.tensor([[[0.0, 0, 64, 64]]])
     x1, _, x2, _ = follow_map(box, heat, (64, 64))[0, 0]
     (grad,) = torch.autograd.grad(x2 - x1, heat)
-    # More attention at the edge widens the box, more in the middle narrows it.
-    assert grad[0, 32, 0] > 0 > grad[0, 32, 32]
+    centres = torch.arange(64, dtype=torch.float64) + 0.5
+    variance = ((centres - 32) ** 2).mean()
+    expected = ((centres - 32) ** 2 - variance) * 12**0.5 / (2 * variance**0.5) / 64**2
+    torch.testing.assert_close(grad[0, 32], expected, atol=1e-6, rtol=1e-3)
+
+
+def test_cut_crops_do_not_depend_on_their_neighbours():
+    images = torch.randn(2, 3, 160, 160)
+    boxes = torch.tensor([[[4.0, 6, 34, 36]], [[0.0, 0, 150, 150]]])
+    torch.testing.assert_close(cut_boxes(images, boxes, 64)[:1], cut_boxes(images[:1], boxes[:1], 64))

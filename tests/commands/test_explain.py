@@ -33,7 +33,7 @@ def opened(monkeypatch) -> list[str | None]:
     """The weights that were asked for; a known model answers whatever they are."""
     asked: list[str | None] = []
 
-    def open_weights(weights: str | None) -> Checkpoint:
+    def open_weights(weights: str | None, options: object = None) -> Checkpoint:
         asked.append(weights)
         preprocess = Preprocess(input_px=64, resize_px=80)
         return Checkpoint(

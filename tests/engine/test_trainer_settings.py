@@ -171,7 +171,8 @@ def test_looks_train_with_every_setting_and_a_cascade_shows_its_reach(colours, t
         terms = [float(row[f"loss_{name}"]) for name in ("main", "object", "parts")]
         assert float(row["loss"]) == pytest.approx(sum(terms), rel=1e-4)
         # A cascade is for prediction: training takes all looks, validation at confidence 0 only the first.
-        assert (float(row["passes"]), float(row["val_passes"])) == (4, 1)
+        # Four looks, and one more for each photograph that was erased.
+        assert 4 < float(row["passes"]) < 5 and float(row["val_passes"]) == 1
         assert (row["val_reached_object"], row["val_reached_parts"]) == ("0", "0")
         assert "val_top1_main" in row and "val_top1_parts" not in row
         assert [name for name in row if name.startswith("lr_")] == ["lr_backbone", "lr_heads"]

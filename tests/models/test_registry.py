@@ -221,6 +221,13 @@ def test_input_size_of_a_fixed_backbone_is_checked():
     registry.check_input_px(create_model("timm-resnet18", 3), 448)
 
 
+def test_input_smaller_than_its_looks_is_refused():
+    model = create_model("vitms-vit_tiny_patch16_224", 3)
+    registry.check_input_px(model, 224)
+    with pytest.raises(FgvcError, match="160 px is smaller than the 224 px of each look.*encoder_px=160"):
+        registry.check_input_px(model, 160)
+
+
 def test_unknown_weights_of_a_known_backbone_show_those_there_are():
     with pytest.raises(FgvcError, match="no weights called 'resnet18.nope'.*resnet18.a1_in1k"):
         create_model("timm-resnet18.nope", 3)
