@@ -163,7 +163,7 @@ def check_input_px(model: nn.Module, input_px: int) -> None:
     least = int(model.least_px)  # type: ignore[arg-type]
     if input_px < least:
         raise FgvcError(
-            f"The input of {input_px} px is smaller than the {least} px of each look: crops would gain nothing.",
+            f"The input of {input_px} px is smaller than the {least} px of each look.",
             f"--input-px {least} or more, or --set options.encoder_px={input_px}.",
             EXIT_USAGE,
         )
