@@ -18,9 +18,9 @@ checksum per chunk; values of any length cannot be.
 
 from __future__ import annotations
 
-import errno
+import io
 import json
-import re
+import os
 from typing import Any
 
 import h5py
@@ -43,7 +43,8 @@ class H5Sink(FileSink):
     """HDF5 into a file."""
 
     def _begin(self, info: RunInfo) -> None:
-        self._h5 = h5py.File(self._stream.name, "w", libver=LIBVER)
+        self._disk = _Disk(self._stream.name)
+        self._h5 = h5py.File(self._disk, "w", libver=LIBVER)
         self._info = info
         self._rows = 0
         self._sets: dict[str, h5py.Dataset] = {}
@@ -98,20 +99,78 @@ class H5Sink(FileSink):
             data_set.resize(self._rows, axis=0)
             if name in columns:
                 data_set[start:] = columns[name]
+        self._disk.check()
 
     def _close(self, *, complete: bool) -> None:
         if not hasattr(self, "_h5"):
             return
+        # An extra that no row has, as none met the model, is still there, with no width.
+        for name in OPTIONAL_ARRAYS if complete else ():
+            if name in self.extras and name not in self._sets:
+                self._h5.create_dataset(name, shape=(self._rows, 0), dtype=np.float32)
+        self._h5.close()
+        self._disk.close()
+        self._disk.check()
+
+
+class _Disk(io.RawIOBase):
+    """The file beneath HDF5, which hides from it that a disk is full.
+
+    The HDF5 library ends the process (SIGSEGV) some time after a write that fails. So a failed write is
+    remembered, all that follows goes nowhere, and ``check`` raises.
+    """
+
+    def __init__(self, name: str):
+        self._file = open(name, "r+b", buffering=0)  # noqa: SIM115 - closed by close
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the ``OSError`` of the first write that failed."""
+        if self._error:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        """All of ``data``, or none of it and none of what follows."""
+        view, done = memoryview(data).cast("B"), 0
         try:
-            # An extra that no row has, as none met the model, is still there, with no width.
-            for name in OPTIONAL_ARRAYS if complete else ():
-                if name in self.extras and name not in self._sets:
-                    self._h5.create_dataset(name, shape=(self._rows, 0), dtype=np.float32)
-            self._h5.close()
-        except RuntimeError as error:
-            # What closing raises where the last bytes do not fit, as h5py 3 names it.
-            number = re.search(r"errno = (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+            while done < len(view) and not self._error:
+                done += self._file.write(view[done:]) or 0
+        except OSError as error:
+            self._error = error
+        if self._error:
+            self._file.seek(len(view) - done, os.SEEK_CUR)
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        """Zeros where nothing was written."""
+        view = memoryview(buffer).cast("B")
+        count = self._file.readinto(view) or 0
+        view[count:] = bytes(len(view) - count)
+        return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._file.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        """As of any file, where the disk allows."""
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
+
+    def close(self) -> None:
+        """Close the file; what the system still has to say of it counts."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self._error = self._error or error
+        super().close()
 
 
 def _ragged(pieces: list[bytes]) -> np.ndarray:

@@ -225,7 +225,7 @@ def test_a_disk_that_is_full_is_one_line_and_resumable(context, whole, tmp_path,
     answer = context.Queue()
     process = context.Process(target=limited_run, args=(tmp_path, size, answer))
     process.start()
-    line = answer.get(timeout=60)
+    line = answer.get(timeout=25)
     process.join()
     assert "Could not write" in line and "\n" not in line, line
     assert not (tmp_path / "p.h5").exists()
