@@ -62,12 +62,13 @@ def _to_stdout(options: PredictOptions, progress: PredictProgress) -> None:
 def _to_files(options: PredictOptions, progress: PredictProgress) -> None:
     shard = pick_shard(options, os.environ)
     from fgvc_cli.predict.merge import merge_run, merging_outputs
+    from fgvc_cli.predict.retry import mended_outputs
     from fgvc_cli.predict.run_files import partial_folder, sweep_removed
 
     outputs, root = options.outputs, partial_folder(options.out[0])
     sweep_removed(root)
-    replace = options.overwrite or options.retry_failed
-    outputs.check(overwrite=replace, allowed=merging_outputs(root))
+    mended = mended_outputs(options.out, root) if options.retry_failed else set()
+    outputs.check(overwrite=options.overwrite, allowed=merging_outputs(root) | mended)
     if options.devices:
         from fgvc_cli.commands.predict_devices import run_devices
 
@@ -78,7 +79,7 @@ def _to_files(options: PredictOptions, progress: PredictProgress) -> None:
         with progress:
             seal_rows(options, folder, images, predictor, progress)
         if shard.count == 1:
-            merge_run(root, outputs, overwrite=replace)
+            merge_run(root, outputs, overwrite=options.overwrite)
     if shard.count > 1:
         progress.summary(())
         progress.note(f"Shard {shard.index}/{shard.count} is complete. When all are: {merge_hint(options)}")

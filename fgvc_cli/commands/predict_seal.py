@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,9 +13,9 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
 
-    from fgvc_cli.data.find import Found, Images
+    from fgvc_cli.data.find import Images
     from fgvc_cli.predict.predictor import Predictor
-    from fgvc_cli.predict.resume import RunFolder
+    from fgvc_cli.predict.resume import RunFolder, ShardWalk
     from fgvc_cli.predict.rows import Block
     from fgvc_cli.predict.run_files import ShardOf
 
@@ -34,20 +32,22 @@ class Listener(Protocol):
     def on_unreadable(self, folder: Path | str, error: OSError) -> None: ...
 
 
-def open_images(options: PredictOptions, progress: Listener, shard: ShardOf | None = None) -> Iterator[Found]:
+def open_images(options: PredictOptions, progress: Listener, shard: ShardOf | None = None) -> ShardWalk:
     """The images of the sources, those of a shard only.
 
     Raises:
         FgvcError: as ``find_images``.
     """
     from fgvc_cli.data.find import find_images
+    from fgvc_cli.predict.resume import ShardWalk
+    from fgvc_cli.predict.run_files import WHOLE
 
     images = find_images(list(options.sources), progress.on_unreadable, null=options.null)
     for line in images.notes:
         progress.note(line)
-    index, count = (shard.index, shard.count) if shard else (0, 1)
-    progress.total = lambda: _share(images, index, count)
-    return islice(images, index, None, count)
+    shard = shard or WHOLE
+    progress.total = lambda: _share(images, shard.index, shard.count)
+    return ShardWalk(images, shard)
 
 
 def _share(images: Images, index: int, count: int) -> int | None:
@@ -91,9 +91,12 @@ def _amp(options: PredictOptions, device: str, shard: ShardOf | None) -> str:
     """
     if options.amp != "auto" or not options.out:
         return options.amp
+    from fgvc_cli.predict.retry import recorded_precision
     from fgvc_cli.predict.run_files import partial_folder, recorded_setting
 
     recorded = None if options.restart else recorded_setting(partial_folder(options.out[0]), "precision")
+    if not recorded and options.retry_failed:
+        recorded = recorded_precision(options.out)
     if recorded:
         return "none" if recorded == "float32" else recorded
     if shard and shard.count > 1:
@@ -130,7 +133,7 @@ def open_folder(options: PredictOptions, predictor: Predictor, shard: ShardOf) -
 def seal_rows(
     options: PredictOptions,
     folder: RunFolder,
-    images: Iterator[Found],
+    images: ShardWalk,
     predictor: Predictor,
     progress: Listener,
 ) -> None:
@@ -138,10 +141,17 @@ def seal_rows(
     Ctrl-C included, is sealed too.
 
     Raises:
-        FgvcError: another list of images than before; a disk that is full; what the predictor raises.
+        FgvcError: an output that has come into being since it was looked for; another list of images than
+            before; a disk that is full; what the predictor raises.
     """
+    from fgvc_cli.predict.merge import merging_outputs
+    from fgvc_cli.predict.retry import mended_outputs
     from fgvc_cli.predict.shards import ShardWriter
 
+    # Again, now that the folder is locked: the process that held it may have just put them there.
+    mended = mended_outputs(options.out, folder.root) if options.retry_failed else set()
+    allowed = merging_outputs(folder.root) | mended
+    options.outputs.check(overwrite=options.overwrite, allowed=allowed)
     if options.retry_failed:
         _retry(options, folder, images, predictor, progress)
     else:
@@ -161,19 +171,17 @@ def seal_rows(
             finally:
                 writer.flush()
             rows = writer.next_row
-    folder.finish(rows, statuses)
+    folder.finish(rows, statuses, images.seen())
 
 
 def _retry(
     options: PredictOptions,
     folder: RunFolder,
-    images: Iterator[Found],
+    images: ShardWalk,
     predictor: Predictor,
     progress: Listener,
 ) -> None:
     from fgvc_cli.predict.retry import retry_failed, take_apart
-    from fgvc_cli.predict.shards import list_shards
 
-    if not list_shards(folder.path):
-        take_apart(options.out, folder, predictor.info)
+    take_apart(options.out, folder, predictor.info)
     retry_failed(folder, images, predictor, progress.on_retried)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.predict.blocks import cut, interleave, join
@@ -55,7 +56,7 @@ def merge_run(root: Path, outputs: Outputs, *, overwrite: bool = False) -> Merge
     """
     folders = complete_folders(root)
     counts = [read_document(folder / DONE) for folder in folders]
-    _check_lengths(folders, [count["rows"] for count in counts])
+    _check_lists(folders, counts)
     for folder, count in zip(folders, counts, strict=True):
         _check_sealed(folder, count["rows"])
     info = info_of(read_document(folders[0] / RUN))
@@ -131,16 +132,18 @@ def _shard_hint(folder: Path) -> str:
     return f"--shard {parts[1]}/{parts[3]}" if len(parts) == 4 else "fgvc predict"
 
 
-def _check_lengths(folders: Sequence[Path], rows: Sequence[int]) -> None:
-    """Shard i of n holds every n-th image, so lengths are equal or fall by one, once."""
-    total, n = sum(rows), len(folders)
-    for i, folder in enumerate(folders):
-        expected = (total - i + n - 1) // n
-        if rows[i] != expected:
+def _check_lists(folders: Sequence[Path], dones: Sequence[dict[str, Any]]) -> None:
+    """Shard i of n holds every n-th image of one list, which all have seen in full."""
+    if (n := len(folders)) == 1:
+        return
+    seen = [(done.get("total", 0), done.get("names_sha256")) for done in dones]
+    for i, (folder, done) in enumerate(zip(folders, dones, strict=True)):
+        total, names = seen[i]
+        if seen[i] != seen[0] or names is None or done["rows"] != (total - i + n - 1) // n:
+            counts = "" if total == seen[0][0] else f" ({total:,} and {seen[0][0]:,})"
             raise FgvcError(
-                f"{folder} holds {rows[i]:,} rows where {expected:,} of {total:,} were expected: "
-                "the shards saw different lists of images.",
-                "Bring the list back, then run the shards again with --restart.",
+                f"{folder} and {folders[0].name} saw different lists of photographs{counts}.",
+                "Run all shards again with --restart, or all with one @list.",
             )
 
 

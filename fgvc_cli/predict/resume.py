@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from fgvc_cli.predict.run_files import (
     WHOLE,
     ShardOf,
     discard,
+    holds_run,
     read_document,
     shard_folders,
     write_document,
@@ -31,6 +34,37 @@ from fgvc_cli.predict.run_files import (
 from fgvc_cli.predict.shards import list_shards, read_names
 
 FORMAT = 1
+DISCARD_TRIES, DISCARD_SECONDS = 10, 0.1
+"""Shards that are restarted together discard what an earlier run left one after the other."""
+
+
+class ShardWalk(Iterator[Found]):
+    """The images of one shard, which sees the names of all, so that shards of different lists are told apart.
+
+    Args:
+        images: those of all shards.
+    """
+
+    def __init__(self, images: Iterator[Found], shard: ShardOf = WHOLE):
+        self._images = images
+        self._shard = shard
+        self._total = 0
+        self._names = hashlib.sha256()
+
+    def __next__(self) -> Found:
+        while True:
+            found = next(self._images)
+            mine = self._total % self._shard.count == self._shard.index
+            self._total += 1
+            self._names.update(as_text(found.name).encode() + b"\0")
+            if mine:
+                return found
+
+    def seen(self) -> dict[str, Any]:
+        """How many images there are, and a hash of their names; goes to the end of the walk."""
+        for _ in self:
+            pass
+        return {"total": self._total, "names_sha256": self._names.hexdigest()}
 
 
 def run_identity(info: RunInfo, sources: Sequence[str]) -> dict[str, Any]:
@@ -95,17 +129,17 @@ class RunFolder:
     def __enter__(self) -> Self:
         if self.root.exists() and not self.root.is_dir():
             raise FgvcError(f"{self.root} exists and is not a folder.", "Remove it, or name another --out.")
+        made = not self.path.exists()
         try:
             self.path.mkdir(parents=self.shard.count > 1, exist_ok=True)
-            self._lock = FolderLock(self.path)
-            self._lock.__enter__()
+            self._lock = FolderLock(self.path).__enter__()
             self._open()
         except OSError as error:
-            self._unlock()
+            self._leave(made)
             message = f"Cannot work in {self.path}: {reason(error)}."
             raise FgvcError(message, "Check its permissions, or name another --out.") from error
         except BaseException:
-            self._unlock()
+            self._leave(made)
             raise
         return self
 
@@ -115,12 +149,22 @@ class RunFolder:
         try:
             begun = list_shards(self.path) or (self.path / DONE).exists()
             if kind is not None and self.path.is_dir() and not begun:
-                discard(self.path)
-                if self.path != self.root:
-                    with contextlib.suppress(OSError):
-                        self.root.rmdir()
+                self._remove()
         finally:
             self._unlock()
+
+    def _leave(self, made: bool) -> None:
+        """Entering failed: what it made goes too."""
+        if made and self._lock:
+            with contextlib.suppress(OSError):
+                self._remove()
+        self._unlock()
+
+    def _remove(self) -> None:
+        discard(self.path)
+        if self.path != self.root:
+            with contextlib.suppress(OSError):
+                self.root.rmdir()
 
     def _unlock(self) -> None:
         if self._lock:
@@ -144,14 +188,13 @@ class RunFolder:
             left.unlink()
 
     def _discard(self) -> None:
-        """What lies here, and what a run in another number of pieces left."""
-        discard(self.path, keep_folder=True)
+        """What a run in another number of pieces left, unless it still works, and what lies here."""
         if self.path != self.root:
-            discard(self.root, keep_folder=True)
+            _discard_locked(self.root, keep_folder=True)
         for count, folder in shard_folders(self.root):
             if count != self.shard.count:
-                with FolderLock(folder):
-                    discard(folder)
+                _discard_locked(folder)
+        discard(self.path, keep_folder=True)
 
     def skip_sealed(self, images: Iterator[Found]) -> None:
         """Take the images of the sealed rows from the walk, and see that they are the same.
@@ -204,9 +247,33 @@ class RunFolder:
         """Whether all rows are sealed."""
         return (self.path / DONE).exists()
 
-    def finish(self, rows: int, statuses: Counter[str]) -> None:
-        """All rows are sealed."""
-        write_document(self.path / DONE, {"rows": rows, "statuses": dict(statuses)})
+    def finish(self, rows: int, statuses: Counter[str], seen: dict[str, Any] | None = None) -> None:
+        """All rows are sealed.
+
+        Args:
+            seen: from ``ShardWalk.seen``; shards are not merged without it.
+        """
+        write_document(self.path / DONE, {"rows": rows, "statuses": dict(statuses), **(seen or {})})
+
+
+def _discard_locked(folder: Path, *, keep_folder: bool = False) -> None:
+    """``discard`` what no process works in.
+
+    Raises:
+        FgvcError: one does.
+    """
+    for left in reversed(range(DISCARD_TRIES)):
+        if not holds_run(folder):
+            return
+        try:
+            with FolderLock(folder):
+                return discard(folder, keep_folder=keep_folder)
+        except FileNotFoundError:  # another shard has just removed it
+            continue
+        except FgvcError:
+            if not left:
+                raise
+            time.sleep(DISCARD_SECONDS)
 
 
 def _changed(folder: Path, name: str, old: Any, new: Any) -> FgvcError:

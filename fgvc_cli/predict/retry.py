@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fgvc_cli.data.find import Found
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.predict.blocks import ARRAYS, OPTIONAL_ARRAYS, TEXTS, cut, has_prediction, join, replace_rows
-from fgvc_cli.predict.resume import RunFolder
+from fgvc_cli.predict.resume import RunFolder, first_change
 from fgvc_cli.predict.rows import Block, Row, RunInfo
-from fgvc_cli.predict.shards import SEAL_ROWS, read_shard, write_shard
+from fgvc_cli.predict.run_files import MERGING, read_document, write_document
+from fgvc_cli.predict.shards import SEAL_ROWS, list_shards, read_shard, shard_name, write_shard
 from fgvc_cli.predict.sink_csv import csv_columns, ranked_columns
+
+if TYPE_CHECKING:
+    import h5py
+
+H5_ENDINGS = (".h5", ".hdf5")
 
 
 class BlockMaker(Protocol):
@@ -83,40 +90,110 @@ def _mend(places: list[tuple[Path, int]], answers: list[Block]) -> Counter[str]:
     return before
 
 
-def take_apart(outs: Iterable[Path], folder: RunFolder, info: RunInfo) -> None:
-    """Seal the rows of a finished run again, from the best of its outputs.
+def finished_output(outs: Iterable[Path]) -> Path | None:
+    """The output of a finished run that its rows are read back from: an HDF5 file, else a table."""
+    for endings in (H5_ENDINGS, (".csv", ".jsonl")):
+        for out in outs:
+            if out.suffix.lower() in endings and out.exists():
+                return out
+    return None
+
+
+def is_apart(root: Path) -> bool:
+    """Whether OUT.partial holds rows to mend: the first of them, which ``take_apart`` seals last."""
+    return (root / shard_name(0)).exists()
+
+
+def mended_outputs(outs: Sequence[Path], root: Path) -> set[str]:
+    """The real path of the output that will be taken apart, and so may be replaced.
+
+    Empty where rows are there to mend; then ``merging_outputs`` knows it.
+    """
+    out = None if is_apart(root) else finished_output(outs)
+    return {os.path.realpath(out)} if out else set()
+
+
+def recorded_precision(outs: Sequence[Path]) -> str | None:
+    """The setting ``precision`` of a finished run; None where no HDF5 file tells it."""
+    out = finished_output(outs)
+    if out is None or out.suffix.lower() not in H5_ENDINGS:
+        return None
+    with _open_h5(out) as file:
+        return _document(file, "settings").get("precision")
+
+
+def take_apart(outs: Sequence[Path], folder: RunFolder, info: RunInfo) -> None:
+    """Seal the rows of a finished run again, from the best of its outputs, which the merge may then replace.
+
+    Does nothing where rows are there to mend. The first rows are sealed last, so that a kill meanwhile leaves
+    shards without them, which are discarded here the next time.
 
     Raises:
-        FgvcError: none is there, or none fits this run.
+        FgvcError: no output is there, or none fits this run.
     """
-    outs = [out for out in outs if out.exists()]
-    h5 = [out for out in outs if out.suffix.lower() in (".h5", ".hdf5")]
-    tables = [out for out in outs if out.suffix.lower() in (".csv", ".jsonl")]
-    if not h5 and not tables:
+    if is_apart(folder.path):
+        return
+    out = finished_output(outs)
+    if out is None and list_shards(folder.path):
+        return  # the first shard of a run under way is gone; its rows are read anew
+    if out is None:
         message = "--retry-failed found no finished .h5, .csv or .jsonl, and no run to go on with."
         raise FgvcError(message, "Run without it first.")
-    if h5:
-        blocks = _h5_blocks(h5[0], info)
+    if out.suffix.lower() in H5_ENDINGS:
+        blocks = _h5_blocks(out, info)
     elif info.extras:
-        message = f"--retry-failed: {tables[0]} does not hold the {', '.join(info.extras)} of its rows."
+        message = f"--retry-failed: {out} does not hold the {', '.join(info.extras)} of its rows."
         raise FgvcError(message, "Name the run's .h5 as --out too, or run anew with --overwrite.")
     else:
-        blocks = _table_blocks(tables[0], info)
-    for block in blocks:
-        write_shard(folder.path, block)
+        blocks = _table_blocks(out, info)
+    _discard_shards(folder.path)
+    try:
+        head = next(blocks, None)
+        for block in blocks:
+            write_shard(folder.path, block)
+    except FgvcError:
+        _discard_shards(folder.path)
+        raise
+    if head is not None:
+        write_shard(folder.path, head)
+    targets = {os.path.realpath(out)}
+    if (folder.root / MERGING).exists():
+        targets |= set(read_document(folder.root / MERGING)["outputs"])
+    write_document(folder.root / MERGING, {"outputs": sorted(targets)})
+
+
+def _discard_shards(folder: Path) -> None:
+    for shard in list_shards(folder):
+        shard.unlink()
+
+
+def _open_h5(out: Path) -> h5py.File:
+    import h5py
+
+    try:
+        return h5py.File(out, "r")
+    except OSError as error:
+        raise FgvcError(f"{out} is no readable HDF5 file: {error}.", "Run anew with --overwrite.") from error
+
+
+def _document(file: h5py.File, name: str) -> dict[str, Any]:
+    """A JSON attribute; empty where the file has none."""
+    try:
+        return dict(json.loads(file.attrs.get(name, "{}")))
+    except (TypeError, ValueError):
+        return {}
 
 
 def _h5_blocks(out: Path, info: RunInfo) -> Iterator[Block]:
-    import h5py
-
     from fgvc_cli.predict.sink_h5 import root_attributes
 
-    try:
-        file = h5py.File(out, "r")
-    except OSError as error:
-        raise FgvcError(f"{out} is no readable HDF5 file: {error}.", "Run anew with --overwrite.") from error
-    with file:
+    with _open_h5(out) as file:
         for name, value in root_attributes(info).items():
+            if name in ("settings", "preprocessing"):
+                if change := first_change(_document(file, name), json.loads(value), name):
+                    field, old, new = change
+                    raise _other_run(out, f"its {field} is {json.dumps(old)}, this run's {json.dumps(new)}")
+                continue
             if not np.array_equal(file.attrs.get(name), value):
                 raise _other_run(out, f"its {name} is not that of this run")
         sets = {name: file[name] for name in (*TEXTS, *ARRAYS, *OPTIONAL_ARRAYS, "crop") if name in file}

@@ -4,7 +4,7 @@ OUT.partial/
   run.json        what the run is: a different one is refused, field by field
   lock            held while a process works here; the system frees it however the process ends
   rows-*.npz      sealed rows (``shards``)
-  done.json       all rows are sealed: how many, and with what status
+  done.json       all rows are sealed: how many, with what status, and the whole list they are a share of
   merging.json    outputs that the merge may replace, as it began to put them there
   shard-2-of-8/   the same, for a run in several processes: rows 2, 10, 18, ... of the walk
 """
@@ -91,8 +91,16 @@ def write_document(path: Path, document: dict[str, Any]) -> None:
         with whole_file(path) as stream:
             stream.write(json.dumps(document, ensure_ascii=False, indent=1).encode())
     except OSError as error:
+        if not path.parent.exists():
+            message = f"Could not write {path}: {reason(error)}; {path.parent} is gone and its rows are lost."
+            raise FgvcError(message, "The same command again begins anew.") from error
         message = f"Could not write {path}: {reason(error)}; the rows beside it are kept."
         raise FgvcError(message, "Free space, then type the same command again.") from error
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether ``discard`` would find anything."""
+    return any((folder / name).exists() for name in (DONE, MERGING, RUN)) or bool(list_shards(folder))
 
 
 def discard(folder: Path, *, keep_folder: bool = False) -> None:
@@ -106,8 +114,9 @@ def discard(folder: Path, *, keep_folder: bool = False) -> None:
 
 
 def shard_folders(root: Path) -> list[tuple[int, Path]]:
-    """The sub-folders of shards, each with the number of shards that its name says."""
-    folders = [(folder.name.split("-"), folder) for folder in sorted(root.glob("shard-*-of-*"))]
+    """The sub-folders of shards that were begun, each with the number of shards that its name says."""
+    begun = [folder for folder in sorted(root.glob("shard-*-of-*")) if (folder / RUN).exists()]
+    folders = [(folder.name.split("-"), folder) for folder in begun]
     return [(int(name[3]), folder) for name, folder in folders if len(name) == 4 and name[3].isdecimal()]
 
 

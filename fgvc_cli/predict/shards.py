@@ -23,8 +23,9 @@ from fgvc_cli.predict.blocks import ARRAYS, OPTIONAL_ARRAYS, TEXTS, as_text, blo
 from fgvc_cli.predict.rows import Block
 
 SEAL_ROWS = 1000
-SEAL_SECONDS = 20.0
-"""What a kill can cost."""
+FIRST_SECONDS, SEAL_SECONDS = 2.0, 20.0
+"""What a kill can cost: little at first, twice as much after each group, so that a job that is killed again
+and again advances."""
 SEAL_BYTES = 64 << 20
 
 
@@ -57,6 +58,9 @@ def write_shard(folder: Path, block: Block) -> Path:
         with whole_file(path) as stream:
             np.savez(stream, **arrays)
     except OSError as error:
+        if not folder.exists():
+            message = f"Could not write {path}: {reason(error)}; {folder} is gone and its rows are lost."
+            raise FgvcError(message, "The same command again begins anew.") from error
         raise FgvcError(
             f"Could not write {path}: {reason(error)}; the {block.first:,} rows before it are kept.",
             "Free space or check the folder, then type the same command again.",
@@ -143,7 +147,8 @@ class ShardWriter:
     Args:
         folder: where shards lie.
         first: number of the next row.
-        rows, seconds, size_bytes: a group is sealed as soon as it reaches one of them.
+        rows, seconds, size_bytes: a group is sealed as soon as it reaches one of them; the first ones
+            sooner, see ``FIRST_SECONDS``.
         clock: seconds, for tests.
     """
 
@@ -160,6 +165,7 @@ class ShardWriter:
         self._folder = folder
         self.next_row = first
         self._rows, self._seconds, self._bytes = rows, seconds, size_bytes
+        self._wait_seconds = min(FIRST_SECONDS, seconds)
         self._clock = clock
         self._pending: list[Block] = []
         self._pending_bytes = 0
@@ -188,7 +194,7 @@ class ShardWriter:
         self.next_row += len(block)
         self._pending_bytes += block_bytes(block)
         full = self.next_row - self._pending[0].first >= self._rows or self._pending_bytes >= self._bytes
-        if full or self._clock() - self._since >= self._seconds:
+        if full or self._clock() - self._since >= self._wait_seconds:
             self._seal()
 
     def flush(self) -> None:
@@ -205,6 +211,7 @@ class ShardWriter:
         self._wait()
         blocks, self._pending, self._pending_bytes = self._pending, [], 0
         self._since = self._clock()
+        self._wait_seconds = min(2 * self._wait_seconds, self._seconds)
         self._sealing = self._pool.submit(lambda: write_shard(self._folder, join(blocks)))
 
     def _wait(self) -> None:

@@ -10,7 +10,8 @@ Legend: N rows, k predictions per row, P parts, K classes, D embedding width, h 
     parts               (N, P, 4) float32, as box; only from a model with parts
     attention           (N, h, w) float16 in [0, 1] over the model's input, on request
     crop                (N,) bytes of a JPEG as uint8 of any length, empty without one, on request
-    embedding, logits   (N, D), (N, K) float32, on request
+    embedding           (N, D) float32, on request
+    logits              (N, K) float32: log of the fused, calibrated probabilities, on request
 
 Arrays are compressed with gzip, which every HDF5 reader has (lzf only h5py), behind a shuffle, with a
 checksum per chunk; values of any length cannot be.
@@ -35,6 +36,12 @@ SCHEMA_VERSION = 1
 BOX_CONVENTION = "xyxy pixels of the EXIF-upright photograph, end-exclusive"
 CHUNK_BYTES = 1 << 20
 CHUNK_ROWS = 1024
+DESCRIPTIONS = {
+    "attention": "in [0, 1] over the model's input",
+    "crop": "bytes of a JPEG, empty without one",
+    "logits": "natural logarithm of the fused, calibrated probabilities",
+}
+"""Attribute ``description`` of data sets whose names do not say it."""
 # Version 1.8 of the file format holds attributes above 64 KiB (the names of very many classes).
 LIBVER = ("v108", "v110")
 
@@ -81,6 +88,11 @@ class H5Sink(FileSink):
             **filters,
             fillvalue=np.nan if dtype.kind == "f" else None,
         )
+        self._describe(name)
+
+    def _describe(self, name: str) -> None:
+        if name in DESCRIPTIONS:
+            self._h5[name].attrs["description"] = DESCRIPTIONS[name]
 
     def _write(self, block: Block) -> None:
         start, self._rows = self._rows, self._rows + len(block)
@@ -108,6 +120,7 @@ class H5Sink(FileSink):
         for name in OPTIONAL_ARRAYS if complete else ():
             if name in self.extras and name not in self._sets:
                 self._h5.create_dataset(name, shape=(self._rows, 0), dtype=np.float32)
+                self._describe(name)
         self._h5.close()
         self._disk.close()
         self._disk.check()

@@ -305,6 +305,37 @@ def test_retry_failed_mends_a_run_that_is_under_way(model, photos, tmp_path):
     assert rows_of(out.read_text()) == [("a.png", "ok", "red"), *GOOD]
 
 
+def test_retry_failed_replaces_only_what_it_takes_apart(model, photos, tmp_path):
+    first, other = tmp_path / "p.h5", tmp_path / "other.csv"
+    bad = photos / "c.png"
+    bad.write_bytes(b"")
+    assert run(photos, out=first) == 3
+    bad.write_bytes((photos / "red.png").read_bytes())
+    other.write_text("mine")
+    seen, before = model.batches, first.read_bytes()
+    with pytest.raises(FgvcError, match=r"other.csv exists.*--overwrite"):
+        run(photos, out=(first, other), retry_failed=True)
+    assert (other.read_text(), first.read_bytes(), model.batches) == ("mine", before, seen)
+    assert files_in(tmp_path) == ["other.csv", "p.h5", "photos"]
+    # Interrupted behind it, the same command still may replace that one, and only that one.
+    model.interrupt_at = seen + 1
+    assert run(photos, out=first, retry_failed=True) == 130
+    with pytest.raises(FgvcError, match=r"other.csv exists.*--overwrite"):
+        run(photos, out=(first, other), retry_failed=True)
+    assert run(photos, out=first, retry_failed=True) == 0
+    assert files_in(tmp_path) == ["other.csv", "p.h5", "photos"]
+
+
+def test_retry_failed_does_not_replace_an_output_beside_a_run_under_way(model, photos, tmp_path):
+    out = tmp_path / "p.csv"
+    model.interrupt_at = 2
+    assert run(photos, out=out) == 130
+    out.write_text("mine")
+    with pytest.raises(FgvcError, match=r"p.csv exists.*--overwrite"):
+        run(photos, out=out, retry_failed=True)
+    assert out.read_text() == "mine"
+
+
 def test_retry_failed_needs_something_to_mend(model, photos, tmp_path):
     with pytest.raises(FgvcError, match="Run without it first"):
         run(photos, out=tmp_path / "p.csv", retry_failed=True)

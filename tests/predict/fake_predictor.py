@@ -16,7 +16,7 @@ from fgvc_cli.config import Preprocess
 from fgvc_cli.data.find import Found
 from fgvc_cli.predict.merge import merge_run
 from fgvc_cli.predict.outputs import Outputs
-from fgvc_cli.predict.resume import RunFolder, run_identity
+from fgvc_cli.predict.resume import RunFolder, ShardWalk, run_identity
 from fgvc_cli.predict.rows import Block, RunInfo
 from fgvc_cli.predict.run_files import ShardOf, partial_folder
 from fgvc_cli.predict.shards import ShardWriter
@@ -102,24 +102,24 @@ def run(outputs, rows, *, seconds=0.0, seal_rows=20, batch=7, images=None):
         return merge_run(root, outputs)
 
 
-def begin_shards(out, count, rows, info=None, complete=None):
+def begin_shards(out, count, rows, info=None, complete=None, images=None):
     """The sealed rows of a run in several pieces, each complete unless ``complete`` leaves it out."""
     info = info or fake_info()
     root = partial_folder(out)
     for index in range(count):
-        images = islice(fake_images(rows), index, None, count)
         shard = ShardOf(index, count)
+        walk = ShardWalk(iter(images or fake_images(rows)), shard)
         with (
             RunFolder(root, run_identity(info, ["photos"]), shard=shard) as folder,
             ShardWriter(folder.path, rows=6) as writer,
         ):
             statuses = Counter()
-            for block in FakePredictor(info, batch=4).blocks(images):
+            for block in FakePredictor(info, batch=4).blocks(walk):
                 writer.add(block)
                 statuses.update(block.status)
             writer.flush()
             if complete is None or index in complete:
-                folder.finish(writer.next_row, statuses)
+                folder.finish(writer.next_row, statuses, walk.seen())
     return root
 
 

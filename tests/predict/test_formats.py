@@ -54,6 +54,9 @@ def test_hdf5_holds_every_field_row_by_row(tmp_path):
             data_set = file[name]
             assert (data_set.compression, data_set.shuffle, data_set.fletcher32) == ("gzip", True, True)
             assert data_set.maxshape[0] is None
+        assert "logarithm of the fused, calibrated probabilities" in file["logits"].attrs["description"]
+        assert "over the model's input" in file["attention"].attrs["description"]
+        assert "JPEG" in file["crop"].attrs["description"]
         attributes = dict(file.attrs)
     assert attributes["class_names"].tolist() == ["cat", "dog", "cow"]
     assert json.loads(attributes["preprocessing"])["input_px"] == 448

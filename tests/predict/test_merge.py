@@ -1,15 +1,20 @@
 """Rows of n shards come out in the order of the walk; an incomplete run is not merged."""
 
 import json
+from itertools import islice
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from fake_predictor import begin_shards, fake_info, outputs_in, run
+from fake_predictor import begin_shards, fake_images, fake_info, outputs_in, run
 
+from fgvc_cli.data.find import Found
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.predict.merge import merge_shards
 from fgvc_cli.predict.outputs import Outputs
+from fgvc_cli.predict.resume import ShardWalk
+from fgvc_cli.predict.run_files import ShardOf, discard
 from fgvc_cli.predict.shards import list_shards
 
 EXTRAS = ("attention", "crop")
@@ -58,6 +63,7 @@ def test_shards_of_different_runs_are_refused(tmp_path):
         merge_shards(root, Outputs((out,)))
     path.write_text(json.dumps(document))
     (root / "shard-0-of-3").mkdir()
+    (root / "shard-0-of-3" / "run.json").write_text("{}")
     with pytest.raises(FgvcError, match="shards of 2 and of 3"):
         merge_shards(root, Outputs((out,)))
 
@@ -66,9 +72,42 @@ def test_shards_that_saw_different_lists_are_refused(tmp_path):
     out = tmp_path / "p.csv"
     root = begin_shards(out, 2, 20)
     done = root / "shard-1-of-2" / "done.json"
-    done.write_text(json.dumps({"rows": 7, "statuses": {"ok": 7}}))
+    document = json.loads(done.read_text())
+    done.write_text(json.dumps({"rows": 10, "statuses": {"ok": 10}}))
     with pytest.raises(FgvcError, match="different lists"):
         merge_shards(root, Outputs((out,)))
+    done.write_text(json.dumps(document | {"rows": 7}))
+    with pytest.raises(FgvcError, match="different lists"):
+        merge_shards(root, Outputs((out,)))
+
+
+def test_lists_of_equal_length_that_differ_are_told_apart(tmp_path):
+    """One image came and one went between the shards: their counts fit."""
+    root = begin_shards(tmp_path / "p.csv", 2, 20)
+    discard(root / "shard-1-of-2")
+    begin_shards(tmp_path / "other.csv", 2, 20, images=[*fake_images(21)][1:])
+    (tmp_path / "other.csv.partial" / "shard-1-of-2").rename(root / "shard-1-of-2")
+    with pytest.raises(
+        FgvcError, match=r"shard-1-of-2 and shard-0-of-2 saw .*--restart, or .*@list"
+    ) as caught:
+        merge_shards(root, Outputs((tmp_path / "p.csv",)))
+    assert "\n" not in str(caught.value) and not (tmp_path / "p.csv").exists()
+
+
+def test_a_shard_sees_the_names_behind_its_last_row():
+    def seen(names, index):
+        walk = ShardWalk(iter([Found(Path(name), name) for name in names]), ShardOf(index, 3))
+        return [image.name for image in islice(walk, 1)], walk.seen()
+
+    assert seen("abcd", 1) == (["b"], seen("abcd", 0)[1])
+    assert seen("abcd", 1)[1]["total"] == 4
+    assert seen("abcd", 1)[1] != seen("abce", 1)[1]
+
+
+def test_a_folder_without_a_run_is_no_shard(tmp_path):
+    root = begin_shards(tmp_path / "p.csv", 2, 20)
+    (root / "shard-0-of-3").mkdir()
+    assert merge_shards(root, Outputs((tmp_path / "p.csv",))).rows == 20
 
 
 def test_rows_that_are_gone_stop_the_merge(tmp_path):

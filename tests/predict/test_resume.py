@@ -8,6 +8,7 @@ import random
 import resource
 import signal
 import time
+from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 from fake_predictor import FakePredictor, fake_images, fake_info, outputs_in, run
 
+from fgvc_cli.commands.predict_options import PredictOptions
+from fgvc_cli.commands.predict_seal import seal_rows
 from fgvc_cli.data.find import Found
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.predict.outputs import Outputs
-from fgvc_cli.predict.resume import RunFolder, info_of, run_identity
+from fgvc_cli.predict.resume import RunFolder, ShardWalk, info_of, run_identity
 from fgvc_cli.predict.run_files import ShardOf, parse_shard, recorded_setting, sweep_removed
 from fgvc_cli.predict.shards import ShardWriter, list_shards
 
@@ -204,9 +207,47 @@ def test_two_processes_never_share_a_folder_and_a_dead_one_holds_nothing(context
     assert ready.wait(30)
     with pytest.raises(FgvcError, match=f"in use by process {process.pid}"):
         go_on(root)
+    with pytest.raises(FgvcError, match=f"in use by process {process.pid}"):
+        go_on(root, shard=ShardOf(0, 2), restart=True)
+    assert len(list_shards(root)) == 3
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert go_on(root)[0] == 60
+
+
+def restart_shard(root, index):
+    go_on(root, shard=ShardOf(index, 4), restart=True)
+
+
+def test_shards_restarted_together_discard_what_was_there(context, tmp_path):
+    root = begin(tmp_path)
+    processes = [context.Process(target=restart_shard, args=(root, index)) for index in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert list_shards(root) == []
+
+
+def test_a_refused_shard_leaves_nothing_behind(tmp_path):
+    root = begin(tmp_path, shard=ShardOf(0, 3))
+    with pytest.raises(FgvcError, match="number of shards 3, this is 2"):
+        go_on(root, shard=ShardOf(0, 2))
+    assert [path.name for path in root.iterdir()] == ["shard-0-of-3"]
+    (root / "shard-1-of-2").mkdir()  # left by a kill
+    assert go_on(root, shard=ShardOf(0, 3), images=islice(fake_images(100), 0, None))[0] == 60
+
+
+def test_an_output_that_came_before_the_lock_is_refused_at_once(tmp_path):
+    options = PredictOptions(sources=("photos",), out=(tmp_path / "p.csv",))
+    with (
+        pytest.raises(FgvcError, match="p.csv exists"),
+        RunFolder(tmp_path / "p.csv.partial", run_identity(fake_info(), ["photos"])) as folder,
+    ):
+        (tmp_path / "p.csv").write_text("finished meanwhile")
+        seal_rows(options, folder, ShardWalk(fake_images(10)), None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
 
 
 def limited_run(folder, size, answer):
@@ -240,7 +281,9 @@ def test_a_folder_that_goes_in_the_middle_is_one_line(tmp_path):
                 (tmp_path / "p.csv.partial").rename(tmp_path / "elsewhere")
             yield image
 
-    with pytest.raises(FgvcError, match="Could not write .*p.csv.partial.*No such file"):
+    with pytest.raises(
+        FgvcError, match=r"Could not write .*No such file.*p.csv.partial is gone and its rows are lost"
+    ):
         run(Outputs((tmp_path / "p.csv",)), 100, images=images())
 
 

@@ -94,7 +94,12 @@ def test_groups_are_sealed_by_rows_by_bytes_and_by_time(tmp_path):
     assert seal(tmp_path / "a", 100, rows=30) == [30, 30, 30, 10]
     assert seal(tmp_path / "b", 40, size_bytes=1) == [10] * 4
     ticks = iter(range(0, 1000, 4))
-    assert seal(tmp_path / "c", 50, seconds=8, clock=lambda: next(ticks)) == [20, 20, 10]
+    assert seal(tmp_path / "c", 50, seconds=8, clock=lambda: next(ticks)) == [10, 10, 20, 10]
+
+
+def test_the_first_groups_are_sealed_soon(tmp_path):
+    ticks = iter(range(1000))
+    assert seal(tmp_path, 800, clock=lambda: next(ticks)) == [20, 40, 80, 160, 200, 200, 100]
 
 
 def test_nothing_is_sealed_behind_a_group_that_failed(tmp_path):
