@@ -27,11 +27,11 @@ def own_manifest(tmp_path, monkeypatch):
 
 def test_manifest_names_its_models_and_a_default():
     manifest = read_manifest()
-    assert set(manifest.entries) == {"aviary", "groceries"}
+    assert set(manifest.entries) == {"aviary", "groceries", "groceries-vit"}
     assert manifest.default == "groceries"
 
 
-@pytest.mark.parametrize("name", ["aviary", "groceries"])
+@pytest.mark.parametrize("name", ["aviary", "groceries", "groceries-vit"])
 def test_each_entry_is_what_its_file_says(name):
     entry = read_manifest().entries[name]
     path, _ = resolve_weights(name)
