@@ -159,8 +159,9 @@ def _trained_data(checkpoint: Checkpoint, data_root: str | None, split: str) -> 
     """
     trained: dict[str, Any] = dict(checkpoint.metadata["config"])
     name = trained["data"] or trained["dataset"]
-    if data_root:
-        trained["data_root"] = data_root
+    # The folder of the training may be another machine's; then $FGVC_DATA counts, as it does for training.
+    folder = trained["data_root"]
+    trained["data_root"] = data_root or (folder if folder and Path(folder).is_dir() else None)
     try:
         labelled = load_data(build(TrainConfig, trained))
     except FgvcError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -182,12 +183,10 @@ def _follow_links(stream: BinaryIO, waiting: list[tuple[str, str]], links: dict[
     wanted = set(ends.values())
     places: dict[str, tuple[int, int, int]] = {}
     stream.seek(0)
-    try:
+    with contextlib.suppress(Damaged):  # the first pass has told of it
         for member in tar_members(stream):
             if (place := _normal(member.name)) in wanted and not _target(member):
                 places[place] = _kind(member), member.offset_data, member.size
-    except Damaged:  # told of by the first pass
-        pass
     for name, _ in waiting:
         yield Entry(name, *places.get(ends[name], (OUTSIDE, 0, 0)))
 

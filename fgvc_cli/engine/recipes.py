@@ -28,7 +28,8 @@ def vitms_paper(input_px: int = PAPER_INPUT_PX) -> dict[str, Any]:
     """Conde & Turgutlu 2021 and their code: crops from 448 px (512 for Cars), the encoder frozen at first,
     then trained with a lower rate than the classifier, one cycle, label smoothing 0.1.
 
-    The paper names neither optimiser, rates nor epochs; AdamW and the values here are ours.
+    The paper names neither optimiser, rates nor epochs; AdamW and the values here are ours. Score and run
+    time: not measured; the runs in benchmarks/RESULTS.md set smaller sizes and freeze nothing.
     """
     return {
         "preprocess": {"input_px": input_px, "resize_px": input_px},

@@ -146,7 +146,9 @@ def _prove(net: nn.Module, plan: VitStagePlan) -> None:
     """Refuse a network whose stages together are not the whole, on one image of its own input size."""
     if next(net.parameters()).is_meta:
         raise ValueError("plan_vit needs real weights; move the model to meta afterwards")
-    height, width = net.patch_embed.img_size or net.pretrained_cfg["input_size"][1:]  # type: ignore
+    # A network that takes any size has none of its own; timm names the one it was trained with.
+    size = getattr(net.patch_embed, "img_size", None) or getattr(net, "pretrained_cfg", {})["input_size"][1:]
+    height, width = size
     probe = torch.linspace(-2, 2, 3 * height * width).view(1, 3, height, width)
     # LayerScale starts at 1e-5: a block left out, or run without its rope, would pass for rounding.
     unscaled = {f"net.{name}": torch.ones_like(p) for name, p in net.named_parameters() if p.ndim == 1}

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -62,8 +62,7 @@ class ShardWalk(Iterator[Found]):
 
     def seen(self) -> dict[str, Any]:
         """How many images there are, and a hash of their names; goes to the end of the walk."""
-        for _ in self:
-            pass
+        deque(self, maxlen=0)
         return {"total": self._total, "names_sha256": self._names.hexdigest()}
 
 
@@ -204,8 +203,7 @@ class RunFolder:
         Raises:
             FgvcError: the list of images has changed, naming the first that differs.
         """
-        for _ in self.walk_sealed(images):
-            pass
+        deque(self.walk_sealed(images), maxlen=0)
 
     def walk_sealed(self, images: Iterator[Found]) -> Iterator[tuple[Path, int, str, Found]]:
         """As ``skip_sealed``, lazily: shard, row in it, status and image of each sealed row.
