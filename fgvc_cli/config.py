@@ -22,7 +22,17 @@ PAPER_INPUT_PX = 448
 PAPER_RESIZE_PX = 550
 
 
-class CraSmraConfig(Section):
+class BackboneOptions(Section):
+    """What every family hands on to the constructor of its timm backbone."""
+
+    drop_path: Share = 0.0
+    """Stochastic depth: largest probability that a residual block is skipped while training."""
+    padding: Literal["own", "same"] = "own"
+    """Padding of strided convolutions: the architecture's own, or TensorFlow's SAME, for weights that were
+    trained with it (timm's ``pad_type``; EfficientNet and MobileNet families)."""
+
+
+class CraSmraConfig(BackboneOptions):
     """CRA-SMRA (Wang et al. 2025): every point the paper leaves open, and the switches of Tables 3-5."""
 
     channel_attention: Literal["cram", "cbam", "none"] = "cram"
@@ -64,14 +74,14 @@ class CraSmraConfig(Section):
         return self.neck_channels or (512 if self.neck == "light" else 1024)
 
 
-class BaselineConfig(Section):
+class BaselineConfig(BackboneOptions):
     """A plain timm classifier."""
 
     drop_rate: Share = 0.0
     """Dropout in front of the classifier."""
 
 
-class MultiStageVitConfig(Section):
+class MultiStageVitConfig(BackboneOptions):
     """Multi-stage ViT (Conde & Turgutlu 2021): look, crop, look again. Sizes are sides in pixels."""
 
     stages: Literal["main", "main+object", "all"] = "all"
@@ -100,8 +110,6 @@ class MultiStageVitConfig(Section):
     cascade: Share | None = None
     """Prediction only: a photograph whose fused confidence reaches this after a look takes no more (ours).
     None or 1: all take all."""
-    drop_path: Share = 0.0
-    """Stochastic depth of the encoder."""
 
     @model_validator(mode="after")
     def _one_map_of_all_boxes(self) -> MultiStageVitConfig:

@@ -98,13 +98,19 @@ def _explain(error: ValidationError, cls: type[Section]) -> FgvcError:
     return FgvcError(f"Setting {name} got {first['input']!r}: {reason}.", None, EXIT_USAGE)
 
 
+def _kinds(cls: type[Section]) -> Iterator[type[Section]]:
+    for kind in cls.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
 def _nearest_setting(name: str, cls: type[Section]) -> str:
     """Settings of ``cls`` whose last name is near, written as they are typed."""
     paths: dict[str, str] = {}
     for path in _paths(cls):
         paths.setdefault(path.rpartition(".")[2], path)
     last = name.rpartition(".")[2]
-    elsewhere = any(last in kind.model_fields for kind in Section.__subclasses__())
+    elsewhere = any(last in kind.model_fields for kind in _kinds(Section))
     if "options" in cls.model_fields and last not in paths and elsewhere:
         return f"Settings of the model are options: --set options.{last}=..."
     near = [paths[key] for key in nearest(last, sorted(paths))]

@@ -24,6 +24,7 @@ from fgvc_cli.models.stage_plan import StagePlan, network_name, not_staged
 from fgvc_cli.models.vit_stages import is_vit, plan_vit
 
 _PROBE_PX = 96
+_OPTION_OF = {"drop_path_rate": "drop_path", "pad_type": "padding"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
     try:
         with _offline_at_once() if download else contextlib.nullcontext():
             net = _create(name, pretrained, kwargs)
+    except FgvcError:
+        raise
     except Exception as error:
         # Hubs fail in many ways (name lookup, proxy, timeout, missing file), each with its own exception.
         if not download:
@@ -107,10 +110,16 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
     except TypeError as error:
-        if "img_size" not in kwargs or "img_size" not in str(error):
+        refused = [key for key in kwargs if f"'{key}'" in str(error)]
+        if refused != ["img_size"]:
+            _explain_refused(name, refused)
             raise
-    own_size = {key: value for key, value in kwargs.items() if key != "img_size"}
-    return timm.create_model(name, pretrained=pretrained, num_classes=0, **own_size)
+    return _create(name, pretrained, {key: value for key, value in kwargs.items() if key != "img_size"})
+
+
+def _explain_refused(name: str, refused: list[str]) -> None:
+    for key in set(refused) & set(_OPTION_OF):
+        raise FgvcError(f"timm's {name} takes no {key}.", f"Leave options.{_OPTION_OF[key]} out.", EXIT_USAGE)
 
 
 def _check_patches(net: nn.Module, side: int) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from fgvc_cli.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    BackboneOptions,
     BaselineConfig,
     CraSmraConfig,
     MultiStageVitConfig,
@@ -135,9 +136,7 @@ def create_model(
     family = resolved.family
     config = build(family.config, dict(options or {}))
     side = family.own_size(config) if family.own_size else input_px
-    kwargs = _size_arguments(resolved.backbone, side)
-    if getattr(config, "drop_path", 0):
-        kwargs["drop_path_rate"] = config.drop_path
+    kwargs = _size_arguments(resolved.backbone, side) | _constructor_arguments(config)
     backbone = build_backbone(resolved.backbone, pretrained=pretrained and not init, **kwargs)
     cfg = getattr(backbone, "pretrained_cfg", {})
     mean, std = cfg.get("mean", IMAGENET_MEAN), cfg.get("std", IMAGENET_STD)
@@ -173,6 +172,12 @@ def check_input_px(model: nn.Module, input_px: int) -> None:
             f"Give it one size: --input-px {model.fixed_px}, and no other augment.train_px.",
             EXIT_USAGE,
         )
+
+
+def _constructor_arguments(config: BackboneOptions) -> dict[str, Any]:
+    """``BackboneOptions`` in timm's words; only what was asked for, as few networks take all."""
+    kwargs: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    return kwargs | ({"pad_type": "same"} if config.padding == "same" else {})
 
 
 def _size_arguments(backbone: str, side: int | None) -> dict[str, Any]:

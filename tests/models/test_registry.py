@@ -250,3 +250,31 @@ def test_pretrained_offline_names_init_and_no_pretrained(monkeypatch, tmp_path):
         monkeypatch.delenv(proxy, raising=False)
     with pytest.raises(FgvcError, match="--init FILE.*--no-pretrained"):
         create_model("timm-resnet18", 3, pretrained=True)
+
+
+def test_same_padding_is_tensorflows():
+    images = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    own, same = (
+        create_model("timm-mobilenetv2_100", 3, options={"padding": padding}).eval()
+        for padding in ("own", "same")
+    )
+    same.load_state_dict(own.state_dict())
+    assert [type(m).__name__ for m in same.backbone.modules()].count("Conv2dSame") == 5
+    with torch.no_grad():
+        assert not torch.allclose(own(images).probs, same(images).probs, atol=1e-4)
+
+
+def test_stochastic_depth_reaches_the_backbone():
+    model = create_model("timm-resnet18", 3, options={"drop_path": 0.2})
+    rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "argument"),
+    [("timm-resnet18", "padding", "pad_type"), ("crasmra-densenet121", "drop_path", "drop_path_rate")],
+)
+def test_backbone_that_takes_no_such_option(name, option, argument):
+    with pytest.raises(FgvcError, match=f"takes no {argument}") as caught:
+        create_model(name, 3, options={option: {"padding": "same", "drop_path": 0.1}[option]})
+    assert f"options.{option}" in caught.value.hint
