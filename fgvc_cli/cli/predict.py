@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fgvc_cli.cli_options import (
+from fgvc_cli.cli.options import (
     Cascade,
     Crops,
     CropsDir,

@@ -1,0 +1,49 @@
+"""The command line: names, options and help. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fgvc_cli import __version__
+from fgvc_cli.cli.datasets import datasets_app
+from fgvc_cli.cli.eval import evaluate
+from fgvc_cli.cli.explain import explain
+from fgvc_cli.cli.models import models
+from fgvc_cli.cli.options import guarded
+from fgvc_cli.cli.predict import merge, predict
+from fgvc_cli.cli.train import train
+
+app = typer.Typer(
+    name="fgvc",
+    help="Sort photographs into look-alike classes: predict, see where the model looked, train your own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"fgvc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before any command; its help is the app's."""
+
+
+for command in (train, evaluate, predict, merge, explain, models):
+    app.command("eval" if command is evaluate else command.__name__)(guarded(command))
+app.add_typer(datasets_app, name="datasets")
+
+
+def main() -> None:
+    """Entry point of the ``fgvc`` script."""
+    app()

@@ -1,0 +1,42 @@
+"""``fgvc datasets``: names, options and help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fgvc_cli.cli.options import guarded
+
+datasets_app = typer.Typer(help="Labelled data sets.", no_args_is_help=True)
+make_app = typer.Typer(help="Make a data set.", no_args_is_help=True)
+datasets_app.add_typer(make_app, name="make")
+
+
+@datasets_app.command("list")
+@guarded
+def list_datasets() -> int:
+    """List the known data sets, their counts, and where they are to be had."""
+    from fgvc_cli.commands import datasets as command
+
+    return command.list_known()
+
+
+@make_app.command("aviary")
+@guarded
+def make_aviary(
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    species: Annotated[int, typer.Option(help="Number of species, 2 to 12.")] = 12,
+    train: Annotated[int, typer.Option(help="Pictures per species to train on.")] = 40,
+    val: Annotated[int, typer.Option(help="Pictures per species to choose the epoch.")] = 10,
+    test: Annotated[int, typer.Option(help="Pictures per species to test on.")] = 20,
+    size_px: Annotated[int, typer.Option(help="Side of each picture, pixels.")] = 256,
+    seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
+) -> int:
+    """Render birds that differ only in their parts: class folders, with every box in boxes.csv."""
+    from fgvc_cli.commands import datasets as command
+
+    return command.make_aviary(
+        out, species=species, train=train, val=val, test=test, size_px=size_px, seed=seed
+    )

@@ -1,0 +1,77 @@
+"""``fgvc train``: names, options and help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fgvc_cli.cli.options import DataRoot, Device, Stages
+
+
+def train(
+    model: Annotated[
+        str, typer.Option(help="crasmra-r50, vitms-s16, or crasmra-, vitms-, timm- and a timm name.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Class-per-folder folder (train/ val/ test/ optional), or CSV: path,label[,split]."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Known set instead: grocery, cub, cars, dogs, aircraft.")
+    ] = None,
+    data_root: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<model>-<data>.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 200; vitms: 30.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default: 20; vitms: 16.")] = None,
+    input_px: Annotated[
+        int | None, typer.Option(help="Side of the model's input, pixels. Default: 448, as the paper.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Start from this safetensors file; its classifier is not taken.")
+    ] = None,
+    pretrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--pretrained/--no-pretrained",
+            help="ImageNet weights from timm (a download, the default), or random ones.",
+        ),
+    ] = None,
+    stages: Stages = None,
+    amp: Annotated[str | None, typer.Option(help="none or bf16.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: 2.")] = None,
+    device: Device = "auto",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Any other setting, e.g. options.delta=0.8, options.channel_attention=cbam, "
+            "optim.lr_cram=0.01, loss.gamma=0.5, augment.crop=resized. Repeatable.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a run folder in use.")] = False,
+) -> int:
+    """Train a model on labelled photographs; the best epoch on validation is kept, then tested once."""
+    from fgvc_cli.commands import train as command
+
+    flags = {
+        "model": model,
+        "data": data,
+        "dataset": dataset,
+        "data_root": data_root,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "input_px": input_px,
+        "seed": seed,
+        "init": init,
+        "pretrained": pretrained,
+        "stages": stages,
+        "amp": amp,
+        "workers": workers,
+    }
+    return command.run(flags, sets=sets or [], out=out, device=device, overwrite=overwrite)
