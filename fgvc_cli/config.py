@@ -158,6 +158,11 @@ class Augment(Section):
     """Magnitude of RandAugment with two operations; 0 is off."""
     erase: Share = 0.0
     """Probability of random erasing."""
+    mixup: float = Field(0.0, ge=0)
+    """Alpha of mixup (Zhang et al. 2018), one draw per batch; 0 is off. With ``cutmix`` each batch
+    takes one of the two."""
+    cutmix: float = Field(0.0, ge=0)
+    """Alpha of CutMix (Yun et al. 2019), one draw per batch; 0 is off."""
 
 
 class Optim(Section):
@@ -219,7 +224,15 @@ class TrainConfig(Section):
     optim: Optim = Optim()
     loss: Loss = Loss()
     epochs: int = Field(200, ge=1)
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many epochs in a row without a better one on validation; None: never."""
     batch_size: int = Field(20, ge=2)
+    """Photographs of one forward pass."""
+    accumulate: int = Field(1, ge=1)
+    """Batches whose gradients make one update: that of a batch so many times larger, but for batch norm,
+    which sees each batch alone."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """Each photograph once per epoch, or every class equally often in an epoch of the same length."""
     seed: int = Field(0, ge=0)
     """Of weights, order and augmentation."""
     split_seed: int = Field(0, ge=0)
@@ -230,8 +243,10 @@ class TrainConfig(Section):
     """Share held out for the final test, where the set has no split at all."""
     workers: int = Field(2, ge=0)
     """Processes that decode."""
-    amp: Literal["none", "bf16"] = "none"
-    """Autocast of the forward pass."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Autocast of the forward pass; with fp16 the loss is scaled against underflow of its gradients."""
+    compile: bool = False
+    """Compile the model for training (``torch.compile``): a slow start, then faster steps."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
@@ -240,6 +255,10 @@ class TrainConfig(Section):
     """Start from timm's ImageNet weights (a download); ignored with ``init``."""
     init: str | None = None
     """Weight file to start from."""
+    save_minutes: float = Field(10, ge=0)
+    """Time between two savings of what ``--resume`` goes on from, within an epoch; its end is always one."""
+    tensorboard: bool = False
+    """Write the lines of metrics.csv as TensorBoard events into the run folder too."""
 
 
 def config_sha256(config: TrainConfig) -> str:

@@ -12,8 +12,8 @@ from fgvc_cli.cli.options import DataRoot, Device, Stages
 
 def train(
     model: Annotated[
-        str, typer.Option(help="crasmra-r50, vitms-s16, or crasmra-, vitms-, timm- and a timm name.")
-    ],
+        str | None, typer.Option(help="crasmra-r50, vitms-s16, or crasmra-, vitms-, timm- and a timm name.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -42,7 +42,7 @@ def train(
         ),
     ] = None,
     stages: Stages = None,
-    amp: Annotated[str | None, typer.Option(help="none or bf16.")] = None,
+    amp: Annotated[str | None, typer.Option(help="none, bf16 or fp16.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: 2.")] = None,
     device: Device = "auto",
     sets: Annotated[
@@ -55,6 +55,14 @@ def train(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a run folder in use.")] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with an interrupted run folder, by its own settings; only --device, --workers and "
+            "where the data lie may be given.",
+        ),
+    ] = None,
 ) -> int:
     """Train a model on labelled photographs; the best epoch on validation is kept, then tested once."""
     from fgvc_cli.commands import train as command
@@ -74,4 +82,6 @@ def train(
         "amp": amp,
         "workers": workers,
     }
+    if resume is not None:
+        return command.resume(resume, flags, sets=sets or [], out=out, device=device, overwrite=overwrite)
     return command.run(flags, sets=sets or [], out=out, device=device, overwrite=overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,14 @@ from fgvc_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
 from fgvc_cli.sections import apply_sets, build, merge
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-    from fgvc_cli.engine.trainer import TrainResult
+    from fgvc_cli.data.labelled import LabelledSet
+    from fgvc_cli.engine.run_state import RunState
+
+_RESUME_FLAGS = ("workers", "data", "data_root")
+"""Fields that may differ when a run is gone on with: none of them changes what it computes."""
 
 _SECTION_HINT = "For example: --set preprocess.input_px=224"
 
@@ -30,6 +36,12 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     Raises:
         FgvcError: data, model, options or folder that do not work; the loss diverged.
     """
+    if not flags.get("model"):
+        raise FgvcError(
+            "Give --model NAME, or --resume RUN to go on with an interrupted training.",
+            "For example: fgvc train --data birds --model crasmra-r50",
+            EXIT_USAGE,
+        )
     values = _plain_values(flags, sets)
     config: TrainConfig = build(TrainConfig, values)
     from fgvc_cli.data.load import load_data
@@ -37,14 +49,11 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     data = load_data(config)
     run_dir = _choose_run_dir(out, config, data.name, overwrite)
 
-    from fgvc_cli.commands.train_progress import TrainProgress
-    from fgvc_cli.engine.allocator import keep_freed_memory
     from fgvc_cli.engine.device import pick_device
-    from fgvc_cli.engine.trainer import CHECKPOINT, Trainer, seed_everything
+    from fgvc_cli.engine.learner import seed_everything
     from fgvc_cli.models.registry import check_input_px, create_model
 
     target = pick_device(device)
-    keep_freed_memory()
     seed_everything(config.seed)
     model = create_model(
         config.model,
@@ -56,28 +65,117 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     )
     config = _with_statistics(config, values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
+    return _train(model, config, data, run_dir, target)
+
+
+def resume(
+    run_dir: Path, flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str, overwrite: bool
+) -> int:
+    """Go on with an interrupted training, by the settings it was started with.
+
+    Args:
+        run_dir: its run folder.
+        flags: as ``run``; only ``workers``, ``data`` and ``data_root`` (where the same photographs lie now)
+            may be given.
+
+    Raises:
+        FgvcError: other options, no state to go on from, photographs that changed; and what ``run`` raises.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    _check_resume_options(given, sets, out, overwrite)
+    from fgvc_cli.data.load import load_data
+    from fgvc_cli.engine.device import pick_device
+    from fgvc_cli.engine.learner import seed_everything
+    from fgvc_cli.engine.run_state import load_state, state_path
+    from fgvc_cli.models.registry import create_model
+
+    if not state_path(run_dir).is_file() and _tell_finished(run_dir):
+        return EXIT_OK
+    state = load_state(run_dir)
+    config = state.config = build(TrainConfig, state.config.model_dump() | given)
+    data = load_data(config)
+    if data.sha256() != state.data_sha256:
+        raise FgvcError(
+            f"The photographs, labels or splits of {data.name} are not those that {run_dir} was trained on.",
+            "Put them back (--data says where they lie), or train again with another --out.",
+        )
+    target = pick_device(device)
+    seed_everything(config.seed)
+    model = create_model(
+        config.model, len(data.classes), input_px=config.preprocess.input_px, options=config.options
+    )
+    return _train(model, config, data, run_dir, target, state)
+
+
+def _train(
+    model: nn.Module,
+    config: TrainConfig,
+    data: LabelledSet,
+    run_dir: Path,
+    target: torch.device,
+    state: RunState | None = None,
+) -> int:
+    from fgvc_cli.commands.train_progress import TrainProgress
+    from fgvc_cli.engine.allocator import keep_freed_memory
+    from fgvc_cli.engine.run_state import state_path
+    from fgvc_cli.engine.trainer import CHECKPOINT, Trainer
+
+    keep_freed_memory()
     console = stderr_console()
-    trainer = Trainer(model, config, data, run_dir, target, TrainProgress(console, config.epochs))
-    _make_run_dir(run_dir)
+    trainer = Trainer(model, config, data, run_dir, target, TrainProgress(console, config.epochs), state)
+    if not state:
+        _make_run_dir(run_dir)
     counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items())
     head = f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {target}."
     console.print(head, markup=False)
+    if state:
+        done = state.progress
+        console.print(f"Going on in epoch {done.epoch}, after {done.batches} batches of it.", markup=False)
     try:
         with trainer.observer:
             result = trainer.run()
     except KeyboardInterrupt:
-        kept = run_dir / CHECKPOINT
-        fate = f"the best epoch so far is kept: {kept}" if kept.exists() else "no epoch was finished"
-        console.print(f"Interrupted; {fate}.", markup=False)
+        kept = f"epoch {trainer.best_epoch}, the best so far, is kept: {run_dir / CHECKPOINT}"
+        console.print(
+            f"Interrupted; {kept if trainer.best else 'no epoch is done'}.", markup=False, soft_wrap=True
+        )
+        if state_path(run_dir).is_file():
+            command = shlex.join(["fgvc", "train", "--resume", str(run_dir)])
+            console.print(f"To go on: {command}", markup=False, soft_wrap=True)
         return EXIT_INTERRUPTED
-    _print_result(result)
+    _print_result(result.checkpoint, result.best_epoch, result.metrics)
     return EXIT_OK
 
 
-def _print_result(result: TrainResult) -> None:
-    for split, metrics in result.metrics.items():
-        print(f"{split} top-1 {100 * metrics['top1']:.2f} % of {metrics['images']:.0f} photographs")
-    print(f"model of epoch {result.best_epoch}, chosen on val: {result.checkpoint}")
+def _check_resume_options(given: dict[str, Any], sets: list[str], out: Path | None, overwrite: bool) -> None:
+    other = [f"--{name.replace('_', '-')}" for name in given if name not in _RESUME_FLAGS]
+    other += ["--set"] * bool(sets) + ["--out"] * bool(out) + ["--overwrite"] * overwrite
+    if other:
+        raise FgvcError(
+            f"--resume goes on by the run's own settings, got {', '.join(other)}.",
+            "Leave them out; --device, --workers, --data and --data-root may be given.",
+            EXIT_USAGE,
+        )
+
+
+def _tell_finished(run_dir: Path) -> bool:
+    """Whether a run is finished; if so, say it and print its result again."""
+    from fgvc_cli.engine.checkpoint import read_metadata
+    from fgvc_cli.engine.trainer import CHECKPOINT
+
+    checkpoint = run_dir / CHECKPOINT
+    metrics = read_metadata(checkpoint).get("metrics", {}) if checkpoint.is_file() else {}
+    if "val_fitted" not in metrics:
+        return False
+    stderr_console().print(f"{run_dir} is finished; nothing to go on with.", markup=False, soft_wrap=True)
+    _print_result(checkpoint, read_metadata(checkpoint).get("epoch", 0), metrics)
+    return True
+
+
+def _print_result(checkpoint: Path, best_epoch: int, metrics: dict[str, dict[str, float]]) -> None:
+    for split, values in metrics.items():
+        print(f"{split} top-1 {100 * values['top1']:.2f} % of {values['images']:.0f} photographs")
+    print(f"model of epoch {best_epoch}, chosen on val: {checkpoint}")
 
 
 def _plain_values(flags: dict[str, Any], sets: list[str]) -> dict[str, Any]:
@@ -117,20 +215,25 @@ def _choose_run_dir(out: Path | None, config: TrainConfig, data_name: str, overw
         raise FgvcError(f"--out {run_dir} is a file, expected a folder.", "Choose another --out.")
     if run_dir.is_dir() and not overwrite and any(run_dir.iterdir()):
         raise FgvcError(
-            f"The run folder {run_dir} is not empty.", "Choose another --out, or replace it with --overwrite."
+            f"The run folder {run_dir} is not empty.",
+            f"Go on with it: fgvc train --resume {shlex.quote(str(run_dir))}; or choose another --out, or "
+            "replace it with --overwrite.",
         )
     return run_dir
 
 
 def _make_run_dir(run_dir: Path) -> None:
     """Made only once everything else is known to work, so that a mistake leaves no empty folder."""
+    from fgvc_cli.engine.run_state import remove_state
+    from fgvc_cli.engine.tensorboard import EVENT_FILES
     from fgvc_cli.engine.trainer import RUN_FILES
 
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         # What an earlier run left must not be taken for this one's.
-        for name in RUN_FILES:
-            (run_dir / name).unlink(missing_ok=True)
+        remove_state(run_dir)
+        for path in [*(run_dir / name for name in RUN_FILES), *run_dir.glob(EVENT_FILES)]:
+            path.unlink(missing_ok=True)
         probe = run_dir / ".writable"
         probe.touch()
         probe.unlink()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fgvc_cli.data.draws import Draw, EpochDraws
 from fgvc_cli.data.images import Failure, read_image
 from fgvc_cli.data.labelled import Example
 from fgvc_cli.data.transforms import Transform
@@ -40,8 +43,18 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[int, int, Tensor | str]:
-        """(index, label, uint8 image (3, S, S) or the line that says why there is none)."""
+    def __getitem__(self, key: int | Draw) -> tuple[int, int, Tensor | str]:
+        """(index, label, uint8 image (3, S, S) or the line that says why there is none).
+
+        Args:
+            key: a position; or a draw, whose seed decides what a random transform does.
+        """
+        if isinstance(key, Draw):
+            with _seeded(key.seed):
+                return self._read(key.place)
+        return self._read(key)
+
+    def _read(self, index: int) -> tuple[int, int, Tensor | str]:
         example = self.examples[index]
         photo = read_image(self.root / example.path)
         if isinstance(photo, Failure):
@@ -50,6 +63,18 @@ class LabelledImages(Dataset):
             return index, example.label, self.transform(photo.image)
         except (MemoryError, OSError, ValueError) as error:
             return index, example.label, f"{example.path}: cannot be resized: {error or 'out of memory'}"
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's CPU generator, from which transforms draw, seeded for a block and then put back."""
+    before = torch.get_rng_state()
+    # Not ``torch.manual_seed``, which would reach for the GPU from a worker.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def collate(samples: list[tuple[int, int, Tensor | str]]) -> Batch:
@@ -66,25 +91,29 @@ def collate(samples: list[tuple[int, int, Tensor | str]]) -> Batch:
     )
 
 
-def build_loader(
-    images: LabelledImages, *, batch_size: int, workers: int, shuffle_seed: int | None = None
-) -> DataLoader:
-    """A loader of ``Batch``; shuffled where a seed is given.
-
-    A training batch of one image, which batch norm cannot use, is dropped.
-    """
-    shuffle = shuffle_seed is not None
+def build_loader(images: LabelledImages, *, batch_size: int, workers: int) -> DataLoader:
+    """A loader of ``Batch`` over all images, in their order."""
     return DataLoader(
-        images,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        num_workers=min(workers, len(images), _usable_cpus()),
-        collate_fn=collate,
-        drop_last=shuffle and len(images) > batch_size and len(images) % batch_size == 1,
-        persistent_workers=workers > 0 and shuffle,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(shuffle_seed) if shuffle_seed is not None else None,
+        images, batch_size=batch_size, collate_fn=collate, **_shared_settings(min(workers, len(images)))
     )
+
+
+def build_train_loader(images: LabelledImages, draws: EpochDraws, *, workers: int) -> DataLoader:
+    """A loader of ``Batch`` that runs through all epochs of ``draws`` without a stop between them."""
+    return DataLoader(images, batch_sampler=draws, collate_fn=collate, **_shared_settings(workers))
+
+
+def _shared_settings(workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": min(workers, _usable_cpus()),
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _ignore_interrupts,
+    }
+
+
+def _ignore_interrupts(_: int) -> None:
+    """A terminal's Ctrl-C reaches every process; only the main one is to act on it, and ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _usable_cpus() -> int:

@@ -23,12 +23,16 @@ __all__ = [
     "Transform",
     "eval_transform",
     "input_geometry",
+    "mix_transform",
     "normalize",
     "resized_size",
     "train_transform",
 ]
 
 Transform = Callable[[Image.Image], Tensor]
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Normalised images (B, 3, S, S) and labels (B,) -> mixed images and targets (B, K), rows summing to 1."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,22 @@ def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
     if augment.erase:
         steps.append(v2.RandomErasing(p=augment.erase))
     return v2.Compose(steps)
+
+
+def mix_transform(augment: Augment, classes: int) -> Mix | None:
+    """Mixup, CutMix, or for each batch one of them at random; None where ``augment`` asks for neither.
+
+    Args:
+        classes: K.
+    """
+    kinds: list[torch.nn.Module] = []
+    if augment.mixup:
+        kinds.append(v2.MixUp(alpha=augment.mixup, num_classes=classes))
+    if augment.cutmix:
+        kinds.append(v2.CutMix(alpha=augment.cutmix, num_classes=classes))
+    if not kinds:
+        return None
+    return kinds[0] if len(kinds) == 1 else v2.RandomChoice(kinds)
 
 
 def normalize(images: Tensor, preprocess: Preprocess) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
@@ -17,7 +18,7 @@ from fgvc_cli.config import Preprocess, TrainConfig, config_sha256
 from fgvc_cli.engine.calibration import Calibration
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.registry import create_model, resolve
-from fgvc_cli.models.weight_files import CHECKPOINT_KEY, read_tensors
+from fgvc_cli.models.weight_files import CHECKPOINT_KEY, check_weight_file, read_tensors
 from fgvc_cli.sections import build
 
 FORMAT = 1
@@ -36,8 +37,8 @@ class Checkpoint:
     sha256: str
     """Of the file."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """``options``, ``dataset``, ``metrics`` (by split), ``config``, ``config_sha256``, ``fgvc_version``,
-    and ``calibration`` (see ``Calibration``) where training fitted a temperature."""
+    """``options``, ``dataset``, ``metrics`` (by split), ``epoch``, ``config``, ``config_sha256``,
+    ``fgvc_version``, and ``calibration`` (see ``Calibration``) where training fitted a temperature."""
     temperature: float = 1.0
     """Of the fused probabilities, see ``apply_temperature``; 1 where none was fitted. It was fitted with the
     looks of training and stays the same with other ``stages`` or another ``cascade``, which may need another.
@@ -54,6 +55,7 @@ def save_checkpoint(
     data_sha256: str = "",
     metrics: dict[str, dict[str, float]],
     calibration: Calibration | None = None,
+    epoch: int = 0,
 ) -> None:
     """Write a checkpoint whole or not at all (temporary file, fsync, rename).
 
@@ -61,6 +63,7 @@ def save_checkpoint(
         data_sha256: of the list of examples with their splits, see ``LabelledSet.sha256``.
         metrics: split -> metric -> value; a number without its split is not a result.
         calibration: None while none is fitted.
+        epoch: after which the weights were as they are, from 1; 0: not known.
 
     Raises:
         FgvcError: the file cannot be written.
@@ -74,6 +77,7 @@ def save_checkpoint(
         "dataset": dataset,
         "data_sha256": data_sha256,
         "metrics": metrics,
+        "epoch": epoch,
         "config": config.model_dump(),
         "config_sha256": config_sha256(config),
         "fgvc_version": __version__,
@@ -83,6 +87,23 @@ def save_checkpoint(
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in model.state_dict().items()}
     with AtomicFile(path, overwrite=True) as stream:
         stream.write(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(document)}))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint, without its tensors: see ``Checkpoint.metadata``.
+
+    Raises:
+        FgvcError: as ``check_weight_file``; a damaged file, or one that fgvc train did not write.
+    """
+    check_weight_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise FgvcError(f"{path} is not a readable safetensors file ({error}).", None) from error
+    if CHECKPOINT_KEY not in header:
+        raise FgvcError(f"{path} was not written by fgvc train.", None)
+    return json.loads(header[CHECKPOINT_KEY])
 
 
 def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) -> Checkpoint:

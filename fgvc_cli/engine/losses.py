@@ -1,6 +1,6 @@
 """Losses over ``ModelOutput``; the same function serves every family.
 
-Legend: B batch, K classes, P parts.
+Legend: B batch, K classes, P parts. Labels are class indices (B,), or the shares of mixed images (B, K).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def total_loss(output: ModelOutput, labels: Tensor, config: Loss) -> tuple[Tenso
     ViT, L = L_a + L_b + sum_i L_ci (Eq. 1 of Conde & Turgutlu 2021), and the one answer of a plain baseline.
 
     Args:
-        labels: class indices (B,).
+        labels: class indices (B,), or targets (B, K) of mixed images.
 
     Returns:
         The loss, a scalar, and the unweighted terms, detached. Where ``output.part_logits`` is there, the
@@ -46,7 +46,7 @@ def part_loss(part_logits: Tensor, labels: Tensor, config: Loss) -> Tensor:
 
     Args:
         part_logits: (B, P, K).
-        labels: class indices (B,).
+        labels: as ``total_loss``.
 
     Returns:
         A scalar: summed over the P parts (Eq. 1 of Conde & Turgutlu 2021), or averaged, by
@@ -55,7 +55,7 @@ def part_loss(part_logits: Tensor, labels: Tensor, config: Loss) -> Tensor:
     parts = part_logits.shape[1]
     mean = F.cross_entropy(
         part_logits.float().flatten(0, 1),
-        labels.repeat_interleave(parts),
+        labels.repeat_interleave(parts, dim=0),
         label_smoothing=config.label_smoothing,
     )
     return mean * parts if config.part_loss == "sum" else mean

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
+
+from fgvc_cli.atomic import AtomicFile
 
 
 class MetricsFile:
-    """One line per epoch, on disk as soon as it is written; a context manager."""
+    """One line per epoch, on disk as soon as it is written; the file is whole at any moment.
 
-    def __init__(self, path: Path):
+    Args:
+        rows: lines of the epochs before, of a run that is gone on with.
+    """
+
+    def __init__(self, path: Path, rows: list[dict[str, float]] | None = None):
         self.path = path
-        self.columns: list[str] = []
-        self.rows: list[dict[str, float]] = []
-
-    def __enter__(self) -> MetricsFile:
-        self.stream = self.path.open("w", newline="", encoding="utf-8")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stream.close()
+        self.rows = list(rows or [])
 
     def write(self, row: dict[str, float]) -> None:
-        """Append a row; what it lacks stays empty.
+        """Append a row; what it lacks stays empty, a new column goes to the right end.
 
-        A new column, such as the accuracy of a branch that no photograph reached before, goes to the right
-        end: the file is then written again.
+        Raises:
+            FgvcError: the file cannot be written; the row is kept and comes with the next one.
         """
         self.rows.append(row)
-        new = [name for name in row if name not in self.columns]
-        if new:
-            self.columns += new
-            self.stream.seek(0)
-            self.stream.truncate()
-            csv.writer(self.stream).writerow(self.columns)
-        table = csv.writer(self.stream)
-        for line in self.rows if new else [row]:
-            table.writerow([format(line[name], ".6g") if name in line else "" for name in self.columns])
-        self.stream.flush()
+        # A column may come late: the accuracy of a branch that no photograph reached before.
+        columns = list(dict.fromkeys(name for line in self.rows for name in line))
+        text = io.StringIO(newline="")
+        table = csv.writer(text)
+        table.writerow(columns)
+        for line in self.rows:
+            table.writerow([format(line[name], ".6g") if name in line else "" for name in columns])
+        with AtomicFile(self.path, overwrite=True) as stream:
+            stream.write(text.getvalue().encode())

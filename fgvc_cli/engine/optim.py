@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
 
 from fgvc_cli.config import Optim
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
@@ -26,7 +26,8 @@ class OneCycle:
     the updates, from a 25th of it, then falls to nothing. Momentum stays.
 
     With frozen epochs there are two: one for what learns alone, then one for everything (fastai's
-    ``fine_tune``, which the authors of the multi-stage ViT use).
+    ``fine_tune``, which the authors of the multi-stage ViT use). The shape is that of torch's ``OneCycleLR``,
+    as a function of the update alone: a run can go on from any.
 
     Args:
         optimizer: its groups hold their largest rates.
@@ -38,17 +39,25 @@ class OneCycle:
         self._optimizer = optimizer
         self._tops = [group["lr"] for group in optimizer.param_groups]
         self._updates, self._frozen = updates, frozen
-        self._cycle = self._start(frozen or updates)
+        self.step_update(0)
 
     def step_update(self, num_updates: int) -> None:
         """See ``Schedule``; after the last update the rates stay."""
-        if num_updates == self._frozen:
-            self._cycle = self._start(self._updates - self._frozen)
-        elif num_updates < self._updates:
-            self._cycle.step()
+        thawed = num_updates >= self._frozen
+        done = min(num_updates, self._updates - 1) - (self._frozen if thawed else 0)
+        share = _one_cycle_share(done, self._updates - self._frozen if thawed else self._frozen)
+        for group, top in zip(self._optimizer.param_groups, self._tops, strict=True):
+            group["lr"] = top * share
 
-    def _start(self, updates: int) -> OneCycleLR:
-        return OneCycleLR(self._optimizer, self._tops, total_steps=updates, cycle_momentum=False)
+
+def _one_cycle_share(done: int, updates: int) -> float:
+    """Rate as a share of the largest, of the update that comes after ``done`` of a cycle of ``updates``."""
+    first, last, rise = 1 / 25, 1 / 25e4, 0.3 * updates - 1
+    if done <= rise:
+        start, end, way = first, 1.0, done / rise if rise else 1.0
+    else:
+        start, end, way = 1.0, last, (done - rise) / (updates - 1 - rise)
+    return end + (start - end) * (1 + math.cos(math.pi * way)) / 2
 
 
 def parameter_groups(model: nn.Module, config: Optim) -> list[dict]:
@@ -123,6 +132,9 @@ def build_optimizer(model: nn.Module, config: Optim) -> Optimizer:
 
 def build_schedule(optimizer: Optimizer, config: Optim, epochs: int, steps_per_epoch: int) -> Schedule:
     """``config.schedule`` over all updates of a run; each group keeps its own largest rate.
+
+    Args:
+        steps_per_epoch: updates of an epoch.
 
     ``cosine`` falls to zero after an optional linear warm-up; ``onecycle`` brings its own, see ``OneCycle``.
 

@@ -1,57 +1,43 @@
-"""The training loop: one for every family.
+"""A training run: epochs, validation, what is kept and what is saved to go on from.
 
-The validation split chooses the checkpoint; the test split is touched once, at the end.
+The validation split chooses the checkpoint; the test split is touched once, at the end. Everything random is
+a function of the seed, the epoch and the place in it, so that a run that is gone on with from its last saved
+state ends as if nothing had happened (on a CPU bit for bit).
 """
 
 from __future__ import annotations
 
 import json
-import random
-import time
-from collections import defaultdict
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
 
-import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
+from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.config import TrainConfig
+from fgvc_cli.data.draws import EpochDraws
 from fgvc_cli.data.labelled import LabelledSet
-from fgvc_cli.data.loaders import Batch, LabelledImages, build_loader
-from fgvc_cli.data.transforms import eval_transform, normalize, train_transform
+from fgvc_cli.data.loaders import LabelledImages, build_loader, build_train_loader
+from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.calibration import Calibration, fit_temperature
-from fgvc_cli.engine.checkpoint import save_checkpoint
+from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.evaluator import Evaluation, evaluate
 from fgvc_cli.engine.fusion import fit_fuse_weights
-from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.engine.interrupts import interrupts_wait, sigterm_interrupts
+from fgvc_cli.engine.learner import Learner
+from fgvc_cli.engine.loop import TrainLoop
 from fgvc_cli.engine.metrics_file import MetricsFile
-from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
-from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.engine.observer import Observer
+from fgvc_cli.engine.run_state import Progress, RunState, remove_state, save_state, state_path
+from fgvc_cli.engine.tensorboard import TensorBoard
+from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.weight_files import read_tensors
 
 CHECKPOINT, METRICS, CONFIG = "model.safetensors", "metrics.csv", "config.json"
 RUN_FILES = (CHECKPOINT, METRICS, CONFIG)
-"""What a run folder holds."""
-
-
-class Observer(Protocol):
-    """Who is told how training goes; the command line shows it. A context manager around the run."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exc: object) -> None: ...
-
-    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        """After each update; ``epoch`` and ``step`` count from 1."""
-
-    def on_epoch(self, epoch: int, row: dict[str, float], best: bool) -> None:
-        """After each validation; ``row`` is the line written to metrics.csv."""
-
-    def on_warning(self, message: str) -> None:
-        """Something the user should know, once."""
+"""What a run folder holds, beside ``last/`` while the run is not finished."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +50,31 @@ class TrainResult:
     """Split -> metric -> value, of the kept epoch."""
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+@dataclass(frozen=True)
+class Best:
+    """The epoch whose model lies in the run folder."""
+
+    epoch: int
+    scores: dict[str, float]
+    """On the val split."""
+    validation: Evaluation | None = None
+    """None where it was made by an earlier process."""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The larger, the better."""
+        return self.scores["top1"], -self.scores["nll"]
 
 
 class Trainer:
     """One run: ``config`` over ``data`` into ``run_dir`` (metrics.csv, config.json, model.safetensors).
 
+    Args:
+        state: goes on from it.
+
     Raises:
-        FgvcError: settings of ``config`` that do not fit each other or the model.
+        FgvcError: settings of ``config`` that do not fit each other or the model; a state whose best model is
+            gone.
     """
 
     def __init__(
@@ -86,70 +85,158 @@ class Trainer:
         run_dir: Path,
         device: torch.device,
         observer: Observer,
+        state: RunState | None = None,
     ):
-        _check_freeze(config)
-        if config.grad_checkpointing:
-            _checkpoint_gradients(model, config.model)
         self.config, self.data, self.run_dir = config, data, run_dir
         self.device, self.observer = device, observer
-        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        transform = train_transform(config.preprocess, config.augment)
-        self.loader = build_loader(
-            LabelledImages(data.root, data.splits["train"], transform),
-            batch_size=config.batch_size,
-            workers=config.workers,
-            shuffle_seed=config.seed,
-        )
-        self.optimizer = build_optimizer(self.model, config.optim)
-        self.schedule = build_schedule(self.optimizer, config.optim, config.epochs, len(self.loader))
-        # Those that learn once the frozen epochs are over; a backbone may have others that never do.
-        self.backbone = self.model.get_submodule("backbone")
-        self.freezable = [p for p in self.backbone.parameters() if p.requires_grad]
-        self.ema = ModelEmaV3(self.model, config.ema_decay, use_warmup=True) if config.ema_decay else None
-        self.updates = 0
         self.warned: set[str] = set()
+        draws = EpochDraws(
+            [example.label for example in data.splits["train"]],
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epochs=config.epochs,
+            balanced=config.sampling == "balanced",
+        )
+        self.learner = Learner(
+            model,
+            config,
+            classes=len(data.classes),
+            updates_per_epoch=math.ceil(len(draws) / config.accumulate),
+            device=device,
+        )
+        progress = state.progress if state else Progress()
+        if state:
+            self.learner.load(state.learner)
+        self.best = self._stored_best(progress.best_epoch) if state else None
+        transform = train_transform(config.preprocess, config.augment)
+        images = LabelledImages(data.root, data.splits["train"], transform)
+        loader = build_train_loader(images, draws, workers=config.workers)
+        self.loop = TrainLoop(
+            self.learner, draws, loader, observer, progress, warn=self._warn, save=self._save_state
+        )
+        self.table = MetricsFile(run_dir / METRICS, progress.rows)
+        # Made here, so that a missing library is told before a run folder is.
+        self.board = TensorBoard(run_dir, progress.epoch) if config.tensorboard else None
 
     def run(self) -> TrainResult:
         """Train, keep the epoch that is best on validation, then test it once.
 
         Raises:
-            FgvcError: a loss that is no longer finite, no readable photograph, an unwritable folder.
+            FgvcError: a loss that is no longer finite, no readable photograph, an unwritable folder, too
+                little memory.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; what was done is saved.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / CONFIG).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
-        best: tuple[float, float] | None = None
-        best_epoch, validation, metrics = 0, None, {}
-        with MetricsFile(self.run_dir / METRICS) as table:
-            for epoch in range(1, self.config.epochs + 1):
-                row = self._train_epoch(epoch)
-                evaluation = self._evaluate("val")
-                scores = evaluation.metrics()
-                row |= {f"val_{name}": value for name, value in scores.items()}
-                table.write(row)
-                rank = (scores["top1"], -scores["nll"])
-                if best is None or rank > best:
-                    best, best_epoch, validation, metrics = rank, epoch, evaluation, {"val": scores}
-                    self._save(metrics)
-                self.observer.on_epoch(epoch, row, best_epoch == epoch)
-        assert validation is not None
-        return self._finish(best_epoch, validation, metrics)
+        with AtomicFile(self.run_dir / CONFIG, overwrite=True) as stream:
+            stream.write((json.dumps(self.config.model_dump(), indent=2) + "\n").encode())
+        with sigterm_interrupts():
+            try:
+                self._train()
+            except KeyboardInterrupt:
+                if self.loop.between_updates:
+                    self._save_state()
+                raise
+            finally:
+                self.loop.close()
+            result = self._finish()
+        remove_state(self.run_dir)
+        return result
 
-    def _finish(
-        self, best_epoch: int, validation: Evaluation, metrics: dict[str, dict[str, float]]
-    ) -> TrainResult:
+    def _train(self) -> None:
+        if not state_path(self.run_dir).exists():
+            # Also before the first update: nothing that the run started from is needed again.
+            self._save_state()
+        while not self._is_done():
+            epoch = self.loop.progress.epoch
+            row = self._train_epoch(epoch)
+            evaluation = self._evaluate("val")
+            with interrupts_wait():
+                self._close_epoch(row, evaluation)
+            self.observer.on_epoch(epoch, self.table.rows[-1], self.best_epoch == epoch)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose model is kept; 0: none yet."""
+        return self.best.epoch if self.best else 0
+
+    def _is_done(self) -> bool:
+        epochs = self.loop.progress.epoch - 1
+        waited = epochs - self.best_epoch
+        return epochs >= self.config.epochs or waited >= (self.config.patience or math.inf)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        return self.loop.run_epoch()
+
+    def _close_epoch(self, row: dict[str, float], evaluation: Evaluation) -> None:
+        scores = evaluation.metrics()
+        row = row | {f"val_{name}": value for name, value in scores.items()}
+        found = Best(int(row["epoch"]), scores, evaluation)
+        if self.best is None or found.rank > self.best.rank:
+            try:
+                self._save(found, {"val": scores})
+                self.best = found
+            except FgvcError as error:
+                # What is kept stays the best of what could be written.
+                self.observer.on_warning(f"epoch {found.epoch} is the best but is not kept: {error.message}")
+        self._log(row)
+        self.loop.next_epoch(row, self.best_epoch)
+        self._save_state()
+
+    def _log(self, row: dict[str, float]) -> None:
+        try:
+            self.table.write(row)
+            if self.board:
+                self.board.write(row)
+        except (FgvcError, OSError) as error:
+            self.observer.on_warning(f"the line of epoch {row['epoch']} is not written: {error}")
+
+    def _save_state(self) -> None:
+        """A full disk costs this state; the one before stays."""
+        try:
+            save_state(
+                self.run_dir,
+                config=self.config,
+                data_sha256=self.data.sha256(),
+                classes=self.data.classes,
+                progress=self.loop.snapshot(),
+                learner=self.learner.state(),
+            )
+        except FgvcError as error:
+            self.observer.on_warning(error.message)
+
+    def _stored_best(self, recorded: int) -> Best | None:
+        """From the model's file: written before the state, it may be one epoch further."""
         path = self.run_dir / CHECKPOINT
-        self._kept_model().load_state_dict(read_tensors(path)[0])
+        if path.is_file():
+            document = read_metadata(path)
+            return Best(document["epoch"], document["metrics"]["val"])
+        if recorded:
+            raise FgvcError(
+                f"{path} is gone: it held epoch {recorded}, the best one so far.",
+                "Put it back, or train again with --overwrite.",
+            )
+        return None
+
+    def _finish(self) -> TrainResult:
+        path = self.run_dir / CHECKPOINT
+        if self.best is None:
+            raise FgvcError(f"No epoch could be written to {path}.", "Free space, then go on with --resume.")
+        self.learner.kept.load_state_dict(read_tensors(path)[0])
+        metrics = {"val": self.best.scores}
+        validation = self.best.validation or self._evaluate("val")
         if self.config.options.get("fuse") == "weighted":
             weights = fit_fuse_weights(torch.stack([*validation.branches.values()]), validation.labels)
-            self._kept_model().get_buffer("heads.fuse_weights").copy_(weights)
+            self.learner.kept.get_buffer("heads.fuse_weights").copy_(weights)
             validation = self._evaluate("val")
         calibration = self._calibrate(validation)
         # Kept apart: on the images that branch weights and temperature were fitted to, no held-out figures.
         metrics["val_fitted"] = validation.metrics(calibration.temperature)
         if self.data.splits["test"]:
             metrics["test"] = self._evaluate("test").metrics(calibration.temperature)
-        self._save(metrics, calibration)
-        return TrainResult(path, best_epoch, metrics)
+        self._save(self.best, metrics, calibration)
+        if self.board:
+            self.board.close()
+        return TrainResult(path, self.best.epoch, metrics)
 
     def _calibrate(self, validation: Evaluation) -> Calibration:
         temperature = fit_temperature(validation.probs, validation.labels)
@@ -161,64 +248,6 @@ class Trainer:
             )
         return calibration
 
-    def _train_mode(self, epoch: int) -> None:
-        """Everything learns, but for the backbone in the frozen epochs, when its batch norms rest too."""
-        frozen = epoch <= self.config.optim.freeze_epochs
-        self.model.train()
-        if frozen:
-            self.backbone.eval()
-        for parameter in self.freezable:
-            parameter.requires_grad_(not frozen)
-
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
-        self._train_mode(epoch)
-        sums: dict[str, float] = defaultdict(float)
-        images = 0
-        start = time.perf_counter()
-        for step, batch in enumerate(self.loader, 1):
-            self._warn(batch.failures)
-            if len(batch.labels) < 2:
-                continue
-            for name, value in self._update(batch).items():
-                sums[name] += value * len(batch.labels)
-            images += len(batch.labels)
-            self.observer.on_step(epoch, step, len(self.loader), sums["loss"] / images)
-        if not images:
-            raise FgvcError("No training photograph could be read.", "Check the files named above.")
-        seconds = time.perf_counter() - start
-        row = {"epoch": epoch, "seconds": seconds, "images_per_second": images / seconds}
-        means = {name: value / images for name, value in sums.items()}
-        return row | largest_rates(self.optimizer) | means
-
-    def _update(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step; the loss, its terms, and the model's stats."""
-        images = normalize(batch.images.to(self.device, non_blocking=True), self.config.preprocess)
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-            output = self.model(images)
-        loss, terms = total_loss(output, batch.labels.to(self.device), self.config.loss)
-        if not torch.isfinite(loss):
-            rates = largest_rates(self.optimizer)
-            raise FgvcError(
-                f"The loss became {loss.item()} after {self.updates} updates.",
-                f"Lower the learning rates (--set optim.{max(rates, key=lambda name: rates[name])}=...), "
-                "or clip: --set optim.clip_grad=1",
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.config.optim.clip_grad:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad)
-        self.optimizer.step()
-        self.updates += 1
-        self.schedule.step_update(self.updates)
-        if self.ema:
-            self.ema.update(self.model, step=self.updates)
-        scalars = {"loss": loss.detach(), **{f"loss_{n}": t for n, t in terms.items()}, **output.stats}
-        return {name: float(value) for name, value in scalars.items()}
-
-    def _kept_model(self) -> nn.Module:
-        return self.ema.module if self.ema else self.model
-
     def _evaluate(self, split: str) -> Evaluation:
         loader = build_loader(
             LabelledImages(self.data.root, self.data.splits[split], eval_transform(self.config.preprocess)),
@@ -226,7 +255,7 @@ class Trainer:
             workers=self.config.workers,
         )
         # In float32, as eval and predict: the number stored is the number that can be repeated.
-        result = evaluate(self._kept_model(), loader, self.config.preprocess, self.device)
+        result = evaluate(self.learner.kept, loader, self.config.preprocess, self.device)
         self._warn(result.failures)
         if not len(result.labels):
             raise FgvcError(
@@ -234,16 +263,19 @@ class Trainer:
             )
         return result
 
-    def _save(self, metrics: dict[str, dict[str, float]], calibration: Calibration | None = None) -> None:
+    def _save(
+        self, best: Best, metrics: dict[str, dict[str, float]], calibration: Calibration | None = None
+    ) -> None:
         save_checkpoint(
             self.run_dir / CHECKPOINT,
-            self._kept_model(),
+            self.learner.kept,
             config=self.config,
             classes=self.data.classes,
             dataset=self.data.name,
             data_sha256=self.data.sha256(),
             metrics=metrics,
             calibration=calibration,
+            epoch=best.epoch,
         )
 
     def _warn(self, failures: list[str]) -> None:
@@ -251,23 +283,3 @@ class Trainer:
             if failure not in self.warned:
                 self.warned.add(failure)
                 self.observer.on_warning(f"left out {failure}")
-
-
-def _check_freeze(config: TrainConfig) -> None:
-    frozen = config.optim.freeze_epochs
-    if frozen >= config.epochs:
-        raise FgvcError(
-            f"optim.freeze_epochs={frozen} leaves no epoch of {config.epochs} in which the backbone learns.",
-            f"--epochs {frozen + 1} or more, or --set optim.freeze_epochs={config.epochs - 1}.",
-            EXIT_USAGE,
-        )
-
-
-def _checkpoint_gradients(model: nn.Module, name: str) -> None:
-    if not hasattr(model, "set_grad_checkpointing"):
-        raise FgvcError(
-            f"{name} has no gradient checkpointing.",
-            "Leave grad_checkpointing out; a smaller --batch-size needs less memory too.",
-            EXIT_USAGE,
-        )
-    model.set_grad_checkpointing(True)  # type: ignore[operator]

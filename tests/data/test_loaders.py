@@ -42,27 +42,3 @@ def test_batch_without_a_readable_photograph_is_empty(colours):
         (colours / example.path).write_bytes(b"")
     batch = next(iter(build_loader(images, batch_size=4, workers=0)))
     assert len(batch.labels) == 0 and len(batch.failures) == 4
-
-
-def test_shuffling_follows_the_seed(colours):
-    images = make_images(colours)
-
-    def order(seed):
-        loader = build_loader(images, batch_size=6, workers=0, shuffle_seed=seed)
-        return [int(i) for batch in loader for i in batch.indices]
-
-    assert order(0) == order(0) != order(1)
-    assert sorted(order(0)) == list(range(len(images)))
-
-
-def test_training_drops_a_last_batch_of_one_and_nothing_else(colours):
-    images = make_images(colours)
-    assert len(images) == 21
-
-    def sizes(batch_size, seed):
-        loader = build_loader(images, batch_size=batch_size, workers=0, shuffle_seed=seed)
-        return [len(batch.labels) for batch in loader]
-
-    assert sizes(4, 0) == [4] * 5
-    assert sizes(4, None) == [4] * 5 + [1]
-    assert sizes(6, 0) == [6, 6, 6, 3]

@@ -37,7 +37,7 @@ def read_metrics(out) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def trained(module_colours):
     run = module_colours.parent / "run"
-    train(module_colours, run, "options.fuse=weighted", "ema_decay=0.5", epochs=4, batch_size=4)
+    train(module_colours, run, "options.fuse=weighted", "ema_decay=0.5", epochs=4, batch_size=4, seed=2)
     return module_colours, run
 
 
@@ -120,7 +120,7 @@ def test_best_validation_epoch_is_kept(colours, tmp_path, monkeypatch):
     seen = []
 
     def scored(self, split):
-        seen.append(self.model.heads["concat"][1].weight.detach().clone())
+        seen.append(self.learner.model.heads["concat"][1].weight.detach().clone())
         return Scored(0.5 + 0.1 * len(seen))
 
     monkeypatch.setattr(trainer_module.Trainer, "_evaluate", scored)

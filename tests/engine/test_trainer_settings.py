@@ -39,9 +39,9 @@ def record_epochs(monkeypatch) -> list[dict[str, torch.Tensor]]:
 
     def recorded(self, epoch):
         if not states:
-            states.append(tensors(self.model))
+            states.append(tensors(self.learner.model))
         row = original(self, epoch)
-        states.append(tensors(self.model))
+        states.append(tensors(self.learner.model))
         return row
 
     monkeypatch.setattr(trainer_module.Trainer, "_train_epoch", recorded)
@@ -140,7 +140,7 @@ def test_the_trainer_asks_for_checkpointing_and_trains_frozen_and_thawed(colours
     original = trainer_module.Trainer._train_epoch
 
     def recorded(self, epoch):
-        asked.append(self.model.backbone.grad_checkpointing)
+        asked.append(self.learner.model.backbone.grad_checkpointing)
         return original(self, epoch)
 
     monkeypatch.setattr(trainer_module.Trainer, "_train_epoch", recorded)
