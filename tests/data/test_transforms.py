@@ -10,7 +10,13 @@ import torch
 from PIL import Image
 
 from fgvc_cli.config import Augment, Preprocess
-from fgvc_cli.data.transforms import eval_transform, input_geometry, normalize, train_transform
+from fgvc_cli.data.transforms import (
+    eval_transform,
+    input_geometry,
+    mix_transform,
+    normalize,
+    train_transform,
+)
 
 SIZES = [(64, 64), (200, 100), (90, 240), (1, 1), (3000, 20), (33, 257)]
 RULES = ["squash", "shorter"]
@@ -110,3 +116,35 @@ def test_each_augmentation_changes_pixels(augment):
     plain = train_transform(preprocess, Augment(flip=False))(image)
     changed = [train_transform(preprocess, Augment(flip=False, **augment))(image) for _ in range(5)]
     assert any(not torch.equal(plain, other) for other in changed)
+
+
+def mixed(**augment) -> tuple[torch.Tensor, torch.Tensor]:
+    mix = mix_transform(Augment(**augment), 3)
+    assert mix is not None
+    return mix(torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1, 1).expand(3, 3, 8, 8).clone(), torch.arange(3))
+
+
+def test_mixup_mixes_pixels_and_labels_by_the_same_share():
+    torch.manual_seed(0)
+    images, targets = mixed(mixup=1.0)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(3))
+    # A photograph of class k has the value k everywhere: the mean of the labels is the pixel.
+    expected = (targets * torch.arange(3.0)).sum(dim=1)
+    torch.testing.assert_close(images, expected.view(3, 1, 1, 1).expand_as(images))
+    assert (targets > 0).sum() == 6
+
+
+def test_cutmix_labels_are_the_shares_of_the_area():
+    torch.manual_seed(1)
+    images, targets = mixed(cutmix=1.0)
+    for image, target in zip(images, targets, strict=True):
+        shares = torch.stack([(image[0] == k).float().mean() for k in range(3)])
+        torch.testing.assert_close(shares, target)
+    assert (targets > 0).sum() == 6
+
+
+def test_both_take_turns_and_neither_is_none():
+    torch.manual_seed(0)
+    seen = {bool((mixed(mixup=1.0, cutmix=1.0)[0] % 1 == 0).all()) for _ in range(12)}
+    assert seen == {True, False}
+    assert mix_transform(Augment(), 3) is None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from torch import nn
 
 from fgvc_cli.config import Optim
-from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates, parameter_groups
+from fgvc_cli.engine.optim import OneCycle, build_optimizer, build_schedule, largest_rates, parameter_groups
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.registry import create_model
 
@@ -88,6 +89,32 @@ def test_frozen_epochs_have_a_cycle_of_their_own():
         assert seen[start] == pytest.approx([top / 25 for top in tops])
         assert seen[start + 5] == pytest.approx(tops)
         assert seen[start + 19] == pytest.approx([top / 25e4 for top in tops])
+
+
+@pytest.mark.parametrize("updates", [2, 3, 5, 10, 31])
+def test_one_cycle_is_that_of_torch(updates):
+    ours, theirs = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3) for _ in range(2))
+    schedule = OneCycle(ours, updates)
+    expected = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.3, total_steps=updates, cycle_momentum=False)
+    for update in range(1, updates):
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"])
+        theirs.step(), expected.step()
+        schedule.step_update(update)
+    assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    "config", [Optim(), Optim(warmup_epochs=0.5), Optim(schedule="onecycle", freeze_epochs=1)]
+)
+def test_a_schedule_may_go_on_from_any_update(config):
+    rates = []
+    for steps in ([1, 2, 3, 4, 5, 6, 7], [7]):
+        optimizer = build_optimizer(create_model("timm-test_vit", 3), config)
+        schedule = build_schedule(optimizer, config, epochs=2, steps_per_epoch=5)
+        for step in steps:
+            schedule.step_update(step)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates[0] == rates[1]
 
 
 def test_one_cycle_leaves_momentum_alone():

@@ -1,15 +1,20 @@
-"""What a run may be told: frozen epochs, one cycle, layer decay, gradient checkpointing."""
+"""What a run may be told: frozen epochs, one cycle, layer decay, checkpointing, accumulation, patience ..."""
 
 from __future__ import annotations
 
 import csv
+import os
+import signal
+import sys
 
 import pytest
 import torch
 
 from fgvc_cli.commands import train as train_command
 from fgvc_cli.config import Loss
+from fgvc_cli.data.loaders import LabelledImages
 from fgvc_cli.engine import trainer as trainer_module
+from fgvc_cli.engine.checkpoint import read_metadata
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.registry import create_model
@@ -176,3 +181,107 @@ def test_looks_train_with_every_setting_and_a_cascade_shows_its_reach(colours, t
         assert (row["val_reached_object"], row["val_reached_parts"]) == ("0", "0")
         assert "val_top1_main" in row and "val_top1_parts" not in row
         assert [name for name in row if name.startswith("lr_")] == ["lr_backbone", "lr_heads"]
+
+
+def test_accumulation_makes_fewer_updates_over_the_same_photographs(colours, tmp_path, monkeypatch):
+    taken = []
+    original = trainer_module.Learner.update
+
+    def recorded(self, batches, expected, meter):
+        original(self, batches, expected, meter)
+        taken.append((expected, meter.images))
+
+    monkeypatch.setattr(trainer_module.Learner, "update", recorded)
+    train(colours, tmp_path / "run", "optim.schedule=onecycle", epochs=2, batch_size=4, accumulate=2)
+    # 21 photographs: five batches of 4 (the last one alone is left out), two to an update.
+    assert taken == [(8, 8), (8, 16), (4, 20)] * 2
+    # The schedule counts updates, not batches: it comes to its end.
+    assert float(read_metrics(tmp_path / "run")[-1]["lr_heads"]) == pytest.approx(0.002 / 25e4, rel=1e-3)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(colours, tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.6, 0.6, 0.4, 0.9, 0.9])
+    real = trainer_module.Evaluation.metrics
+
+    def scored(self, temperature=None):
+        return real(self, temperature) | {"top1": next(accuracies), "nll": 1.0}
+
+    monkeypatch.setattr(trainer_module.Evaluation, "metrics", scored)
+    assert train(colours, tmp_path / "run", epochs=9, patience=2) == 0
+    assert [row["val_top1"] for row in read_metrics(tmp_path / "run")] == ["0.5", "0.6", "0.6", "0.4"]
+    assert read_metadata(tmp_path / "run" / "model.safetensors")["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["sampling=balanced"],
+        ["augment.mixup=0.2", "augment.cutmix=1"],
+        ["amp=fp16", "optim.schedule=onecycle"],
+        ["amp=bf16", "accumulate=3"],
+    ],
+)
+@pytest.mark.parametrize("model", [CRASMRA, "vitms-test_vit"])
+def test_every_family_trains_with_it(sets, model, colours, tmp_path, recwarn):
+    size = {"input_px": 48} if model.startswith("vitms") else {}
+    own = ["options.encoder_px=32", "preprocess.resize_px=48"] if size else []
+    assert train(colours, tmp_path / "run", *own, *sets, model=model, epochs=1, **size) == 0
+    assert float(read_metrics(tmp_path / "run")[0]["loss"]) > 0
+    assert not [str(warning.message) for warning in recwarn if "lr_scheduler" in str(warning.message)]
+
+
+def test_tensorboard_gets_every_number_of_every_epoch(colours, tmp_path):
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(colours, tmp_path / "run", epochs=2, tensorboard=True)
+    events = loading.EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    rows = read_metrics(tmp_path / "run")
+    for tag, column in (("val/top1", "val_top1"), ("train/loss", "loss"), ("train/lr_heads", "lr_heads")):
+        points = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert points == [(i + 1, pytest.approx(float(row[column]), rel=1e-4)) for i, row in enumerate(rows)]
+    assert len(events.Tags()["scalars"]) == len(rows[0]) - 1
+
+
+def test_tensorboard_that_is_missing_is_told_before_a_folder_is_made(colours, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(FgvcError, match=r"not installed.*pip install 'fgvc\[tensorboard\]'") as caught:
+        train(colours, tmp_path / "run", tensorboard=True)
+    assert caught.value.exit_code == EXIT_USAGE and not (tmp_path / "run").exists()
+
+
+def test_out_of_memory_is_one_line_with_the_batch_that_fits(colours, tmp_path, monkeypatch):
+    original = trainer_module.Learner._add_gradients
+
+    def limited(self, batch, share, meter):
+        if len(batch.labels) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        original(self, batch, share, meter)
+
+    monkeypatch.setattr(trainer_module.Learner, "_add_gradients", limited)
+    with pytest.raises(
+        FgvcError, match="Out of memory with batches of 16.*--batch-size 4 --set accumulate=4"
+    ):
+        train(colours, tmp_path / "run", batch_size=16)
+
+
+def test_a_decoder_that_dies_is_one_line(colours, tmp_path, monkeypatch):
+    def deadly(self, place):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(LabelledImages, "_read", deadly)
+    with pytest.raises(FgvcError, match="process that decodes photographs died.*--resume"):
+        train(colours, tmp_path / "run", workers=1)
+
+
+def test_what_cannot_be_compiled_is_one_line(colours, tmp_path, monkeypatch):
+    def broken(model):
+        def run(images):
+            raise torch._dynamo.exc.BackendCompilerFailed(
+                torch.compile, RuntimeError("Failed to find C++ compiler"), None
+            )
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(FgvcError, match="cannot be compiled here: .*C\\+\\+ compiler.*Leave compile out"):
+        train(colours, tmp_path / "run", compile=True)
