@@ -3,8 +3,8 @@
     python benchmarks/train_loop.py --backbone mobilenetv2_100 --input-px 160
 
 The same batches go through a plain timm loop, our loop around the same backbone, and one around CRA-SMRA,
-all from memory and in turn; then our loop decodes them from files, with workers. Medians over the rounds. On a
-CPU the ratios are also given in CPU seconds of this process, which other programs hardly disturb.
+all from memory and in turn; then our loop decodes them from files, with workers. Medians over the rounds. The
+ratios are also given in CPU seconds of this process, which other programs on the machine hardly disturb.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from fgvc_cli.commands import train as train_command
 from fgvc_cli.engine import run_state, trainer
-from fgvc_cli.engine.run_state import pack, state_path, unpack
+from fgvc_cli.engine.run_state import state_path
 from fgvc_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 
 resource = pytest.importorskip("resource", reason="kills and limits as POSIX has them")
@@ -289,9 +289,9 @@ def test_state_within_an_epoch_is_saved_by_the_clock(straight, tmp_path, monkeyp
     assert saved == [(1, 0), (2, 0)]
 
 
-def interrupt_and_keep(straight, run, monkeypatch, *sets) -> None:
+def interrupt_and_keep(straight, run, monkeypatch) -> None:
     stop_at(monkeypatch, 6)
-    train(straight[0], run, *sets)
+    train(straight[0], run)
     monkeypatch.undo()
 
 
@@ -312,13 +312,6 @@ def test_a_finished_run_says_so_and_shows_its_result(straight, capsys):
     captured = capsys.readouterr()
     assert "is finished" in captured.err.replace("\n", " ")
     assert "test top-1" in captured.out and "model of epoch" in captured.out
-
-
-def test_a_folder_without_a_state_is_one_clear_line(tmp_path):
-    for folder, what in ((tmp_path, "holds nothing to go on from"), (tmp_path / "no", "is not a folder")):
-        with pytest.raises(FgvcError, match=what) as caught:
-            resume(folder)
-        assert caught.value.exit_code == EXIT_USAGE
 
 
 def test_a_damaged_state_is_one_clear_line(straight, tmp_path, monkeypatch):
@@ -345,37 +338,7 @@ def test_other_settings_are_refused(flags, sets, named, straight):
     assert caught.value.exit_code == EXIT_USAGE
 
 
-def test_without_model_or_resume_both_are_named():
-    with pytest.raises(FgvcError, match="--model NAME, or --resume RUN"):
-        train_command.run({"data": "x"}, sets=[], out=None, device="cpu", overwrite=False)
-
-
 def test_a_used_folder_names_resume(straight, tmp_path, monkeypatch):
     interrupt_and_keep(straight, tmp_path / "run", monkeypatch)
     with pytest.raises(FgvcError, match="fgvc train --resume .*run; or choose"):
         train(straight[0], tmp_path / "run")
-
-
-def test_overwriting_takes_the_old_state_away(straight, tmp_path, monkeypatch):
-    interrupt_and_keep(straight, tmp_path / "run", monkeypatch, "tensorboard=no")
-    (tmp_path / "run" / "events.out.tfevents.1").touch()
-    train_command._make_run_dir(tmp_path / "run")
-    assert not any((tmp_path / "run").iterdir())
-
-
-def test_any_tree_survives_packing():
-    tensor = torch.arange(24.0).view(1, 2, 3, 4)
-    spread = tensor.contiguous(memory_format=torch.channels_last)
-    tree = {
-        "state": {0: {"a": tensor, "b": spread, "step": 3}},
-        "betas": (0.9, 0.5),
-        "none": [None, True, "x"],
-    }
-    tensors = {}
-    document = json.loads(json.dumps(pack(tree, tensors)))
-    back = unpack(document, tensors)
-    assert back["betas"] == (0.9, 0.5) and back["none"] == [None, True, "x"]
-    assert torch.equal(back["state"][0]["a"], tensor) and back["state"][0]["step"] == 3
-    assert back["state"][0]["b"].stride() == spread.stride() != tensor.stride()
-    with pytest.raises(TypeError, match="holds a set"):
-        pack({1}, {})

@@ -1,0 +1,51 @@
+"""The file that a run goes on from, and what is said where there is none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fgvc_cli.commands import train as train_command
+from fgvc_cli.engine.run_state import pack, state_path, unpack
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+
+
+def test_any_tree_survives_packing():
+    tensor = torch.arange(24.0).view(1, 2, 3, 4)
+    spread = tensor.contiguous(memory_format=torch.channels_last)
+    tree = {
+        "state": {0: {"a": tensor, "b": spread, "step": 3}},
+        "betas": (0.9, 0.5),
+        "none": [None, True, "x"],
+    }
+    tensors = {}
+    document = json.loads(json.dumps(pack(tree, tensors)))
+    back = unpack(document, tensors)
+    assert back["betas"] == (0.9, 0.5) and back["none"] == [None, True, "x"]
+    assert torch.equal(back["state"][0]["a"], tensor) and back["state"][0]["step"] == 3
+    assert back["state"][0]["b"].stride() == spread.stride() != tensor.stride()
+    with pytest.raises(TypeError, match="holds a set"):
+        pack({1}, {})
+
+
+def test_a_folder_without_a_state_is_one_clear_line(tmp_path):
+    for folder, what in ((tmp_path, "holds nothing to go on from"), (tmp_path / "no", "is not a folder")):
+        with pytest.raises(FgvcError, match=what) as caught:
+            train_command.resume(folder, {}, sets=[], out=None, device="cpu", overwrite=False)
+        assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_without_model_or_resume_both_are_named():
+    with pytest.raises(FgvcError, match="--model NAME, or --resume RUN"):
+        train_command.run({"data": "x"}, sets=[], out=None, device="cpu", overwrite=False)
+
+
+def test_overwriting_takes_the_old_state_away(tmp_path):
+    path = state_path(tmp_path)
+    path.parent.mkdir()
+    for old in (path, tmp_path / "metrics.csv", tmp_path / "events.out.tfevents.1"):
+        old.touch()
+    train_command._make_run_dir(tmp_path)
+    assert not any(tmp_path.iterdir())
