@@ -227,7 +227,11 @@ class TrainConfig(Section):
     patience: int | None = Field(None, ge=1)
     """Stop after this many epochs in a row without a better one on validation; None: never."""
     batch_size: int = Field(20, ge=2)
-    """Photographs of one forward pass."""
+    """Photographs of one forward pass; with several devices, on each."""
+    devices: int = Field(1, ge=1)
+    """Processes that train together, one per device, each with batches of ``batch_size``."""
+    sync_batchnorm: bool = False
+    """Batch norm over the batches of all devices; CUDA only."""
     accumulate: int = Field(1, ge=1)
     """Batches whose gradients make one update: that of a batch so many times larger, but for batch norm,
     which sees each batch alone."""

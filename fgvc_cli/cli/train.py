@@ -45,6 +45,14 @@ def train(
     amp: Annotated[str | None, typer.Option(help="none, bf16 or fp16.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: 2.")] = None,
     device: Device = "auto",
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that train together, one per CUDA device or several on the CPU, each with "
+            "batches of --batch-size; under torchrun as many as it started.",
+        ),
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,6 +89,7 @@ def train(
         "stages": stages,
         "amp": amp,
         "workers": workers,
+        "devices": devices,
     }
     if resume is not None:
         return command.resume(resume, flags, sets=sets or [], out=out, device=device, overwrite=overwrite)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.commands.predict_options import PredictOptions
 from fgvc_cli.commands.predict_progress import PredictProgress
-from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
+from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError
 
 if TYPE_CHECKING:
     from fgvc_cli.predict.rows import Block
@@ -34,6 +34,7 @@ def run_devices(options: PredictOptions, progress: PredictProgress) -> None:
     Raises:
         FgvcError: what a process was told, or that it died; devices that are not there.
     """
+    from fgvc_cli.engine.device import pick_devices
     from fgvc_cli.predict.merge import merge_shards
     from fgvc_cli.predict.run_files import partial_folder
 
@@ -43,26 +44,6 @@ def run_devices(options: PredictOptions, progress: PredictProgress) -> None:
         run_processes(_seal_shard, arguments, progress)
     merge_shards(partial_folder(options.out[0]), options.outputs, overwrite=options.overwrite)
     progress.summary(options.outputs.paths())
-
-
-def pick_devices(device: str, count: int) -> list[str]:
-    """The device of each process: ``cuda:0``, ``cuda:1``, ..., or ``cpu`` for all.
-
-    Raises:
-        FgvcError: fewer CUDA devices than processes, or one device for several processes.
-    """
-    import torch
-
-    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cpu" or (device == "auto" and not present):
-        return ["cpu"] * count
-    if device not in ("auto", "cuda"):
-        message = f"--devices {count} goes with --device auto, cpu or cuda, got {device!r}."
-        raise FgvcError(message, "CUDA_VISIBLE_DEVICES chooses among several.", EXIT_USAGE)
-    if count > present:
-        message = f"--devices {count}: this machine has {present} CUDA devices."
-        raise FgvcError(message, f"Use --devices {present or 1}, or --device cpu.", EXIT_USAGE)
-    return [f"cuda:{i}" for i in range(count)]
 
 
 def run_processes(work: Work, arguments: Sequence[tuple[Any, ...]], progress: PredictProgress) -> None:

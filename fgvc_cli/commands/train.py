@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.commands.console import stderr_console
+from fgvc_cli.commands.train_devices import OnlyWarnings, errors_end_all, gave_up, launch
 from fgvc_cli.config import PAPER_INPUT_PX, TrainConfig
 from fgvc_cli.engine.recipes import default_recipe
-from fgvc_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
+from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
 from fgvc_cli.sections import apply_sets, build, merge
 
 if TYPE_CHECKING:
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fgvc_cli.data.labelled import LabelledSet
+    from fgvc_cli.engine.distributed import World
     from fgvc_cli.engine.run_state import RunState
+    from fgvc_cli.engine.trainer import Trainer
 
 _RESUME_FLAGS = ("workers", "data", "data_root")
 """Fields that may differ when a run is gone on with: none of them changes what it computes."""
@@ -42,18 +46,26 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
             "For example: fgvc train --data birds --model crasmra-r50",
             EXIT_USAGE,
         )
+    from fgvc_cli.engine.distributed import find_world, restarts
+    from fgvc_cli.engine.run_state import state_path
+
+    world = find_world()
     values = _plain_values(flags, sets)
+    if world.size > 1:
+        values["devices"] = world.size
     config: TrainConfig = build(TrainConfig, values)
     from fgvc_cli.data.load import load_data
 
     data = load_data(config)
-    run_dir = _choose_run_dir(out, config, data.name, overwrite)
 
-    from fgvc_cli.engine.device import pick_device
     from fgvc_cli.engine.learner import seed_everything
     from fgvc_cli.models.registry import check_input_px, create_model
 
-    target = pick_device(device)
+    # Only the main one of several processes looks at the folder: the others may see its files.
+    run_dir = _choose_run_dir(out, config, data.name, overwrite or not world.is_main or restarts() > 0)
+    if restarts() and state_path(run_dir).is_file():
+        return resume(run_dir, {}, sets=[], out=None, device=device, overwrite=False)
+    target = _own_device(device, config, world)
     seed_everything(config.seed)
     model = create_model(
         config.model,
@@ -65,7 +77,7 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     )
     config = _with_statistics(config, values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
-    return _train(model, config, data, run_dir, target)
+    return _train(model, config, data, run_dir, target, world)
 
 
 def resume(
@@ -84,7 +96,7 @@ def resume(
     given = {name: value for name, value in flags.items() if value is not None}
     _check_resume_options(given, sets, out, overwrite)
     from fgvc_cli.data.load import load_data
-    from fgvc_cli.engine.device import pick_device
+    from fgvc_cli.engine.distributed import find_world
     from fgvc_cli.engine.learner import seed_everything
     from fgvc_cli.engine.run_state import load_state, state_path
     from fgvc_cli.models.registry import create_model
@@ -99,12 +111,22 @@ def resume(
             f"The photographs, labels or splits of {data.name} are not those that {run_dir} was trained on.",
             "Put them back (--data says where they lie), or train again with another --out.",
         )
-    target = pick_device(device)
+    world = find_world()
+    if config.devices > 1 and world.size == 1:
+        arguments = {"device": device, **given}
+        options = [text for key, value in arguments.items() for text in (_as_option(key), str(value))]
+        return launch(run_dir, config.devices, options)
+    if config.devices != world.size:
+        raise FgvcError(
+            f"{run_dir} was started with {config.devices} processes, this is one of {world.size}.",
+            f"Start {config.devices}: its batches are dealt to so many.",
+        )
+    target = _own_device(device, config, world)
     seed_everything(config.seed)
     model = create_model(
         config.model, len(data.classes), input_px=config.preprocess.input_px, options=config.options
     )
-    return _train(model, config, data, run_dir, target, state)
+    return _train(model, config, data, run_dir, target, world, state)
 
 
 def _train(
@@ -113,28 +135,58 @@ def _train(
     data: LabelledSet,
     run_dir: Path,
     target: torch.device,
+    world: World,
     state: RunState | None = None,
 ) -> int:
+    from fgvc_cli.engine.distributed import ALONE, joined, restarts
+
+    if config.devices > 1 and world == ALONE:
+        _trainer(model, config, data, run_dir, target, world).prepare()
+        return launch(run_dir, config.devices, ["--device", target.type])
+    if restarts() and gave_up(run_dir):
+        return EXIT_ERROR
+    with joined(world, target), errors_end_all(run_dir) if config.devices > 1 else nullcontext():
+        return _run(_trainer(model, config, data, run_dir, target, world, state), state)
+
+
+def _trainer(
+    model: nn.Module,
+    config: TrainConfig,
+    data: LabelledSet,
+    run_dir: Path,
+    target: torch.device,
+    world: World,
+    state: RunState | None = None,
+) -> Trainer:
     from fgvc_cli.commands.train_progress import TrainProgress
     from fgvc_cli.engine.allocator import keep_freed_memory
-    from fgvc_cli.engine.run_state import state_path
-    from fgvc_cli.engine.trainer import CHECKPOINT, Trainer
+    from fgvc_cli.engine.trainer import Trainer
 
     keep_freed_memory()
     console = stderr_console()
-    trainer = Trainer(model, config, data, run_dir, target, TrainProgress(console, config.epochs), state)
-    if not state:
+    observer = TrainProgress(console, config.epochs) if world.is_main else OnlyWarnings(console)
+    trainer = Trainer(model, config, data, run_dir, target, observer, state, world)
+    if world.is_main and not state:
         _make_run_dir(run_dir)
-    counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items())
-    head = f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {target}."
-    console.print(head, markup=False)
-    if state:
+    return trainer
+
+
+def _run(trainer: Trainer, state: RunState | None) -> int:
+    from fgvc_cli.engine.run_state import state_path
+    from fgvc_cli.engine.trainer import CHECKPOINT
+
+    console, run_dir, talks = stderr_console(), trainer.run_dir, trainer.world.is_main
+    if talks:
+        console.print(_head(trainer), markup=False)
+    if state and talks and (state.progress.epoch, state.progress.batches) != (1, 0):
         done = state.progress
         console.print(f"Going on in epoch {done.epoch}, after {done.batches} batches of it.", markup=False)
     try:
         with trainer.observer:
             result = trainer.run()
     except KeyboardInterrupt:
+        if not talks:
+            return EXIT_INTERRUPTED
         kept = f"epoch {trainer.best_epoch}, the best so far, is kept: {run_dir / CHECKPOINT}"
         console.print(
             f"Interrupted; {kept if trainer.best else 'no epoch is done'}.", markup=False, soft_wrap=True
@@ -143,12 +195,42 @@ def _train(
             command = shlex.join(["fgvc", "train", "--resume", str(run_dir)])
             console.print(f"To go on: {command}", markup=False, soft_wrap=True)
         return EXIT_INTERRUPTED
-    _print_result(result.checkpoint, result.best_epoch, result.metrics)
+    if talks:
+        _print_result(result.checkpoint, result.best_epoch, result.metrics)
     return EXIT_OK
 
 
+def _head(trainer: Trainer) -> str:
+    config, data = trainer.config, trainer.data
+    counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items())
+    where = f"{config.devices} processes, {trainer.device.type}" if config.devices > 1 else trainer.device
+    return f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {where}."
+
+
+def _own_device(name: str, config: TrainConfig, world: World) -> torch.device:
+    """The device of this process among those of its machine.
+
+    Raises:
+        FgvcError: fewer devices than processes; settings that need CUDA.
+    """
+    from fgvc_cli.engine.device import pick_device, pick_devices
+    from fgvc_cli.engine.distributed import ALONE
+
+    if config.devices > 1 and world == ALONE:
+        target = pick_device(pick_devices(name, config.devices)[0].partition(":")[0])
+    else:
+        target = pick_device(name)
+    if config.devices > 1 and target.type == "cuda" and world != ALONE:
+        target = pick_device(f"cuda:{world.local_rank}")
+    if config.sync_batchnorm and target.type != "cuda":
+        raise FgvcError(
+            f"sync_batchnorm needs CUDA devices, this trains on {target}.", "Leave it out.", EXIT_USAGE
+        )
+    return target
+
+
 def _check_resume_options(given: dict[str, Any], sets: list[str], out: Path | None, overwrite: bool) -> None:
-    other = [f"--{name.replace('_', '-')}" for name in given if name not in _RESUME_FLAGS]
+    other = [_as_option(name) for name in given if name not in _RESUME_FLAGS]
     other += ["--set"] * bool(sets) + ["--out"] * bool(out) + ["--overwrite"] * overwrite
     if other:
         raise FgvcError(
@@ -156,6 +238,10 @@ def _check_resume_options(given: dict[str, Any], sets: list[str], out: Path | No
             "Leave them out; --device, --workers, --data and --data-root may be given.",
             EXIT_USAGE,
         )
+
+
+def _as_option(field: str) -> str:
+    return "--" + field.replace("_", "-")
 
 
 def _tell_finished(run_dir: Path) -> bool:

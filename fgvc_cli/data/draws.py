@@ -60,8 +60,8 @@ class EpochDraws(Sampler[list[Draw]]):
         return max(1, whole + (rest >= 2 * self._world))
 
     def size(self, batch: int) -> int:
-        """Photographs of a batch, counted from 0, in this process."""
-        return len(self._mine(np.arange(len(self._labels)), batch))
+        """Photographs of a batch, counted from 0, in all processes together."""
+        return min(self._whole, len(self._labels) - batch * self._whole)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch, first = self.start

@@ -24,3 +24,21 @@ def pick_device(name: str) -> torch.device:
             present = f"{count} CUDA device{'s' * (count > 1)}" if count else "no CUDA device"
             raise FgvcError(f"--device {name}: this machine has {present}.", "Use --device cpu or auto.")
     return torch.device(name)
+
+
+def pick_devices(device: str, count: int) -> list[str]:
+    """The device of each process: ``cuda:0``, ``cuda:1``, ..., or ``cpu`` for all.
+
+    Raises:
+        FgvcError: fewer CUDA devices than processes, or one device for several processes.
+    """
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and not present):
+        return ["cpu"] * count
+    if device not in ("auto", "cuda"):
+        message = f"--devices {count} goes with --device auto, cpu or cuda, got {device!r}."
+        raise FgvcError(message, "CUDA_VISIBLE_DEVICES chooses among several.", EXIT_USAGE)
+    if count > present:
+        message = f"--devices {count}: this machine has {present} CUDA devices."
+        raise FgvcError(message, f"Use --devices {present or 1}, or --device cpu.", EXIT_USAGE)
+    return [f"cuda:{i}" for i in range(count)]

@@ -6,7 +6,7 @@ Legend: N images, K classes, L branches.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,4 +129,22 @@ def evaluate(
         stats={name: sum(row[name] for row in stats) / count for name in (stats[0] if stats else ())},
         failures=failures,
         seconds=time.perf_counter() - start,
+    )
+
+
+def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation from those of parts of a split, made side by side; no image may be in two of them."""
+    filled = [part for part in parts if len(part.labels)] or list(parts[:1])
+    counts = torch.tensor([float(len(part.labels)) for part in filled])
+    shares = (counts / counts.sum().clamp_min(1)).tolist()
+    return Evaluation(
+        labels=torch.cat([part.labels for part in filled]),
+        probs=torch.cat([part.probs for part in filled]),
+        branches={name: torch.cat([part.branches[name] for part in filled]) for name in filled[0].branches},
+        stats={
+            name: sum(share * part.stats[name] for share, part in zip(shares, filled, strict=True))
+            for name in filled[0].stats
+        },
+        failures=[failure for part in parts for failure in part.failures],
+        seconds=max(part.seconds for part in parts),
     )

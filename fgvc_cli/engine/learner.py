@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ from torch import nn
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.data.transforms import mix_transform, normalize
+from fgvc_cli.engine.distributed import ALONE, World
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.engine.meter import Meter
 from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.models.output import ModelOutput
 
 AMP_TYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,6 +42,7 @@ class Learner:
     Args:
         classes: K.
         updates_per_epoch: how often ``update`` is called in an epoch.
+        world: the processes that train together, this among them.
 
     Raises:
         FgvcError: settings of ``config`` that do not fit each other or the model.
@@ -53,13 +56,15 @@ class Learner:
         classes: int,
         updates_per_epoch: int,
         device: torch.device,
+        world: World = ALONE,
     ):
         _check_freeze(config)
         if config.grad_checkpointing:
             _checkpoint_gradients(model, config.model)
-        self.config, self.device = config, device
+        self.config, self.device, self.world = config, device, world
+        if config.sync_batchnorm:
+            model = world.synchronize_batchnorm(model)
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.forward = torch.compile(self.model) if config.compile else self.model
         self.optimizer = build_optimizer(self.model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.epochs, updates_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
@@ -69,6 +74,7 @@ class Learner:
         # Those that learn once the frozen epochs are over; a backbone may have others that never do.
         self.backbone = self.model.get_submodule("backbone")
         self.freezable = [p for p in self.backbone.parameters() if p.requires_grad]
+        self.forward = self._wrapped()
 
     @property
     def kept(self) -> nn.Module:
@@ -81,32 +87,42 @@ class Learner:
         self.model.train()
         if frozen:
             self.backbone.eval()
+        changed = any(parameter.requires_grad == frozen for parameter in self.freezable)
         for parameter in self.freezable:
             parameter.requires_grad_(not frozen)
+        if changed and self.world.size > 1:
+            self.forward = self._wrapped()
+
+    def _wrapped(self) -> Callable[..., ModelOutput]:
+        forward = self.world.wrap(self.model)
+        return torch.compile(forward) if self.config.compile else forward
 
     def update(self, batches: Iterable[tuple[tuple[int, ...], Batch]], expected: int, meter: Meter) -> None:
         """One optimiser step over several batches, as if they were one.
 
         Args:
             batches: each with the numbers that seed its dropout and its like, e.g. epoch and batch.
-            expected: photographs in all of them, if all can be read. A batch with fewer than two, which batch
-                norm cannot use, is left out.
+            expected: photographs in all of them in all processes, if all can be read. A batch of which a
+                process gets fewer than two, which batch norm cannot use, is left out.
             meter: is given the loss, its terms, and the model's stats.
         """
         self.optimizer.zero_grad(set_to_none=True)
         seen = 0
         for numbers, batch in batches:
-            count = len(batch.labels)
-            if count >= 2:
+            counts = self.world.counts(len(batch.labels))
+            if min(counts) >= 2:
                 self._seed(*numbers)
-                self._add_gradients(batch, count / expected, meter)
-                seen += count
+                # The average over the processes divides by their number.
+                self._add_gradients(batch, len(batch.labels) * self.world.size / expected, meter)
+                seen += sum(counts)
         if seen:
             self._step(expected / seen)
 
     def _seed(self, *numbers: int) -> None:
         """Randomness inside the model is a function of where training stands: nothing is to be remembered."""
-        sequence = np.random.SeedSequence([self.config.seed, *numbers])
+        sequence = np.random.SeedSequence(
+            [self.config.seed, *numbers, *[self.world.rank] * (self.world.size > 1)]
+        )
         seed_everything(int(sequence.generate_state(1)[0]))
 
     def _add_gradients(self, batch: Batch, share: float, meter: Meter) -> None:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
+from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
 from fgvc_cli.data.draws import EpochDraws
@@ -50,7 +51,8 @@ class TrainLoop:
         self._loader, self._warn, self._save = loader, warn, save
         self._batches: Iterator[Batch] | None = None
         self._meter = Meter()
-        if progress.meter:
+        self.world = learner.world
+        if progress.meter and self.world.is_main:
             self._meter.load(progress.meter, learner.device)
         self._loss, self._loss_at = 0.0, -math.inf
         self._saved_at = time.monotonic()
@@ -76,15 +78,17 @@ class TrainLoop:
                 progress.seconds += time.perf_counter() - start
             loss = self._current_loss(at_once=last == steps)
             self.observer.on_step(progress.epoch, last, steps, loss)
-            if last < steps and time.monotonic() - self._saved_at >= 60 * self.config.save_minutes:
+            due = time.monotonic() - self._saved_at >= 60 * self.config.save_minutes
+            if last < steps and self.world.main_says(due):
                 self._current_loss(at_once=True)
                 self._save()
                 self._saved_at = time.monotonic()
-        if not self._meter.images:
+        meter = self._meter.joined(self.world)
+        if not meter.images:
             raise FgvcError("No training photograph could be read.", "Check the files named above.")
-        speed = self._meter.images / progress.seconds
+        speed = meter.images / progress.seconds
         row = {"epoch": progress.epoch, "seconds": progress.seconds, "images_per_second": speed}
-        return row | largest_rates(self.learner.optimizer) | self._meter.means()
+        return row | largest_rates(self.learner.optimizer) | meter.means()
 
     def next_epoch(self, row: dict[str, float], best_epoch: int) -> None:
         """Close the epoch with its line of metrics.csv."""
@@ -94,8 +98,8 @@ class TrainLoop:
         self._saved_at = time.monotonic()
 
     def snapshot(self) -> Progress:
-        """``progress`` with the sums of the epoch so far, to be saved."""
-        return dataclasses.replace(self.progress, meter=self._meter.state())
+        """``progress`` with the sums of the epoch so far, of all processes, to be saved."""
+        return dataclasses.replace(self.progress, meter=self._meter.joined(self.world).state())
 
     def close(self) -> None:
         """End the processes that decode."""
@@ -136,6 +140,11 @@ class TrainLoop:
             return FgvcError(
                 f"A process that decodes photographs died: {text[:200]}.",
                 "Go on with --resume, perhaps with fewer --workers: each needs memory.",
+            )
+        if isinstance(error, DistError) or (self.world.size > 1 and "gloo" in text):
+            return FgvcError(
+                f"Process {self.world.rank} of {self.world.size} lost the others: {text[:200]}.",
+                "What they say says why. Go on with --resume.",
             )
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             return FgvcError(

@@ -30,6 +30,10 @@ def out_of_memory(learner: Learner, config: TrainConfig) -> FgvcError:
     """
     side = config.augment.train_px or config.preprocess.input_px
     what = f"Out of memory with batches of {config.batch_size} at {side} px on {learner.device}."
+    if learner.world.size > 1:
+        half = max(2, config.batch_size // 2)
+        keeps = f"--set accumulate={-(-config.batch_size * config.accumulate // half)}"
+        return FgvcError(what, f"Try --batch-size {half}; {keeps} keeps the photographs per update.")
     fitting = largest_batch(learner, config.batch_size // 2, side)
     if fitting is None:
         hint = "Not even a batch of 2 fits: take a smaller --input-px or model"

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgvc_cli.engine.distributed import World
+
 
 class Meter:
     """Sums of scalars over images, kept on the device in float64 until somebody asks.
@@ -33,14 +35,20 @@ class Meter:
                 sums[name] = sums.get(name, 0.0) + value
         return {name: value / self.images for name, value in sums.items()}
 
+    def joined(self, world: World) -> Meter:
+        """Over the images of all processes; each has to ask."""
+        whole = Meter()
+        for state in world.gather(self.state()) if world.size > 1 else [self.state()]:
+            whole.load(state, torch.device("cpu"))
+        return whole
+
     def state(self) -> dict[str, Any]:
         """What ``load`` takes, as plain values."""
         return {"images": self.images, "sums": [[names, sums.tolist()] for names, sums in self._sums.items()]}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from the sums of ``state``."""
-        self.images = state["images"]
-        self._sums = {
-            tuple(names): torch.tensor(sums, dtype=torch.float64, device=device)
-            for names, sums in state["sums"]
-        }
+        """Add the sums of ``state``."""
+        self.images += state["images"]
+        for names, sums in state["sums"]:
+            key, values = tuple(names), torch.tensor(sums, dtype=torch.float64, device=device)
+            self._sums[key] = self._sums[key] + values if key in self._sums else values

@@ -23,7 +23,8 @@ from fgvc_cli.data.loaders import LabelledImages, build_loader, build_train_load
 from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.calibration import Calibration, fit_temperature
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
-from fgvc_cli.engine.evaluator import Evaluation, evaluate
+from fgvc_cli.engine.distributed import ALONE, World
+from fgvc_cli.engine.evaluator import Evaluation, evaluate, join_evaluations
 from fgvc_cli.engine.fusion import fit_fuse_weights
 from fgvc_cli.engine.interrupts import interrupts_wait, sigterm_interrupts
 from fgvc_cli.engine.learner import Learner
@@ -71,6 +72,7 @@ class Trainer:
 
     Args:
         state: goes on from it.
+        world: the processes that train together, this among them; only the main one writes.
 
     Raises:
         FgvcError: settings of ``config`` that do not fit each other or the model; a state whose best model is
@@ -86,9 +88,10 @@ class Trainer:
         device: torch.device,
         observer: Observer,
         state: RunState | None = None,
+        world: World = ALONE,
     ):
         self.config, self.data, self.run_dir = config, data, run_dir
-        self.device, self.observer = device, observer
+        self.device, self.observer, self.world = device, observer, world
         self.warned: set[str] = set()
         draws = EpochDraws(
             [example.label for example in data.splits["train"]],
@@ -96,6 +99,8 @@ class Trainer:
             seed=config.seed,
             epochs=config.epochs,
             balanced=config.sampling == "balanced",
+            rank=world.rank,
+            world=world.size,
         )
         self.learner = Learner(
             model,
@@ -103,6 +108,7 @@ class Trainer:
             classes=len(data.classes),
             updates_per_epoch=math.ceil(len(draws) / config.accumulate),
             device=device,
+            world=world,
         )
         progress = state.progress if state else Progress()
         if state:
@@ -116,7 +122,7 @@ class Trainer:
         )
         self.table = MetricsFile(run_dir / METRICS, progress.rows)
         # Made here, so that a missing library is told before a run folder is.
-        self.board = TensorBoard(run_dir, progress.epoch) if config.tensorboard else None
+        self.board = TensorBoard(run_dir, progress.epoch) if config.tensorboard and world.is_main else None
 
     def run(self) -> TrainResult:
         """Train, keep the epoch that is best on validation, then test it once.
@@ -126,26 +132,32 @@ class Trainer:
                 little memory.
             KeyboardInterrupt: Ctrl-C or SIGTERM; what was done is saved.
         """
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        with AtomicFile(self.run_dir / CONFIG, overwrite=True) as stream:
-            stream.write((json.dumps(self.config.model_dump(), indent=2) + "\n").encode())
+        self.prepare()
         with sigterm_interrupts():
             try:
                 self._train()
             except KeyboardInterrupt:
-                if self.loop.between_updates:
+                # Several processes are rarely interrupted at the same place.
+                if self.loop.between_updates and self.world.size == 1:
                     self._save_state()
                 raise
             finally:
                 self.loop.close()
             result = self._finish()
-        remove_state(self.run_dir)
+        if self.world.is_main:
+            remove_state(self.run_dir)
         return result
 
-    def _train(self) -> None:
-        if not state_path(self.run_dir).exists():
-            # Also before the first update: nothing that the run started from is needed again.
+    def prepare(self) -> None:
+        """Write the settings and, before the first update, a state: what it starts from may go then."""
+        if self.world.is_main:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            with AtomicFile(self.run_dir / CONFIG, overwrite=True) as stream:
+                stream.write((json.dumps(self.config.model_dump(), indent=2) + "\n").encode())
+        if self.world.main_says(not state_path(self.run_dir).exists()):
             self._save_state()
+
+    def _train(self) -> None:
         while not self._is_done():
             epoch = self.loop.progress.epoch
             row = self._train_epoch(epoch)
@@ -171,18 +183,26 @@ class Trainer:
         scores = evaluation.metrics()
         row = row | {f"val_{name}": value for name, value in scores.items()}
         found = Best(int(row["epoch"]), scores, evaluation)
-        if self.best is None or found.rank > self.best.rank:
-            try:
-                self._save(found, {"val": scores})
-                self.best = found
-            except FgvcError as error:
-                # What is kept stays the best of what could be written.
-                self.observer.on_warning(f"epoch {found.epoch} is the best but is not kept: {error.message}")
+        better = self.best is None or found.rank > self.best.rank
+        if better and self.world.main_says(self._keep(found)):
+            self.best = found
         self._log(row)
         self.loop.next_epoch(row, self.best_epoch)
         self._save_state()
 
+    def _keep(self, found: Best) -> bool:
+        """Where it cannot be written, what is kept stays the best of what could."""
+        try:
+            self._save(found, {"val": found.scores})
+        except FgvcError as error:
+            self.observer.on_warning(f"epoch {found.epoch} is the best but is not kept: {error.message}")
+            return False
+        return True
+
     def _log(self, row: dict[str, float]) -> None:
+        if not self.world.is_main:
+            self.table.rows.append(row)
+            return
         try:
             self.table.write(row)
             if self.board:
@@ -192,13 +212,16 @@ class Trainer:
 
     def _save_state(self) -> None:
         """A full disk costs this state; the one before stays."""
+        progress = self.loop.snapshot()
+        if not self.world.is_main:
+            return
         try:
             save_state(
                 self.run_dir,
                 config=self.config,
                 data_sha256=self.data.sha256(),
                 classes=self.data.classes,
-                progress=self.loop.snapshot(),
+                progress=progress,
                 learner=self.learner.state(),
             )
         except FgvcError as error:
@@ -221,7 +244,9 @@ class Trainer:
         path = self.run_dir / CHECKPOINT
         if self.best is None:
             raise FgvcError(f"No epoch could be written to {path}.", "Free space, then go on with --resume.")
-        self.learner.kept.load_state_dict(read_tensors(path)[0])
+        if self.world.is_main:
+            self.learner.kept.load_state_dict(read_tensors(path)[0])
+        self.world.copy_from_main([*self.learner.kept.state_dict().values()])
         metrics = {"val": self.best.scores}
         validation = self.best.validation or self._evaluate("val")
         if self.config.options.get("fuse") == "weighted":
@@ -249,14 +274,18 @@ class Trainer:
         return calibration
 
     def _evaluate(self, split: str) -> Evaluation:
+        # Batch norms that are not synchronised have gone their own way; the main process's are kept.
+        self.world.copy_from_main([*self.learner.kept.buffers()])
+        mine = self.data.splits[split][self.world.rank :: self.world.size]
         loader = build_loader(
-            LabelledImages(self.data.root, self.data.splits[split], eval_transform(self.config.preprocess)),
+            LabelledImages(self.data.root, mine, eval_transform(self.config.preprocess)),
             batch_size=self.config.batch_size,
             workers=self.config.workers,
         )
         # In float32, as eval and predict: the number stored is the number that can be repeated.
-        result = evaluate(self.learner.kept, loader, self.config.preprocess, self.device)
-        self._warn(result.failures)
+        part = evaluate(self.learner.kept, loader, self.config.preprocess, self.device)
+        self._warn(part.failures)
+        result = join_evaluations(self.world.gather(part))
         if not len(result.labels):
             raise FgvcError(
                 f"No photograph of the {split} split could be read.", "Check the files named above."
@@ -266,6 +295,8 @@ class Trainer:
     def _save(
         self, best: Best, metrics: dict[str, dict[str, float]], calibration: Calibration | None = None
     ) -> None:
+        if not self.world.is_main:
+            return
         save_checkpoint(
             self.run_dir / CHECKPOINT,
             self.learner.kept,

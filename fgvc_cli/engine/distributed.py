@@ -1,0 +1,105 @@
+"""Training in several processes, one per device, on one machine or on many.
+
+TorchElastic starts them (``fgvc train --devices N``, or ``torchrun`` on clusters) and sets RANK, WORLD_SIZE
+and LOCAL_RANK. Every process holds the whole model and takes its part of each batch; gradients are averaged
+(DistributedDataParallel). Each method below is called by all processes or by none: they wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import timm.layers
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+_VARIABLES = ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together; alone by default."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Place on this machine: which of its devices is ours."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process talks and writes."""
+        return self.rank == 0
+
+    def counts(self, count: int) -> list[int]:
+        """The ``count`` of every process, by rank."""
+        if self.size == 1:
+            return [count]
+        every = torch.zeros(self.size, dtype=torch.int64)
+        dist.all_gather_into_tensor(every, torch.tensor([count]))
+        return every.tolist()
+
+    def main_says(self, answer: bool) -> bool:
+        """The main process's answer, for all; the others' own does not count."""
+        if self.size == 1:
+            return answer
+        told = torch.tensor([int(answer)])
+        dist.broadcast(told, src=0)
+        return bool(told)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The ``value`` of every process, by rank; tensors in it are on the CPU."""
+        gathered: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(gathered, value)
+        return gathered
+
+    def copy_from_main(self, tensors: list[Tensor]) -> None:
+        """Overwrite ``tensors`` with those of the main process."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """A forward whose gradients are averaged over the processes; the model itself when alone.
+
+        Wrap again when other parameters learn: those that rest take no part in the averaging.
+        """
+        return DistributedDataParallel(model) if self.size > 1 else model
+
+    def synchronize_batchnorm(self, model: nn.Module) -> nn.Module:
+        """Batch norms that take their statistics from all processes' batches; CUDA only."""
+        return timm.layers.convert_sync_batchnorm(model) if self.size > 1 else model
+
+
+ALONE = World()
+
+
+def find_world() -> World:
+    """From the environment that TorchElastic sets; alone where it does not."""
+    return World(*(int(os.environ.get(name, usual)) for name, usual in _VARIABLES))
+
+
+def restarts() -> int:
+    """How often TorchElastic started the processes again because one died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextlib.contextmanager
+def joined(world: World, device: torch.device) -> Iterator[None]:
+    """Be one of the group for a block: gloo between CPUs and for plain values, NCCL between CUDA devices."""
+    if world.size == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
