@@ -68,7 +68,9 @@ def _to_files(options: PredictOptions, progress: PredictProgress) -> None:
     outputs, root = options.outputs, partial_folder(options.out[0])
     sweep_removed(root)
     mended = mended_outputs(options.out, root) if options.retry_failed else set()
-    outputs.check(overwrite=options.overwrite, allowed=merging_outputs(root) | mended)
+    # What a restart discards gives no leave to replace anything: asked before, not behind it.
+    placed = set() if options.restart else merging_outputs(root)
+    outputs.check(overwrite=options.overwrite, allowed=placed | mended)
     if options.devices:
         from fgvc_cli.commands.predict_devices import run_devices
 
