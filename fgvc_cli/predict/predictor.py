@@ -88,8 +88,9 @@ class Predictor:
     """
 
     info: RunInfo
-    """What all rows share. ``settings`` holds what ``amp`` and ``batch_size`` came to: the latter, the device
-    and the compiler change the last digits of a value. The number of threads did not, where it was tried."""
+    """What all rows share. ``settings`` holds what ``amp`` and ``batch_size`` came to: batch size, device,
+    compiler and folded batch norms change the last digits of a value. The number of threads did not, where
+    it was tried."""
 
     def __init__(
         self,
@@ -117,7 +118,6 @@ class Predictor:
             "min_prob": min_prob,
             "fast_decode": fast_decode,
             "precision": "float32",
-            "batch_size": 0,
             "device": self.device.type,
             "compile": compile,
         }
@@ -152,7 +152,10 @@ class Predictor:
         if batch_size == AUTO:
             self._forward.size = best_batch_size(self._forward.seconds, self.device)
             self._tell(f"Batch size {self._forward.size}, the fastest in a short probe.")
-        settings["batch_size"] = self._forward.size
+        settings |= {
+            "batch_size": self._forward.size,
+            "batch_norm": "folded" if self._forward.folded else "own",
+        }
 
     @property
     def batch_size(self) -> int:

@@ -357,6 +357,7 @@ def test_settings_name_all_that_changes_a_row():
         "fast_decode": True,
         "precision": "float32",
         "batch_size": 4,
+        "batch_norm": "own",
         "device": "cpu",
         "compile": False,
     }
