@@ -27,6 +27,9 @@ def run(options: PredictOptions) -> int:
         FgvcError: an output that cannot be written (found out first), sources without an image, weights or a
             device that are not there, another run in OUT.partial.
     """
+    # Decoders share the cores: by default a thread of the model that waits for another spins and takes
+    # theirs. Read once, as torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     shared_terminal = not options.out and sys.stdout.isatty()
     progress = PredictProgress(stderr_console(), quiet=options.quiet, live=not shared_terminal)
     try:
