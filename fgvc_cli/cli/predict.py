@@ -35,7 +35,10 @@ def predict(
     weights: Weights = None,
     out: Outs = None,
     top_k: Annotated[int, typer.Option(min=1, help="Predictions per photograph.")] = 5,
-    batch_size: Annotated[str, typer.Option(help="Photographs per forward pass, or auto.")] = "16",
+    batch_size: Annotated[
+        str | None,
+        typer.Option(help="Photographs per forward pass, or auto. Default: 16, or as the run was begun."),
+    ] = None,
     workers: Workers = 2,
     device: Device = "auto",
     devices: Annotated[
@@ -84,7 +87,7 @@ def predict(
         weights=weights,
         out=out or (),
         top_k=top_k,
-        batch_size=parse_batch_size(batch_size),
+        batch_size=None if batch_size is None else parse_batch_size(batch_size),
         workers=workers,
         device=device,
         devices=devices,

@@ -27,6 +27,9 @@ def run(options: PredictOptions) -> int:
         FgvcError: an output that cannot be written (found out first), sources without an image, weights or a
             device that are not there, another run in OUT.partial.
     """
+    # Decoders share the cores: by default a thread of the model that waits for another spins and takes
+    # theirs. Read once, as torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     shared_terminal = not options.out and sys.stdout.isatty()
     progress = PredictProgress(stderr_console(), quiet=options.quiet, live=not shared_terminal)
     try:
@@ -68,7 +71,9 @@ def _to_files(options: PredictOptions, progress: PredictProgress) -> None:
     outputs, root = options.outputs, partial_folder(options.out[0])
     sweep_removed(root)
     mended = mended_outputs(options.out, root) if options.retry_failed else set()
-    outputs.check(overwrite=options.overwrite, allowed=merging_outputs(root) | mended)
+    # What a restart discards gives no leave to replace anything: asked before, not behind it.
+    placed = set() if options.restart else merging_outputs(root)
+    outputs.check(overwrite=options.overwrite, allowed=placed | mended)
     if options.devices:
         from fgvc_cli.commands.predict_devices import run_devices
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from fgvc_cli.predict.run_files import ShardOf
 
 
+BATCH_SIZE = 16
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
     """The options of ``fgvc predict``, named as on the command line; its help says what they mean."""
@@ -23,7 +26,8 @@ class PredictOptions:
     weights: str | None = None
     out: Sequence[Path] = ()
     top_k: int = 5
-    batch_size: int | Literal["auto"] = 16
+    batch_size: int | Literal["auto"] | None = None
+    """None: what the run was begun with, else ``BATCH_SIZE``."""
     workers: int = 2
     device: str = "auto"
     devices: int | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from fgvc_cli.commands.predict_options import PredictOptions
+from fgvc_cli.commands.predict_options import BATCH_SIZE, PredictOptions
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -38,7 +39,8 @@ def open_images(options: PredictOptions, progress: Listener, shard: ShardOf | No
     Raises:
         FgvcError: as ``find_images``.
     """
-    from fgvc_cli.data.find import find_images
+    from fgvc_cli.data.find import STDIN, find_images
+    from fgvc_cli.data.remote import is_url
     from fgvc_cli.predict.resume import ShardWalk
     from fgvc_cli.predict.run_files import WHOLE
 
@@ -46,13 +48,21 @@ def open_images(options: PredictOptions, progress: Listener, shard: ShardOf | No
     for line in images.notes:
         progress.note(line)
     shard = shard or WHOLE
-    progress.total = lambda: _share(images, shard.index, shard.count)
-    return ShardWalk(images, shard)
+    progress.total = lambda: _share(images.total, shard)
+    # A note says that the walk costs about as much as reading; what comes on stdin comes once.
+    once = images.notes or STDIN in options.sources or any(map(is_url, options.sources))
+    return ShardWalk(images, shard, None if once else partial(_list_again, options))
 
 
-def _share(images: Images, index: int, count: int) -> int | None:
-    total = images.total
-    return None if total is None else (total - index + count - 1) // count
+def _list_again(options: PredictOptions) -> Images:
+    """The images of all shards, without a word on folders that cannot be listed."""
+    from fgvc_cli.data.find import find_images
+
+    return find_images(list(options.sources), lambda folder, error: None, null=options.null)
+
+
+def _share(total: int | None, shard: ShardOf) -> int | None:
+    return None if total is None else (total - shard.index + shard.count - 1) // shard.count
 
 
 def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf | None = None) -> Predictor:
@@ -72,7 +82,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf |
     return Predictor(
         open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade}),
         device=device,
-        batch_size=options.batch_size,
+        batch_size=_batch_size(options, progress, shard),
         workers=options.workers,
         top_k=options.top_k,
         extras=options.outputs.needed(),
@@ -91,19 +101,36 @@ def _amp(options: PredictOptions, device: str, shard: ShardOf | None) -> str:
     """
     if options.amp != "auto" or not options.out:
         return options.amp
-    from fgvc_cli.predict.retry import recorded_precision
-    from fgvc_cli.predict.run_files import partial_folder, recorded_setting
-
-    recorded = None if options.restart else recorded_setting(partial_folder(options.out[0]), "precision")
-    if not recorded and options.retry_failed:
-        recorded = recorded_precision(options.out)
-    if recorded:
+    if recorded := _recorded(options, shard, "precision"):
         return "none" if recorded == "float32" else recorded
     if shard and shard.count > 1:
         from fgvc_cli.engine.device import pick_device
 
         return "none" if pick_device(device).type == "cpu" else "auto"
     return "auto"
+
+
+def _batch_size(options: PredictOptions, progress: Listener, shard: ShardOf | None) -> int | Literal["auto"]:
+    """What the run was begun with; where another number is given, the run will be refused."""
+    if isinstance(options.batch_size, int):
+        return options.batch_size
+    otherwise = options.batch_size or BATCH_SIZE
+    recorded = _recorded(options, shard, "batch_size") if options.out else None
+    if not isinstance(recorded, int) or recorded == otherwise:
+        return otherwise
+    progress.note(f"Batch size {recorded}, as this run was begun.")
+    return recorded
+
+
+def _recorded(options: PredictOptions, shard: ShardOf | None, name: str) -> Any:
+    """A setting of the run that this one goes on with or mends; None where there is none."""
+    from fgvc_cli.predict.retry import finished_setting
+    from fgvc_cli.predict.run_files import WHOLE, partial_folder, recorded_setting
+
+    if options.restart:
+        return None
+    recorded = recorded_setting(partial_folder(options.out[0]), name, shard or WHOLE)
+    return finished_setting(options.out, name) if recorded is None and options.retry_failed else recorded
 
 
 def _device(name: str) -> str:
@@ -160,6 +187,7 @@ def seal_rows(
     rows, statuses = folder.rows, folder.statuses.copy()
     if not folder.done:
         with (
+            _whole_list(folder, images, progress),
             ShardWriter(folder.path, first=folder.rows) as writer,
             closing(predictor.blocks(images, first=folder.rows)) as blocks,
         ):
@@ -172,6 +200,26 @@ def seal_rows(
                 writer.flush()
             rows = writer.next_row
     folder.finish(rows, statuses, images.seen())
+
+
+def _whole_list(folder: RunFolder, images: ShardWalk, progress: Listener) -> AbstractContextManager[object]:
+    """The list that this run was begun with is the list still; or it is written down while this one works.
+
+    Raises:
+        FgvcError: it has changed.
+    """
+    from fgvc_cli.predict.file_list import ListRecord, check_list
+    from fgvc_cli.predict.run_files import LIST
+
+    def on_total(total: int) -> None:
+        progress.total = lambda: _share(total, folder.shard)
+
+    if images.again is None:
+        return nullcontext()
+    if (folder.path / LIST).exists():
+        on_total(check_list(folder.path, images.again()))
+        return nullcontext()
+    return ListRecord(folder.path, images.again, on_total)
 
 
 def _retry(

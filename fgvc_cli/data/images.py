@@ -213,7 +213,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").point(image)
-    return image.convert("RGB")
+    # A copy of a large photograph is as large again.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey_bytes(grey: np.ndarray) -> np.ndarray:

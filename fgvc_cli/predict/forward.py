@@ -20,6 +20,7 @@ from fgvc_cli.engine.calibration import apply_temperature
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput, Want
 from fgvc_cli.predict.batching import is_out_of_memory
+from fgvc_cli.predict.fold import fold_batch_norms
 from fgvc_cli.predict.precision import Precision
 from fgvc_cli.predict.rows import RunInfo
 
@@ -89,7 +90,13 @@ class Forward:
         self.size = size
         self.precision: Precision = "float32"
         self.temperature = 1.0
-        self._plain = model.eval().to(device).to(memory_format=torch.channels_last)
+        model = model.eval().to(device)
+        side = info.preprocess.input_px
+        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+        folded = fold_batch_norms(model, noise)
+        self.folded = folded is not model
+        """Whether batch norms became part of the convolutions before them."""
+        self._plain = folded.to(memory_format=torch.channels_last)
         self._model: Callable[..., ModelOutput] = (
             torch.compile(self._plain, dynamic=False) if compiled else self._plain
         )

@@ -59,7 +59,7 @@ def merge_run(root: Path, outputs: Outputs, *, overwrite: bool = False) -> Merge
     _check_lists(folders, counts)
     for folder, count in zip(folders, counts, strict=True):
         _check_sealed(folder, count["rows"])
-    info = info_of(read_document(folders[0] / RUN))
+    info = info_of(_shared_identity(folders))
     if missing := [extra for extra in outputs.needed() if extra not in info.extras]:
         message = f"The rows in {root} carry no {missing[0]}; they were predicted without it."
         raise FgvcError(message, "Merge without it, or predict again with --restart.")
@@ -108,12 +108,25 @@ def complete_folders(root: Path) -> list[Path]:
             raise FgvcError(f"{folder} is not complete.", f"Run {_shard_hint(folder)} again; it goes on.")
     runs = [read_document(folder / RUN) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
-        if change := first_change(runs[0], run):
+        if change := first_change(_but_batch_size(runs[0]), _but_batch_size(run)):
             name, old, new = change
             old, new = (json.dumps(value, ensure_ascii=False)[:60] for value in (old, new))
             message = f"{folder} is of another run than {folders[0]}: {name} is {new}, not {old}."
             raise FgvcError(message, f"Run {_shard_hint(folder)} again with --restart.")
     return folders
+
+
+def _but_batch_size(run: dict[str, Any]) -> dict[str, Any]:
+    """Each shard keeps to its own, as cards differ: it changes the last digits of a value at most."""
+    return run | {"settings": {k: v for k, v in run["settings"].items() if k != "batch_size"}}
+
+
+def _shared_identity(folders: Sequence[Path]) -> dict[str, Any]:
+    """That of all shards; where they differ in batch size, with a list of all."""
+    runs = [read_document(folder / RUN) for folder in folders]
+    sizes = sorted({run["settings"].get("batch_size", 0) for run in runs})
+    settings = runs[0]["settings"] | ({"batch_size": sizes} if len(sizes) > 1 else {})
+    return runs[0] | {"settings": settings}
 
 
 def _check_sealed(folder: Path, rows: int) -> None:

@@ -71,7 +71,7 @@ class Predictor:
         checkpoint: from ``load_checkpoint`` or ``open_weights``, whose model is moved to the device; or the
             name of embedded weights, or a file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        batch_size: images per forward pass; ``auto`` measures a little before the first one.
+        batch_size: images per forward pass; ``auto`` measures a little, at once.
         workers: decoding processes (threads where there is no POSIX, or with ``read``); 0 decodes in between.
         top_k: predictions per row; all classes where the model has fewer.
         extras: what blocks carry beside the predictions.
@@ -88,7 +88,9 @@ class Predictor:
     """
 
     info: RunInfo
-    """What all rows share; ``settings["precision"]`` is what ``amp`` came to."""
+    """What all rows share. ``settings`` holds what ``amp`` and ``batch_size`` came to: batch size, device,
+    compiler and folded batch norms change the last digits of a value. The number of threads did not, where
+    it was tried."""
 
     def __init__(
         self,
@@ -116,6 +118,8 @@ class Predictor:
             "min_prob": min_prob,
             "fast_decode": fast_decode,
             "precision": "float32",
+            "device": self.device.type,
+            "compile": compile,
         }
         self.info = RunInfo(
             model=trained.name,
@@ -136,7 +140,7 @@ class Predictor:
             trained.model,
             self.info,
             self.device,
-            size=0 if batch_size == AUTO else batch_size,
+            size=1 if batch_size == AUTO else batch_size,
             # One shape for cuDNN's and the compiler's choices; on a plain CPU padding only costs time.
             pad=compile or self.device.type == "cuda",
             compiled=compile,
@@ -145,13 +149,17 @@ class Predictor:
         self._forward.temperature = temperature
         precision = choose_precision(amp, self.device, self._probe_precision, self._tell)
         self._forward.precision = settings["precision"] = precision
+        if batch_size == AUTO:
+            self._forward.size = best_batch_size(self._forward.seconds, self.device)
+            self._tell(f"Batch size {self._forward.size}, the fastest in a short probe.")
+        settings |= {
+            "batch_size": self._forward.size,
+            "batch_norm": "folded" if self._forward.folded else "own",
+        }
 
     @property
     def batch_size(self) -> int:
         """Images per forward pass: as asked for, measured, or what memory has brought it down to."""
-        if self._forward.size == 0:
-            self._forward.size = best_batch_size(self._forward.seconds, self.device)
-            self._tell(f"Batch size {self._forward.size}, the fastest in a short probe.")
         return self._forward.size
 
     def predict(self, sources: Sources) -> Generator[Row, None, None]:

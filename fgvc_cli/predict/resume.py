@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,7 @@ from fgvc_cli.predict.run_files import (
     WHOLE,
     ShardOf,
     discard,
+    holds_rows,
     holds_run,
     read_document,
     shard_folders,
@@ -43,9 +44,16 @@ class ShardWalk(Iterator[Found]):
 
     Args:
         images: those of all shards.
+        again: gives them anew from the first on; None where they can be walked only once.
     """
 
-    def __init__(self, images: Iterator[Found], shard: ShardOf = WHOLE):
+    def __init__(
+        self,
+        images: Iterator[Found],
+        shard: ShardOf = WHOLE,
+        again: Callable[[], Iterable[Found]] | None = None,
+    ):
+        self.again = again
         self._images = images
         self._shard = shard
         self._total = 0
@@ -146,8 +154,7 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            begun = list_shards(self.path) or (self.path / DONE).exists()
-            if kind is not None and self.path.is_dir() and not begun:
+            if kind is not None and self.path.is_dir() and not holds_rows(self.path):
                 self._remove()
         finally:
             self._unlock()
@@ -179,9 +186,14 @@ class RunFolder:
             raise _changed(self.root, "the number of shards", count, self.shard.count)
         if (self.path / RUN).exists():
             old = read_document(self.path / RUN)
-            if change := first_change(old, self.identity):
+            change = first_change(old, self.identity)
+            if change and holds_rows(self.path):
                 raise _changed(self.path, *change)
-        else:
+            if change:
+                # Nothing that could contradict the run as it is now; the memory may have been too small for
+                # its first batch.
+                discard(self.path, keep_folder=True)
+        if not (self.path / RUN).exists():
             write_document(self.path / RUN, self.identity)
         for left in self.path.glob(f"*{TEMPORARY}"):
             left.unlink()

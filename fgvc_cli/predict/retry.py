@@ -113,13 +113,13 @@ def mended_outputs(outs: Sequence[Path], root: Path) -> set[str]:
     return {os.path.realpath(out)} if out else set()
 
 
-def recorded_precision(outs: Sequence[Path]) -> str | None:
-    """The setting ``precision`` of a finished run; None where no HDF5 file tells it."""
+def finished_setting(outs: Sequence[Path], name: str) -> Any:
+    """A setting of a finished run; None where no HDF5 file tells it."""
     out = finished_output(outs)
     if out is None or out.suffix.lower() not in H5_ENDINGS:
         return None
     with _open_h5(out) as file:
-        return _document(file, "settings").get("precision")
+        return _document(file, "settings").get(name)
 
 
 def take_apart(outs: Sequence[Path], folder: RunFolder, info: RunInfo) -> None:
@@ -190,7 +190,9 @@ def _h5_blocks(out: Path, info: RunInfo) -> Iterator[Block]:
     with _open_h5(out) as file:
         for name, value in root_attributes(info).items():
             if name in ("settings", "preprocessing"):
-                if change := first_change(_document(file, name), json.loads(value), name):
+                # What failed is read in other company than before anyway.
+                either = {"batch_size": None} if name == "settings" else {}
+                if change := first_change(_document(file, name) | either, json.loads(value) | either, name):
                     field, old, new = change
                     raise _other_run(out, f"its {field} is {json.dumps(old)}, this run's {json.dumps(new)}")
                 continue

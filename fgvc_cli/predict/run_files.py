@@ -2,6 +2,7 @@
 
 OUT.partial/
   run.json        what the run is: a different one is refused, field by field
+  list.json       the whole list of images as the run found it (``file_list``)
   lock            held while a process works here; the system frees it however the process ends
   rows-*.npz      sealed rows (``shards``)
   done.json       all rows are sealed: how many, with what status, and the whole list they are a share of
@@ -23,7 +24,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.predict.folder_lock import LOCK
 from fgvc_cli.predict.shards import list_shards
 
-RUN, DONE, MERGING = "run.json", "done.json", "merging.json"
+RUN, LIST, DONE, MERGING = "run.json", "list.json", "done.json", "merging.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,9 @@ def partial_folder(out: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
 
 
-def recorded_setting(root: Path, name: str) -> Any:
-    """A setting of the run in OUT.partial, or of any shard of it; None where nothing is begun."""
-    for folder in [root, *(folder for _, folder in shard_folders(root))]:
+def recorded_setting(root: Path, name: str, shard: ShardOf = WHOLE) -> Any:
+    """A setting of the run in OUT.partial: of this shard or else of any; None where nothing is begun."""
+    for folder in [root, root / shard.folder, *(folder for _, folder in shard_folders(root))]:
         if (folder / RUN).exists():
             return read_document(folder / RUN).get("settings", {}).get(name)
     return None
@@ -98,6 +99,11 @@ def write_document(path: Path, document: dict[str, Any]) -> None:
         raise FgvcError(message, "Free space, then type the same command again.") from error
 
 
+def holds_rows(folder: Path) -> bool:
+    """Whether any row is sealed, or all none of them are."""
+    return (folder / DONE).exists() or bool(list_shards(folder))
+
+
 def holds_run(folder: Path) -> bool:
     """Whether ``discard`` would find anything."""
     return any((folder / name).exists() for name in (DONE, MERGING, RUN)) or bool(list_shards(folder))
@@ -107,7 +113,7 @@ def discard(folder: Path, *, keep_folder: bool = False) -> None:
     """Remove what a run wrote into its folder, and the folder where nothing else lies in it."""
     for path in [*list_shards(folder), *folder.glob(f"*{TEMPORARY}")]:
         path.unlink(missing_ok=True)
-    for name in (DONE, MERGING, RUN):
+    for name in (DONE, MERGING, LIST, RUN):
         (folder / name).unlink(missing_ok=True)
     if not keep_folder and {path.name for path in folder.iterdir()} <= {LOCK}:
         shutil.rmtree(folder, ignore_errors=True)

@@ -398,6 +398,15 @@ def test_the_command_imports_nothing_heavy():
     assert (done.stdout.strip(), done.stderr) == ("set()", "")
 
 
+def test_threads_of_the_model_that_wait_leave_the_cores_to_the_decoders(model, photos, monkeypatch):
+    for before, after in ((None, "passive"), ("active", "active")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if before:
+            monkeypatch.setenv("OMP_WAIT_POLICY", before)
+        assert run(photos, quiet=True) == 0
+        assert os.environ["OMP_WAIT_POLICY"] == after
+
+
 def plain_progress(monkeypatch, seconds_per_row, terminal=False, **options):
     clock = [0.0]
     monkeypatch.setattr(predict_progress.time, "monotonic", lambda: clock[0])

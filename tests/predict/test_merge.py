@@ -125,3 +125,20 @@ def test_extras_that_the_rows_do_not_carry_are_refused(tmp_path):
     root = begin_shards(out, 2, 20)
     with pytest.raises(FgvcError, match="carry no crop"):
         merge_shards(root, Outputs((out,), frozenset(("crop",))))
+
+
+def test_shards_may_differ_in_batch_size_which_is_recorded(tmp_path):
+    root = begin_shards(tmp_path / "p.h5", 2, 20, fake_info(batch_size=16, device="cuda"))
+    document = root / "shard-1-of-2" / "run.json"
+    document.write_text(document.read_text().replace('"batch_size": 16', '"batch_size": 64'))
+    assert merge_shards(root, Outputs((tmp_path / "p.h5",))).rows == 20
+    with h5py.File(tmp_path / "p.h5") as file:
+        assert json.loads(file.attrs["settings"]) == {"batch_size": [16, 64], "device": "cuda"}
+
+
+def test_shards_of_different_devices_are_refused(tmp_path):
+    root = begin_shards(tmp_path / "p.csv", 2, 20, fake_info(device="cuda"))
+    document = root / "shard-1-of-2" / "run.json"
+    document.write_text(document.read_text().replace('"cuda"', '"cpu"'))
+    with pytest.raises(FgvcError, match='settings.device is "cpu", not "cuda"'):
+        merge_shards(root, Outputs((tmp_path / "p.csv",)))

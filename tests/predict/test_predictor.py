@@ -356,6 +356,10 @@ def test_settings_name_all_that_changes_a_row():
         "min_prob": 0.25,
         "fast_decode": True,
         "precision": "float32",
+        "batch_size": 4,
+        "batch_norm": "own",
+        "device": "cpu",
+        "compile": False,
     }
 
 

@@ -9,7 +9,7 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.predict import retry
 from fgvc_cli.predict.merge import merging_outputs
 from fgvc_cli.predict.resume import RunFolder, run_identity
-from fgvc_cli.predict.retry import is_apart, recorded_precision, take_apart
+from fgvc_cli.predict.retry import finished_setting, is_apart, take_apart
 from fgvc_cli.predict.shards import list_shards, read_blocks
 from fgvc_cli.predict.sink_h5 import H5Sink
 
@@ -76,6 +76,6 @@ def test_the_setting_that_differs_is_named(tmp_path, info, finished):
 def test_the_precision_of_a_finished_run_is_known_from_its_h5(tmp_path, finished):
     table = tmp_path / "p.csv"
     table.touch()
-    assert recorded_precision([table, finished]) == "bfloat16"
-    assert recorded_precision([table]) is None
-    assert recorded_precision([tmp_path / "none.h5"]) is None
+    assert finished_setting([table, finished], "precision") == "bfloat16"
+    assert finished_setting([table], "precision") is None
+    assert finished_setting([tmp_path / "none.h5"], "precision") is None
