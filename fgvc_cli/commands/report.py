@@ -116,4 +116,4 @@ def _tell(
         count = int(labelled.sum())
         share = f"{right / count:.1%} of {count:,} labelled rows are right" if count else "No labelled row"
         unknown = len(truth.classes) - len(table.info.classes)
-        line(f"{share}; {unknown} labels are no class of the model." if unknown else f"{share}.")
+        line(f"{share}. Labels that are no class of the model: {unknown}." if unknown else f"{share}.")

@@ -206,7 +206,8 @@ class Facets {
     const total = bins.reduce((sum, count) => sum + count, 0);
     const half = bins.slice(0, BINS / 2).reduce((sum, count) => sum + count, 0);
     const last = bins[BINS - 1];
-    const said = `of ${plural(total, "row")}, ${whole.format(half)} below 50 %, ${whole.format(last)} above 95 %`;
-    this.chart.setAttribute("aria-label", `Histogram of probabilities (heights as square roots): ${said}`);
+    const said = `${whole.format(half)} below 50 %, ${whole.format(last)} above 95 %`;
+    const name = `Histogram of probabilities (heights as square roots): of ${plural(total, "row")}, ${said}`;
+    this.chart.setAttribute("aria-label", name);
   }
 }

@@ -66,7 +66,7 @@ class Labels {
 
   facts() {
     const share = (count) => (this.labelled ? `${((100 * count) / this.labelled).toFixed(1)} %` : "–");
-    const fact = (value, text) => el("div", {}, el("dd", {}, value), el("dt", {}, text));
+    const fact = (value, text) => el("div", {}, el("dt", {}, text), el("dd", {}, value));
     const facts = [
       fact(share(this.right), `right, of ${plural(this.labelled, "labelled photograph")}`),
       this.rows.k > 1 ? fact(share(this.within), `among the ${this.rows.k} best guesses`) : null,
