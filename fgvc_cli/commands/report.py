@@ -109,7 +109,7 @@ def _tell(
         hint = "" if maker.images else " --images FOLDER says where photographs are."
         line(f"{maker.failures.total():,} photographs could not be used ({reasons}); {instead}.{hint}")
     if "attention" not in table.info.extras:
-        line("No attention maps in it; fgvc predict --out preds.h5 --maps stores them.")
+        line(f"{table.source.name} holds no attention maps; fgvc predict --out preds.h5 --maps stores them.")
     if truth:
         labelled = table.answered & (truth.index >= 0)
         right = int((labelled & ~truth.wrong(table)).sum())

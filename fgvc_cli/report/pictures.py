@@ -127,6 +127,8 @@ class PictureMaker:
             if photo.size != tuple(self.table.rows.size[row].tolist()):
                 return "changed"  # its box would lie somewhere else
             return _encode(photo.image, self.px)
+        except (MemoryError, OSError, ValueError):
+            return "unreadable"  # decoded, but too large to be made small, as predict.decoder
         finally:
             if held:
                 self._turns.release()

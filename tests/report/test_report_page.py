@@ -144,7 +144,7 @@ def test_fewer_pictures_are_announced(tmp_path, preds, capsys):
 def test_a_csv_says_that_it_has_no_maps(tmp_path, capsys):
     preds = write_csv(tmp_path / "p.csv", block([("bee", 0.9)]))
     assert run(preds, out=tmp_path / "p.html") == EXIT_OK
-    assert "No attention maps in it; fgvc predict --out preds.h5 --maps" in capsys.readouterr().err
+    assert "p.csv holds no attention maps; fgvc predict --out preds.h5 --maps" in capsys.readouterr().err
 
 
 def test_a_page_that_exists_is_kept_and_a_failure_leaves_none(tmp_path, preds, monkeypatch):

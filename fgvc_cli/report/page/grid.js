@@ -1,7 +1,7 @@
 // A list of cards of which only those on screen exist, so that a million rows scroll like ten.
 
 const GAP_REM = 0.9;
-const TEXT_REM = 4.6;
+const TEXT_REM = 5.2;
 const SHAPE = 0.8; // height of a card's picture per width
 const MAX_SCROLL_PX = 8e6; // browsers lose exactness beyond, and cut off at twice to four times that
 

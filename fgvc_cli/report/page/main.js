@@ -1,42 +1,30 @@
 // Puts the page together.
 
+/** What a card says of its row besides the class: null, or what to mind. */
+function remark(rows, row) {
+  if (rows.wrong(row)) return `really ${rows.classes[rows.truth[row]]}`;
+  return rows.answered(row) && rows.statusOf(row) !== "ok" ? statusText(rows.statusOf(row)) : null;
+}
+
 /** The button that is a photograph's card. */
 function buildCard(rows, pictures, row) {
-  const status = rows.statusOf(row);
   const answered = rows.answered(row);
-  const name = answered ? rows.classes[rows.best(row)] : statusText(status);
-  const wrong = rows.wrong(row);
-  const chip = wrong
-    ? `really ${rows.classes[rows.truth[row]]}`
-    : answered && status !== "ok"
-      ? statusText(status)
-      : null;
+  const name = answered ? rows.classes[rows.best(row)] : statusText(rows.statusOf(row));
+  const sure = answered ? percent(rows.sure(row)) : rows.error[row];
+  const chip = remark(rows, row);
+  const path = rows.path[row];
   const drawn = pictures.draw(row, { heat: $("maps").checked });
-  const said = [
-    name,
-    answered ? percent(rows.sure(row)) : rows.error[row],
-    chip,
-    rows.path[row],
-    pictures.describe(row),
-  ];
+  const said = [name, sure, chip, path, pictures.describe(row)].filter(Boolean).join(", ");
   const button = el(
     "button",
-    {
-      class: "card",
-      type: "button",
-      "aria-haspopup": "dialog",
-      "aria-label": said.filter(Boolean).join(", "),
-    },
+    { class: "card", type: "button", "aria-haspopup": "dialog", "aria-label": said },
     el("span", { class: "frame" }, drawn),
-    el(
-      "span",
-      { class: "line" },
-      el("strong", { class: "name" }, name),
-      answered ? el("span", { class: "prob" }, percent(rows.sure(row))) : null,
-    ),
-    el("span", { class: "meter" }),
-    chip ? el("span", { class: wrong ? "chip wrong" : "chip" }, chip) : null,
-    el("span", { class: "path", title: rows.path[row] }, el("bdi", {}, rows.path[row])),
+    el("strong", { class: "name", title: name }, name),
+    answered
+      ? el("span", { class: "sure" }, el("span", { class: "meter" }), el("span", { class: "prob" }, sure))
+      : el("span", { class: "error", title: sure }, sure),
+    chip ? el("span", { class: rows.wrong(row) ? "chip wrong" : "chip" }, chip) : null,
+    el("span", { class: "path", title: path }, el("bdi", {}, path)),
   );
   button.style.setProperty("--share", answered ? rows.sure(row) : 0);
   button.classList.toggle("bad", !answered);
