@@ -12,12 +12,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fgvc_cli"
 
 FORBIDDEN = {
-    "data": {"models", "engine", "predict", "explain", "commands", "attention"},
-    "attention": {"models", "engine", "predict", "explain", "commands", "data"},
-    "models": {"engine", "predict", "explain", "commands", "data"},
-    "engine": {"predict", "explain", "commands"},
-    "predict": {"explain", "commands"},
-    "explain": {"commands"},
+    "data": {"models", "engine", "predict", "explain", "report", "commands", "attention"},
+    "attention": {"models", "engine", "predict", "explain", "report", "commands", "data"},
+    "models": {"engine", "predict", "explain", "report", "commands", "data"},
+    "engine": {"predict", "explain", "report", "commands"},
+    "predict": {"explain", "report", "commands"},
+    "explain": {"commands", "report"},
+    "report": {"models", "engine", "commands"},
 }
 
 

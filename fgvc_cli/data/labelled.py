@@ -273,6 +273,26 @@ def _walk_images(top: Path) -> Iterable[Path]:
 
 
 def _read_csv(path: Path) -> _Found:
+    found, line_of = read_listing(path)
+    missing = missing_images(path.parent, line_of)
+    if missing:
+        raise FgvcError(
+            f"{path}: {len(missing)} of {len(line_of)} images do not exist, first {missing[0]} on line "
+            f"{line_of[missing[0]]}.",
+            f"Relative paths start at {path.parent}.",
+        )
+    return found or {None: {}}
+
+
+def read_listing(path: Path) -> tuple[_Found, dict[str, int]]:
+    """A CSV of labelled images as ``load_labelled`` takes it, whether or not the images are there.
+
+    Returns:
+        split -> class name -> image paths, the split None where the CSV has none; and the line of each image.
+
+    Raises:
+        FgvcError: malformed, with the line number.
+    """
     found: _Found = {}
     line_of: dict[str, int] = {}
     try:
@@ -295,14 +315,7 @@ def _read_csv(path: Path) -> _Found:
                 found.setdefault(split, {}).setdefault(label, []).append(image)
     except (UnicodeDecodeError, csv.Error) as error:
         raise FgvcError(f"{path} is not a UTF-8 CSV file: {error}.", f"Write {_CSV_FORM}.") from error
-    missing = missing_images(path.parent, line_of)
-    if missing:
-        raise FgvcError(
-            f"{path}: {len(missing)} of {len(line_of)} images do not exist, first {missing[0]} on line "
-            f"{line_of[missing[0]]}.",
-            f"Relative paths start at {path.parent}.",
-        )
-    return found or {None: {}}
+    return found, line_of
 
 
 def _read_row(cells: list[str], header: list[str], where: str, root: Path) -> tuple[str, str, str | None]:

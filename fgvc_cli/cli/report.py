@@ -1,0 +1,52 @@
+"""``fgvc report``: names, options and help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fgvc_cli.cli.options import Quiet, Workers
+
+
+def report(
+    predictions: Annotated[
+        Path, typer.Argument(help="What fgvc predict wrote: .h5 (with --maps --crops, also those), or .csv.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="HTML to write. Default: <name>.html here.")] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="The photographs: folder or archive that was predicted. Default: where the paths say, and "
+            "crops from the .h5 for those that are not there."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="What they show: a CSV with path,label, or a folder with one folder per class."),
+    ] = None,
+    thumbs: Annotated[
+        int, typer.Option(min=0, help="Rows with a picture, at most; about 11 kB each at 240 px.")
+    ] = 2000,
+    thumb_px: Annotated[int, typer.Option(min=32, max=1024, help="Longest side of a picture, pixels.")] = 240,
+    title: Annotated[str | None, typer.Option(help="Title of the page. Default: the file's name.")] = None,
+    workers: Workers = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Make one HTML page of predictions, to look through, filter and hand on; it needs no network."""
+    from fgvc_cli.commands import report as command
+
+    return command.run(
+        predictions,
+        out=out,
+        images=images,
+        labels=labels,
+        thumbs=thumbs,
+        thumb_px=thumb_px,
+        title=title,
+        workers=workers,
+        overwrite=overwrite,
+        quiet=quiet,
+    )

@@ -1,0 +1,119 @@
+"""fgvc report: a prediction file -> one HTML page of its rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fgvc_cli.commands.console import stderr_console
+from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
+
+if TYPE_CHECKING:
+    import h5py
+    from rich.console import Console
+
+    from fgvc_cli.report.page import Truth, Written
+    from fgvc_cli.report.pictures import PictureMaker
+    from fgvc_cli.report.table import Table
+
+
+def run(
+    predictions: Path,
+    *,
+    out: Path | None = None,
+    images: str | None = None,
+    labels: Path | None = None,
+    thumbs: int = 2000,
+    thumb_px: int = 240,
+    title: str | None = None,
+    workers: int = 2,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Write the page.
+
+    Args:
+        predictions: ``.h5`` or ``.csv`` of ``fgvc predict``.
+        out: the page to appear, ending in .html; None is ``<stem>.html`` in the current folder.
+        images: what the rows' paths are relative to; None: they are as given. See ``PictureMaker``.
+        labels: see ``read_labels``.
+        thumbs, thumb_px: rows with a picture, at most, and its longest side.
+        workers: threads that make pictures; 0 is one.
+        overwrite: replace the page if it is there.
+        quiet: nothing on stderr but errors.
+
+    Raises:
+        FgvcError: a page that cannot be written (found out first), predictions, photographs or labels that
+            are not there or cannot be read.
+    """
+    page = out or Path(f"{predictions.stem}.html")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise FgvcError(f"--out got {str(page)!r}, expected a name ending in .html.", None, EXIT_USAGE)
+    from fgvc_cli.atomic import AtomicFile
+
+    with AtomicFile(page, overwrite=overwrite) as stream:
+        from fgvc_cli.report.page import build_truth, write_page
+        from fgvc_cli.report.pictures import PictureMaker, choose_rows
+        from fgvc_cli.report.table import read_table
+
+        table = read_table(predictions)
+        maker = PictureMaker(table, images, thumb_px, max(workers, 1))
+        if thumbs:
+            maker.check()
+        from fgvc_cli.report.labels import read_labels
+
+        truth = build_truth(table, read_labels(labels, table.rows.path)) if labels else None
+        rows = choose_rows(table, thumbs, truth.wrong(table) if truth else None)
+        with _crops(table) as crops:
+            pictures = maker.make(rows, crops)
+            written = write_page(
+                stream, table, pictures, title=title or predictions.name, truth=truth, wanted=len(rows)
+            )
+        size = stream.tell()
+    if not quiet:
+        console = stderr_console()
+        _tell(console, table, truth, maker, written, rows=rows)
+        console.print(f"page: {page}, {size / 1e6:,.1f} MB", markup=False)
+    return EXIT_OK
+
+
+@contextlib.contextmanager
+def _crops(table: Table) -> Iterator[h5py.Dataset | None]:
+    if "crop" not in table.info.extras:
+        yield None
+        return
+    from fgvc_cli.report.read_h5 import open_h5
+
+    with open_h5(table.source) as file:
+        yield file["crop"]
+
+
+def _tell(
+    console: Console, table: Table, truth: Truth | None, maker: PictureMaker, written: Written, *, rows: list
+) -> None:
+    """What the page holds, and what it lacks, each in a line."""
+
+    def line(text: str) -> None:
+        console.print(text, markup=False)
+
+    answered = int(table.answered.sum())
+    line(f"{len(table.rows):,} rows, {answered:,} with a prediction; {written.pictures:,} pictures.")
+    if len(rows) < answered:
+        first = "wrong and unsure ones" if truth else "unsure ones"
+        line(f"--thumbs {len(rows):,} leaves {answered - len(rows):,} without a picture; {first} come first.")
+    if maker.failures:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in maker.failures.most_common())
+        instead = f"{written.cropped:,} show their crop instead" if written.cropped else "there are no crops"
+        hint = "" if maker.images else " --images FOLDER says where photographs are."
+        line(f"{maker.failures.total():,} photographs could not be used ({reasons}); {instead}.{hint}")
+    if "attention" not in table.info.extras:
+        line(f"{table.source.name} holds no attention maps; fgvc predict --out preds.h5 --maps stores them.")
+    if truth:
+        labelled = table.answered & (truth.index >= 0)
+        right = int((labelled & ~truth.wrong(table)).sum())
+        count = int(labelled.sum())
+        share = f"{right / count:.1%} of {count:,} labelled rows are right" if count else "No labelled row"
+        unknown = len(truth.classes) - len(table.info.classes)
+        line(f"{share}. Labels that are no class of the model: {unknown}." if unknown else f"{share}.")

@@ -1,0 +1,1 @@
+"""A page of predictions for people: one HTML file with pictures, filters and, with labels, the mistakes."""

@@ -1,0 +1,198 @@
+"""Writing the page: one file that asks nothing of any network, and cannot.
+
+Its Content-Security-Policy allows the style sheet and the script below, by their hashes, and pictures that
+lie in the file itself; there is no address that it may read from or send to. Data come as base64, so that
+no name of a file or class can be read as HTML; the script only ever sets text.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import html
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import IO, Any
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from fgvc_cli import __version__
+from fgvc_cli.explain.colormap import color_table
+from fgvc_cli.report.pack import pack, picture_columns, row_columns, statuses
+from fgvc_cli.report.pictures import Picture
+from fgvc_cli.report.read_h5 import open_h5, reading
+from fgvc_cli.report.table import Table
+
+SCRIPTS = ("data", "select", "picture", "grid", "facets", "detail", "labels", "main")
+"""Files of ``page/`` that become the one script, in order."""
+CHUNK_PICTURES = 250
+"""Pictures per block of text; the browser takes apart only the blocks that it shows."""
+# As explain.panels, which would bring torch with it.
+BOX_EDGE = (6, 20, 38)
+BOX_LINE = (0, 229, 255)
+PART_LINES = ((255, 221, 51), (213, 94, 0), (60, 110, 255), (255, 255, 255))
+MAP_PX = 32
+"""Longest side of an attention map; finer ones are averaged down to it."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the photographs really show."""
+
+    index: np.ndarray
+    """(N,) int32 into ``classes``, -1 where it is not known."""
+    classes: tuple[str, ...]
+    """Those of the model first, then what only the labels have."""
+
+    def wrong(self, table: Table) -> np.ndarray:
+        """(N,) bool: rows with a prediction and a label that differ."""
+        return table.answered & (self.index >= 0) & (table.rows.topk_index[:, 0] != self.index)
+
+
+def build_truth(table: Table, labels: list[str | None]) -> Truth:
+    """Labels as indices, with a class of its own for each name that the model does not know."""
+    number = {name: i for i, name in enumerate(table.info.classes)}
+    for label in labels:
+        if label is not None:
+            number.setdefault(label, len(number))
+    index = [-1 if label is None else number[label] for label in labels]
+    return Truth(np.array(index, np.int32), tuple(number))
+
+
+@dataclass
+class Written:
+    """What a page holds."""
+
+    pictures: int = 0
+    cropped: int = 0
+    """Pictures that show a stored crop, as the photograph was not at hand."""
+    maps: int = 0
+
+
+def write_page(
+    stream: IO[bytes],
+    table: Table,
+    pictures: Iterable[Picture],
+    *,
+    title: str,
+    truth: Truth | None = None,
+    wanted: int = 0,
+) -> Written:
+    """Write the page, picture by picture as they come, then the columns.
+
+    Args:
+        stream: UTF-8 goes into it.
+        title: shown on top, as text.
+        wanted: pictures that were to be made; the page says how many rows have none by choice.
+    """
+    style = _read("page.css")
+    script = "(() => {\n" + "".join(_read(f"{name}.js") for name in SCRIPTS) + "})();\n"
+    before, after = _read("page.html").split("@DATA@")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    for name, text in (("@POLICY@", policy), ("@STYLE@", style), ("@TITLE@", html.escape(title))):
+        before = before.replace(name, text)
+    stream.write(before.encode(errors="backslashreplace"))
+    written, rows, cropped = Written(), list[int](), list[bool]()
+    with _maps(table) as maps:
+        lines = _lines(pictures, maps, written, rows, cropped)
+        while chunk := b"\n".join(line for line, _ in zip(lines, range(CHUNK_PICTURES), strict=False)):
+            stream.write(b'<script type="text/plain" class="pictures">' + chunk + b"</script>\n")
+    written.pictures, written.cropped = len(rows), sum(cropped)
+    header = _header(table, truth, title) | {"map": maps.size if maps and written.maps else None}
+    header["skipped"] = int(table.answered.sum()) - wanted
+    columns = row_columns(table, truth.index if truth else None) | picture_columns(table, rows, cropped)
+    stream.write(b'<script type="text/plain" id="rows">' + pack(header, columns) + b"</script>\n")
+    stream.write(after.replace("@SCRIPT@", script).encode())
+    return written
+
+
+def _lines(
+    pictures: Iterable[Picture],
+    maps: MapReader | None,
+    written: Written,
+    rows: list[int],
+    cropped: list[bool],
+) -> Iterator[bytes]:
+    """Each picture as base64, and behind a space its map; what they are is noted in the lists."""
+    for picture in pictures:
+        rows.append(picture.row)
+        cropped.append(picture.cropped)
+        line = base64.b64encode(picture.webp)
+        if maps and (heat := maps.read(picture.row)):
+            written.maps += 1
+            line += b" " + base64.b64encode(heat)
+        yield line
+
+
+class MapReader:
+    """The attention maps of a file as bytes.
+
+    Args:
+        maps: (N, h, w) in [0, 1], NaN where a row has none.
+    """
+
+    def __init__(self, table: Table, maps: h5py.Dataset):
+        self._source = table.source
+        self._maps = maps
+        height, width = maps.shape[1:]
+        factor = min(1.0, MAP_PX / max(height, width))
+        self.size = max(1, round(width * factor)), max(1, round(height * factor))
+        """(width, height) in the page."""
+
+    def read(self, row: int) -> bytes | None:
+        """255 is 1; None for a row without a map."""
+        with reading(self._source):
+            values = np.asarray(self._maps[row], np.float32)
+        if np.isnan(values).any():
+            return None
+        grey = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
+        return grey.resize(self.size, Image.Resampling.BOX).tobytes()
+
+
+@contextlib.contextmanager
+def _maps(table: Table) -> Iterator[MapReader | None]:
+    if "attention" not in table.info.extras:
+        yield None
+        return
+    with open_h5(table.source) as file:
+        yield MapReader(table, file["attention"])
+
+
+def _header(table: Table, truth: Truth | None, title: str) -> dict[str, Any]:
+    rows, info = table.rows, table.info
+    return {
+        "title": title,
+        "source": table.source.name,
+        "model": info.model,
+        "weights": info.weights_sha256[:12],
+        "version": __version__,
+        "rows": len(rows),
+        "k": info.top_k,
+        "chunk": CHUNK_PICTURES,
+        "parts_per_row": info.parts,
+        "classes": truth.classes if truth else info.classes,
+        "known": len(info.classes),
+        "statuses": statuses(table),
+        "colors": base64.b64encode(color_table().tobytes()).decode(),
+        "strokes": [_hex(color) for color in (BOX_EDGE, BOX_LINE, *PART_LINES)],
+    }
+
+
+def _hex(color: tuple[int, int, int]) -> str:
+    return "#" + bytes(color).hex()
+
+
+def _read(name: str) -> str:
+    return (files("fgvc_cli.report") / "page" / name).read_text(encoding="utf-8")
+
+
+def _source(text: str) -> str:
+    """A CSP source for exactly this text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

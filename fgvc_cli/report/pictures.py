@@ -1,0 +1,194 @@
+"""Small pictures for a page: of the photographs where they are at hand, else of the stored crops."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from fgvc_cli.data.find import find_images
+from fgvc_cli.data.images import Failure, read_image
+from fgvc_cli.data.sources import Stored
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.predict.blocks import as_text
+from fgvc_cli.predict.decoder import BIG_PIXELS, TURNS
+from fgvc_cli.report.read_h5 import reading
+from fgvc_cli.report.table import Table
+
+WEBP = {"quality": 70, "method": 2}
+"""Two thirds of a JPEG that looks alike, at 2 ms a picture."""
+AHEAD = 4
+"""Pictures on their way per worker."""
+
+Where = Path | Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of a row."""
+
+    row: int
+    webp: bytes
+    cropped: bool
+    """It shows the object's box rather than the photograph."""
+
+
+@dataclass
+class PictureMaker:
+    """Makes pictures row by row, some ahead, in memory that does not grow with their number.
+
+    Args:
+        images: what the rows' paths are relative to: a folder, or an archive or URL as ``find_images`` takes
+            it; None: they are as given.
+        px: longest side of a picture; none is enlarged.
+        workers: threads; decoding and encoding leave Python's lock.
+    """
+
+    table: Table
+    images: str | None = None
+    px: int = 240
+    workers: int = 2
+    failures: Counter[str] = field(default_factory=Counter)
+    """Photographs that gave no picture, by reason: a word of ``FailureStatus``, or ``changed``."""
+    _turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(TURNS))
+
+    def check(self) -> None:
+        """Whether ``images`` is there.
+
+        Raises:
+            FgvcError: it is not.
+        """
+        if self.images is not None and not os.path.isdir(self.images):
+            find_images([self.images])
+
+    def make(self, rows: Sequence[int], crops: h5py.Dataset | None) -> Iterator[Picture]:
+        """Pictures of these rows, those without any left out; of an archive in its own order.
+
+        Args:
+            crops: the stored crops of all rows, where there are any.
+        """
+        waiting: deque[tuple[int, Future[bytes | str]]] = deque()
+        with ThreadPoolExecutor(self.workers) as pool:
+            for row, where in self._locate(rows):
+                waiting.append((row, pool.submit(self._shrink, row, where)))
+                if len(waiting) > AHEAD * self.workers:
+                    yield from self._finish(*waiting.popleft(), crops)
+            while waiting:
+                yield from self._finish(*waiting.popleft(), crops)
+
+    def _finish(self, row: int, future: Future[bytes | str], crops: h5py.Dataset | None) -> Iterator[Picture]:
+        made = future.result()
+        if isinstance(made, bytes):
+            yield Picture(row, made, cropped=False)
+            return
+        self.failures[made] += 1
+        if crops is None:
+            return
+        with reading(self.table.source):
+            stored = crops[row].tobytes()
+        if stored:
+            yield Picture(row, _reencode(stored, self.px), cropped=True)
+
+    def _locate(self, rows: Sequence[int]) -> Iterator[tuple[int, Where | None]]:
+        names = self.table.rows.path
+        if self.images is None or os.path.isdir(self.images):
+            root = Path(self.images or "")
+            yield from ((row, root / _file_name(names[row])) for row in rows)
+            return
+        # An archive or a store is walked once; members may share a name, as their rows then do.
+        wanted: dict[str, deque[int]] = {}
+        for row in rows:
+            wanted.setdefault(names[row], deque()).append(row)
+        for found in find_images([self.images]):
+            if places := wanted.get(as_text(found.name)):
+                yield places.popleft(), found.path
+        yield from ((row, None) for places in wanted.values() for row in places)
+
+    def _shrink(self, row: int, where: Where | None) -> bytes | str:
+        """A picture of the whole photograph, or why there is none."""
+        if where is None:
+            return "missing"
+        held: list[bool] = []
+        try:
+            photo = read_image(where, partial(self._prepare, held))
+            if isinstance(photo, Failure):
+                return photo.status
+            if photo.size != tuple(self.table.rows.size[row].tolist()):
+                return "changed"  # its box would lie somewhere else
+            return _encode(photo.image, self.px)
+        except (MemoryError, OSError, ValueError):
+            return "unreadable"  # decoded, but too large to be made small, as predict.decoder
+        finally:
+            if held:
+                self._turns.release()
+
+    def _prepare(self, held: list[bool], image: Image.Image) -> None:
+        """Ask a JPEG for a smaller copy; of other big photographs, few are in memory at once."""
+        scale = 2 * self.px / max(image.size)
+        if scale < 1:
+            image.draft(None, (round(image.width * scale) or 1, round(image.height * scale) or 1))
+        if image.width * image.height > BIG_PIXELS:
+            self._turns.acquire()
+            held.append(True)
+
+
+def _file_name(name: str) -> str:
+    """A name as the file system has it: bytes that were not UTF-8 come back from ``\\udcXX``."""
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), name)
+
+
+def _encode(image: Image.Image, px: int) -> bytes:
+    image.thumbnail((px, px), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", **WEBP)
+    return stream.getvalue()
+
+
+def _reencode(jpeg: bytes, px: int) -> bytes:
+    """A crop that ``predict`` stored, as small as the other pictures.
+
+    Raises:
+        FgvcError: its bytes are no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            return _encode(image.convert("RGB"), px)
+    # Bytes of a damaged file: Pillow raises anything, see data.images.
+    except Exception as error:
+        raise FgvcError("A stored crop cannot be read; the file is damaged.") from error
+
+
+def choose_rows(table: Table, limit: int, wrong: np.ndarray | None = None) -> list[int]:
+    """The rows that get a picture, in order, at most ``limit``.
+
+    All that have a prediction, if they are few enough. Else half of them are those most worth a look: wrong
+    ones, the surest first, then the least sure; the other half is spread evenly over the classes.
+
+    Args:
+        wrong: (N,) bool, where labels are known.
+    """
+    rows = np.flatnonzero(table.answered)
+    if len(rows) <= limit:
+        return rows.tolist()
+    prob = np.nan_to_num(table.rows.topk_prob[rows, 0])
+    is_wrong = wrong[rows] if wrong is not None else np.zeros(len(rows), bool)
+    doubtful = np.lexsort((np.where(is_wrong, -prob, prob), ~is_wrong))[: limit - limit // 2]
+    rest = np.setdiff1d(np.arange(len(rows)), doubtful, assume_unique=True)
+    # How many of its class are surer; sorted by that, every class has its turn.
+    of_class = table.rows.topk_index[rows[rest], 0]
+    by_class = np.lexsort((-prob[rest], of_class))
+    starts = np.r_[0, np.flatnonzero(np.diff(of_class[by_class])) + 1]
+    place = np.arange(len(rest)) - np.repeat(starts, np.diff(np.r_[starts, len(rest)]))
+    spread = rest[by_class[np.argsort(place, kind="stable")]][: limit // 2]
+    return np.sort(rows[np.concatenate([doubtful, spread])]).tolist()
