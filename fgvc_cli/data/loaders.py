@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fgvc_cli.data.images import Failure, read_image
-from fgvc_cli.data.labelled import Example
+from fgvc_cli.data.listing import Example
 from fgvc_cli.data.transforms import Transform
 
 
