@@ -25,7 +25,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from fgvc_cli.data.known import KnownSet, read_lines, read_pairs
+from fgvc_cli.data.known import Archive, KnownSet, read_lines, read_pairs
 from fgvc_cli.data.listing import Example, LabelledSet
 
 
@@ -62,6 +62,12 @@ def _entry(key: str, level: str, names: str, classes: int) -> KnownSet:
         test=3333,
         source="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
         load=partial(read_aircraft, level=level, names=names),
+        archives=(
+            Archive(
+                "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+                md5="d4acdd33327262359767eeaa97a4f732",
+            ),
+        ),
     )
 
 

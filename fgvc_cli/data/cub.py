@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fgvc_cli.data.known import KnownSet, read_pairs
+from fgvc_cli.data.known import Archive, KnownSet, read_pairs
 from fgvc_cli.data.listing import Example, LabelledSet
 
 
@@ -60,5 +60,11 @@ ENTRIES = (
         test=5794,
         source="https://www.vision.caltech.edu/datasets/cub_200_2011/",
         load=read_cub,
+        archives=(
+            Archive(
+                "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+                md5="97eceeb196236b17998738112f37df78",
+            ),
+        ),
     ),
 )

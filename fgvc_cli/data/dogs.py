@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fgvc_cli.data.known import KnownSet, read_mat
+from fgvc_cli.data.known import Archive, KnownSet, read_mat
 from fgvc_cli.data.listing import Example, LabelledSet
 
 
@@ -60,5 +60,9 @@ ENTRIES = (
         test=8580,
         source="http://vision.stanford.edu/aditya86/ImageNetDogs/ (images.tar, lists.tar)",
         load=read_dogs,
+        archives=(
+            Archive("http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar", into="stanford_dogs"),
+            Archive("http://vision.stanford.edu/aditya86/ImageNetDogs/lists.tar", into="stanford_dogs"),
+        ),
     ),
 )

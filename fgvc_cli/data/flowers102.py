@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fgvc_cli.data.known import KnownSet
+from fgvc_cli.data.known import Archive, KnownSet
 from fgvc_cli.data.listing import LabelledSet
 from fgvc_cli.data.torchvision_sets import read_torchvision
 
@@ -45,5 +45,13 @@ ENTRIES = (
         test=6149,
         source="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
         load=read_flowers,
+        archives=tuple(
+            Archive(f"https://www.robots.ox.ac.uk/~vgg/data/flowers/102/{file}", md5, into)
+            for file, md5, into in (
+                ("102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", "flowers-102"),
+                ("imagelabels.mat", "e0620be6f572b9609742df49c70aed4d", "flowers-102"),
+                ("setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c", "flowers-102"),
+            )
+        ),
     ),
 )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fgvc_cli.data.known import KnownSet
+from fgvc_cli.data.known import Archive, KnownSet
 from fgvc_cli.data.listing import LabelledSet
 from fgvc_cli.data.torchvision_sets import read_torchvision
 
@@ -43,5 +43,10 @@ ENTRIES = (
         test=25250,
         source="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
         load=read_food,
+        archives=(
+            Archive(
+                "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", md5="85eeb15f3717b99a5da872d97d918f87"
+            ),
+        ),
     ),
 )

@@ -22,7 +22,7 @@ import csv
 from functools import partial
 from pathlib import Path
 
-from fgvc_cli.data.known import KnownSet, read_lines
+from fgvc_cli.data.known import Archive, KnownSet, read_lines
 from fgvc_cli.data.listing import SPLITS, Example, LabelledSet
 
 
@@ -53,6 +53,10 @@ def _entry(key: str, title: str, classes: int, coarse: bool) -> KnownSet:
         test=2485,
         source="https://github.com/marcusklasson/GroceryStoreDataset (its folder dataset/)",
         load=partial(read_grocery, coarse=coarse),
+        archives=(
+            Archive("https://codeload.github.com/marcusklasson/GroceryStoreDataset/zip/refs/heads/master"),
+        ),
+        archive_folder="GroceryStoreDataset-master/dataset",
     )
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fgvc_cli.data.known import KnownSet
+from fgvc_cli.data.known import Archive, KnownSet
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import LabelledSet
 from fgvc_cli.errors import FgvcError
@@ -50,5 +50,6 @@ ENTRIES = (
         test=1885,
         source="https://storage.googleapis.com/emcassavadata/cassavaleafdata.zip",
         load=read_icassava,
+        archives=(Archive("https://storage.googleapis.com/emcassavadata/cassavaleafdata.zip"),),
     ),
 )

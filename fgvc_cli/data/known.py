@@ -40,6 +40,26 @@ _DEALT_TEST_SEED = 2021
 
 
 @dataclass(frozen=True)
+class Archive:
+    """A file at an official address.
+
+    Args:
+        url: where it is.
+        md5: as published, hex; None where none is.
+        into: the folder below the data root in which it is unpacked, or put where it is no archive.
+    """
+
+    url: str
+    md5: str | None = None
+    into: str = ""
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
 class KnownSet:
     """A published data set: where its files lie, how many there are, how to list them.
 
@@ -56,6 +76,8 @@ class KnownSet:
         dealt_test: share of each class of ``train`` that becomes the test split, where the labels of the
             official one are unpublished (``test`` is 0 then). It does not depend on any seed. A number on
             it compares with no official one.
+        archives: what ``fgvc datasets get`` downloads; empty where one has to ask or to sign in first.
+        archive_folder: what the unpacked archives call ``folder``, where it is something else.
     """
 
     key: str
@@ -69,6 +91,8 @@ class KnownSet:
     load: Callable[[Path], LabelledSet]
     val: int = 0
     dealt_test: float = 0.0
+    archives: tuple[Archive, ...] = ()
+    archive_folder: str = ""
 
     @property
     def tree(self) -> str:
@@ -104,6 +128,12 @@ def find_known(name: str) -> KnownSet:
     return next(entry for entry in entries if entry.key == name)
 
 
+def default_root() -> Path | None:
+    """The data root that the environment names."""
+    named = os.environ.get("FGVC_DATA")
+    return Path(named).expanduser() if named else None
+
+
 def load_known(name: str, data_root: Path | None, *, val_share: float = 0.1, seed: int = 0) -> LabelledSet:
     """List a known set, with the counts of its paper or not at all.
 
@@ -121,15 +151,13 @@ def load_known(name: str, data_root: Path | None, *, val_share: float = 0.1, see
         FgvcError: unknown name, no data root, files missing, or counts that differ from the official.
     """
     entry = find_known(name)
+    data_root = data_root or default_root()
     if data_root is None:
-        from_environment = os.environ.get("FGVC_DATA")
-        if not from_environment:
-            raise FgvcError(
-                f"Where the data set {name} lies is not known.",
-                f"Give --data-root DIR or set FGVC_DATA=DIR, where DIR holds {entry.tree}.",
-                EXIT_USAGE,
-            )
-        data_root = Path(from_environment).expanduser()
+        raise FgvcError(
+            f"Where the data set {name} lies is not known.",
+            f"Give --data-root DIR or set FGVC_DATA=DIR, where DIR holds {entry.tree}.",
+            EXIT_USAGE,
+        )
     return load_entry(entry, data_root, val_share=val_share, seed=seed)
 
 
@@ -207,7 +235,8 @@ def _counts_text(classes: int, train: int, val: int, test: int) -> str:
 
 
 def _how_to_get(entry: KnownSet) -> str:
-    return f"Expected {entry.tree} with {entry.expected}, from {entry.source}."
+    how = f"; to download it: fgvc datasets get {entry.key}" if entry.archives else ""
+    return f"Expected {entry.tree} with {entry.expected}, from {entry.source}{how}."
 
 
 def locate(entry: KnownSet, data_root: Path) -> Path:
@@ -216,17 +245,23 @@ def locate(entry: KnownSet, data_root: Path) -> Path:
     Raises:
         FgvcError: there is none, or it lacks some.
     """
+    folder, absent = lacking(entry, data_root)
+    if len(absent) == len(entry.needs):
+        raise FgvcError(f"{entry.title} is not in {data_root}.", _how_to_get(entry))
+    if absent:
+        raise FgvcError(f"{entry.title} at {folder} lacks {', '.join(absent)}.", _how_to_get(entry))
+    return folder
+
+
+def lacking(entry: KnownSet, data_root: Path) -> tuple[Path, list[str]]:
+    """The folder that is most like the set, below ``data_root`` or itself, and the needs it lacks."""
     parts = PurePosixPath(entry.folder).parts
     absent = {}
     for skipped in range(len(parts) + 1):
         folder = data_root.joinpath(*parts[skipped:])
         absent[folder] = [need for need in entry.needs if not _is_there(folder, need)]
     best = min(absent, key=lambda folder: len(absent[folder]))
-    if len(absent[best]) == len(entry.needs):
-        raise FgvcError(f"{entry.title} is not in {data_root}.", _how_to_get(entry))
-    if absent[best]:
-        raise FgvcError(f"{entry.title} at {best} lacks {', '.join(absent[best])}.", _how_to_get(entry))
-    return best
+    return best, absent[best]
 
 
 def _is_there(folder: Path, need: str) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fgvc_cli.data.known import KnownSet
+from fgvc_cli.data.known import Archive, KnownSet
 from fgvc_cli.data.listing import LabelledSet
 from fgvc_cli.data.torchvision_sets import read_torchvision
 
@@ -43,5 +43,12 @@ ENTRIES = (
         test=3669,
         source="https://www.robots.ox.ac.uk/~vgg/data/pets/",
         load=read_pets,
+        archives=tuple(
+            Archive(f"https://www.robots.ox.ac.uk/~vgg/data/pets/data/{file}", md5, into="oxford-iiit-pet")
+            for file, md5 in (
+                ("images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
+                ("annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f"),
+            )
+        ),
     ),
 )

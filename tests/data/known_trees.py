@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -283,6 +285,14 @@ EXPECTED: dict[str, tuple[tuple[str, ...], list, list]] = {
         [],
     ),
 }
+
+
+def tar_of(folder: Path, name: str) -> bytes:
+    """The folder as a .tar.gz, called ``name`` in it."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tarred:
+        tarred.add(folder, name)
+    return stream.getvalue()
 
 
 def tiny(key: str, data_root: Path) -> tuple[KnownSet, Path]:
