@@ -7,8 +7,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from known_trees import tar_of, tiny
+from PIL import Image
 from range_server import serve
 from typer.testing import CliRunner
 
@@ -107,3 +109,58 @@ def test_get_offline_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
     assert "127.0.0.1:9 cannot be reached" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def paint(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(grid).resize((80, 60), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for i in range(12):
+        split = "test" if i % 4 == 3 else "train"
+        paint(tmp_path / "photos" / split / ("crow", "finch")[i % 2] / f"{i}.png", i)
+    return tmp_path / "photos"
+
+
+def test_check_of_a_clean_folder(photos: Path) -> None:
+    result = fgvc("check", photos, "--workers", 0, "--min-images", 2)
+    assert result.exit_code == 0, result.output
+    assert "photos: 2 classes, 9 train, 3 test photographs" in result.stdout
+    assert "0 groups across splits" in result.stdout
+
+
+def test_check_names_a_leak_and_writes_it(photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "train" / "crow" / "0.png", photos / "test" / "finch" / "same.png")
+    out = tmp_path / "report.csv"
+    options = ("--workers", 0, "--min-images", 2, "--out", out)
+    result = fgvc("check", photos, *options)
+    assert result.exit_code == 3, result.output
+    leak = "train+test: train/crow/0.png [crow] = test/finch/same.png [finch]"
+    assert result.stdout.count(leak) == 3, "as equal files, across splits, and with different labels"
+    assert out.read_text().splitlines()[1:] == [
+        "exact,1,train/crow/0.png,train,crow,train+test,yes,",
+        "exact,1,test/finch/same.png,test,finch,train+test,yes,",
+    ]
+    assert fgvc("check", photos, *options).exit_code == 1, "the report is not replaced unasked"
+    document = json.loads(fgvc("check", photos, *options, "--overwrite", "--json").stdout)
+    assert document["clean"] is False and document["groups"][0]["splits"] == ["train", "test"]
+    assert document["groups"][0]["images"][1] == {
+        "path": "test/finch/same.png",
+        "split": "test",
+        "labels": ["finch"],
+    }
+
+
+def test_check_of_a_csv_and_of_a_known_set(photos: Path, small_cub: Path, tmp_path: Path) -> None:
+    table = tmp_path / "some.csv"
+    rows = [f"photos/train/crow/{i}.png,a|b" for i in (0, 2, 4)] + ["photos/train/finch/1.png,b"]
+    table.write_text("\n".join(["path,labels", *rows]) + "\n")
+    result = fgvc("check", table, "--workers", 0, "--min-images", 4)
+    assert result.exit_code == 3 and "a: 3" in result.stdout and "1 tiny classes" in result.stdout
+    known_set = fgvc("check", "cub", "--workers", 0)
+    assert known_set.exit_code == 3 and "7 unreadable" in known_set.stdout, "its images are empty files"
+    assert "Did you mean cub" in fgvc("check", "cup").stderr
+    assert fgvc("check", tmp_path / "none").exit_code == 1
