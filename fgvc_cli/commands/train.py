@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fgvc_cli.engine.trainer import TrainResult
 
+_SAME = {True: ("true", "yes", "on", "1"), False: ("false", "no", "off", "0")}
 _SECTION_HINT = "For example: --set preprocess.input_px=224"
 
 
@@ -35,6 +36,8 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     from fgvc_cli.data.load import load_data
 
     data = load_data(config)
+    config = _with_labels(config, data.multi_label)
+    values = merge(values, {"options": {"multi_label": data.multi_label}})
     run_dir = _choose_run_dir(out, config, data.name, overwrite)
 
     from fgvc_cli.commands.train_progress import TrainProgress
@@ -75,8 +78,10 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
 
 
 def _print_result(result: TrainResult) -> None:
+    from fgvc_cli.engine.multilabel import headline
+
     for split, metrics in result.metrics.items():
-        print(f"{split} top-1 {100 * metrics['top1']:.2f} % of {metrics['images']:.0f} photographs")
+        print(f"{split} {headline(metrics)} of {metrics['images']:.0f} photographs")
     print(f"model of epoch {result.best_epoch}, chosen on val: {result.checkpoint}")
 
 
@@ -102,6 +107,18 @@ def _fitting(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if epochs.isdigit() and 0 < int(epochs) <= frozen:
         return merge(recipe, {"optim": {"freeze_epochs": int(epochs) - 1}})
     return recipe
+
+
+def _with_labels(config: TrainConfig, multi_label: bool) -> TrainConfig:
+    """The config of a model that tells as many labels per photograph as the data has."""
+    if str(config.options.get("multi_label", multi_label)).lower() not in _SAME[multi_label]:
+        raise FgvcError(
+            f"options.multi_label={config.options['multi_label']}, but the data "
+            f"{'has several labels' if multi_label else 'has one class'} per photograph.",
+            "Leave it out: the data decides. A CSV with a column labels (a|b) has several.",
+            EXIT_USAGE,
+        )
+    return config.model_copy(update={"options": config.options | {"multi_label": multi_label}})
 
 
 def _with_statistics(config: TrainConfig, values: dict[str, Any], model: nn.Module) -> TrainConfig:

@@ -54,6 +54,11 @@ class LabelledSet:
         """Images per split."""
         return {split: len(self.splits[split]) for split in SPLITS}
 
+    @property
+    def label_slots(self) -> int | None:
+        """K, the length of a multi-hot target; None where a target is one class index."""
+        return len(self.classes) if self.multi_label else None
+
     def label_text(self, example: Example) -> str:
         """The names of its labels, joined by ``|``."""
         return "|".join(self.classes[label] for label in example.labels)

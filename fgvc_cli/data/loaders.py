@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 (B, 3, S, S)."""
     labels: Tensor
-    """int64 (B,)."""
+    """int64 (B,); of a multi-label set float32 (B, K), 1 for each label of an image."""
     indices: Tensor
     """int64 (B,), positions in the list of examples."""
     failures: list[str]
@@ -30,9 +30,16 @@ class Batch(NamedTuple):
 
 
 class LabelledImages(Dataset):
-    """Examples under a root, decoded upright and transformed."""
+    """Examples under a root, decoded upright and transformed.
 
-    def __init__(self, root: Path, examples: Sequence[Example], transform: Transform):
+    Args:
+        label_slots: K of a multi-label set, see ``LabelledSet.label_slots``.
+    """
+
+    def __init__(
+        self, root: Path, examples: Sequence[Example], transform: Transform, label_slots: int | None = None
+    ):
+        self.label_slots = label_slots
         self.root = root
         self.examples = examples
         self.transform = transform
@@ -40,19 +47,28 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[int, int, Tensor | str]:
-        """(index, label, uint8 image (3, S, S) or the line that says why there is none)."""
+    def __getitem__(self, index: int) -> tuple[int, int | Tensor, Tensor | str]:
+        """(index, target, uint8 image (3, S, S) or the line that says why there is none)."""
         example = self.examples[index]
+        target = self._target(example)
         photo = read_image(self.root / example.path)
         if isinstance(photo, Failure):
-            return index, example.label, f"{example.path}: {photo.error}"
+            return index, target, f"{example.path}: {photo.error}"
         try:
-            return index, example.label, self.transform(photo.image)
+            return index, target, self.transform(photo.image)
         except (MemoryError, OSError, ValueError) as error:
-            return index, example.label, f"{example.path}: cannot be resized: {error or 'out of memory'}"
+            return index, target, f"{example.path}: cannot be resized: {error or 'out of memory'}"
+
+    def _target(self, example: Example) -> int | Tensor:
+        """The class index, or float32 (K,)."""
+        if self.label_slots is None:
+            return example.label
+        target = torch.zeros(self.label_slots)
+        target[list(example.labels)] = 1
+        return target
 
 
-def collate(samples: list[tuple[int, int, Tensor | str]]) -> Batch:
+def collate(samples: list[tuple[int, int | Tensor, Tensor | str]]) -> Batch:
     """Stack the readable samples and list the others."""
     good = [(i, label, image) for i, label, image in samples if isinstance(image, Tensor)]
     images = (
@@ -60,7 +76,9 @@ def collate(samples: list[tuple[int, int, Tensor | str]]) -> Batch:
     )
     return Batch(
         images,
-        torch.tensor([label for _, label, _ in good], dtype=torch.int64),
+        torch.stack([torch.as_tensor(label) for _, label, _ in good])
+        if good
+        else torch.empty(0, dtype=torch.int64),
         torch.tensor([i for i, _, _ in good], dtype=torch.int64),
         [failure for _, _, failure in samples if isinstance(failure, str)],
     )

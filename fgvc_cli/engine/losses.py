@@ -21,15 +21,14 @@ def total_loss(output: ModelOutput, labels: Tensor, config: Loss) -> tuple[Tenso
     ViT, L = L_a + L_b + sum_i L_ci (Eq. 1 of Conde & Turgutlu 2021), and the one answer of a plain baseline.
 
     Args:
-        labels: class indices (B,).
+        labels: class indices (B,), or the targets of a multi-label set, see ``label_loss``.
 
     Returns:
         The loss, a scalar, and the unweighted terms, detached. Where ``output.part_logits`` is there, the
         term ``parts`` comes from it, see ``part_loss``.
     """
     terms = {
-        name: F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-        for name, logits in output.logits.items()
+        name: label_loss(logits, labels, config.label_smoothing) for name, logits in output.logits.items()
     }
     if output.part_logits is not None:
         terms["parts"] = part_loss(output.part_logits, labels, config)
@@ -41,23 +40,35 @@ def total_loss(output: ModelOutput, labels: Tensor, config: Loss) -> tuple[Tenso
     return loss, {name: term.detach() for name, term in terms.items()}
 
 
+def label_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of one branch, a scalar, averaged over the batch.
+
+    Args:
+        logits: (B, K).
+        labels: int64 (B,): softmax over the classes. Float (B, K) in [0, 1]: binary cross entropy of each
+            label by itself, averaged over the labels.
+        smoothing: share of the target that is spread over all K classes, or over yes and no of each label.
+    """
+    if not labels.is_floating_point():
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    targets = labels * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits.float(), targets)
+
+
 def part_loss(part_logits: Tensor, labels: Tensor, config: Loss) -> Tensor:
-    """Cross entropy of each part crop as an input of its own, averaged over the batch.
+    """Loss of each part crop as an input of its own, averaged over the batch.
 
     Args:
         part_logits: (B, P, K).
-        labels: class indices (B,).
+        labels: as for ``total_loss``.
 
     Returns:
         A scalar: summed over the P parts (Eq. 1 of Conde & Turgutlu 2021), or averaged, by
         ``config.part_loss``.
     """
     parts = part_logits.shape[1]
-    mean = F.cross_entropy(
-        part_logits.float().flatten(0, 1),
-        labels.repeat_interleave(parts),
-        label_smoothing=config.label_smoothing,
-    )
+    repeated = labels.repeat_interleave(parts, dim=0)
+    mean = label_loss(part_logits.flatten(0, 1), repeated, config.label_smoothing)
     return mean * parts if config.part_loss == "sum" else mean
 
 

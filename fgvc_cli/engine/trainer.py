@@ -28,6 +28,7 @@ from fgvc_cli.engine.evaluator import Evaluation, evaluate
 from fgvc_cli.engine.fusion import fit_fuse_weights
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.engine.metrics_file import MetricsFile
+from fgvc_cli.engine.multilabel import rank
 from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.weight_files import read_tensors
@@ -95,7 +96,7 @@ class Trainer:
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         transform = train_transform(config.preprocess, config.augment)
         self.loader = build_loader(
-            LabelledImages(data.root, data.splits["train"], transform),
+            LabelledImages(data.root, data.splits["train"], transform, data.label_slots),
             batch_size=config.batch_size,
             workers=config.workers,
             shuffle_seed=config.seed,
@@ -126,9 +127,8 @@ class Trainer:
                 scores = evaluation.metrics()
                 row |= {f"val_{name}": value for name, value in scores.items()}
                 table.write(row)
-                rank = (scores["top1"], -scores["nll"])
-                if best is None or rank > best:
-                    best, best_epoch, validation, metrics = rank, epoch, evaluation, {"val": scores}
+                if best is None or rank(scores) > best:
+                    best, best_epoch, validation, metrics = rank(scores), epoch, evaluation, {"val": scores}
                     self._save(metrics)
                 self.observer.on_epoch(epoch, row, best_epoch == epoch)
         assert validation is not None
@@ -143,11 +143,14 @@ class Trainer:
             weights = fit_fuse_weights(torch.stack([*validation.branches.values()]), validation.labels)
             self._kept_model().get_buffer("heads.fuse_weights").copy_(weights)
             validation = self._evaluate("val")
-        calibration = self._calibrate(validation)
+        # One temperature belongs to one softmax: several labels are left as the model gives them.
+        calibration = None if self.data.multi_label else self._calibrate(validation)
+        temperature = calibration.temperature if calibration else None
         # Kept apart: on the images that branch weights and temperature were fitted to, no held-out figures.
-        metrics["val_fitted"] = validation.metrics(calibration.temperature)
+        if calibration:
+            metrics["val_fitted"] = validation.metrics(temperature)
         if self.data.splits["test"]:
-            metrics["test"] = self._evaluate("test").metrics(calibration.temperature)
+            metrics["test"] = self._evaluate("test").metrics(temperature)
         self._save(metrics, calibration)
         return TrainResult(path, best_epoch, metrics)
 
@@ -221,7 +224,12 @@ class Trainer:
 
     def _evaluate(self, split: str) -> Evaluation:
         loader = build_loader(
-            LabelledImages(self.data.root, self.data.splits[split], eval_transform(self.config.preprocess)),
+            LabelledImages(
+                self.data.root,
+                self.data.splits[split],
+                eval_transform(self.config.preprocess),
+                self.data.label_slots,
+            ),
             batch_size=self.config.batch_size,
             workers=self.config.workers,
         )

@@ -117,6 +117,8 @@ class Predictor:
             "fast_decode": fast_decode,
             "precision": "float32",
         }
+        if getattr(trained, "multi_label", False):
+            settings["multi_label"] = True
         self.info = RunInfo(
             model=trained.name,
             weights_sha256=trained.sha256,
