@@ -30,6 +30,8 @@ class BackboneOptions(Section):
     padding: Literal["own", "same"] = "own"
     """Padding of strided convolutions: the architecture's own, or TensorFlow's SAME, for weights that were
     trained with it (timm's ``pad_type``; EfficientNet and MobileNet families)."""
+    multi_label: bool = False
+    """Several labels per photograph, each with a probability of its own (sigmoid). The data decides it."""
 
 
 class CraSmraConfig(BackboneOptions):
@@ -67,6 +69,12 @@ class CraSmraConfig(BackboneOptions):
 
     depths: tuple[int, int, int] | None = None
     """On a ViT: the blocks (from 1) after which its three stages end; None: thirds of the encoder."""
+
+    @model_validator(mode="after")
+    def _fusion_fits_the_labels(self) -> CraSmraConfig:
+        if self.multi_label and self.fuse == "weighted":
+            raise ValueError("fuse=weighted is fitted to one class per photograph: use mean or logits")
+        return self
 
     @property
     def feature_channels(self) -> int:

@@ -17,11 +17,12 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Class-per-folder folder (train/ val/ test/ optional), or CSV: path,label[,split]."
+            help="Class-per-folder folder (train/ val/ test/ optional), or CSV: path,label[,split]; "
+            "path,labels with a|b for several labels per photograph."
         ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Known set instead: grocery, cub, cars, dogs, aircraft.")
+        str | None, typer.Option(help="Known set instead, e.g. cub; fgvc datasets lists them.")
     ] = None,
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<model>-<data>.")] = None,

@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 from fgvc_cli.commands.console import stderr_console
 from fgvc_cli.config import TrainConfig
+from fgvc_cli.data.listing import Example
 from fgvc_cli.data.load import load_data
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
 from fgvc_cli.sections import build
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from fgvc_cli.data.labelled import Example, LabelledSet
+    from fgvc_cli.data.labelled import LabelledSet
     from fgvc_cli.engine.checkpoint import Checkpoint
     from fgvc_cli.engine.evaluator import Evaluation
 
@@ -93,9 +94,11 @@ def _evaluate(
     from fgvc_cli.data.loaders import LabelledImages, build_loader
     from fgvc_cli.data.transforms import eval_transform
     from fgvc_cli.engine.evaluator import evaluate
+    from fgvc_cli.engine.multilabel import label_slots
 
     examples = known_examples(labelled, split, checkpoint.classes)
-    images = LabelledImages(labelled.root, examples, eval_transform(checkpoint.preprocess))
+    slots = label_slots(labelled, len(checkpoint.classes), checkpoint.multi_label)
+    images = LabelledImages(labelled.root, examples, eval_transform(checkpoint.preprocess), slots)
     loader = build_loader(images, batch_size=batch_size, workers=workers)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(examples))
@@ -189,7 +192,7 @@ def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> l
     if not chosen:
         filled = ", ".join(name for name, part in data.splits.items() if part)
         raise FgvcError(f"{data.name} has no {split} split.", f"Choose --split from: {filled}, all.")
-    unknown = sorted({data.classes[e.label] for e in chosen} - set(classes))
+    unknown = sorted({data.classes[label] for e in chosen for label in e.labels} - set(classes))
     if unknown:
         shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         raise FgvcError(
@@ -198,7 +201,8 @@ def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> l
             "Evaluate on the data it was trained for, or train on this data.",
         )
     index = {name: i for i, name in enumerate(classes)}
-    return [e._replace(label=index[data.classes[e.label]]) for e in chosen]
+    own = [[index[data.classes[label]] for label in e.labels] for e in chosen]
+    return [Example(e.path, first, tuple(more)) for e, (first, *more) in zip(chosen, own, strict=True)]
 
 
 def format_metrics(document: dict[str, Any]) -> str:
@@ -208,7 +212,7 @@ def format_metrics(document: dict[str, Any]) -> str:
     for name, value in metrics.items():
         if name in ("images", "unreadable"):
             lines.append(f"  {name:20s} {value:8.0f}")
-        elif name.startswith(("top", "reached_", "ece")) or name == "macro_f1":
+        elif name.startswith(("top", "reached_", "ece", "macro_f1", "micro_f1", "map", "exact_match")):
             lines.append(f"  {name:20s} {100 * value:8.2f} %")
         else:
             lines.append(f"  {name:20s} {value:8.3f}")

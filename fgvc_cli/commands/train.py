@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _RESUME_FLAGS = ("workers", "data", "data_root")
 """Fields that may differ when a run is gone on with: none of them changes what it computes."""
 
+_SAME = {True: ("true", "yes", "on", "1"), False: ("false", "no", "off", "0")}
 _SECTION_HINT = "For example: --set preprocess.input_px=224"
 
 
@@ -57,6 +58,8 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     from fgvc_cli.data.load import load_data
 
     data = load_data(config)
+    config = _with_labels(config, data.multi_label)
+    values = merge(values, {"options": {"multi_label": data.multi_label}})
 
     from fgvc_cli.engine.learner import seed_everything
     from fgvc_cli.models.registry import check_input_px, create_model
@@ -251,7 +254,7 @@ def _tell_finished(run_dir: Path) -> bool:
 
     checkpoint = run_dir / CHECKPOINT
     metrics = read_metadata(checkpoint).get("metrics", {}) if checkpoint.is_file() else {}
-    if "val_fitted" not in metrics:
+    if metrics.keys() <= {"val"}:
         return False
     stderr_console().print(f"{run_dir} is finished; nothing to go on with.", markup=False, soft_wrap=True)
     _print_result(checkpoint, read_metadata(checkpoint).get("epoch", 0), metrics)
@@ -259,8 +262,10 @@ def _tell_finished(run_dir: Path) -> bool:
 
 
 def _print_result(checkpoint: Path, best_epoch: int, metrics: dict[str, dict[str, float]]) -> None:
+    from fgvc_cli.engine.multilabel import headline
+
     for split, values in metrics.items():
-        print(f"{split} top-1 {100 * values['top1']:.2f} % of {values['images']:.0f} photographs")
+        print(f"{split} {headline(values)} of {values['images']:.0f} photographs")
     print(f"model of epoch {best_epoch}, chosen on val: {checkpoint}")
 
 
@@ -286,6 +291,24 @@ def _fitting(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if epochs.isdigit() and 0 < int(epochs) <= frozen:
         return merge(recipe, {"optim": {"freeze_epochs": int(epochs) - 1}})
     return recipe
+
+
+def _with_labels(config: TrainConfig, multi_label: bool) -> TrainConfig:
+    """The config of a model that tells as many labels per photograph as the data has."""
+    if str(config.options.get("multi_label", multi_label)).lower() not in _SAME[multi_label]:
+        raise FgvcError(
+            f"options.multi_label={config.options['multi_label']}, but the data "
+            f"{'has several labels' if multi_label else 'has one class'} per photograph.",
+            "Leave it out: the data decides. A CSV with a column labels (a|b) has several.",
+            EXIT_USAGE,
+        )
+    if multi_label and config.sampling == "balanced":
+        raise FgvcError(
+            "sampling=balanced draws every class equally often, but a photograph of this data has several.",
+            "Leave it out.",
+            EXIT_USAGE,
+        )
+    return config.model_copy(update={"options": config.options | {"multi_label": multi_label}})
 
 
 def _with_statistics(config: TrainConfig, values: dict[str, Any], model: nn.Module) -> TrainConfig:

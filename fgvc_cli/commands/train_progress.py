@@ -7,6 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fgvc_cli.engine.multilabel import headline
+
 
 class TrainProgress:
     """``engine.trainer.Observer`` on a console; a context manager."""
@@ -44,11 +46,11 @@ class TrainProgress:
         )
 
     def on_epoch(self, epoch: int, row: dict[str, float], best: bool) -> None:
-        """One line: loss, validation top-1, speed, and what CRAM and SMRAM do."""
+        """One line: loss, the figure that chooses the epoch, speed, and what CRAM and SMRAM do."""
         parts = [
             f"epoch {epoch}/{self.epochs}",
             f"loss {row['loss']:.3f}",
-            f"val top-1 {100 * row['val_top1']:.2f} %{' *' if best else ''}",
+            f"val {headline(row, 'val_')}{' *' if best else ''}",
             f"{row['images_per_second']:.1f} images/s",
         ]
         if "loss_div" in row:

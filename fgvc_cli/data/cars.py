@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from fgvc_cli.data.known import KnownSet, read_mat
-from fgvc_cli.data.labelled import Example, LabelledSet
+from fgvc_cli.data.listing import Example, LabelledSet
 
 
 def read_cars(root: Path) -> LabelledSet:
@@ -43,20 +43,22 @@ def _read_annotations(path: Path, folder: str) -> tuple[Example, ...]:
     return tuple(Example(f"{folder}/{row['fname']}", int(row["class"]) - 1) for row in rows)
 
 
-ENTRY = KnownSet(
-    key="cars",
-    title="Stanford Cars",
-    folder="stanford_cars",
-    needs=(
-        "devkit/cars_meta.mat",
-        "devkit/cars_train_annos.mat",
-        "cars_test_annos_withlabels.mat",
-        "cars_train/",
-        "cars_test/",
+ENTRIES = (
+    KnownSet(
+        key="cars",
+        title="Stanford Cars",
+        folder="stanford_cars",
+        needs=(
+            "devkit/cars_meta.mat",
+            "devkit/cars_train_annos.mat",
+            "cars_test_annos_withlabels.mat",
+            "cars_train/",
+            "cars_test/",
+        ),
+        classes=196,
+        train=8144,
+        test=8041,
+        source="a mirror such as torchvision-stanford-cars on Kaggle (the original page is offline)",
+        load=read_cars,
     ),
-    classes=196,
-    train=8144,
-    test=8041,
-    source="a mirror such as torchvision-stanford-cars on Kaggle (the original page is offline)",
-    load=read_cars,
 )

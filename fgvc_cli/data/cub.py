@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fgvc_cli.data.known import KnownSet, read_pairs
-from fgvc_cli.data.labelled import Example, LabelledSet
+from fgvc_cli.data.known import Archive, KnownSet, read_pairs
+from fgvc_cli.data.listing import Example, LabelledSet
 
 
 def read_cub(root: Path) -> LabelledSet:
@@ -49,14 +49,22 @@ def read_cub(root: Path) -> LabelledSet:
     return LabelledSet("cub", root, names, {"train": split("1"), "val": (), "test": split("0")})
 
 
-ENTRY = KnownSet(
-    key="cub",
-    title="CUB-200-2011",
-    folder="CUB_200_2011",
-    needs=("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt", "images/"),
-    classes=200,
-    train=5994,
-    test=5794,
-    source="https://www.vision.caltech.edu/datasets/cub_200_2011/",
-    load=read_cub,
+ENTRIES = (
+    KnownSet(
+        key="cub",
+        title="CUB-200-2011",
+        folder="CUB_200_2011",
+        needs=("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt", "images/"),
+        classes=200,
+        train=5994,
+        test=5794,
+        source="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+        load=read_cub,
+        archives=(
+            Archive(
+                "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+                md5="97eceeb196236b17998738112f37df78",
+            ),
+        ),
+    ),
 )

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fgvc_cli.data.known import KnownSet, read_mat
-from fgvc_cli.data.labelled import Example, LabelledSet
+from fgvc_cli.data.known import Archive, KnownSet, read_mat
+from fgvc_cli.data.listing import Example, LabelledSet
 
 
 def read_dogs(root: Path) -> LabelledSet:
@@ -49,14 +49,20 @@ def read_dogs(root: Path) -> LabelledSet:
     return LabelledSet("dogs", root, classes, splits)
 
 
-ENTRY = KnownSet(
-    key="dogs",
-    title="Stanford Dogs",
-    folder="stanford_dogs",
-    needs=("train_list.mat", "test_list.mat", "Images/"),
-    classes=120,
-    train=12000,
-    test=8580,
-    source="http://vision.stanford.edu/aditya86/ImageNetDogs/ (images.tar, lists.tar)",
-    load=read_dogs,
+ENTRIES = (
+    KnownSet(
+        key="dogs",
+        title="Stanford Dogs",
+        folder="stanford_dogs",
+        needs=("train_list.mat", "test_list.mat", "Images/"),
+        classes=120,
+        train=12000,
+        test=8580,
+        source="http://vision.stanford.edu/aditya86/ImageNetDogs/ (images.tar, lists.tar)",
+        load=read_dogs,
+        archives=(
+            Archive("http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar", into="stanford_dogs"),
+            Archive("http://vision.stanford.edu/aditya86/ImageNetDogs/lists.tar", into="stanford_dogs"),
+        ),
+    ),
 )

@@ -1,7 +1,7 @@
 """The published data sets by name, with their official splits and counts.
 
-A set is one file: its docstring shows the tree, and it defines ``ENTRY``, a ``KnownSet``. Its name
-then goes into ``_KEYS`` below. Nothing is downloaded.
+A set is one file: its docstring shows the tree, and it defines ``ENTRIES``, one ``KnownSet`` for each way to
+label its images. The names then go into ``_MODULES`` below. Nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,50 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fgvc_cli.data.labelled import LabelledSet, hold_out_validation, missing_images
+from fgvc_cli.data.deal import hold_out_validation
+from fgvc_cli.data.listing import LabelledSet, missing_images
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 
-# each is a module of this package; imported when asked for, since the modules import this one
-_KEYS = ("aircraft", "cars", "cub", "dogs", "grocery")
+# name -> module of this package; imported when asked for, since the modules import this one
+_MODULES = {
+    "aircraft": "aircraft",
+    "aircraft-family": "aircraft",
+    "aircraft-manufacturer": "aircraft",
+    "cars": "cars",
+    "cub": "cub",
+    "dogs": "dogs",
+    "flowers102": "flowers102",
+    "food101": "food101",
+    "grocery": "grocery",
+    "grocery-coarse": "grocery",
+    "icassava2019": "icassava2019",
+    "pets": "pets",
+    "plant2020": "plant2020",
+    "plant2021": "plant2021",
+}
+
+_DEALT_TEST_SEED = 2021
+"""Of every dealt test split: one split for all, whatever the seed of a run."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file at an official address.
+
+    Args:
+        url: where it is.
+        md5: as published, hex; None where none is.
+        into: the folder below the data root in which it is unpacked, or put where it is no archive.
+    """
+
+    url: str
+    md5: str | None = None
+    into: str = ""
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return self.url.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -29,11 +68,16 @@ class KnownSet:
         title: the name in print.
         folder: its folder below the data root, POSIX.
         needs: what must exist in that folder; directories end in ``/``.
-        classes, train, test: official counts; ``train`` is counted before any hold-out.
+        classes, train, test: official counts; ``train`` is counted before anything is held out of it.
         source: where it is to be had.
         load: folder -> listing with the official splits, val empty where there is none. May raise
             OSError, ValueError, KeyError, IndexError or TypeError on malformed files.
         val: official count, or 0 where val is held out of train.
+        dealt_test: share of each class of ``train`` that becomes the test split, where the labels of the
+            official one are unpublished (``test`` is 0 then). It does not depend on any seed. A number on
+            it compares with no official one.
+        archives: what ``fgvc datasets get`` downloads; empty where one has to ask or to sign in first.
+        archive_folder: what the unpacked archives call ``folder``, where it is something else.
     """
 
     key: str
@@ -46,6 +90,9 @@ class KnownSet:
     source: str
     load: Callable[[Path], LabelledSet]
     val: int = 0
+    dealt_test: float = 0.0
+    archives: tuple[Archive, ...] = ()
+    archive_folder: str = ""
 
     @property
     def tree(self) -> str:
@@ -55,12 +102,13 @@ class KnownSet:
     @property
     def expected(self) -> str:
         """The official counts in one line."""
-        return _counts_text(self.classes, self.train, self.val, self.test)
+        text = _counts_text(self.classes, self.train, self.val, self.test)
+        return f"{text}, {self.dealt_test:.0%} of train dealt as test" if self.dealt_test else text
 
 
 def known_sets() -> tuple[KnownSet, ...]:
     """Every known set, by name."""
-    return tuple(find_known(key) for key in _KEYS)
+    return tuple(find_known(key) for key in _MODULES)
 
 
 def find_known(name: str) -> KnownSet:
@@ -69,22 +117,29 @@ def find_known(name: str) -> KnownSet:
     Raises:
         FgvcError: no such name; the nearest ones are shown.
     """
-    if name not in _KEYS:
-        close = nearest(name, _KEYS)
+    if name not in _MODULES:
+        close = nearest(name, _MODULES)
         raise FgvcError(
-            f"No data set is called {name!r}; known are {', '.join(_KEYS)}.",
+            f"No data set is called {name!r}; known are {', '.join(_MODULES)}.",
             f"Did you mean {' or '.join(close)}?" if close else None,
             EXIT_USAGE,
         )
-    entry: KnownSet = importlib.import_module(f"fgvc_cli.data.{name}").ENTRY
-    return entry
+    entries: tuple[KnownSet, ...] = importlib.import_module(f"fgvc_cli.data.{_MODULES[name]}").ENTRIES
+    return next(entry for entry in entries if entry.key == name)
+
+
+def default_root() -> Path | None:
+    """The data root that the environment names."""
+    named = os.environ.get("FGVC_DATA")
+    return Path(named).expanduser() if named else None
 
 
 def load_known(name: str, data_root: Path | None, *, val_share: float = 0.1, seed: int = 0) -> LabelledSet:
     """List a known set, with the counts of its paper or not at all.
 
-    Official train and test splits. Val is the official one where the set has one, else held out of
-    train by ``hold_out_validation``, so that the test split never chooses a checkpoint.
+    Official train and test splits (see ``KnownSet.dealt_test`` where the test labels are unpublished). Val is
+    the official one where the set has one, else held out of train by ``hold_out_validation``, so that the
+    test split never chooses a checkpoint.
 
     Args:
         name: a key, such as ``"cub"``.
@@ -96,34 +151,47 @@ def load_known(name: str, data_root: Path | None, *, val_share: float = 0.1, see
         FgvcError: unknown name, no data root, files missing, or counts that differ from the official.
     """
     entry = find_known(name)
+    data_root = data_root or default_root()
     if data_root is None:
-        from_environment = os.environ.get("FGVC_DATA")
-        if not from_environment:
-            raise FgvcError(
-                f"Where the data set {name} lies is not known.",
-                f"Give --data-root DIR or set FGVC_DATA=DIR, where DIR holds {entry.tree}.",
-                EXIT_USAGE,
-            )
-        data_root = Path(from_environment).expanduser()
+        raise FgvcError(
+            f"Where the data set {name} lies is not known.",
+            f"Give --data-root DIR or set FGVC_DATA=DIR, where DIR holds {entry.tree}.",
+            EXIT_USAGE,
+        )
     return load_entry(entry, data_root, val_share=val_share, seed=seed)
 
 
 def load_entry(entry: KnownSet, data_root: Path, *, val_share: float = 0.1, seed: int = 0) -> LabelledSet:
     """``load_known`` for an entry in hand."""
-    root = _locate(entry, data_root)
+    listing = read_official(entry, data_root)
+    if entry.dealt_test:
+        train, test = hold_out_validation(
+            listing.splits["train"], listing.classes, val_share=entry.dealt_test, seed=_DEALT_TEST_SEED
+        )
+        listing = replace(listing, splits={**listing.splits, "train": train, "test": test})
+    if entry.val:
+        return listing
+    train, val = hold_out_validation(listing.splits["train"], listing.classes, val_share=val_share, seed=seed)
+    return replace(listing, splits={**listing.splits, "train": train, "val": val})
+
+
+def read_official(entry: KnownSet, data_root: Path) -> LabelledSet:
+    """The listing as published, checked: counts as the official ones, every image there.
+
+    Raises:
+        FgvcError: files missing or malformed, or counts that differ.
+    """
+    root = locate(entry, data_root)
     try:
         listing = entry.load(root)
-        labels = {example.label for split in listing.splits.values() for example in split}
+        labels = {label for split in listing.splits.values() for example in split for label in example.labels}
         if not labels <= set(range(len(listing.classes))):
             raise ValueError(f"labels from {min(labels)} to {max(labels)} for {len(listing.classes)} classes")
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise FgvcError(f"{entry.title} at {root} does not read ({reason}).", _how_to_get(entry)) from error
     _check_complete(entry, listing)
-    if entry.val:
-        return listing
-    train, val = hold_out_validation(listing.splits["train"], listing.classes, val_share=val_share, seed=seed)
-    return replace(listing, splits={**listing.splits, "train": train, "val": val})
+    return replace(listing, name=entry.key)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -162,26 +230,38 @@ def read_mat(path: Path) -> dict[str, Any]:
 
 
 def _counts_text(classes: int, train: int, val: int, test: int) -> str:
-    return f"{classes} classes, {train:,} train{f', {val:,} val' if val else ''}, {test:,} test"
+    splits = (("train", train), ("val", val), ("test", test))
+    return ", ".join([f"{classes} classes", *(f"{count:,} {name}" for name, count in splits if count)])
 
 
 def _how_to_get(entry: KnownSet) -> str:
-    return f"Expected {entry.tree} with {entry.expected}, from {entry.source}."
+    how = f"; to download it: fgvc datasets get {entry.key}" if entry.archives else ""
+    return f"Expected {entry.tree} with {entry.expected}, from {entry.source}{how}."
 
 
-def _locate(entry: KnownSet, data_root: Path) -> Path:
-    """The folder that holds all of ``entry.needs``: below ``data_root``, or ``data_root`` itself."""
+def locate(entry: KnownSet, data_root: Path) -> Path:
+    """The folder that holds all of ``entry.needs``: below ``data_root``, or ``data_root`` itself.
+
+    Raises:
+        FgvcError: there is none, or it lacks some.
+    """
+    folder, absent = lacking(entry, data_root)
+    if len(absent) == len(entry.needs):
+        raise FgvcError(f"{entry.title} is not in {data_root}.", _how_to_get(entry))
+    if absent:
+        raise FgvcError(f"{entry.title} at {folder} lacks {', '.join(absent)}.", _how_to_get(entry))
+    return folder
+
+
+def lacking(entry: KnownSet, data_root: Path) -> tuple[Path, list[str]]:
+    """The folder that is most like the set, below ``data_root`` or itself, and the needs it lacks."""
     parts = PurePosixPath(entry.folder).parts
     absent = {}
     for skipped in range(len(parts) + 1):
         folder = data_root.joinpath(*parts[skipped:])
         absent[folder] = [need for need in entry.needs if not _is_there(folder, need)]
     best = min(absent, key=lambda folder: len(absent[folder]))
-    if len(absent[best]) == len(entry.needs):
-        raise FgvcError(f"{entry.title} is not in {data_root}.", _how_to_get(entry))
-    if absent[best]:
-        raise FgvcError(f"{entry.title} at {best} lacks {', '.join(absent[best])}.", _how_to_get(entry))
-    return best
+    return best, absent[best]
 
 
 def _is_there(folder: Path, need: str) -> bool:

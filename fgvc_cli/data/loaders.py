@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fgvc_cli.data.draws import Draw, EpochDraws
 from fgvc_cli.data.images import Failure, read_image
-from fgvc_cli.data.labelled import Example
+from fgvc_cli.data.listing import Example
 from fgvc_cli.data.transforms import Transform
 
 
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 (B, 3, S, S)."""
     labels: Tensor
-    """int64 (B,)."""
+    """int64 (B,); of a multi-label set float32 (B, K), 1 for each label of an image."""
     indices: Tensor
     """int64 (B,), positions in the list of examples."""
     failures: list[str]
@@ -33,9 +33,16 @@ class Batch(NamedTuple):
 
 
 class LabelledImages(Dataset):
-    """Examples under a root, decoded upright and transformed."""
+    """Examples under a root, decoded upright and transformed.
 
-    def __init__(self, root: Path, examples: Sequence[Example], transform: Transform):
+    Args:
+        label_slots: K of a multi-label set, see ``LabelledSet.label_slots``.
+    """
+
+    def __init__(
+        self, root: Path, examples: Sequence[Example], transform: Transform, label_slots: int | None = None
+    ):
+        self.label_slots = label_slots
         self.root = root
         self.examples = examples
         self.transform = transform
@@ -43,8 +50,8 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: int | Draw) -> tuple[int, int, Tensor | str]:
-        """(index, label, uint8 image (3, S, S) or the line that says why there is none).
+    def __getitem__(self, key: int | Draw) -> tuple[int, int | Tensor, Tensor | str]:
+        """(index, target, uint8 image (3, S, S) or the line that says why there is none).
 
         Args:
             key: a position; or a draw, whose seed decides what a random transform does.
@@ -54,15 +61,24 @@ class LabelledImages(Dataset):
                 return self._read(key.place)
         return self._read(key)
 
-    def _read(self, index: int) -> tuple[int, int, Tensor | str]:
+    def _read(self, index: int) -> tuple[int, int | Tensor, Tensor | str]:
         example = self.examples[index]
+        target = self._target(example)
         photo = read_image(self.root / example.path)
         if isinstance(photo, Failure):
-            return index, example.label, f"{example.path}: {photo.error}"
+            return index, target, f"{example.path}: {photo.error}"
         try:
-            return index, example.label, self.transform(photo.image)
+            return index, target, self.transform(photo.image)
         except (MemoryError, OSError, ValueError) as error:
-            return index, example.label, f"{example.path}: cannot be resized: {error or 'out of memory'}"
+            return index, target, f"{example.path}: cannot be resized: {error or 'out of memory'}"
+
+    def _target(self, example: Example) -> int | Tensor:
+        """The class index, or float32 (K,)."""
+        if self.label_slots is None:
+            return example.label
+        target = torch.zeros(self.label_slots)
+        target[list(example.labels)] = 1
+        return target
 
 
 @contextlib.contextmanager
@@ -77,7 +93,7 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def collate(samples: list[tuple[int, int, Tensor | str]]) -> Batch:
+def collate(samples: list[tuple[int, int | Tensor, Tensor | str]]) -> Batch:
     """Stack the readable samples and list the others."""
     good = [(i, label, image) for i, label, image in samples if isinstance(image, Tensor)]
     images = (
@@ -85,7 +101,9 @@ def collate(samples: list[tuple[int, int, Tensor | str]]) -> Batch:
     )
     return Batch(
         images,
-        torch.tensor([label for _, label, _ in good], dtype=torch.int64),
+        torch.stack([torch.as_tensor(label) for _, label, _ in good])
+        if good
+        else torch.empty(0, dtype=torch.int64),
         torch.tensor([i for i, _, _ in good], dtype=torch.int64),
         [failure for _, _, failure in samples if isinstance(failure, str)],
     )

@@ -44,6 +44,11 @@ class Checkpoint:
     looks of training and stays the same with other ``stages`` or another ``cascade``, which may need another.
     A cascade compares the confidence before it."""
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether it tells several labels per photograph, each by itself."""
+        return bool(self.metadata.get("options", {}).get("multi_label", False))
+
 
 def save_checkpoint(
     path: Path,

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import normalize
 from fgvc_cli.engine.calibration import apply_temperature, expected_calibration_error
+from fgvc_cli.engine.multilabel import multilabel_metrics
+from fgvc_cli.models.output import class_probs
 
 
 @dataclass
@@ -26,7 +28,7 @@ class Evaluation:
     """What a model answered over a split."""
 
     labels: Tensor
-    """int64 (N,), of the readable images."""
+    """int64 (N,), of the readable images; of a multi-label set float (N, K)."""
     probs: Tensor
     """Fused, (N, K)."""
     branches: dict[str, Tensor]
@@ -40,6 +42,8 @@ class Evaluation:
     def metrics(self, temperature: float | None = None) -> dict[str, float]:
         """Top-1, top-5, macro F1, ECE and top-1 per branch as shares, NLL, and the model's stats.
 
+        Of a multi-label set, what ``multilabel_metrics`` gives in place of these.
+
         Fused figures are over all images, ``top1_<branch>`` over those that reached the branch. Where not
         all did, ``reached_<branch>`` is their share; where none did, there is no ``top1_<branch>``.
 
@@ -47,12 +51,13 @@ class Evaluation:
             temperature: of a calibrated model: adds ``nll_calibrated`` and ``ece_calibrated``; all other
                 figures are of the probabilities as the model gives them.
         """
+        if self.labels.is_floating_point():
+            return self._counts() | multilabel_metrics(self.labels, self.probs, self.branches) | self._rest()
         labels, probs = self.labels.numpy(), self.probs.double().numpy()
         classes = range(probs.shape[1])
         guesses = probs.argmax(axis=1)
         result = {
-            "images": float(len(labels)),
-            "unreadable": float(len(self.failures)),
+            **self._counts(),
             "top1": float(accuracy_score(labels, guesses)),
             "top5": _top5(labels, probs, classes),
             "macro_f1": float(f1_score(labels, guesses, average="macro", zero_division=0.0)),
@@ -63,7 +68,13 @@ class Evaluation:
             result |= {f"{name}_calibrated": value for name, value in calibrated.items()}
         for name, branch in self.branches.items():
             result |= _branch_metrics(name, branch, self.labels)
-        return result | self.stats | {"images_per_second": len(labels) / max(self.seconds, 1e-9)}
+        return result | self._rest()
+
+    def _counts(self) -> dict[str, float]:
+        return {"images": float(len(self.labels)), "unreadable": float(len(self.failures))}
+
+    def _rest(self) -> dict[str, float]:
+        return self.stats | {"images_per_second": len(self.labels) / max(self.seconds, 1e-9)}
 
 
 def _confidence_metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
@@ -116,7 +127,8 @@ def evaluate(
             labels.append(batch.labels)
             probs.append(output.probs.float().cpu())
             for name, logits in output.logits.items():
-                branches.setdefault(name, []).append(logits.float().softmax(dim=-1).cpu())
+                branch = class_probs(logits, batch.labels.is_floating_point())
+                branches.setdefault(name, []).append(branch.cpu())
             stats.append({name: float(value) * len(batch.labels) for name, value in output.stats.items()})
         if on_batch:
             on_batch(len(batch.labels) + len(batch.failures))

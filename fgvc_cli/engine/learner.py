@@ -70,6 +70,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.ema = ModelEmaV3(self.model, config.ema_decay, use_warmup=True) if config.ema_decay else None
         self.mix = mix_transform(config.augment, classes)
+        self.multi_label = bool(config.options.get("multi_label"))
         self.updates = 0
         # Those that learn once the frozen epochs are over; a backbone may have others that never do.
         self.backbone = self.model.get_submodule("backbone")
@@ -133,7 +134,7 @@ class Learner:
         images = images.contiguous(memory_format=torch.channels_last)
         with self.autocast():
             output = self.forward(images)
-        loss, terms = total_loss(output, labels, self.config.loss)
+        loss, terms = total_loss(output, labels, self.config.loss, self.multi_label)
         self.scaler.scale(loss * share).backward()
         terms = {f"loss_{name}": term for name, term in terms.items()}
         meter.add({"loss": loss, **terms, **output.stats}, len(images))

@@ -1,6 +1,7 @@
 """Losses over ``ModelOutput``; the same function serves every family.
 
-Legend: B batch, K classes, P parts. Labels are class indices (B,), or the shares of mixed images (B, K).
+Legend: B batch, K classes, P parts. Labels are class indices (B,), shares of mixed images (B, K),
+or targets of a multi-label set (B, K).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from fgvc_cli.config import Loss
 from fgvc_cli.models.output import ModelOutput
 
 
-def total_loss(output: ModelOutput, labels: Tensor, config: Loss) -> tuple[Tensor, dict[str, Tensor]]:
+def total_loss(
+    output: ModelOutput, labels: Tensor, config: Loss, multi_label: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of each branch's cross entropy and of the model's penalties, and these terms by name.
 
     CRA-SMRA, Eq. 12: L = alpha * sum_i L_i + beta * L_all + gamma * L_div, where a branch called ``stage...``
@@ -21,18 +24,19 @@ def total_loss(output: ModelOutput, labels: Tensor, config: Loss) -> tuple[Tenso
     ViT, L = L_a + L_b + sum_i L_ci (Eq. 1 of Conde & Turgutlu 2021), and the one answer of a plain baseline.
 
     Args:
-        labels: class indices (B,), or targets (B, K) of mixed images.
+        labels: class indices (B,), targets (B, K) of mixed images, or those of a multi-label set.
+        multi_label: whether each class is a yes or no of its own, see ``label_loss``.
 
     Returns:
         The loss, a scalar, and the unweighted terms, detached. Where ``output.part_logits`` is there, the
         term ``parts`` comes from it, see ``part_loss``.
     """
     terms = {
-        name: F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        name: label_loss(logits, labels, config.label_smoothing, multi_label)
         for name, logits in output.logits.items()
     }
     if output.part_logits is not None:
-        terms["parts"] = part_loss(output.part_logits, labels, config)
+        terms["parts"] = part_loss(output.part_logits, labels, config, multi_label)
     weights = {name: _branch_weight(name, config) for name in terms}
     for name, penalty in output.penalties.items():
         terms[name] = penalty
@@ -41,23 +45,37 @@ def total_loss(output: ModelOutput, labels: Tensor, config: Loss) -> tuple[Tenso
     return loss, {name: term.detach() for name, term in terms.items()}
 
 
-def part_loss(part_logits: Tensor, labels: Tensor, config: Loss) -> Tensor:
-    """Cross entropy of each part crop as an input of its own, averaged over the batch.
+def label_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, multi_label: bool = False) -> Tensor:
+    """Cross entropy of one branch, a scalar, averaged over the batch.
+
+    Args:
+        logits: (B, K).
+        labels: int64 (B,), or float (B, K) in [0, 1]: shares of the classes of mixed images, or one target
+            for each label.
+        smoothing: share of the target that is spread over all K classes, or over yes and no of each label.
+        multi_label: binary cross entropy of each label by itself, averaged over the labels, in place of the
+            softmax over the classes.
+    """
+    if not multi_label:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    targets = labels * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits.float(), targets)
+
+
+def part_loss(part_logits: Tensor, labels: Tensor, config: Loss, multi_label: bool = False) -> Tensor:
+    """Loss of each part crop as an input of its own, averaged over the batch.
 
     Args:
         part_logits: (B, P, K).
-        labels: as ``total_loss``.
+        labels, multi_label: as for ``total_loss``.
 
     Returns:
         A scalar: summed over the P parts (Eq. 1 of Conde & Turgutlu 2021), or averaged, by
         ``config.part_loss``.
     """
     parts = part_logits.shape[1]
-    mean = F.cross_entropy(
-        part_logits.float().flatten(0, 1),
-        labels.repeat_interleave(parts, dim=0),
-        label_smoothing=config.label_smoothing,
-    )
+    repeated = labels.repeat_interleave(parts, dim=0)
+    mean = label_loss(part_logits.flatten(0, 1), repeated, config.label_smoothing, multi_label)
     return mean * parts if config.part_loss == "sum" else mean
 
 

@@ -30,6 +30,7 @@ from fgvc_cli.engine.interrupts import interrupts_wait, sigterm_interrupts
 from fgvc_cli.engine.learner import Learner
 from fgvc_cli.engine.loop import TrainLoop
 from fgvc_cli.engine.metrics_file import MetricsFile
+from fgvc_cli.engine.multilabel import rank
 from fgvc_cli.engine.observer import Observer
 from fgvc_cli.engine.run_state import Progress, RunState, remove_state, save_state, state_path
 from fgvc_cli.engine.tensorboard import TensorBoard
@@ -64,7 +65,7 @@ class Best:
     @property
     def rank(self) -> tuple[float, float]:
         """The larger, the better."""
-        return self.scores["top1"], -self.scores["nll"]
+        return rank(self.scores)
 
 
 class Trainer:
@@ -115,7 +116,7 @@ class Trainer:
             self.learner.load(state.learner)
         self.best = self._stored_best(progress.best_epoch) if state else None
         transform = train_transform(config.preprocess, config.augment)
-        images = LabelledImages(data.root, data.splits["train"], transform)
+        images = LabelledImages(data.root, data.splits["train"], transform, data.label_slots)
         loader = build_train_loader(images, draws, workers=config.workers)
         self.loop = TrainLoop(
             self.learner, draws, loader, observer, progress, warn=self._warn, save=self._save_state
@@ -253,11 +254,14 @@ class Trainer:
             weights = fit_fuse_weights(torch.stack([*validation.branches.values()]), validation.labels)
             self.learner.kept.get_buffer("heads.fuse_weights").copy_(weights)
             validation = self._evaluate("val")
-        calibration = self._calibrate(validation)
+        # One temperature belongs to one softmax: several labels are left as the model gives them.
+        calibration = None if self.data.multi_label else self._calibrate(validation)
+        temperature = calibration.temperature if calibration else None
         # Kept apart: on the images that branch weights and temperature were fitted to, no held-out figures.
-        metrics["val_fitted"] = validation.metrics(calibration.temperature)
+        if calibration:
+            metrics["val_fitted"] = validation.metrics(temperature)
         if self.data.splits["test"]:
-            metrics["test"] = self._evaluate("test").metrics(calibration.temperature)
+            metrics["test"] = self._evaluate("test").metrics(temperature)
         self._save(self.best, metrics, calibration)
         if self.board:
             self.board.close()
@@ -278,7 +282,9 @@ class Trainer:
         self.world.copy_from_main([*self.learner.kept.buffers()])
         mine = self.data.splits[split][self.world.rank :: self.world.size]
         loader = build_loader(
-            LabelledImages(self.data.root, mine, eval_transform(self.config.preprocess)),
+            LabelledImages(
+                self.data.root, mine, eval_transform(self.config.preprocess), self.data.label_slots
+            ),
             batch_size=self.config.batch_size,
             workers=self.config.workers,
         )

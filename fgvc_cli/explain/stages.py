@@ -20,7 +20,7 @@ from torch import Tensor
 from fgvc_cli.data.transforms import Geometry, eval_transform, input_geometry, normalize
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.explain.explanation import HEAT, Box, Explanation
-from fgvc_cli.models.output import ModelOutput, Want
+from fgvc_cli.models.output import ModelOutput, Want, class_probs
 
 _WANTED: tuple[Want, ...] = ("heat", "boxes", "parts", "stages", "object_heat", "erased")
 """Asked of every model; what it does not have it leaves None, and the picture goes without."""
@@ -46,7 +46,7 @@ def explain_stages(checkpoint: Checkpoint, image: Image.Image, *, top_k: int = 5
     return Explanation(
         image=image,
         top=_top(output.probs[0], checkpoint.classes, top_k),
-        branches=_branches(output, checkpoint.classes),
+        branches=_branches(output, checkpoint.classes, checkpoint.multi_label),
         maps=stage_maps(output),
         box=None if output.boxes is None else _photo_boxes(output.boxes[:1], geometry)[0],
         geometry=geometry,
@@ -80,12 +80,14 @@ def _looked(output: ModelOutput, branch: str) -> bool:
     return logits is None or not bool(logits[0].isnan().any())
 
 
-def _branches(output: ModelOutput, classes: tuple[str, ...]) -> dict[str, tuple[str, float]]:
+def _branches(
+    output: ModelOutput, classes: tuple[str, ...], multi_label: bool
+) -> dict[str, tuple[str, float]]:
     """What each branch that looked says alone; several parts (P, K) also one by one."""
     rows = {name: logits[0] for name, logits in output.logits.items() if _looked(output, name)}
     if output.part_logits is not None and output.part_logits.shape[1] > 1 and _looked(output, "parts"):
         rows |= {f"part_{number}": each for number, each in enumerate(output.part_logits[0], start=1)}
-    return {name: _top(row.float().softmax(dim=-1), classes, 1)[0] for name, row in rows.items()}
+    return {name: _top(class_probs(row, multi_label), classes, 1)[0] for name, row in rows.items()}
 
 
 def _photo_boxes(boxes: Tensor, geometry: Geometry) -> tuple[Box, ...]:

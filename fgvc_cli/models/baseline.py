@@ -13,7 +13,7 @@ from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import BaselineConfig
 from fgvc_cli.models.backbones import checkpoint_gradients
 from fgvc_cli.models.cells import align_maps, cell_shift, leaves
-from fgvc_cli.models.output import ModelOutput, Want, scale_maps
+from fgvc_cli.models.output import ModelOutput, Want, class_probs, scale_maps
 
 
 class Baseline(nn.Module):
@@ -41,7 +41,8 @@ class Baseline(nn.Module):
         features = self.backbone.forward_features(images)  # type: ignore[operator]
         pooled = self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
         logits = self.heads(pooled)
-        output = ModelOutput(logits={"main": logits}, probs=logits.float().softmax(dim=-1))
+        probs = class_probs(logits, self.config.multi_label)
+        output = ModelOutput(logits={"main": logits}, probs=probs)
         if {"heat", "boxes", "stages"} & {*want}:
             maps = self._activation(features, images).float()
             stride = round(images.shape[-1] / maps.shape[-1])

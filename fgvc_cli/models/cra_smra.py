@@ -16,7 +16,7 @@ from fgvc_cli.config import CraSmraConfig
 from fgvc_cli.models.backbones import plan_stages
 from fgvc_cli.models.cells import align_maps
 from fgvc_cli.models.cram import STAGE_MODULES, StageFeatures
-from fgvc_cli.models.output import ModelOutput, Want, scale_maps
+from fgvc_cli.models.output import ModelOutput, Want, class_probs, scale_maps
 from fgvc_cli.models.smram import Smram, top_overlap
 
 BRANCHES = ("stage3", "stage4", "stage5", "concat")
@@ -106,9 +106,9 @@ class CraSmra(nn.Module):
         """One answer from four: branch logits (B, K) -> probabilities (B, K), by ``config.fuse``."""
         stacked = torch.stack([logits[name].float() for name in BRANCHES])
         if self.config.fuse == "logits":
-            return stacked.sum(dim=0).softmax(dim=-1)
+            return class_probs(stacked.sum(dim=0), self.config.multi_label)
         weights = self.heads.get_buffer("fuse_weights").view(-1, 1, 1)
-        return (stacked.softmax(dim=-1) * weights).sum(dim=0)
+        return (class_probs(stacked, self.config.multi_label) * weights).sum(dim=0)
 
     def for_inference(self) -> CraSmra:
         """Evaluation mode with SMRAM taken out: the paper builds it only into the training graph."""

@@ -5,30 +5,32 @@ Legend: B images, n of them that take a look, P crops per image, K classes.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from fgvc_cli.models.output import class_probs, confidence, mean_logits
 
 
 class Looks:
     """Branch logits and their fusion; with a cascade, confident images stop early.
 
-    Fused probabilities are the mean over the looks an image took, each the mean softmax of its crops
+    Fused probabilities are the mean over the looks an image took, each the mean of its crops' probabilities
     (method.md part B).
 
     Args:
         logits: of the first look, (B, K).
         cascade: fused confidence from which an image takes no further look; None or 1: all take all.
+        multi_label: see ``class_probs`` and ``confidence``.
     """
 
-    def __init__(self, logits: Tensor, cascade: float | None):
+    def __init__(self, logits: Tensor, cascade: float | None, multi_label: bool = False):
+        self._multi_label = multi_label
         self.logits: dict[str, Tensor] = {"main": logits}
         self.passes = torch.ones((), device=logits.device)
         """Encoder passes per image, the mean over the batch."""
         # A confidence of 1 is what float32 makes of a sure answer; a limit of 1 is meant as no limit.
         self._cascade = cascade if cascade is not None and cascade < 1 else None
-        self._sum = logits.float().softmax(dim=-1)
+        self._sum = class_probs(logits, multi_label)
         self._count = torch.ones(len(logits), 1, device=logits.device)
 
     @property
@@ -41,19 +43,20 @@ class Looks:
         if self._cascade is None:
             return None
         # An image that stopped before stays stopped: nothing was added to its confidence.
-        return (self.probs.amax(dim=-1) < self._cascade).nonzero().flatten()
+        return (confidence(self.probs, self._multi_label) < self._cascade).nonzero().flatten()
 
     def add(self, name: str, logits: Tensor, rows: Tensor | None) -> None:
         """Enter a look: logits (n, P, K) of the images ``rows``, the crops of one image counting equally."""
         crops = logits.shape[1]
-        joint = logits.float().log_softmax(dim=-1).logsumexp(dim=1) - math.log(crops)
+        joint = mean_logits(logits, self._multi_label)
         own = logits[:, 0] if crops == 1 else joint
+        probs = class_probs(joint, self._multi_label)
         total = len(self._sum)
         self.logits[name] = spread(own, rows, total)
         if rows is None:
-            self._sum, self._count = self._sum + joint.exp(), self._count + 1
+            self._sum, self._count = self._sum + probs, self._count + 1
         else:
-            self._sum = self._sum.index_add(0, rows, joint.exp())
+            self._sum = self._sum.index_add(0, rows, probs)
             self._count = self._count.index_add(0, rows, torch.ones_like(self._count[rows]))
         self.passes = self.passes + len(logits) * crops / total
 

@@ -87,7 +87,8 @@ class MultiStageVit(nn.Module):
         if chosen is not None:
             view, before = self._erase(view, chosen)
         embedding, heat = self._encode(view, need_map=need_map)
-        looks = Looks(self.heads(embedding), None if self.training else self.config.cascade)
+        cascade = None if self.training else self.config.cascade
+        looks = Looks(self.heads(embedding), cascade, self.config.multi_label)
         if chosen is not None:
             looks.passes = looks.passes + len(chosen) / len(view)
         output = ModelOutput(logits=looks.logits, probs=looks.probs)

@@ -5,9 +5,11 @@ Legend: B batch, K classes, h w rows and columns of a map, P parts, D embedding 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import torch.nn.functional as F
 from torch import Tensor
 
 Want = Literal["heat", "boxes", "parts", "stages", "object_heat", "erased", "embedding", "stats"]
@@ -27,7 +29,7 @@ class ModelOutput:
     """Branch name -> (B, K), unnormalised. The family's order: stages then concat; main, object, parts.
     A row is NaN where a cascade stopped before that branch."""
     probs: Tensor
-    """Fused probabilities (B, K); rows sum to 1."""
+    """Fused probabilities (B, K); rows sum to 1, but for a multi-label model, where each stands alone."""
     heat: Tensor | None = None
     """Where the model looked, (B, h, w), each map scaled to [0, 1]."""
     boxes: Tensor | None = None
@@ -35,7 +37,7 @@ class ModelOutput:
     parts: Tensor | None = None
     """Part boxes (B, P, 4), as ``boxes``."""
     part_logits: Tensor | None = None
-    """What each part crop says alone, (B, P, K); ``logits["parts"]`` is the log of their mean softmax."""
+    """What each part crop says alone, (B, P, K); ``logits["parts"]`` gives their mean probabilities."""
     object_heat: Tensor | None = None
     """Where the model looked inside the object box at its second look, (B, h, w) over ``boxes``."""
     erased: Tensor | None = None
@@ -48,6 +50,25 @@ class ModelOutput:
     """Scalar loss terms that the model computes itself while training, e.g. ``div`` (Eq. 9)."""
     stats: dict[str, Tensor] = field(default_factory=dict)
     """Scalars worth logging: ``suppressed_stage3``, ``overlap``; training or ``want=("stats",)``."""
+
+
+def class_probs(logits: Tensor, multi_label: bool) -> Tensor:
+    """Logits (..., K) -> float32 probabilities: of one class among K, or of each label by itself."""
+    return logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)
+
+
+def mean_logits(logits: Tensor, multi_label: bool) -> Tensor:
+    """Logits (n, P, K) of P crops -> logits (n, K) whose probabilities are the mean of the crops'."""
+    crops = math.log(logits.shape[1])
+    if not multi_label:
+        return logits.float().log_softmax(dim=-1).logsumexp(dim=1) - crops
+    there = F.logsigmoid(logits.float()).logsumexp(dim=1)
+    return there - F.logsigmoid(-logits.float()).logsumexp(dim=1)
+
+
+def confidence(probs: Tensor, multi_label: bool) -> Tensor:
+    """How sure an answer (B, K) is, (B,): of its class, or of the label that is least decided."""
+    return probs.maximum(1 - probs).amin(dim=-1) if multi_label else probs.amax(dim=-1)
 
 
 def scale_maps(maps: Tensor) -> Tensor:

@@ -121,6 +121,8 @@ class Predictor:
             "device": self.device.type,
             "compile": compile,
         }
+        if getattr(trained, "multi_label", False):
+            settings["multi_label"] = True
         self.info = RunInfo(
             model=trained.name,
             weights_sha256=trained.sha256,

@@ -229,11 +229,11 @@ def _table_blocks(out: Path, info: RunInfo) -> Iterator[Block]:
 
 def _csv_rows(out: Path, lines: Iterable[str], info: RunInfo) -> Iterator[Row]:
     cells = csv.reader(lines)
-    if next(cells, None) != csv_columns(info.top_k, info.parts):
+    if next(cells, None) != csv_columns(info.top_k, info.parts, info.multi_label):
         raise _other_run(out, "its columns are not those of this run")
     k = 5 + 2 * info.top_k
     for line in cells:
-        boxes = [line[at : at + 4] for at in range(k, len(line), 4)]
+        boxes = [line[at : at + 4] for at in range(k, len(line) - info.multi_label, 4)]
         box, *parts = [tuple(map(float, box)) if box[0] else None for box in boxes]
         labels = tuple(label for label in line[5:k:2] if label)
         probs = tuple(float(prob) for prob in line[6:k:2] if prob)
@@ -246,7 +246,8 @@ def _json_rows(out: Path, lines: Iterable[str], info: RunInfo) -> Iterator[Row]:
     names = ranked_columns(info.top_k)
     for line in lines:
         row = json.loads(line)
-        if len(row) != 6 + 2 * info.top_k + (info.parts > 0) or not set(names) <= set(row):
+        keys = 6 + 2 * info.top_k + (info.parts > 0) + info.multi_label
+        if len(row) != keys or not set(names) <= set(row):
             raise _other_run(out, "its keys are not those of this run")
         values = [row[name] for name in names if row[name] is not None]
         box = tuple(row["box"]) if row["box"] else None

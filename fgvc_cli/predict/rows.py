@@ -47,6 +47,11 @@ class Row:
     stopped before them."""
 
     @property
+    def labels_there(self) -> tuple[str, ...]:
+        """Of a multi-label model: the labels more probable than not, among the k."""
+        return tuple(name for name, prob in zip(self.labels, self.probs, strict=True) if prob > 0.5)
+
+    @property
     def ok(self) -> bool:
         """Whether there is a prediction."""
         return self.status in (OK, UNSURE)
@@ -68,6 +73,11 @@ class RunInfo:
     """What each row carries beside its prediction."""
     settings: dict[str, Any] = field(default_factory=dict)
     """All else that changes a row, as plain JSON values: looks, cascade, min_prob, precision, decoding."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each probability stands alone, and tables have a column ``labels``."""
+        return bool(self.settings.get("multi_label", False))
 
 
 @dataclass(slots=True)

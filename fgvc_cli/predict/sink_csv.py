@@ -15,14 +15,16 @@ from fgvc_cli.predict.sinks import FileSink
 CRLF = "\r\n"
 
 
-def csv_columns(top_k: int, parts: int = 0) -> list[str]:
+def csv_columns(top_k: int, parts: int = 0, multi_label: bool = False) -> list[str]:
     """The header: path, status, error, width, height, label, prob, label_2, prob_2, ..., the box, part boxes.
 
-    Beyond the contract, a model with parts adds ``part_1_x1`` to ``part_P_y2`` behind the box.
+    Beyond the contract, a model with parts adds ``part_1_x1`` to ``part_P_y2`` behind the box, and a
+    multi-label model ``labels`` behind all: those of the k with a probability above 0.5, joined by ``|``.
     """
     boxes = ["box", *(f"part_{k}" for k in range(1, parts + 1))]
     edges = [f"{box}_{edge}" for box in boxes for edge in ("x1", "y1", "x2", "y2")]
-    return ["path", "status", "error", "width", "height", *ranked_columns(top_k), *edges]
+    several = ["labels"] if multi_label else []
+    return ["path", "status", "error", "width", "height", *ranked_columns(top_k), *edges, *several]
 
 
 def ranked_columns(top_k: int) -> list[str]:
@@ -31,14 +33,15 @@ def ranked_columns(top_k: int) -> list[str]:
     return [f"{name}{rank}" for rank in ranks for name in ("label", "prob")]
 
 
-def csv_cells(row: Row, top_k: int, parts: int = 0) -> list[str]:
+def csv_cells(row: Row, top_k: int, parts: int = 0, multi_label: bool = False) -> list[str]:
     """One line: probabilities with 6 decimals, box edges with 1; empty cells where there is no value."""
     guesses = zip(row.labels, row.probs, strict=True)
     ranked = [cell for label, prob in guesses for cell in (label, f"{prob:.6f}")]
     size = ["" if side is None else str(side) for side in (row.width, row.height)]
     boxes = [row.box, *row.parts] + [None] * (parts - len(row.parts))
     edges = [cell for box in boxes for cell in ([f"{edge:.1f}" for edge in box] if box else [""] * 4)]
-    return [row.path, row.status, row.error, *size, *(ranked or [""] * (2 * top_k)), *edges]
+    several = ["|".join(row.labels_there)] if multi_label else []
+    return [row.path, row.status, row.error, *size, *(ranked or [""] * (2 * top_k)), *edges, *several]
 
 
 class _Utf8Lines:
@@ -66,11 +69,12 @@ class CsvSink(FileSink):
 
     def _begin(self, info: RunInfo) -> None:
         self._info = info
-        csv_lines(self._stream, [csv_columns(info.top_k, info.parts)])
+        csv_lines(self._stream, [csv_columns(info.top_k, info.parts, info.multi_label)])
 
     def _write(self, block: Block) -> None:
         info = self._info
-        csv_lines(self._stream, (csv_cells(row, info.top_k, info.parts) for row in block.rows(info)))
+        cells = (csv_cells(row, info.top_k, info.parts, info.multi_label) for row in block.rows(info))
+        csv_lines(self._stream, cells)
 
 
 class StdoutSink:
@@ -95,11 +99,12 @@ class StdoutSink:
     def begin(self, info: RunInfo) -> None:
         """Write the header."""
         self._info = info
-        self._put([csv_columns(info.top_k, info.parts)])
+        self._put([csv_columns(info.top_k, info.parts, info.multi_label)])
 
     def write(self, block: Block) -> None:
         """Write a line for each row."""
-        self._put(csv_cells(row, self._info.top_k, self._info.parts) for row in block.rows(self._info))
+        info = self._info
+        self._put(csv_cells(row, info.top_k, info.parts, info.multi_label) for row in block.rows(info))
 
     def _put(self, rows: Iterable[list[str]]) -> None:
         try:

@@ -11,8 +11,9 @@ from fgvc_cli.predict.sink_csv import ranked_columns
 from fgvc_cli.predict.sinks import FileSink
 
 
-def json_row(row: Row, top_k: int, parts: int = 0) -> dict[str, Any]:
-    """The object of a row: null where there is no value; ``parts`` only from a model that has them."""
+def json_row(row: Row, top_k: int, parts: int = 0, multi_label: bool = False) -> dict[str, Any]:
+    """The object of a row: null where there is no value; ``parts`` only from a model that has them,
+    ``labels``, a list, only from a multi-label one."""
     guesses = zip(row.labels, row.probs, strict=True)
     ranked = [value for label, prob in guesses for value in (label, round(prob, 6))]
     document: dict[str, Any] = {
@@ -27,6 +28,8 @@ def json_row(row: Row, top_k: int, parts: int = 0) -> dict[str, Any]:
     document["box"] = [round(edge, 1) for edge in row.box] if row.box else None
     if parts:
         document["parts"] = [[round(edge, 1) for edge in part] for part in row.parts]
+    if multi_label:
+        document["labels"] = list(row.labels_there) if row.ok else None
     return document
 
 
@@ -39,5 +42,5 @@ class JsonlSink(FileSink):
     def _write(self, block: Block) -> None:
         info = self._info
         for row in block.rows(info):
-            line = json.dumps(json_row(row, info.top_k, info.parts), ensure_ascii=False)
+            line = json.dumps(json_row(row, info.top_k, info.parts, info.multi_label), ensure_ascii=False)
             self._stream.write(f"{line}\n".encode())

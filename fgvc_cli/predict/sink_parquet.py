@@ -36,7 +36,7 @@ class ParquetSink(FileSink):
     def _begin(self, info: RunInfo) -> None:
         self._info = info
         fields = []
-        for name in csv_columns(info.top_k, info.parts):
+        for name in csv_columns(info.top_k, info.parts, info.multi_label):
             labelled = pa.string() if name.startswith("label") else pa.float32()
             fields.append(pa.field(name, _TYPES.get(name, labelled)))
         fields += [pa.field(name, kind) for name, kind in EXTRA_TYPES.items() if name in self.extras]
@@ -67,6 +67,9 @@ class ParquetSink(FileSink):
             columns.append(pa.array(block.topk_prob[:, k], mask=blank))
         edges = np.concatenate([block.box, block.parts.reshape(len(block), -1)], axis=1)
         columns += [pa.array(edges[:, i], mask=np.isnan(edges[:, i])) for i in range(edges.shape[1])]
+        if self._info.multi_label:
+            there = ["|".join(row.labels_there) for row in block.rows(self._info)]
+            columns.append(pa.array(np.array(there, object), pa.string(), mask=blank))
         return columns
 
     def _extra_columns(self, block: Block) -> list[pa.Array]:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fgvc_cli.data.labelled import load_labelled, read_listing
+from fgvc_cli.data.labelled import load_labelled
+from fgvc_cli.data.labelled_csv import read_listing
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.predict.blocks import as_text
 
@@ -24,9 +25,12 @@ def read_labels(path: Path, names: Sequence[str]) -> list[str | None]:
     """
     if path.is_file() and path.suffix.lower() == ".csv":
         root = path.parent
+        found, _ = read_listing(path)
+        if found.multi_label:
+            raise FgvcError(f"{path} has several labels per photograph.", "Give a column label, with one.")
         label_of = {
             as_text(image): label
-            for by_class in read_listing(path)[0].values()
+            for by_class in found.by_class().values()
             for label, images in by_class.items()
             for image in images
         }

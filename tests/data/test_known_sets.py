@@ -10,157 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from known_trees import EXPECTED, LEAVES, VAL, WRITERS, car_rows, cells, tiny
 from scipy.io import savemat
+from torchvision.datasets import Flowers102
 
 from fgvc_cli.data.known import KnownSet, find_known, known_sets, load_entry, load_known
-from fgvc_cli.data.labelled import Example
+from fgvc_cli.data.listing import Example
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
-# Every tiny tree has 2 classes, 3 training images of the first, 2 of the second, and 1 + 1 for test.
-
-
-def touch(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def write_cub(root: Path) -> None:
-    birds = ["001.Black_footed_Albatross", "002.Laysan_Albatross"]
-    rows = [(0, 0), (0, 1), (0, 1), (0, 1), (1, 1), (1, 0), (1, 1)]  # class, training flag
-    paths = [f"{birds[c]}/{birds[c][4:]}_{i:04}.jpg" for i, (c, _) in enumerate(rows)]
-    touch(*(root / "images" / path for path in paths))
-    lists = {
-        "classes": [f"{i} {bird}" for i, bird in enumerate(birds, 1)],
-        "images": [f"{i} {path}" for i, path in enumerate(paths, 1)],
-        "image_class_labels": [f"{i} {c + 1}" for i, (c, _) in enumerate(rows, 1)],
-        "train_test_split": [f"{i} {flag}" for i, (_, flag) in enumerate(rows, 1)],
-    }
-    for name, lines in lists.items():
-        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
-
-
-def car_rows(classes: list[int]) -> np.ndarray:
-    """The devkit's 1 x N struct array; its numbers are 1 x 1 matrices, its classes uint8."""
-    boxes = [(f"bbox_{corner}", object) for corner in ("x1", "y1", "x2", "y2")]
-    rows = np.empty((1, len(classes)), dtype=[*boxes, ("class", object), ("fname", object)])
-    for i, number in enumerate(classes):
-        box = [np.array([[value]], dtype=np.uint16) for value in (39, 116, 569, 375)]
-        rows[0, i] = (*box, np.array([[number]], dtype=np.uint8), f"{i + 1:05}.jpg")
-    return rows
-
-
-def cells(values: list[str], shape: tuple[int, int]) -> np.ndarray:
-    return np.array(values, dtype=object).reshape(shape)
-
-
-def write_cars(root: Path) -> None:
-    (root / "devkit").mkdir()
-    names = ["AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012"]
-    savemat(root / "devkit" / "cars_meta.mat", {"class_names": cells(names, (1, 2))})
-    savemat(root / "devkit" / "cars_train_annos.mat", {"annotations": car_rows([2, 1, 1, 2, 1])})
-    savemat(root / "cars_test_annos_withlabels.mat", {"annotations": car_rows([1, 2])})
-    touch(*(root / "cars_train" / f"{i:05}.jpg" for i in range(1, 6)))
-    touch(*(root / "cars_test" / f"{i:05}.jpg" for i in range(1, 3)))
-
-
-def write_dogs(root: Path) -> None:
-    breeds = ["n02085620-Chihuahua", "n02099267-flat-coated_retriever"]
-    for split, labels in (("train", [1, 1, 1, 2, 2]), ("test", [1, 2])):
-        files = [f"{breeds[n - 1]}/{breeds[n - 1][:9]}_{split}{i}.jpg" for i, n in enumerate(labels)]
-        touch(*(root / "Images" / file for file in files))
-        shape = (len(files), 1)
-        listing = {
-            "file_list": cells(files, shape),
-            "annotation_list": cells([file[:-4] for file in files], shape),
-            "labels": np.array(labels, dtype=np.uint8).reshape(shape),
-        }
-        savemat(root / f"{split}_list.mat", listing)
-
-
-def write_aircraft(root: Path) -> None:
-    variants = ["707-320", "F/A-18 Model B"]
-    lists = {
-        "variants": variants,
-        "images_variant_trainval": [f"102579{i} {variants[i > 2]}" for i in range(5)],
-        "images_variant_test": [f"1514522 {variants[0]}", f"0747566 {variants[1]}"],
-    }
-    ids = [f"102579{i}" for i in range(5)] + ["1514522", "0747566"]
-    touch(*(root / "images" / f"{image}.jpg" for image in ids))
-    for name, lines in lists.items():
-        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
-
-
-def write_grocery(root: Path) -> None:
-    listed = {"train": [0, 1, 0, 1, 0], "val": [1], "test": [0, 1]}
-    folders = ["Fruit/Apple/Golden-Delicious", "Packages/Milk/Arla, 3 % Milk"]
-    for split, fines in listed.items():
-        paths = [f"{split}/{folders[fine]}/{i:03}.jpg" for i, fine in enumerate(fines)]
-        touch(*(root / path for path in paths))
-        lines = [f"{path}, {fine}, {fine + 40}" for path, fine in zip(paths, fines, strict=True)]
-        (root / f"{split}.txt").write_text("\n".join(lines) + "\n")
-    header = "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),Iconic Image"
-    rows = ['"Arla, 3 % Milk",1,Milk,41,/b.jpg', "Golden-Delicious,0,Apple,40,/a.jpg"]
-    (root / "classes.csv").write_text("\n".join([header, *rows]))
-
-
-WRITERS: dict[str, Callable[[Path], None]] = {
-    "aircraft": write_aircraft,
-    "cars": write_cars,
-    "cub": write_cub,
-    "dogs": write_dogs,
-    "grocery": write_grocery,
-}
-
-ALBATROSS = "images/001.Black_footed_Albatross/Black_footed_Albatross_000{}.jpg"
-LAYSAN = "images/002.Laysan_Albatross/Laysan_Albatross_000{}.jpg"
-CHIHUAHUA = "Images/n02085620-Chihuahua/n02085620_{}.jpg"
-RETRIEVER = "Images/n02099267-flat-coated_retriever/n02099267_{}.jpg"
-APPLE = "{}/Fruit/Apple/Golden-Delicious/00{}.jpg"
-MILK = "{}/Packages/Milk/Arla, 3 % Milk/00{}.jpg"
-
-# key: class names, training images with labels, test images with labels, in the order of the files
-EXPECTED = {
-    "aircraft": (
-        ("707-320", "F/A-18 Model B"),
-        [(f"images/102579{i}.jpg", int(i > 2)) for i in range(5)],
-        [("images/1514522.jpg", 0), ("images/0747566.jpg", 1)],
-    ),
-    "cars": (
-        ("AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012"),
-        [(f"cars_train/0000{i}.jpg", label) for i, label in enumerate((1, 0, 0, 1, 0), 1)],
-        [("cars_test/00001.jpg", 0), ("cars_test/00002.jpg", 1)],
-    ),
-    "cub": (
-        ("Black_footed_Albatross", "Laysan_Albatross"),
-        [*((ALBATROSS.format(i), 0) for i in (1, 2, 3)), *((LAYSAN.format(i), 1) for i in (4, 6))],
-        [(ALBATROSS.format(0), 0), (LAYSAN.format(5), 1)],
-    ),
-    "dogs": (
-        ("Chihuahua", "flat-coated_retriever"),
-        [(CHIHUAHUA.format(f"train{i}"), 0) for i in range(3)]
-        + [(RETRIEVER.format(f"train{i}"), 1) for i in (3, 4)],
-        [(CHIHUAHUA.format("test0"), 0), (RETRIEVER.format("test1"), 1)],
-    ),
-    "grocery": (
-        ("Golden-Delicious", "Arla, 3 % Milk"),
-        [((APPLE, MILK)[i % 2].format("train", i), i % 2) for i in range(5)],
-        [(APPLE.format("test", 0), 0), (MILK.format("test", 1), 1)],
-    ),
-}
-
 every_set = pytest.mark.parametrize("key", sorted(WRITERS))
 
 
-def tiny(key: str, data_root: Path) -> tuple[KnownSet, Path]:
-    """The entry with tiny counts, and its tree written below ``data_root``."""
-    entry = find_known(key)
-    root = data_root / entry.folder
-    root.mkdir(parents=True)
-    WRITERS[key](root)
-    return replace(entry, classes=2, train=5, test=2, val=1 if entry.val else 0), root
+@pytest.fixture(autouse=True)
+def _other_flower_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision knows the checksums of the real lists."""
+    files = {name: (file, None) for name, (file, _) in Flowers102._file_dict.items()}
+    monkeypatch.setattr(Flowers102, "_file_dict", files)
 
 
 def refusal(entry: KnownSet, data_root: Path) -> str:
@@ -178,15 +45,42 @@ def test_official_layout(tmp_path: Path, key: str) -> None:
     listing = load_entry(entry, tmp_path)
     classes, train, test = EXPECTED[key]
     assert (listing.name, listing.root, listing.classes) == (key, root, classes)
-    assert listing.splits["test"] == tuple(Example(*row) for row in test)
-    if key == "grocery":
-        assert listing.splits["train"] == tuple(Example(*row) for row in train)
-        assert listing.splits["val"] == (Example("val/Packages/Milk/Arla, 3 % Milk/000.jpg", 1),)
-    else:
+    official = [Example(*row) for row in train]
+    if key in VAL:
+        assert list(listing.splits["train"]) == official
+        assert listing.splits["val"] == tuple(Example(*row) for row in VAL[key])
+    elif test:
         assert listing.counts() == {"train": 3, "val": 2, "test": 2}
-        assert [e.label for e in sorted(listing.splits["val"], key=lambda e: e.label)] == [0, 1]
-        both = listing.splits["train"] + listing.splits["val"]
-        assert sorted(both) == sorted(Example(*row) for row in train)
+        assert sorted(e.label for e in listing.splits["val"]) == [0, 1]
+        assert sorted(listing.splits["train"] + listing.splits["val"]) == sorted(official)
+    if test:
+        assert listing.splits["test"] == tuple(Example(*row) for row in test)
+    assert listing.multi_label == (key == "plant2021")
+
+
+@pytest.mark.parametrize("key", ["plant2020", "plant2021"])
+def test_unpublished_test_labels_are_replaced_by_a_deal_that_no_seed_moves(tmp_path: Path, key: str) -> None:
+    entry, _ = tiny(key, tmp_path)
+    listings = [load_entry(entry, tmp_path, seed=seed) for seed in range(6)]
+    tests = {listing.splits["test"] for listing in listings}
+    assert len(tests) == 1
+    assert len({listing.splits["val"] for listing in listings}) > 1
+    for listing in listings:
+        assert all(listing.counts().values())
+        everything = [e for split in listing.splits.values() for e in split]
+        assert sorted(everything) == sorted(Example(*row) for row in EXPECTED[key][1])
+    if key == "plant2020":
+        assert sorted(e.label for e in tests.pop()) == [0, 1, 2, 3]
+    assert "20% of train dealt as test" in entry.expected
+
+
+def test_leaves_keep_all_their_labels(tmp_path: Path) -> None:
+    entry, _ = tiny("plant2021", tmp_path)
+    listing = load_entry(entry, tmp_path)
+    texts = {e.path: listing.label_text(e) for split in listing.splits.values() for e in split}
+    assert texts == {
+        f"train_images/800{i}.jpg": "|".join(sorted(labels.split())) for i, labels in enumerate(LEAVES)
+    }
 
 
 @every_set
@@ -213,20 +107,25 @@ def test_absent_set_names_tree_counts_and_source(tmp_path: Path, key: str) -> No
 @every_set
 def test_incomplete_tree_names_what_is_missing(tmp_path: Path, key: str) -> None:
     entry, root = tiny(key, tmp_path)
-    folder = entry.needs[-1]
-    (root / entry.needs[0]).unlink()
-    (root / folder).rename(root / "elsewhere")
+    *others, folder = entry.needs
+    lost = [others[0], folder] if len(others) > 1 else [folder]
+    for need in lost:
+        (root / need).rename(tmp_path / f"away-{need.strip('/').replace('/', '-')}")
     (root / folder).touch()  # a file is no folder
-    assert f"at {root} lacks {entry.needs[0]}, {folder}." in refusal(entry, tmp_path)
+    assert f"at {root} lacks {', '.join(lost)}." in refusal(entry, tmp_path)
 
 
 @every_set
 def test_missing_image_is_counted_and_named(tmp_path: Path, key: str) -> None:
     entry, root = tiny(key, tmp_path)
     first = EXPECTED[key][1][0][0]
+    second = (EXPECTED[key][2] or EXPECTED[key][1])[1][0]
     (root / first).unlink()
-    (root / EXPECTED[key][2][1][0]).unlink()
-    total = 8 if key == "grocery" else 7
+    (root / second).unlink()
+    if key == "icassava2019":  # no list says which there are; the counts tell
+        assert "2 classes, 4 train, 1 val, 1 test" in refusal(entry, tmp_path)
+        return
+    total = entry.train + entry.val + entry.test
     assert f"2 of {total} listed images are missing, first {first}." in refusal(entry, tmp_path)
 
 
@@ -235,7 +134,7 @@ def test_missing_image_is_counted_and_named(tmp_path: Path, key: str) -> None:
 def test_other_counts_than_the_official_are_refused(tmp_path: Path, key: str, field: str) -> None:
     entry, _ = tiny(key, tmp_path)
     other = replace(entry, **{field: getattr(entry, field) + 1})
-    arrived = "2 classes, 5 train, 1 val, 2 test" if entry.val else "2 classes, 5 train, 2 test"
+    arrived = entry.expected.partition(", 20%")[0]
     assert f"lists {arrived}." in refusal(other, tmp_path)
 
 
@@ -289,6 +188,13 @@ def two_names_for_one_dog(root: Path) -> None:
             relabel_test_cars([0, 1]),
             "labels from -1 to 1 for 2 classes",
         ),
+        ("plant2020", swap("train.csv", "0,0,0,1", "0,0,1,1"), "Train_3 has [0.0, 0.0, 1.0, 1.0]"),
+        ("plant2020", swap("train.csv", "scab", "scabs"), "KeyError: 'scab'"),
+        ("plant2021", swap("train.csv", "8001.jpg", "8000.jpg"), "8000.jpg is there twice"),
+        ("plant2021", swap("train.csv", "8000.jpg,rust", "8000.jpg,"), "8000.jpg has no label"),
+        ("flowers102", cut("setid.mat"), "OSError"),
+        ("food101", cut("meta/train.json"), "JSONDecodeError"),
+        ("pets", swap("annotations/test.txt", "2 2 1", "2"), "ValueError"),
         ("dogs", two_names_for_one_dog, "label 1 is both n02085620-Chihuahua and n1-a"),
         ("dogs", lambda root: (root / "test_list.mat").write_text("<html>404</html>"), "test_list.mat"),
     ],
@@ -318,10 +224,19 @@ def test_registry_agrees_with_its_files_and_the_papers() -> None:
     table = {entry.key: (entry.classes, entry.train, entry.val, entry.test) for entry in known_sets()}
     assert table == {
         "aircraft": (100, 6667, 0, 3333),
+        "aircraft-family": (70, 6667, 0, 3333),
+        "aircraft-manufacturer": (30, 6667, 0, 3333),
         "cars": (196, 8144, 0, 8041),
         "cub": (200, 5994, 0, 5794),
         "dogs": (120, 12000, 0, 8580),
+        "flowers102": (102, 1020, 1020, 6149),
+        "food101": (101, 75750, 0, 25250),
         "grocery": (81, 2640, 296, 2485),
+        "grocery-coarse": (43, 2640, 296, 2485),
+        "icassava2019": (5, 5656, 1889, 1885),
+        "pets": (37, 3680, 0, 3669),
+        "plant2020": (4, 1821, 0, 0),
+        "plant2021": (6, 18632, 0, 0),
     }
     assert all(find_known(key).key == key for key in table)
 
@@ -332,7 +247,7 @@ def test_unknown_name(tmp_path: Path, name: str, hint: str | None) -> None:
         load_known(name, tmp_path)
     assert caught.value.exit_code == EXIT_USAGE
     assert repr(name) in caught.value.message
-    assert "aircraft, cars, cub, dogs, grocery" in caught.value.message
+    assert "cars, cub, dogs, flowers102" in caught.value.message
     assert caught.value.hint == hint
 
 

@@ -297,3 +297,60 @@ def test_missing_images(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     paths = ["gone.jpg", "here.jpg", "folder.jpg"]
     assert missing_images(tmp_path, paths) == ["gone.jpg", "folder.jpg"]
+
+
+def write_multi(tmp_path: Path, *lines: str) -> Path:
+    for line in lines[1:]:
+        (tmp_path / line.split(",")[0]).touch()
+    path = tmp_path / "leaves.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_column_labels_makes_a_multi_label_set(tmp_path: Path) -> None:
+    path = write_multi(
+        tmp_path,
+        "path,labels,split",
+        "1.jpg,scab|rust,train",
+        "2.jpg, rust | rust ,train",
+        "3.jpg,healthy,train",
+        "4.jpg,scab,val",
+        "5.jpg,rust|scab,test",
+    )
+    listing = load_labelled(path)
+    assert listing.multi_label and listing.classes == ("healthy", "rust", "scab")
+    assert listing.splits["train"] == (
+        Example("3.jpg", 0),
+        Example("2.jpg", 1),
+        Example("1.jpg", 1, (2,)),
+    )
+    assert [e.labels for e in listing.splits["val"] + listing.splits["test"]] == [(2,), (1, 2)]
+    assert listing.label_text(listing.splits["test"][0]) == "rust|scab"
+    other = write_multi(tmp_path, "path,labels", *(f"{i}.jpg,{name}" for i, name in enumerate("abba")))
+    assert load_labelled(other).multi_label
+
+
+def test_column_label_is_never_taken_apart(tmp_path: Path) -> None:
+    lines = [f"{i}.jpg,{name}" for i, name in enumerate(["a|b", "a|b", "c", "c"])]
+    listing = load_labelled(write_multi(tmp_path, "path,label", *lines), test_share=0)
+    assert listing.classes == ("a|b", "c") and not listing.multi_label
+
+
+def test_deal_of_several_labels_divides_the_rarest(tmp_path: Path) -> None:
+    """Every combination is there once; the rare label is with a common one always."""
+    lines = [f"{i}.jpg,common" for i in range(40)] + [f"{i}.jpg,common|rare" for i in range(40, 50)]
+    listing = load_labelled(write_multi(tmp_path, "path,labels", *lines), val_share=0.2, test_share=0.2)
+    rare = listing.classes.index("rare")
+    assert {s: sum(rare in e.labels for e in listing.splits[s]) for s in listing.splits} == {
+        "train": 6,
+        "val": 2,
+        "test": 2,
+    }
+    assert listing.counts() == {"train": 30, "val": 10, "test": 10}
+
+
+@pytest.mark.parametrize(("cell", "part"), [("a||b", "an empty label in 'a||b'"), ("", "labels is empty")])
+def test_bad_labels_are_named_with_their_line(tmp_path: Path, cell: str, part: str) -> None:
+    with pytest.raises(FgvcError, match="line 3") as caught:
+        load_labelled(write_multi(tmp_path, "path,labels", "1.jpg,a", f"2.jpg,{cell}"))
+    assert part in str(caught.value)

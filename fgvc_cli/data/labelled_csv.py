@@ -1,0 +1,123 @@
+"""A user's CSV of labelled images.
+
+``path,label`` says what an image shows. ``path,labels`` (plural) says all that it shows, joined by ``|``, and
+makes the set multi-label: ``leaf.jpg,rust|scab``. Each may have a column ``split``.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from fgvc_cli.data.listing import missing_images
+from fgvc_cli.errors import FgvcError
+
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Names that are understood -> split."""
+CSV_FORM = "a header line path,label or path,label,split, then one image per line"
+LABEL_SEPARATOR = "|"
+
+_MULTI_FORM = "for several labels per image, name the column labels and write a|b"
+
+
+@dataclass
+class Found:
+    """What a source lists."""
+
+    images: dict[str | None, dict[tuple[str, ...], list[str]]] = field(default_factory=dict)
+    """Split -> class names of an image -> image paths; the key None holds everything where the source has
+    no splits."""
+    multi_label: bool = False
+
+    def by_class(self) -> dict[str | None, dict[str, list[str]]]:
+        """Split -> class name -> the images that have it."""
+        result: dict[str | None, dict[str, list[str]]] = {}
+        for split, by_names in self.images.items():
+            own = result.setdefault(split, {})
+            for names, paths in by_names.items():
+                for name in names:
+                    own.setdefault(name, []).extend(paths)
+        return result
+
+
+def read_csv(path: Path) -> Found:
+    """The images that a CSV lists.
+
+    Raises:
+        FgvcError: a malformed file, with the line, or images that do not exist.
+        OSError: it cannot be read.
+    """
+    found, line_of = read_listing(path)
+    missing = missing_images(path.parent, line_of)
+    if missing:
+        raise FgvcError(
+            f"{path}: {len(missing)} of {len(line_of)} images do not exist, first {missing[0]} on line "
+            f"{line_of[missing[0]]}.",
+            f"Relative paths start at {path.parent}.",
+        )
+    if not found.images:
+        found.images[None] = {}
+    return found
+
+
+def read_listing(path: Path) -> tuple[Found, dict[str, int]]:
+    """The same, whether or not the images are there, and the line of each.
+
+    Raises:
+        FgvcError: a malformed file, with the line.
+        OSError: it cannot be read.
+    """
+    found = Found()
+    line_of: dict[str, int] = {}
+    try:
+        # -sig: spreadsheets write a byte order mark; strict: a stray quote must not swallow lines
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [cell.strip().lower() for cell in next(reader, [])]
+            found.multi_label = "labels" in header and "label" not in header
+            label_column = "labels" if found.multi_label else "label"
+            absent = [column for column in ("path", label_column) if column not in header]
+            if absent:
+                raise FgvcError(
+                    f"{path} line 1: no column {' and '.join(absent)} in {','.join(header)!r}.",
+                    f"Write {CSV_FORM}.",
+                )
+            for cells in reader:
+                where = f"{path} line {reader.line_num}"
+                image, labels, split = _read_row(cells, header, label_column, where, path.parent)
+                if image in line_of:
+                    raise FgvcError(
+                        f"{where}: {image} is on line {line_of[image]} too; expected it once ({_MULTI_FORM})."
+                    )
+                line_of[image] = reader.line_num
+                found.images.setdefault(split, {}).setdefault(labels, []).append(image)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FgvcError(f"{path} is not a UTF-8 CSV file: {error}.", f"Write {CSV_FORM}.") from error
+    return found, line_of
+
+
+def _read_row(
+    cells: list[str], header: list[str], label_column: str, where: str, root: Path
+) -> tuple[str, tuple[str, ...], str | None]:
+    if len(cells) != len(header):
+        got = f"{len(cells)} values" if cells else "an empty line"
+        raise FgvcError(f"{where}: {got}, expected {len(header)} ({','.join(header)}).")
+    row = {column: cell.strip() for column, cell in zip(header, cells, strict=True)}
+    if not row["path"] or not row[label_column]:
+        raise FgvcError(f"{where}: the {label_column if row['path'] else 'path'} is empty, expected one.")
+    split = row.get("split")
+    if split is not None and split.lower() not in SPLIT_NAMES:
+        raise FgvcError(f"{where}: unknown split {split!r}.", "Use train, val or test.")
+    labels = (row["label"],) if label_column == "label" else _read_labels(row["labels"], where)
+    image = PurePath(row["path"])
+    if image.is_absolute() and image.is_relative_to(root.absolute()):
+        image = image.relative_to(root.absolute())
+    return image.as_posix(), labels, None if split is None else SPLIT_NAMES[split.lower()]
+
+
+def _read_labels(cell: str, where: str) -> tuple[str, ...]:
+    names = [name.strip() for name in cell.split(LABEL_SEPARATOR)]
+    if not all(names):
+        raise FgvcError(f"{where}: an empty label in {cell!r}, expected names joined by {LABEL_SEPARATOR}.")
+    return tuple(sorted(set(names)))

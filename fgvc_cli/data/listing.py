@@ -1,0 +1,87 @@
+"""What a labelled set is: which images, which labels, which split. A pure listing, no pixel is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+SPLITS = ("train", "val", "test")
+
+
+class Example(NamedTuple):
+    """One labelled image.
+
+    ``path`` is POSIX and relative to the set's root (absolute only where a CSV names a file outside
+    its own folder; ``root / path`` is right for both). ``label`` indexes ``LabelledSet.classes``, and so do
+    ``more``, the other labels of an image of a multi-label set.
+    """
+
+    path: str
+    label: int
+    more: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """All labels, at least one, each once."""
+        return (self.label, *self.more)
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A data set as a listing.
+
+    Args:
+        name: folder or CSV name, or the key of a known set.
+        root: the folder that ``Example.path`` is relative to.
+        classes: class names; a label is an index into them.
+        splits: ``"train"``, ``"val"`` and ``"test"``, always all three, each possibly empty.
+        multi_label: whether an image may have several labels, each to be told by itself; then one with a
+            single label is a statement too: it has no other.
+    """
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[Example, ...]]
+    multi_label: bool = False
+
+    def counts(self) -> dict[str, int]:
+        """Images per split."""
+        return {split: len(self.splits[split]) for split in SPLITS}
+
+    @property
+    def label_slots(self) -> int | None:
+        """K, the length of a multi-hot target; None where a target is one class index."""
+        return len(self.classes) if self.multi_label else None
+
+    def label_text(self, example: Example) -> str:
+        """The names of its labels, joined by ``|``."""
+        return "|".join(self.classes[label] for label in example.labels)
+
+    def sha256(self) -> str:
+        """Hex digest of which image has which labels in which split; pixels do not count."""
+        lines = [f"{s}\0{e.path}\0{self.label_text(e)}" for s in SPLITS for e in self.splits[s]]
+        return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def missing_images(root: Path, paths: Iterable[str]) -> list[str]:
+    """The paths that are no file below ``root``, in the order given."""
+    return [path for path in paths if not os.path.isfile(os.path.join(root, path))]
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort key that reads runs of digits as numbers; the name itself decides ties (``1``, ``01``)."""
+    parts = re.split("([0-9]+)", name)
+    # the odd parts are the digits; str.isdigit() would also take superscripts, which int() refuses
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def first_names(names: Sequence[str], limit: int = 5) -> str:
+    """The first names, and how many there are more."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,82 @@
+"""Figures of multi-label answers: each label is there or not, by a threshold of 0.5.
+
+Legend: N images, K labels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import average_precision_score, f1_score
+from torch import Tensor
+
+from fgvc_cli.data.listing import LabelledSet
+from fgvc_cli.errors import FgvcError
+
+THRESHOLD = 0.5
+
+
+def multilabel_metrics(labels: Tensor, probs: Tensor, branches: dict[str, Tensor]) -> dict[str, float]:
+    """Macro and micro F1, mAP, share of images with exactly their labels, BCE; macro F1 of each branch.
+
+    Macro F1 and mAP (the mean over labels of scikit-learn's average precision, without interpolation) are
+    over the labels that some image has.
+
+    Args:
+        labels: float (N, K), 0 or 1; N at least 1.
+        probs: fused, (N, K).
+        branches: name -> (N, K); a row is NaN where a cascade stopped before that branch.
+    """
+    truth, guesses = labels.numpy() > 0.5, probs.numpy() > THRESHOLD
+    there = truth.any(axis=0)
+    result = {
+        "macro_f1": _macro_f1(labels, probs),
+        "micro_f1": float(f1_score(truth, guesses, average="micro", zero_division=0.0)),
+        "map": float(average_precision_score(truth[:, there], probs.numpy()[:, there], average="macro")),
+        "exact_match": float((truth == guesses).all(axis=1).mean()),
+        "bce": float(F.binary_cross_entropy(probs.double().clamp(0, 1), labels.double())),
+    }
+    for name, branch in branches.items():
+        reached = ~branch.isnan().any(dim=1)
+        if reached.any():
+            result[f"macro_f1_{name}"] = _macro_f1(labels[reached], branch[reached])
+        if not reached.all():
+            result[f"reached_{name}"] = float(reached.double().mean())
+    return result
+
+
+def rank(scores: dict[str, float]) -> tuple[float, float]:
+    """What chooses the epoch, larger is better: top-1, then NLL; of several labels macro F1, then mAP."""
+    if "top1" in scores:
+        return scores["top1"], -scores["nll"]
+    return scores["macro_f1"], scores["map"]
+
+
+def headline(scores: dict[str, float], prefix: str = "") -> str:
+    """The figures to print first; ``prefix`` stands before their names in ``scores``."""
+    if f"{prefix}top1" in scores:
+        return f"top-1 {100 * scores[f'{prefix}top1']:.2f} %"
+    return f"macro F1 {100 * scores[f'{prefix}macro_f1']:.2f} %, mAP {100 * scores[f'{prefix}map']:.2f} %"
+
+
+def label_slots(data: LabelledSet, model_classes: int, multi_label: bool) -> int | None:
+    """K of the targets that fit a model; None where a target is one class index.
+
+    Raises:
+        FgvcError: images with several labels for a model that tells one class.
+    """
+    if data.multi_label and not multi_label:
+        raise FgvcError(
+            f"{data.name} has several labels per photograph, the model tells one class each.",
+            "Train one on a set of that kind, or name the column label.",
+        )
+    return model_classes if multi_label else None
+
+
+def _macro_f1(labels: Tensor, probs: Tensor) -> float:
+    truth, guesses = labels.numpy() > 0.5, probs.numpy() > THRESHOLD
+    there = truth.any(axis=0)
+    if not there.any():
+        return 0.0
+    each = f1_score(truth[:, there], guesses[:, there], average=None, zero_division=0.0)
+    return float(torch.as_tensor(each).mean())
