@@ -34,21 +34,21 @@ def logit(*probs: float) -> torch.Tensor:
 
 def test_loss_is_the_mean_over_labels_of_binary_cross_entropy() -> None:
     targets = torch.tensor([[1.0, 0.0, 1.0]])
-    assert label_loss(torch.zeros(1, 3), targets) == pytest.approx(math.log(2))
+    assert label_loss(torch.zeros(1, 3), targets, multi_label=True) == pytest.approx(math.log(2))
     logits = logit(0.9, 0.2, 0.5)[None]
     expected = -(math.log(0.9) + math.log(0.8) + math.log(0.5)) / 3
-    assert label_loss(logits, targets) == pytest.approx(expected)
+    assert label_loss(logits, targets, multi_label=True) == pytest.approx(expected)
     # smoothed by 0.2: a label that is there has the target 0.9, one that is not 0.1
     smoothed = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
-    assert label_loss(logit(0.9)[None], torch.ones(1, 1), 0.2) == pytest.approx(smoothed)
+    assert label_loss(logit(0.9)[None], torch.ones(1, 1), 0.2, multi_label=True) == pytest.approx(smoothed)
 
 
 def test_parts_of_one_image_have_its_labels() -> None:
     part_logits = torch.stack([logit(0.9, 0.2), logit(0.6, 0.7)])[None]  # (1, 2, 2)
     targets = torch.tensor([[1.0, 0.0]])
-    each = [label_loss(part_logits[:, p], targets) for p in range(2)]
-    assert part_loss(part_logits, targets, Loss(part_loss="sum")) == pytest.approx(float(sum(each)))
-    assert part_loss(part_logits, targets, Loss(part_loss="mean")) == pytest.approx(float(sum(each)) / 2)
+    each = [label_loss(part_logits[:, p], targets, multi_label=True) for p in range(2)]
+    assert part_loss(part_logits, targets, Loss(part_loss="sum"), True) == pytest.approx(float(sum(each)))
+    assert part_loss(part_logits, targets, Loss(part_loss="mean"), True) == pytest.approx(float(sum(each)) / 2)
 
 
 def test_crops_are_joined_by_their_mean_probability() -> None:
