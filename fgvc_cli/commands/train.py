@@ -57,7 +57,7 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
     config = _with_statistics(config, values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
     console = stderr_console()
-    trainer = Trainer(model, config, data, run_dir, target, TrainProgress(console, config.epochs))
+    trainer = Trainer(model, config, data, run_dir, target, TrainProgress(console, config.epochs, run_dir))
     _make_run_dir(run_dir)
     counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items())
     head = f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {target}."

@@ -6,6 +6,7 @@ Tree (as ``fgvc-aircraft-2013b.tar.gz`` unpacks)::
       variants.txt                     one variant per line: 707-320
       images_variant_trainval.txt      image id, variant: 1025794 707-320
       images_variant_test.txt          the same, for test
+      images_box.txt                   image id, xmin ymin xmax ymax: for evaluation only
       images/1025794.jpg
 
 Counts: 100 classes, 6,667 train (the official train and val together, as papers train on), 3,333 test.
@@ -19,8 +20,10 @@ Maji, Kannala, Rahtu, Blaschko, Vedaldi: Fine-Grained Visual Classification of A
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
+from fgvc_cli.data.boxes import TrueBoxes, check_box
 from fgvc_cli.data.known import KnownSet, read_lines, read_pairs
 from fgvc_cli.data.labelled import Example, LabelledSet
 
@@ -54,3 +57,18 @@ ENTRY = KnownSet(
     source="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
     load=read_aircraft,
 )
+
+
+def read_aircraft_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
+    """The aircraft's box of each photograph. ``images_box.txt`` counts pixels from 1 and includes the last.
+
+    Raises:
+        ValueError: a line that is not five numbers.
+    """
+    path_of = {PurePosixPath(path).stem: path for path in paths}
+    found = {}
+    for image, corners in read_pairs(root / "images_box.txt"):
+        if image in path_of:
+            x1, y1, x2, y2 = (float(value) for value in corners.split())
+            found[path_of[image]] = TrueBoxes((check_box((x1 - 1, y1 - 1, x2, y2), f"image {image}"),), {})
+    return found
