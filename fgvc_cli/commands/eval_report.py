@@ -100,7 +100,7 @@ def _reliability(measured: Measured, document: dict[str, Any], about: str) -> by
     if document["calibration"]:
         temperature = measured.checkpoint.temperature
         calibrated = reliability(apply_temperature(result.probs, temperature), result.labels)
-        panels.append((f"With temperature {temperature:.2f}", calibrated))
+        panels.append((f"With temperature {temperature:.3f}", calibrated))
     return draw_reliability(panels, about)
 
 

@@ -38,17 +38,18 @@ def verdict(against: dict[str, Any]) -> str:
 
 
 def _table(metrics: dict[str, float], intervals: dict[str, list[float]]) -> list[str]:
-    lines = []
+    lines, width = [], max(20, *map(len, metrics))
     for name, value in metrics.items():
+        head = f"  {name:{width}s}"
         if name in _COUNTS:
-            lines.append(f"  {name:20s} {value:8,.0f}")
+            lines.append(f"{head} {value:8,.0f}")
             continue
         share = name.startswith(_SHARES)
-        text = f"  {name:20s} {100 * value:8.2f} %" if share else f"  {name:20s} {value:8.3f}"
+        text = f"{head} {100 * value:8.2f} %" if share else f"{head} {value:8.3f}"
         if name in intervals:
             low, high = intervals[name]
             ends = f"[{100 * low:.1f}, {100 * high:.1f}]" if share else f"[{low:.3f}, {high:.3f}]"
-            text = f"{text:35s}{ends}"
+            text = f"{text:{width + 15}s}{ends}"
         lines.append(text)
     return lines
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fgvc_cli.engine.intervals import share_interval
 from fgvc_cli.explain.layout import INK, QUIET, TRACK, spoken
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ CELL_CLASSES = 31
 
 _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Arial Unicode MS")
 """The first comes with matplotlib; the others, where a machine has them, for letters that it lacks."""
+
+_SAID = {"cram": "CRAM", "smram": "SMRAM", "div": "L_div"}
+"""Names of columns that are written otherwise in print."""
 
 _STYLE: Any = {
     "font.family": "sans-serif",
@@ -69,26 +73,24 @@ def draw_curves(rows: Sequence[dict[str, float]], title: str = "") -> bytes:
     Args:
         rows: lines of metrics.csv; what a line lacks, or holds as NaN, is left out of its curve.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    losses = [name for name in names if name == "loss" or name.startswith("loss_")]
-    tops = [name for name in names if name.startswith("val_top1")]
-    rates = [name for name in names if name.startswith("lr")]
     with _styled():
         figure = _figure(8.4, 10.2)
-        top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1.25, 0.75))
-        labels = [spoken(name.removeprefix("loss_")) if name != "loss" else "Total" for name in losses]
-        _draw_lines(top, rows, losses, labels)
-        if "val_nll" in names:
-            _draw_line(top, rows, "val_nll", "Validation NLL", {"color": QUIET, "linestyle": "--"})
-        _finish_axes(top, "Loss")
-        labels = [spoken(name.removeprefix("val_top1_")) if name != "val_top1" else "Fused" for name in tops]
-        _draw_lines(middle, rows, tops, labels, scale=100)
-        _mark_best(middle, rows)
-        _finish_axes(middle, "Validation top-1, %")
-        _draw_lines(bottom, rows, rates, [spoken(name.removeprefix("lr_")) for name in rates])
-        _finish_axes(bottom, "Largest learning rate")
-        bottom.set_xlabel("Epoch")
-        bottom.xaxis.get_major_locator().set_params(integer=True)
+        losses, tops, rates = figure.subplots(3, 1, sharex=True, height_ratios=(1.15, 1.15, 0.75))
+        _draw_series(losses, _series(rows, "loss", "Total"))
+        validation = _series(rows, "val_nll", "")
+        for points in validation.values():
+            losses.plot(*points, color=QUIET, linestyle="--", label="Validation NLL")
+        # The terms lie far below their weighted sum.
+        losses.set_yscale("log")
+        losses.yaxis.set_major_formatter("{x:g}")
+        _finish_axes(losses, "Loss")
+        _draw_series(tops, _series(rows, "val_top1", "Fused", scale=100))
+        _mark_best(tops, rows)
+        _finish_axes(tops, "Validation top-1, %")
+        _draw_series(rates, _merged(_series(rows, "lr", "All")))
+        _finish_axes(rates, "Largest learning rate")
+        rates.set_xlabel("Epoch")
+        rates.xaxis.get_major_locator().set_params(integer=True)
         return _png(figure, title)
 
 
@@ -133,69 +135,84 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str = "") 
 def draw_reliability(panels: Sequence[tuple[str, Reliability]], title: str = "") -> bytes:
     """How often the model is right where it is so sure (Guo et al. 2017, Fig. 4), one panel beside the other.
 
+    Each bar has its 95 % interval: a bin of few photographs says little. Below, how many lie in each bin.
+
     Args:
         panels: (name, figures), such as before and after the temperature.
     """
     with _styled():
-        figure = _figure(5.4 * len(panels), 6.6)
-        grid = figure.subplots(2, len(panels), sharex=True, height_ratios=(3, 1), squeeze=False)
-        for column, (name, reliability) in enumerate(panels):
-            _draw_reliability_panel(grid[0, column], name, reliability)
-            _draw_histogram(grid[1, column], reliability)
-        grid[0, 0].set_ylabel("Right, %")
-        grid[1, 0].set_ylabel("Photographs, %")
+        figure = _figure(5.2 * len(panels) + 0.6, 7.4, gap=0.06)
+        grid: Any = {"sharex": True, "sharey": "row", "height_ratios": (3.2, 1), "squeeze": False}
+        upper, lower = figure.subplots(2, len(panels), **grid)
+        for axes, histogram, (name, figures) in zip(upper, lower, panels, strict=True):
+            _draw_reliability_panel(axes, name, figures)
+            _draw_histogram(histogram, figures)
+        upper[0].set_ylabel("Right, %")
+        lower[0].set_ylabel("Photographs, %")
         return _png(figure, title)
 
 
-def _draw_reliability_panel(axes: Axes, name: str, reliability: Reliability) -> None:
-    images, filled = reliability.images, reliability.images > 0
-    edges = np.linspace(0, 100, len(images) + 1)
-    width = edges[1]
-    accuracy, sure = 100 * reliability.accuracy[filled], 100 * reliability.confidence[filled]
+def _draw_reliability_panel(axes: Axes, name: str, figures: Reliability) -> None:
+    filled = figures.images > 0
+    edges = np.linspace(0, 100, len(figures.images) + 1)
+    accuracy, sure = 100 * figures.accuracy[filled], 100 * figures.confidence[filled]
+    images = figures.images[filled].tolist()
+    ends = [share_interval(round(a * n / 100), n) for a, n in zip(accuracy, images, strict=True)]
+    low, high = 100 * np.array(ends).T
     axes.plot([0, 100], [0, 100], color=QUIET, linestyle="--", linewidth=1.5)
-    axes.bar(edges[:-1][filled], accuracy, width, align="edge", color=COLORS[5], edgecolor="white")
-    # A bin of few photographs says little: its bar of one standard error shows it.
-    error = 100 * np.sqrt(reliability.accuracy[filled] * (1 - reliability.accuracy[filled]) / images[filled])
-    axes.errorbar(sure, accuracy, error, fmt="o", color=COLORS[0], elinewidth=2, capsize=0)
+    axes.bar(edges[:-1][filled], accuracy, edges[1], align="edge", color=COLORS[5], edgecolor="white")
+    axes.vlines(sure, low, high, color=COLORS[0], linewidth=2)
+    axes.plot(sure, accuracy, "o", color=COLORS[0])
     axes.set_title(name)
-    axes.text(4, 93, f"ECE {100 * reliability.error:.2f} %", fontsize=13, va="center")
-    axes.set(xlim=(0, 100), ylim=(0, 100))
-    axes.set_aspect("equal")
+    axes.set_title(f"ECE {100 * figures.error:.2f} %", loc="right")
+    axes.set(xlim=(0, 101), ylim=(0, 102))
 
 
-def _draw_histogram(axes: Axes, reliability: Reliability) -> None:
-    edges = np.linspace(0, 100, len(reliability.images) + 1)
-    shares = 100 * reliability.images / reliability.images.sum()
+def _draw_histogram(axes: Axes, figures: Reliability) -> None:
+    edges = np.linspace(0, 100, len(figures.images) + 1)
+    shares = 100 * figures.images / figures.images.sum()
     axes.bar(edges[:-1], shares, edges[1], align="edge", color=QUIET, edgecolor="white")
     axes.set_xlabel("Confidence, %")
-    axes.set_ylim(0, 100)
 
 
-def _draw_lines(
-    axes: Axes,
-    rows: Sequence[dict[str, float]],
-    names: Sequence[str],
-    labels: Sequence[str],
-    scale: float = 1,
-) -> None:
-    for index, (name, label) in enumerate(zip(names, labels, strict=True)):
-        look: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
-        look["linewidth"] = 3.0 if index == 0 else 1.8
-        _draw_line(axes, rows, name, label, look, scale)
+Points = tuple[tuple[float, ...], tuple[float, ...]]
+"""Epochs and values of one curve."""
 
 
-def _draw_line(
-    axes: Axes,
-    rows: Sequence[dict[str, float]],
-    name: str,
-    label: str,
-    look: dict[str, Any],
-    scale: float = 1,
-) -> None:
-    given = [(row["epoch"], scale * row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
-    # Many epochs: a marker for some of them is enough to tell the lines apart.
-    look = {"markevery": max(1, len(given) // 12)} | look
-    axes.plot([x for x, _ in given], [y for _, y in given], label=label, **look)
+def _series(rows: Sequence[dict[str, float]], prefix: str, whole: str, scale: float = 1) -> dict[str, Points]:
+    """Label -> points of the columns ``prefix`` (labelled ``whole``) and ``prefix_<name>``."""
+    series = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name != prefix and not name.startswith(f"{prefix}_"):
+            continue
+        given = [(row["epoch"], scale * row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+        label = name.removeprefix(prefix).lstrip("_")
+        if given:
+            epochs, values = zip(*given, strict=True)
+            series[_SAID.get(label, spoken(label)) or whole] = (epochs, values)
+    return series
+
+
+def _merged(series: dict[str, Points]) -> dict[str, Points]:
+    """Curves that lie on each other as one, with all their labels."""
+    labels: dict[Points, list[str]] = {}
+    for label, points in series.items():
+        labels.setdefault(points, []).append(label)
+    return {", ".join(names): points for points, names in labels.items()}
+
+
+def _draw_series(axes: Axes, series: dict[str, Points]) -> None:
+    for index, (label, (epochs, values)) in enumerate(series.items()):
+        axes.plot(
+            epochs,
+            values,
+            label=label,
+            color=COLORS[index % len(COLORS)],
+            marker=MARKERS[index % len(MARKERS)],
+            linewidth=3.0 if index == 0 else 1.8,
+            # Of many epochs some are enough to tell the lines apart.
+            markevery=max(1, len(epochs) // 12),
+        )
 
 
 def _mark_best(axes: Axes, rows: Sequence[dict[str, float]]) -> None:
@@ -255,12 +272,13 @@ def _styled() -> AbstractContextManager[None]:
     return rc_context(_STYLE | {"font.sans-serif": [name for name in _FONTS if name in installed]})
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure in inches that draws without a display."""
+def _figure(width: float, height: float, gap: float = 0.02) -> Figure:
+    """A figure in inches that draws without a display; ``gap`` is that between columns, a share of one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=gap))
     FigureCanvasAgg(figure)
     return figure
 

@@ -71,15 +71,13 @@ def _header(title: str, note: str) -> Section:
 
 
 def _draw_card(pair: ConfusedPair) -> Section:
-    """How many, above the two photographs; under each, what it is."""
+    """Who is taken for whom and how often, above the two photographs; under each, what it is."""
     head = Image.new("RGB", (_CARD, round(LABEL.px * 1.5)), PAPER)
     draw = ImageDraw.Draw(head)
-    share = f"{pair.count} of {pair.images} photographs"
-    LABEL.draw(draw, (0, LABEL.px), f"{share}", INK)
-    left = _draw_tile(
-        pair.misread, f"{_spaced(pair.label)}", f"read as the right, {100 * pair.prob:.0f} % sure"
-    )
-    right = _draw_tile(pair.example, f"{_spaced(pair.guess)}", "an example")
+    said = f"{pair.count} of {pair.images} taken for {_spaced(pair.guess)}"
+    LABEL.draw(draw, (0, LABEL.px), LABEL.shorten(said, _CARD), INK)
+    left = _draw_tile(pair.misread, _spaced(pair.label), f"the model is {100 * pair.prob:.0f} % sure")
+    right = _draw_tile(pair.example, _spaced(pair.guess), "for comparison")
     return stack([head, beside([left, right], GAP // 2)], 0)
 
 
