@@ -98,7 +98,7 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str = "") 
     """Who is taken for whom: rows are the truth, shaded by the share of the row.
 
     Above ``MATRIX_CLASSES`` the classes with most mistakes, theirs and in their name, are shown, and all the
-    others as one row and column.
+    others as one row and column, whose common cell stays empty.
 
     Args:
         matrix: images, int (K, K), see ``engine.metrics.confusion``.
@@ -107,6 +107,10 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str = "") 
     counts, names = _gather(matrix, classes, shown)
     whole = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, whole, out=np.zeros(counts.shape), where=whole > 0)
+    if shown < len(classes):
+        # Right ones and mistakes of the others among themselves: neither dark nor pale would be true.
+        counts[-1, -1] = shares[-1, -1] = 0
+        title = f"{title}: the {shown} classes with most mistakes" if title else title
     side = 2.6 + 0.36 * len(names)
     with _styled():
         figure = _figure(side + 1.2, side)

@@ -76,7 +76,7 @@ def _draw_card(pair: ConfusedPair) -> Section:
     draw = ImageDraw.Draw(head)
     said = f"{pair.count} of {pair.images} taken for {_spaced(pair.guess)}"
     LABEL.draw(draw, (0, LABEL.px), LABEL.shorten(said, _CARD), INK)
-    left = _draw_tile(pair.misread, _spaced(pair.label), f"the model is {100 * pair.prob:.0f} % sure")
+    left = _draw_tile(pair.misread, _spaced(pair.label), f"misread, {100 * pair.prob:.0f} % sure")
     right = _draw_tile(pair.example, _spaced(pair.guess), "for comparison")
     return stack([head, beside([left, right], GAP // 2)], 0)
 
