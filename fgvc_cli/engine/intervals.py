@@ -67,6 +67,9 @@ def difference_interval(only_first: int, only_second: int, images: int) -> Inter
 def macro_f1_interval(labels: np.ndarray, guesses: np.ndarray, classes: int) -> Interval | None:
     """Of macro F1, over the classes that a draw holds; None where every image is right, and so every draw.
 
+    A draw holds fewer different images of a class than there are, which costs F1 where there are few: with 30
+    images per class the interval lies 0.3 points low, with 2 about 2 (simulated, 86 % and 80 % right).
+
     Args:
         labels, guesses: int (N,), N at least 1.
         classes: K.
