@@ -98,11 +98,13 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str = "") 
     """Who is taken for whom: rows are the truth, shaded by the share of the row.
 
     Above ``MATRIX_CLASSES`` the classes with most mistakes, theirs and in their name, are shown, and all the
-    others as one row and column, whose common cell stays empty.
+    others as one row and column, whose common cell stays empty. A class neither shown nor guessed is out.
 
     Args:
         matrix: images, int (K, K), see ``engine.metrics.confusion``.
     """
+    seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
+    matrix, classes = matrix[np.ix_(seen, seen)], [classes[i] for i in seen.tolist()]
     shown = len(classes) if len(classes) <= MATRIX_CLASSES else NAMED_CLASSES
     counts, names = _gather(matrix, classes, shown)
     whole = counts.sum(axis=1, keepdims=True)
