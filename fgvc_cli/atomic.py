@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -104,6 +105,67 @@ def check_writable(out: Path, *, overwrite: bool) -> None:
         raise FgvcError(f"There is no folder {out.parent}.", f"mkdir -p {out.parent}")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise FgvcError(f"Cannot write into {out.parent}.", "Check its permissions, or name another file.")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path, *, overwrite: bool = False, replaceable: Collection[str] = ()) -> Iterator[Path]:
+    """A new folder ``.NAME.tmp`` to fill, which becomes OUT when the block ends well, or OUT stays as it is.
+
+    Args:
+        overwrite, replaceable: see ``check_folder``.
+
+    Raises:
+        FgvcError: as ``check_folder``; it cannot be written, the disk is full.
+    """
+    check_folder(out, overwrite=overwrite, replaceable=replaceable)
+    target = Path(os.path.realpath(out))
+    filling, old = (target.with_name(f".{target.name}.{ending}") for ending in ("tmp", "old"))
+    try:
+        for left in (filling, old):  # by a killed process
+            shutil.rmtree(left, ignore_errors=True)
+        filling.mkdir()
+        yield filling
+        if target.exists():
+            target.rename(old)
+        try:
+            filling.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        sync_folder(target.parent)
+    except OSError as error:
+        raise FgvcError(
+            f"Could not write {out}: {reason(error)}; it is left as it was.",
+            "Free space, check permissions, or name another folder.",
+        ) from error
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(filling, ignore_errors=True)
+
+
+def check_folder(out: Path, *, overwrite: bool, replaceable: Collection[str]) -> None:
+    """Whether a folder can be put there, without touching anything.
+
+    Args:
+        overwrite: replace a folder that is there, if nothing else than ``replaceable`` names is in it.
+
+    Raises:
+        FgvcError: it is there and may not be replaced, or its parent is missing or locked.
+    """
+    target = Path(os.path.realpath(out))
+    if target.exists() and not target.is_dir():
+        raise FgvcError(f"{out} is a file, expected a new folder.", "Name another folder.")
+    names = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
+    if names and not overwrite:
+        raise FgvcError(f"{out} exists.", "Add --overwrite to replace it, or name another folder.")
+    strange = [name for name in names if name not in replaceable]
+    if strange:
+        raise FgvcError(f"{out} holds other files too, such as {strange[0]}.", "Name another folder.")
+    if not target.parent.is_dir():
+        raise FgvcError(f"There is no folder {out.parent}.", f"mkdir -p {out.parent}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise FgvcError(f"Cannot write into {out.parent}.", "Check its permissions, or name another folder.")
 
 
 def reason(error: OSError) -> str:

@@ -3,117 +3,249 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import Progress
-
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.config import TrainConfig
-from fgvc_cli.data.listing import Example
-from fgvc_cli.data.load import load_data
+from fgvc_cli.commands.eval_data import given_data, is_trained_data, trained_data
+from fgvc_cli.commands.eval_text import format_document
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
-from fgvc_cli.sections import build
 
 if TYPE_CHECKING:
-    import torch
-    from rich.console import Console
+    from collections.abc import Callable
 
+    from fgvc_cli.commands.eval_measure import Measured
     from fgvc_cli.data.labelled import LabelledSet
     from fgvc_cli.engine.checkpoint import Checkpoint
-    from fgvc_cli.engine.evaluator import Evaluation
 
 SPLITS = ("train", "val", "test", "all")
 
 
-def run(
-    *,
-    weights: str | None,
-    data: str | None,
-    dataset: str | None,
-    data_root: str | None,
-    split: str,
-    batch_size: int,
-    workers: int,
-    device: str,
-    as_json: bool,
-    stages: str | None = None,
-    cascade: float | None = None,
-) -> int:
+@dataclass(frozen=True)
+class EvalRequest:
+    """What the command line asks for; see ``cli/eval.py``. None: not given."""
+
+    weights: str | None
+    data: str | None
+    dataset: str | None
+    data_root: str | None
+    split: str
+    batch_size: int
+    workers: int
+    device: str
+    as_json: bool
+    stages: str | None = None
+    cascade: float | None = None
+    against: str | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    calibrate: Path | None = None
+
+    @property
+    def looks(self) -> dict[str, Any]:
+        return {"stages": self.stages, "cascade": self.cascade}
+
+
+def run(request: EvalRequest) -> int:
     """Evaluate; without ``data`` and ``dataset``, on what the checkpoint was trained with.
 
     Raises:
-        FgvcError: weights or data that cannot be read, an empty split, labels the checkpoint does not know.
+        FgvcError: options that do not go together, weights or data that cannot be read, an empty split,
+            labels the checkpoint does not know, an output that is there already.
     """
-    if split not in SPLITS:
-        raise FgvcError(f"--split got {split!r}, expected one of {', '.join(SPLITS)}.", None, EXIT_USAGE)
+    _check(request)
+    from functools import partial
+
+    from fgvc_cli.commands.eval_measure import measure
     from fgvc_cli.engine.allocator import keep_freed_memory
     from fgvc_cli.engine.device import pick_device
     from fgvc_cli.engine.weights import default_notice, open_weights
 
     console = stderr_console()
-    if weights is None:
+    if request.weights is None:
         console.print(default_notice(), markup=False)
-    looks = {"stages": stages, "cascade": cascade}
-    checkpoint = open_weights(weights, options=looks)
-    target = pick_device(device)
+    checkpoint = open_weights(request.weights, options=request.looks)
+    _check_labels(request, checkpoint.multi_label)
+    other = open_weights(request.against) if request.against is not None else None
+    device = pick_device(request.device)
     keep_freed_memory()
-    own_data = not (data or dataset) or _is_trained_data(checkpoint, data, dataset)
-    if own_data:
-        labelled = _trained_data(checkpoint, data_root, split)
-    else:
-        labelled = _given_data(checkpoint, data, dataset, data_root)
-    result = _evaluate(checkpoint, labelled, split, console, target, batch_size, workers)
-    calibration = _calibration(checkpoint, split if own_data else None, looks)
-    document = {
+    labelled, own_data = _choose_data(request, checkpoint)
+    measured_by = partial(
+        measure,
+        labelled=labelled,
+        split=request.split,
+        device=device,
+        batch_size=request.batch_size,
+        workers=request.workers,
+        console=console,
+    )
+    if request.calibrate is not None:
+        return _calibrate(request, checkpoint, own_data, measured_by)
+    measured = measured_by(checkpoint)
+    document = _document(request, measured, labelled, own_data)
+    if other is not None:
+        document["against"] = _against(request, measured, measured_by(other, locate=False), own_data)
+    if request.out is not None:
+        from fgvc_cli.commands.eval_report import write_report
+
+        write_report(request.out, measured, document, overwrite=request.overwrite)
+        console.print(f"written: {request.out}", markup=False)
+    print(json.dumps(document, indent=2) if request.as_json else format_document(document))
+    return EXIT_SOME_FAILED if measured.result.failures else EXIT_OK
+
+
+def _check(request: EvalRequest) -> None:
+    """What can be known to fail before anything is read.
+
+    Raises:
+        FgvcError: a wrong split, an option without its other half, an output that is there already.
+    """
+    if request.split not in SPLITS:
+        expected = f"--split got {request.split!r}, expected one of {', '.join(SPLITS)}."
+        raise FgvcError(expected, None, EXIT_USAGE)
+    if request.overwrite and request.out is None and request.calibrate is None:
+        raise FgvcError("--overwrite is for --out and --calibrate.", "Leave it out.", EXIT_USAGE)
+    if request.out is not None:
+        from fgvc_cli.atomic import check_folder
+        from fgvc_cli.commands.eval_report import REPORT_FILES
+
+        check_folder(request.out, overwrite=request.overwrite, replaceable=REPORT_FILES)
+    if request.calibrate is not None:
+        from fgvc_cli.atomic import check_writable
+
+        _check_calibrate(request)
+        check_writable(request.calibrate, overwrite=request.overwrite)
+
+
+def _check_labels(request: EvalRequest, multi_label: bool) -> None:
+    given = {"--out": request.out, "--against": request.against, "--calibrate": request.calibrate}
+    named = [name for name, value in given.items() if value is not None]
+    if multi_label and named:
+        raise FgvcError(
+            f"{named[0]} is for models that tell one class, this one tells several labels per photograph.",
+            "Leave it out; --json prints every figure.",
+            EXIT_USAGE,
+        )
+
+
+def _check_calibrate(request: EvalRequest) -> None:
+    if request.split != "val":
+        raise FgvcError(
+            f"--calibrate fits the temperature on the val split of the training, not on {request.split}.",
+            "Add --split val.",
+            EXIT_USAGE,
+        )
+    # What is fitted is fitted for the looks of the training, and nothing else is measured.
+    extra: dict[str, object] = {
+        "--stages": request.stages,
+        "--cascade": request.cascade,
+        "--against": request.against,
+    }
+    extra |= {"--out": request.out, "--json": request.as_json or None}
+    given = [name for name, value in extra.items() if value is not None]
+    if given:
+        raise FgvcError(f"--calibrate does not go with {given[0]}.", f"Leave {given[0]} out.", EXIT_USAGE)
+
+
+def _choose_data(request: EvalRequest, checkpoint: Checkpoint) -> tuple[LabelledSet, bool]:
+    """The photographs, and whether they are those of the training, divided as there."""
+    data, dataset = request.data, request.dataset
+    if not (data or dataset) or is_trained_data(checkpoint, data, dataset):
+        return trained_data(checkpoint, request.data_root, request.split), True
+    return given_data(checkpoint, data, dataset, request.data_root), False
+
+
+def _document(
+    request: EvalRequest, measured: Measured, labelled: LabelledSet, own_data: bool
+) -> dict[str, Any]:
+    """Everything that ``--json`` prints."""
+    from fgvc_cli.engine.intervals import DRAWS, LEVEL, SEED
+
+    checkpoint = measured.checkpoint
+    calibration = _calibration(checkpoint, request.split if own_data else None, request.looks)
+    located = measured.localisation()
+    if located is not None:
+        located["source"] = labelled.name
+    return {
         "model": checkpoint.name,
         "weights_sha256": checkpoint.sha256,
         "dataset": labelled.name,
-        "split": split,
-        "metrics": result.metrics(checkpoint.temperature if calibration else None),
+        "split": request.split,
+        "metrics": measured.result.metrics(checkpoint.temperature if calibration else None),
+        "intervals": measured.result.intervals(),
+        "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},
         "calibration": calibration,
+        "localisation": located,
+        "against": None,
+        "failures": measured.result.failures,
     }
-    print(json.dumps(document, indent=2) if as_json else format_metrics(document))
-    return EXIT_SOME_FAILED if result.failures else EXIT_OK
 
 
-def _evaluate(
-    checkpoint: Checkpoint,
-    labelled: LabelledSet,
-    split: str,
-    console: Console,
-    target: torch.device,
-    batch_size: int,
-    workers: int,
-) -> Evaluation:
-    """The model over a split, with progress and unreadable photographs on the console.
+def _against(request: EvalRequest, measured: Measured, other: Measured, own_data: bool) -> dict[str, Any]:
+    """The comparison over the photographs that both could read, matched by path."""
+    import numpy as np
 
-    Raises:
-        FgvcError: see ``known_examples``; no readable photograph.
-    """
-    from fgvc_cli.data.loaders import LabelledImages, build_loader
-    from fgvc_cli.data.transforms import eval_transform
-    from fgvc_cli.engine.evaluator import evaluate
-    from fgvc_cli.engine.multilabel import label_slots
+    from fgvc_cli.engine.comparison import compare
+    from fgvc_cli.engine.weights import read_manifest
 
-    examples = known_examples(labelled, split, checkpoint.classes)
-    slots = label_slots(labelled, len(checkpoint.classes), checkpoint.multi_label)
-    images = LabelledImages(labelled.root, examples, eval_transform(checkpoint.preprocess), slots)
-    loader = build_loader(images, batch_size=batch_size, workers=workers)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("evaluating", total=len(examples))
-        result = evaluate(
-            checkpoint.model.to(target),
-            loader,
-            checkpoint.preprocess,
-            target,
-            on_batch=lambda count: progress.advance(task, count),
+    first, second = measured.right(), other.right()
+    shared = [path for path in first if path in second]
+    comparison = compare(
+        np.array([first[path] for path in shared], bool), np.array([second[path] for path in shared], bool)
+    )
+    trained_on = [each.checkpoint.metadata.get("data_sha256") for each in (measured, other)]
+    notes = []
+    if own_data and trained_on[0] != trained_on[1]:
+        notes.append(
+            f"{request.against} was trained on other photographs or another division "
+            f"({other.checkpoint.metadata['dataset']}): it may have been trained on some of these"
         )
-    for failure in result.failures:
-        console.print(f"warning: left out {failure}", markup=False)
-    if not len(result.labels):
-        raise FgvcError(f"No photograph of the {split} split could be read.", "Check the files named above.")
-    return result
+    return {
+        "first": request.weights or read_manifest().default,
+        "second": request.against,
+        "model": other.checkpoint.name,
+        "weights_sha256": other.checkpoint.sha256,
+        "images": comparison.images,
+        "top1": (comparison.both + comparison.only_first) / comparison.images,
+        "other_top1": (comparison.both + comparison.only_second) / comparison.images,
+        "difference": comparison.difference,
+        "difference_interval": comparison.interval,
+        "both": comparison.both,
+        "only_first": comparison.only_first,
+        "only_second": comparison.only_second,
+        "neither": comparison.neither,
+        "p_value": comparison.p_value,
+        "notes": notes,
+    }
+
+
+def _calibrate(
+    request: EvalRequest, checkpoint: Checkpoint, own_data: bool, measured_by: Callable[..., Measured]
+) -> int:
+    """Fit the temperature on the training's val split and write the model with it."""
+    from fgvc_cli.engine.calibration import Calibration, fit_temperature
+    from fgvc_cli.engine.recalibrate import write_calibrated
+    from fgvc_cli.engine.weights import resolve_weights
+
+    if not own_data:
+        raise FgvcError(
+            "--calibrate got other photographs than those of the training, whose val split it needs.",
+            "Leave --data and --dataset out, or name the training's.",
+            EXIT_USAGE,
+        )
+    assert request.calibrate is not None
+    result = measured_by(checkpoint, locate=False).result
+    calibration = Calibration(fit_temperature(result.probs, result.labels), "val", len(result.labels))
+    source = resolve_weights(request.weights)[0]
+    write_calibrated(source, request.calibrate, calibration, overwrite=request.overwrite)
+    before, after = (result.metrics(calibration.temperature)[name] for name in ("ece", "ece_calibrated"))
+    print(
+        f"temperature {calibration.temperature:.3f} (was {checkpoint.temperature:.3f}), fitted on "
+        f"{calibration.images:,} photographs of the val split: ECE there {100 * before:.2f} % before any, "
+        f"{100 * after:.2f} % after\n{request.calibrate}"
+    )
+    return EXIT_SOME_FAILED if result.failures else EXIT_OK
 
 
 def _calibration(
@@ -136,101 +268,3 @@ def _calibration(
         "held_out": own_split not in (fitted["split"], "all"),
         "same_looks": all(value in (None, trained.get(name)) for name, value in looks.items()),
     }
-
-
-def _is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | None) -> bool:
-    """Whether what is named is what the training named: then its own split has to be kept."""
-    trained = checkpoint.metadata["config"]
-    if data:
-        return bool(trained["data"]) and Path(data).resolve() == Path(trained["data"]).resolve()
-    return dataset == trained["dataset"]
-
-
-def _given_data(
-    checkpoint: Checkpoint, data: str | None, dataset: str | None, data_root: str | None
-) -> LabelledSet:
-    """A set named on the command line: nothing of it is dealt away, an unsplit one is all test."""
-    config = TrainConfig(model=checkpoint.name, data=data, dataset=dataset, data_root=data_root)
-    return load_data(config, for_training=False)
-
-
-def _trained_data(checkpoint: Checkpoint, data_root: str | None, split: str) -> LabelledSet:
-    """The set of the training, divided as the training divided it.
-
-    Raises:
-        FgvcError: it cannot be read, or holds other photographs by now, so that its parts would mix.
-    """
-    trained: dict[str, Any] = dict(checkpoint.metadata["config"])
-    name = trained["data"] or trained["dataset"]
-    # The folder of the training may be another machine's; then $FGVC_DATA counts, as it does for training.
-    folder = trained["data_root"]
-    trained["data_root"] = data_root or (folder if folder and Path(folder).is_dir() else None)
-    try:
-        labelled = load_data(build(TrainConfig, trained))
-    except FgvcError as error:
-        raise FgvcError(
-            f"The checkpoint was trained on {name!r}, which cannot be read from here: {error.message}",
-            "Say where it is with --data, or --dataset and --data-root.",
-        ) from error
-    recorded = checkpoint.metadata.get("data_sha256")
-    if split != "all" and recorded and recorded != labelled.sha256():
-        raise FgvcError(
-            f"{name} no longer holds the photographs of the training: its {split} split made again "
-            "would mix with what was trained on.",
-            "Evaluate new photographs with --data FOLDER, or everything with --split all.",
-        )
-    return labelled
-
-
-def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> list[Example]:
-    """The examples of a split with labels renumbered to the checkpoint's classes, matched by name.
-
-    Raises:
-        FgvcError: an empty split, or labels the checkpoint does not know.
-    """
-    chosen = [e for name, part in data.splits.items() if split in (name, "all") for e in part]
-    if not chosen:
-        filled = ", ".join(name for name, part in data.splits.items() if part)
-        raise FgvcError(f"{data.name} has no {split} split.", f"Choose --split from: {filled}, all.")
-    unknown = sorted({data.classes[label] for e in chosen for label in e.labels} - set(classes))
-    if unknown:
-        shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-        raise FgvcError(
-            f"The checkpoint does not know {len(unknown)} of the {len(data.classes)} classes of {data.name} "
-            f"({shown}); it knows {len(classes)}, such as {', '.join(classes[:3])}.",
-            "Evaluate on the data it was trained for, or train on this data.",
-        )
-    index = {name: i for i, name in enumerate(classes)}
-    own = [[index[data.classes[label]] for label in e.labels] for e in chosen]
-    return [Example(e.path, first, tuple(more)) for e, (first, *more) in zip(chosen, own, strict=True)]
-
-
-def format_metrics(document: dict[str, Any]) -> str:
-    """The printed table: every number with its split."""
-    metrics: dict[str, float] = document["metrics"]
-    lines = [f"{document['model']} on {document['dataset']}, {document['split']} split"]
-    for name, value in metrics.items():
-        if name in ("images", "unreadable"):
-            lines.append(f"  {name:20s} {value:8.0f}")
-        elif name.startswith(("top", "reached_", "ece", "macro_f1", "micro_f1", "map", "exact_match")):
-            lines.append(f"  {name:20s} {100 * value:8.2f} %")
-        else:
-            lines.append(f"  {name:20s} {value:8.3f}")
-    return "\n".join([*lines, *_calibration_lines(document)])
-
-
-def _calibration_lines(document: dict[str, Any]) -> list[str]:
-    """The temperature, where it comes from, and what is to be known to read the calibrated figures."""
-    calibration: dict[str, Any] | None = document["calibration"]
-    if not calibration:
-        return ["  temperature: none in this checkpoint, prob is as the model gives it"]
-    split, images = calibration["fitted_on"], calibration["fitted_images"]
-    value = calibration["temperature"]
-    lines = [f"  temperature {value:.3f}, fitted on the {split} split of the training ({images} photographs)"]
-    if not calibration["held_out"]:
-        lines.append("  nll_calibrated and ece_calibrated are not held out: the fit saw these photographs")
-    if not calibration["same_looks"]:
-        lines.append("  the temperature was fitted with other looks than these: those of the training")
-    if any(name.startswith("reached_") for name in document["metrics"]):
-        lines.append("  the cascade compares the confidence before the temperature")
-    return lines

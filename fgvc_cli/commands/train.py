@@ -167,7 +167,7 @@ def _trainer(
 
     keep_freed_memory()
     console = stderr_console()
-    observer = TrainProgress(console, config.epochs) if world.is_main else OnlyWarnings(console)
+    observer = TrainProgress(console, config.epochs, run_dir) if world.is_main else OnlyWarnings(console)
     trainer = Trainer(model, config, data, run_dir, target, observer, state, world)
     if world.is_main and not state:
         _make_run_dir(run_dir)

@@ -8,6 +8,7 @@ Tree (as ``fgvc-aircraft-2013b.tar.gz`` unpacks)::
       images_variant_test.txt          the same, for test
       families.txt  images_family_trainval.txt  images_family_test.txt
       manufacturers.txt  images_manufacturer_trainval.txt  images_manufacturer_test.txt
+      images_box.txt                   image id, xmin ymin xmax ymax: for evaluation only
       images/1025794.jpg
 
 Counts: 6,667 train (the official train and val together, as papers train on), 3,333 test; 100 classes as
@@ -22,9 +23,11 @@ Maji, Kannala, Rahtu, Blaschko, Vedaldi: Fine-Grained Visual Classification of A
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from fgvc_cli.data.boxes import TrueBoxes, check_box
 from fgvc_cli.data.known import Archive, KnownSet, read_lines, read_pairs
 from fgvc_cli.data.listing import Example, LabelledSet
 
@@ -76,3 +79,18 @@ ENTRIES = (
     _entry("aircraft-family", "family", "families.txt", 70),
     _entry("aircraft-manufacturer", "manufacturer", "manufacturers.txt", 30),
 )
+
+
+def read_aircraft_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
+    """The aircraft's box of each photograph. ``images_box.txt`` counts pixels from 1 and includes the last.
+
+    Raises:
+        ValueError: a line that is not five numbers.
+    """
+    path_of = {PurePosixPath(path).stem: path for path in paths}
+    found = {}
+    for image, corners in read_pairs(root / "images_box.txt"):
+        if image in path_of:
+            x1, y1, x2, y2 = (float(value) for value in corners.split())
+            found[path_of[image]] = TrueBoxes((check_box((x1 - 1, y1 - 1, x2, y2), f"image {image}"),), {})
+    return found

@@ -7,6 +7,7 @@ Tree (as ``CUB_200_2011.tgz`` unpacks)::
       images.txt                 image id, path:  1 001.Black_footed_Albatross/Black_..._0046_18.jpg
       image_class_labels.txt     image id, class id
       train_test_split.txt       image id, 1 for train or 0 for test
+      bounding_boxes.txt         image id, x, y, width, height: for evaluation only
       images/001.Black_footed_Albatross/...
 
 Counts: 200 classes, 5,994 train, 5,794 test, official; val is held out of train.
@@ -19,8 +20,10 @@ and education. https://www.vision.caltech.edu/datasets/cub_200_2011/
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from fgvc_cli.data.boxes import TrueBoxes, check_box
 from fgvc_cli.data.known import Archive, KnownSet, read_pairs
 from fgvc_cli.data.listing import Example, LabelledSet
 
@@ -68,3 +71,18 @@ ENTRIES = (
         ),
     ),
 )
+
+
+def read_cub_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
+    """The bird's box of each photograph, from ``bounding_boxes.txt``.
+
+    Raises:
+        ValueError, KeyError: a line that is not five numbers, or an image that ``images.txt`` lacks.
+    """
+    path_of, wanted = dict(read_pairs(root / "images.txt")), set(paths)
+    found = {}
+    for image, corner in read_pairs(root / "bounding_boxes.txt"):
+        if (path := f"images/{path_of[image]}") in wanted:
+            x, y, width, height = (float(value) for value in corner.split())
+            found[path] = TrueBoxes((check_box((x, y, x + width, y + height), f"image {image}"),), {})
+    return found

@@ -8,6 +8,7 @@ Tree (``images.tar`` and ``lists.tar``, unpacked into one folder)::
     stanford_dogs/
       train_list.mat  test_list.mat      file_list: n02085620-Chihuahua/n02085620_5927.jpg; labels: from 1
       Images/n02085620-Chihuahua/n02085620_5927.jpg
+      Annotation/n02085620-Chihuahua/n02085620_5927     XML, a box for each dog: for evaluation only
 
 Counts: 120 classes, 12,000 train, 8,580 test, official; val is held out of train.
 Class names are the folder names without the WordNet id, underscores kept: ``Norwegian_elkhound``.
@@ -18,10 +19,13 @@ workshop, CVPR 2011. http://vision.stanford.edu/aditya86/ImageNetDogs/
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 
+from fgvc_cli.data.boxes import TrueBoxes, check_box
 from fgvc_cli.data.known import Archive, KnownSet, read_mat
 from fgvc_cli.data.listing import Example, LabelledSet
 
@@ -66,3 +70,23 @@ ENTRIES = (
         ),
     ),
 )
+
+
+def read_dogs_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
+    """The boxes of the dogs in each photograph, from its XML below ``Annotation`` (unpacked annotation.tar).
+
+    Raises:
+        ValueError, SyntaxError: not such an XML.
+    """
+    found = {}
+    for path in paths:
+        file = (root / "Annotation").joinpath(*Path(path).with_suffix("").parts[1:])
+        if not file.is_file():
+            continue
+        boxes = []
+        for box in ElementTree.parse(file).getroot().iterfind("object/bndbox"):
+            x1, y1, x2, y2 = (float(box.findtext(name, "nan")) for name in ("xmin", "ymin", "xmax", "ymax"))
+            boxes.append(check_box((x1, y1, x2, y2), file.name))
+        if boxes:
+            found[path] = TrueBoxes(tuple(boxes), {})
+    return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -89,24 +90,43 @@ def fit_temperature(probs: Tensor, labels: Tensor) -> float:
     return 1 / brentq(_slope, 1 / largest, 1 / least, args=(probs, labels), xtol=1e-8)
 
 
-def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """ECE (Guo et al., eq. 3): sum over bins of n_bin / N * |accuracy - mean confidence|.
+class Reliability(NamedTuple):
+    """Images by confidence, the largest probability of each, in B bins of equal width over (0, 1]."""
 
-    Confidence is the largest probability of an image; the bins are of equal width over (0, 1], each with its
-    upper edge.
+    images: np.ndarray
+    """int (B,)."""
+    confidence: np.ndarray
+    """Mean of the bin's images, float64 (B,); NaN in an empty bin."""
+    accuracy: np.ndarray
+    """Share of the bin's images that are right, as ``confidence``."""
+
+    @property
+    def error(self) -> float:
+        """ECE (Guo et al., eq. 3): sum over bins of n_bin / N * |accuracy - mean confidence|."""
+        filled = self.images > 0
+        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
+        return float((gaps * self.images[filled]).sum() / self.images.sum())
+
+
+def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
+    """What a reliability diagram shows; each bin has its upper edge.
 
     Args:
         probs: (N, K), N at least 1.
         labels: int64 (N,).
-
-    Returns:
-        A share in [0, 1]; 0 is calibrated.
     """
     top = probs.double().max(dim=1)
     confidence, right = top.values.numpy(), (top.indices == labels).numpy()
     index = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    gaps = np.bincount(index, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    images = np.bincount(index, minlength=bins)
+    sums = [np.bincount(index, weights=values, minlength=bins) for values in (confidence, right)]
+    means = [np.divide(total, images, out=np.full(bins, np.nan), where=images > 0) for total in sums]
+    return Reliability(images, *means)
+
+
+def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """A share in [0, 1], 0 is calibrated; see ``reliability``."""
+    return reliability(probs, labels, bins).error
 
 
 def _log(probs: Tensor) -> Tensor:

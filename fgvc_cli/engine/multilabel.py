@@ -5,6 +5,7 @@ Legend: N images, K labels.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score
@@ -33,7 +34,7 @@ def multilabel_metrics(labels: Tensor, probs: Tensor, branches: dict[str, Tensor
         "macro_f1": _macro_f1(labels, probs),
         "micro_f1": float(f1_score(truth, guesses, average="micro", zero_division=0.0)),
         "map": float(average_precision_score(truth[:, there], probs.numpy()[:, there], average="macro")),
-        "exact_match": float((truth == guesses).all(axis=1).mean()),
+        "exact_match": float(exact_matches(labels, probs).mean()),
         "bce": float(F.binary_cross_entropy(probs.double().clamp(0, 1), labels.double())),
     }
     for name, branch in branches.items():
@@ -43,6 +44,11 @@ def multilabel_metrics(labels: Tensor, probs: Tensor, branches: dict[str, Tensor
         if not reached.all():
             result[f"reached_{name}"] = float(reached.double().mean())
     return result
+
+
+def exact_matches(labels: Tensor, probs: Tensor) -> np.ndarray:
+    """Whether an image is given its labels and no other, bool (N,)."""
+    return ((labels.numpy() > 0.5) == (probs.numpy() > THRESHOLD)).all(axis=1)
 
 
 def rank(scores: dict[str, float]) -> tuple[float, float]:

@@ -290,6 +290,7 @@ class Trainer:
         )
         # In float32, as eval and predict: the number stored is the number that can be repeated.
         part = evaluate(self.learner.kept, loader, self.config.preprocess, self.device)
+        part.indices = part.indices * self.world.size + self.world.rank
         self._warn(part.failures)
         result = join_evaluations(self.world.gather(part))
         if not len(result.labels):

@@ -182,9 +182,10 @@ def trained(module_colours):
 def run_eval(weights, capsys, *, as_json=True, split="test", data=None, **looks):
     capsys.readouterr()
     options = dict(data=data and str(data), dataset=None, data_root=None, batch_size=8, workers=0)
-    code = eval_command.run(
+    request = eval_command.EvalRequest(
         weights=str(weights), split=split, device="cpu", as_json=as_json, **options, **looks
     )
+    code = eval_command.run(request)
     assert code == 0
     printed = capsys.readouterr().out
     return json.loads(printed) if as_json else printed

@@ -177,21 +177,29 @@ def test_alone_nothing_is_exchanged():
     assert not ALONE.main_says(False)
 
 
-def make_evaluation(labels: list[int], overlap: float) -> Evaluation:
+def make_evaluation(labels: list[int], overlap: float, first: int = 0) -> Evaluation:
     probs = torch.full((len(labels), 3), 0.1)
     probs[:, 0] = 0.8
     if not labels:
         probs = torch.empty(0, 1)
     branches = {"main": probs} if labels else {}
     stats = {"overlap": overlap} if labels else {}
-    return Evaluation(torch.tensor(labels), probs, branches, stats, [f"{len(labels)} bad"], len(labels) / 10)
+    return Evaluation(
+        labels=torch.tensor(labels),
+        probs=probs,
+        branches=branches,
+        stats=stats,
+        failures=[f"{len(labels)} bad"],
+        seconds=len(labels) / 10,
+        indices=first + 2 * torch.arange(len(labels)),
+    )
 
 
 def test_joined_evaluation_counts_every_image_once():
-    parts = [make_evaluation([0, 0, 1], 0.2), make_evaluation([0], 0.6), make_evaluation([], 0)]
+    parts = [make_evaluation([0, 0, 1], 0.2), make_evaluation([2], 0.6, 1), make_evaluation([], 0)]
     joined = join_evaluations(parts)
-    assert joined.labels.tolist() == [0, 0, 1, 0]
-    assert joined.metrics()["top1"] == 0.75
+    assert joined.labels.tolist() == [0, 2, 0, 1], "in the order of the split"
+    assert joined.metrics()["top1"] == 0.5
     assert joined.stats["overlap"] == pytest.approx((3 * 0.2 + 0.6) / 4)
     assert joined.failures == ["3 bad", "1 bad", "0 bad"]
     assert joined.seconds == 0.3

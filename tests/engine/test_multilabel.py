@@ -48,7 +48,9 @@ def test_parts_of_one_image_have_its_labels() -> None:
     targets = torch.tensor([[1.0, 0.0]])
     each = [label_loss(part_logits[:, p], targets, multi_label=True) for p in range(2)]
     assert part_loss(part_logits, targets, Loss(part_loss="sum"), True) == pytest.approx(float(sum(each)))
-    assert part_loss(part_logits, targets, Loss(part_loss="mean"), True) == pytest.approx(float(sum(each)) / 2)
+    assert part_loss(part_logits, targets, Loss(part_loss="mean"), True) == pytest.approx(
+        float(sum(each)) / 2
+    )
 
 
 def test_crops_are_joined_by_their_mean_probability() -> None:
@@ -174,7 +176,7 @@ def test_eval_prints_the_figures_and_predict_the_labels(run: Path, tmp_path: Pat
     text = fgvc("eval", "--weights", weights, "--workers", 0).stdout
     assert "exact_match" in text and text.count("%") >= 5
     outs = [tmp_path / "preds.csv", tmp_path / "preds.jsonl"]
-    result = fgvc("predict", run, "--weights", weights, "--top-k", 2, "--workers", 0, "--out", outs[0],
+    result = fgvc("predict", run / "*.png", "--weights", weights, "--top-k", 2, "--workers", 0, "--out", outs[0],
                   "--out", outs[1])  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader(outs[0].open()))

@@ -1,0 +1,83 @@
+"""Which labelled photographs ``fgvc eval`` measures on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgvc_cli.config import TrainConfig
+from fgvc_cli.data.listing import Example
+from fgvc_cli.data.load import load_data
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.sections import build
+
+if TYPE_CHECKING:
+    from fgvc_cli.data.labelled import LabelledSet
+    from fgvc_cli.engine.checkpoint import Checkpoint
+
+
+def is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | None) -> bool:
+    """Whether what is named is what the training named: then its own split has to be kept."""
+    trained = checkpoint.metadata["config"]
+    if data:
+        return bool(trained["data"]) and Path(data).resolve() == Path(trained["data"]).resolve()
+    return dataset == trained["dataset"]
+
+
+def given_data(
+    checkpoint: Checkpoint, data: str | None, dataset: str | None, data_root: str | None
+) -> LabelledSet:
+    """A set named on the command line: nothing of it is dealt away, an unsplit one is all test."""
+    config = TrainConfig(model=checkpoint.name, data=data, dataset=dataset, data_root=data_root)
+    return load_data(config, for_training=False)
+
+
+def trained_data(checkpoint: Checkpoint, data_root: str | None, split: str) -> LabelledSet:
+    """The set of the training, divided as the training divided it.
+
+    Raises:
+        FgvcError: it cannot be read, or holds other photographs by now, so that its parts would mix.
+    """
+    trained: dict[str, Any] = dict(checkpoint.metadata["config"])
+    name = trained["data"] or trained["dataset"]
+    # The folder of the training may be another machine's; then $FGVC_DATA counts, as it does for training.
+    folder = trained["data_root"]
+    trained["data_root"] = data_root or (folder if folder and Path(folder).is_dir() else None)
+    try:
+        labelled = load_data(build(TrainConfig, trained))
+    except FgvcError as error:
+        raise FgvcError(
+            f"The checkpoint was trained on {name!r}, which cannot be read from here: {error.message}",
+            "Say where it is with --data, or --dataset and --data-root.",
+        ) from error
+    recorded = checkpoint.metadata.get("data_sha256")
+    if split != "all" and recorded and recorded != labelled.sha256():
+        raise FgvcError(
+            f"{name} no longer holds the photographs of the training: its {split} split made again "
+            "would mix with what was trained on.",
+            "Evaluate new photographs with --data FOLDER, or everything with --split all.",
+        )
+    return labelled
+
+
+def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> list[Example]:
+    """The examples of a split with labels renumbered to the checkpoint's classes, matched by name.
+
+    Raises:
+        FgvcError: an empty split, or labels the checkpoint does not know.
+    """
+    chosen = [e for name, part in data.splits.items() if split in (name, "all") for e in part]
+    if not chosen:
+        filled = ", ".join(name for name, part in data.splits.items() if part)
+        raise FgvcError(f"{data.name} has no {split} split.", f"Choose --split from: {filled}, all.")
+    unknown = sorted({data.classes[label] for e in chosen for label in e.labels} - set(classes))
+    if unknown:
+        shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise FgvcError(
+            f"The checkpoint does not know {len(unknown)} of the {len(data.classes)} classes of {data.name} "
+            f"({shown}); it knows {len(classes)}, such as {', '.join(classes[:3])}.",
+            "Evaluate on the data it was trained for, or train on this data.",
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    own = [[index[data.classes[label]] for label in e.labels] for e in chosen]
+    return [Example(e.path, first, tuple(more)) for e, (first, *more) in zip(chosen, own, strict=True)]
