@@ -98,6 +98,7 @@ def test_children_of_a_killed_parent_end_and_the_same_command_goes_on(weights, l
     assert len(below) >= 2
     wait_until(lambda: not any(map(is_running, below)), "the children to end")
     assert not (folder / "p.csv").exists()
+    listed(400)  # which do not
     again = start(arguments, folder)
     told = again.communicate(timeout=SECONDS)[1]
     assert again.returncode == 0, told
