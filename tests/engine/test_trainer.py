@@ -42,7 +42,12 @@ def trained(module_colours):
 
 
 def test_run_folder_holds_what_is_promised_and_nothing_half_written(trained):
-    assert sorted(p.name for p in trained[1].iterdir()) == ["config.json", "metrics.csv", "model.safetensors"]
+    assert sorted(p.name for p in trained[1].iterdir()) == [
+        "config.json",
+        "curves.png",
+        "metrics.csv",
+        "model.safetensors",
+    ]
     rows = read_metrics(trained[1])
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     for column in ("loss", "loss_div", "suppressed_stage3", "overlap", "val_top1", "val_overlap", "lr_cram"):
