@@ -85,7 +85,9 @@ def run(request: EvalRequest) -> int:
     measured = measured_by(checkpoint)
     document = _document(request, measured, labelled, own_data)
     if other is not None:
-        document["against"] = _against(request, measured, measured_by(other, locate=False), own_data)
+        document["against"] = _against(request, measured, measured_by(other, locate=False))
+        if own_data:
+            document["against"]["notes"] = _notes(request, labelled, other)
     if request.out is not None:
         from fgvc_cli.commands.eval_report import write_report
 
@@ -182,7 +184,7 @@ def _document(
     }
 
 
-def _against(request: EvalRequest, measured: Measured, other: Measured, own_data: bool) -> dict[str, Any]:
+def _against(request: EvalRequest, measured: Measured, other: Measured) -> dict[str, Any]:
     """The comparison over the photographs that both could read, matched by path."""
     import numpy as np
 
@@ -194,13 +196,6 @@ def _against(request: EvalRequest, measured: Measured, other: Measured, own_data
     comparison = compare(
         np.array([first[path] for path in shared], bool), np.array([second[path] for path in shared], bool)
     )
-    trained_on = [each.checkpoint.metadata.get("data_sha256") for each in (measured, other)]
-    notes = []
-    if own_data and trained_on[0] != trained_on[1]:
-        notes.append(
-            f"{request.against} was trained on other photographs or another division "
-            f"({other.checkpoint.metadata['dataset']}): it may have been trained on some of these"
-        )
     return {
         "first": request.weights or read_manifest().default,
         "second": request.against,
@@ -216,8 +211,18 @@ def _against(request: EvalRequest, measured: Measured, other: Measured, own_data
         "only_second": comparison.only_second,
         "neither": comparison.neither,
         "p_value": comparison.p_value,
-        "notes": notes,
+        "notes": [],
     }
+
+
+def _notes(request: EvalRequest, labelled: LabelledSet, other: Checkpoint) -> list[str]:
+    """Whether the other model may have been trained on photographs of this split of the first one's data."""
+    recorded = other.metadata.get("data_sha256")
+    if recorded == labelled.sha256():
+        return []
+    why = "on other photographs or another division" if recorded else "without a record of the photographs"
+    trained = f"{request.against} was trained {why} ({other.metadata['dataset']})"
+    return [f"{trained}: it may have been trained on some of these"]
 
 
 def _calibrate(
