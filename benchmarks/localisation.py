@@ -23,7 +23,7 @@ from fgvc_cli.data.aviary import PARTS, SPECIES, Truth, differing_parts, read_bo
 from fgvc_cli.data.images import DecodedImage, read_image
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.explain.explanation import HEAT, Box, Explanation
-from fgvc_cli.explain.stages import explain_stages
+from fgvc_cli.explain.explainer import explain_photo
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     for path, truth in read_boxes(arguments.aviary).items():
         photo = read_image(arguments.aviary / path)
         assert isinstance(photo, DecodedImage), path
-        explanation = explain_stages(checkpoint, photo.image, top_k=1)
+        explanation = explain_photo(checkpoint, photo.image, top_k=1)
         correct += explanation.top[0][0] == truth.label
         for name, heat in _maps(explanation).items():
             for threshold in THRESHOLDS:

@@ -13,7 +13,7 @@ from fgvc_cli.config import Preprocess
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.explain.explanation import HEAT
 from fgvc_cli.explain.render import render
-from fgvc_cli.explain.stages import explain_stages
+from fgvc_cli.explain.explainer import explain_photo
 from fgvc_cli.models.output import ModelOutput, scale_maps
 from fgvc_cli.models.registry import create_model
 
@@ -88,23 +88,23 @@ def photo_with_spot(size: tuple[int, int], spot: tuple[int, int, int, int]) -> I
 def test_the_box_comes_back_to_where_the_object_is_in_the_photograph(size, preprocess):
     centre_x, centre_y = size[0] // 2, size[1] // 2
     spot = (centre_x - 80, centre_y - 100, centre_x + 20, centre_y + 40)
-    explanation = explain_stages(checkpoint(BrightnessModel({}), preprocess), photo_with_spot(size, spot))
+    explanation = explain_photo(checkpoint(BrightnessModel({}), preprocess), photo_with_spot(size, spot))
     # One pixel of the input is up to 12 pixels of the photograph; resizing blurs by as much.
     np.testing.assert_allclose(explanation.box, spot, atol=max(size) / 80 + 1)
 
 
 def test_the_region_is_the_part_of_the_photograph_that_the_model_saw():
     model = BrightnessModel({})
-    squashed = explain_stages(checkpoint(model), photo_with_spot((400, 200), (190, 90, 210, 110)))
+    squashed = explain_photo(checkpoint(model), photo_with_spot((400, 200), (190, 90, 210, 110)))
     assert squashed.region == pytest.approx((40, 20, 360, 180))
-    cut = explain_stages(checkpoint(model, SHORTER), photo_with_spot((400, 200), (190, 90, 210, 110)))
+    cut = explain_photo(checkpoint(model, SHORTER), photo_with_spot((400, 200), (190, 90, 210, 110)))
     assert cut.region == pytest.approx((120, 20, 280, 180))
 
 
 def test_maps_keep_the_models_order_and_the_heat_map_comes_last():
     model = BrightnessModel({"zeta": 32, "alpha": 8})
     image = photo_with_spot((80, 80), (8 + 48, 8 + 16, 8 + 56, 8 + 24))
-    explanation = explain_stages(checkpoint(model), image)
+    explanation = explain_photo(checkpoint(model), image)
     assert list(explanation.maps) == ["zeta", "alpha", HEAT]
     assert {"heat", "boxes", "stages"} <= model.wanted
     alpha = explanation.maps["alpha"]
@@ -115,7 +115,7 @@ def test_maps_keep_the_models_order_and_the_heat_map_comes_last():
 
 
 def test_a_heat_map_that_repeats_a_stage_is_drawn_once():
-    explanation = explain_stages(
+    explanation = explain_photo(
         checkpoint(BrightnessModel({"last": 16})), photo_with_spot((80, 80), (20, 20, 40, 40))
     )
     assert list(explanation.maps) == ["last"]
@@ -123,13 +123,13 @@ def test_a_heat_map_that_repeats_a_stage_is_drawn_once():
 
 def test_a_model_without_heat_or_boxes_is_explained_by_its_stages():
     model = BrightnessModel({"last": 16}, heat=None, boxes=False)
-    explanation = explain_stages(checkpoint(model), photo_with_spot((80, 80), (20, 20, 40, 40)))
+    explanation = explain_photo(checkpoint(model), photo_with_spot((80, 80), (20, 20, 40, 40)))
     assert list(explanation.maps) == ["last"] and explanation.box is None
 
 
 def test_classes_come_in_order_of_probability_and_branches_speak_for_themselves():
     image = photo_with_spot((80, 80), (20, 20, 40, 40))
-    explanation = explain_stages(checkpoint(BrightnessModel({})), image, top_k=2)
+    explanation = explain_photo(checkpoint(BrightnessModel({})), image, top_k=2)
     assert [name for name, _ in explanation.top] == ["bee", "ant"]
     assert [prob for _, prob in explanation.top] == pytest.approx([0.7, 0.2])
     sure = float(np.exp(9) / (np.exp(9) + 2))
@@ -137,14 +137,14 @@ def test_classes_come_in_order_of_probability_and_branches_speak_for_themselves(
         "early": ("bee", pytest.approx(sure)),
         "late": ("ant", pytest.approx(sure)),
     }
-    assert len(explain_stages(checkpoint(BrightnessModel({})), image, top_k=99).top) == 3
+    assert len(explain_photo(checkpoint(BrightnessModel({})), image, top_k=99).top) == 3
 
 
 @pytest.mark.parametrize("size", [(320, 320), (320, 640), (960, 320)], ids=["square", "portrait", "panorama"])
 def test_further_looks_come_with_their_boxes_in_the_photograph(size):
     x, y = size[0] // 2, size[1] // 2
     model = SecondLook()
-    explanation = explain_stages(checkpoint(model), photo_with_spot(size, (x - 80, y - 100, x + 20, y + 40)))
+    explanation = explain_photo(checkpoint(model), photo_with_spot(size, (x - 80, y - 100, x + 20, y + 40)))
     assert {"parts", "object_heat", "erased"} <= model.wanted
     halves = [(x - 80, y - 100, x - 30, y + 40), (x - 30, y - 100, x + 20, y + 40)]
     np.testing.assert_allclose(explanation.parts, halves, atol=max(size) / 80 + 1)
@@ -159,7 +159,7 @@ def test_further_looks_come_with_their_boxes_in_the_photograph(size):
 
 
 def test_a_single_part_is_not_listed_beside_its_branch():
-    explanation = explain_stages(
+    explanation = explain_photo(
         checkpoint(SecondLook(part_count=1)), photo_with_spot((80, 80), (20, 20, 40, 40))
     )
     assert len(explanation.parts) == 1 and list(explanation.branches) == ["main", "object", "parts"]
@@ -167,9 +167,9 @@ def test_a_single_part_is_not_listed_beside_its_branch():
 
 def test_looks_that_a_cascade_did_not_take_are_left_out():
     image = photo_with_spot((80, 80), (20, 20, 40, 40))
-    two = explain_stages(checkpoint(SecondLook(("parts",))), image)
+    two = explain_photo(checkpoint(SecondLook(("parts",))), image)
     assert list(two.branches) == ["main", "object"] and two.parts == () and two.object_map is not None
-    one = explain_stages(checkpoint(SecondLook(("object", "parts"))), image)
+    one = explain_photo(checkpoint(SecondLook(("object", "parts"))), image)
     assert list(one.branches) == ["main"] and one.parts == () and one.object_map is None
     assert one.box is not None and one.erased is not None
     render(two), render(one)
@@ -179,7 +179,7 @@ def test_a_real_cra_smra_answers_its_three_stages():
     torch.manual_seed(0)
     model = create_model("crasmra-resnet18", 3).for_inference()
     image = Image.effect_noise((50, 90), 80).convert("RGB")
-    explanation = explain_stages(checkpoint(model), image)
+    explanation = explain_photo(checkpoint(model), image)
     assert {name: each.shape for name, each in explanation.maps.items()} == {
         "stage3": (8, 8),
         "stage4": (4, 4),
@@ -196,7 +196,7 @@ def test_a_real_cra_smra_answers_its_three_stages():
 def test_a_real_multi_stage_vit_answers_its_looks():
     torch.manual_seed(0)
     model = create_model("vitms-vit_tiny_patch16_224", 3, options={"encoder_px": 64}).for_inference()
-    explanation = explain_stages(checkpoint(model), Image.effect_noise((50, 90), 80).convert("RGB"))
+    explanation = explain_photo(checkpoint(model), Image.effect_noise((50, 90), 80).convert("RGB"))
     assert {name: each.shape for name, each in explanation.maps.items()} == {"main": (4, 4)}
     assert list(explanation.branches) == ["main", "object", "parts", "part_1", "part_2"]
     assert explanation.object_map.shape == (4, 4) and explanation.erased.shape == (64, 64)
