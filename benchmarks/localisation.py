@@ -59,8 +59,8 @@ def main() -> None:
         sizes.append(photo.image.size)
         parts = [truth.parts[part] for part in PARTS]
         for name, heat in explanation.maps.items():
-            point = _peak(heat, explanation.region)
-            hits.setdefault(name, []).append((_inside(point, [truth.box]), _inside(point, parts)))
+            point = peak(heat, explanation.region)
+            hits.setdefault(name, []).append((inside(point, [truth.box]), inside(point, parts)))
     truth_boxes = torch.tensor(truths, dtype=torch.float)
     print(f"{checkpoint.name} {checkpoint.sha256[:12]}: {len(truths)} pictures")
     print(f"top-1 {correct / len(truths):.3f}")
@@ -92,16 +92,16 @@ def _maps(explanation: Explanation) -> dict[str, np.ndarray]:
 
 def _hit(parts: tuple[Box, ...], truth: Truth) -> tuple[bool, bool]:
     """Whether a window holds the centre of any part, and of one that tells the species from its nearest."""
-    telling = _telling_parts(truth.label)
+    telling = telling_parts(truth.label)
     held = {
         name
         for name, (x1, y1, x2, y2) in truth.parts.items()
-        if _inside(((x1 + x2) / 2, (y1 + y2) / 2), parts)
+        if inside(((x1 + x2) / 2, (y1 + y2) / 2), parts)
     }
     return bool(held), bool(held & telling)
 
 
-def _telling_parts(label: str) -> set[str]:
+def telling_parts(label: str) -> set[str]:
     """Parts that alone tell a species from another one."""
     own = next(species for species in SPECIES if slug(species) == label)
     differences = [differing_parts(own, other) for other in SPECIES if other != own]
@@ -123,14 +123,14 @@ def _report(name: str, boxes: torch.Tensor, truths: torch.Tensor) -> None:
     print(f"{name:32s} mean IoU {iou.mean():.3f}   IoU > 0.5 {(iou > 0.5).float().mean():.3f}")
 
 
-def _peak(heat: np.ndarray, region: tuple[float, float, float, float]) -> tuple[float, float]:
+def peak(heat: np.ndarray, region: tuple[float, float, float, float]) -> tuple[float, float]:
     """Centre of the hottest cell, in pixels of the photograph."""
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     x1, y1, x2, y2 = region
     return x1 + (column + 0.5) / heat.shape[1] * (x2 - x1), y1 + (row + 0.5) / heat.shape[0] * (y2 - y1)
 
 
-def _inside(point: tuple[float, float], boxes: Iterable[tuple[float, float, float, float]]) -> bool:
+def inside(point: tuple[float, float], boxes: Iterable[tuple[float, float, float, float]]) -> bool:
     x, y = point
     return any(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in boxes)
 

@@ -95,17 +95,20 @@ def draw_looks(explanation: Explanation) -> Section | None:
     return stack(rows)
 
 
-def draw_row(panels: Sequence[Panel], highest: int = MAX_PANEL_PX) -> Section:
+def draw_row(
+    panels: Sequence[Panel], highest: int = MAX_PANEL_PX, lowest: int = MIN_PANEL_PX
+) -> Section:
     """Panels of one height side by side over the full width, in more rows where one would make them tiny.
 
     Args:
         highest: no panel is higher, pixels.
+        lowest: a row whose panels would be lower is broken in two.
     """
     for count in range(1, len(panels) + 1):
         columns = math.ceil(len(panels) / count)
         rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
         height = min(highest, *(_row_height(row) for row in rows))
-        if height >= MIN_PANEL_PX:
+        if height >= lowest:
             break
     return stack([beside([_draw_cell(panel, max(1, height)) for panel in row], GAP) for row in rows], GAP)
 

@@ -24,6 +24,8 @@ WINDOW = 2
 """Side of what is hidden at a time, cells: a sixth of the input, less than the paper's 50 of 224 px, since
 the parts that tell fine-grained classes apart are small."""
 POSITIONS = CELLS - WINDOW + 1
+LEAST_LOSS = 1e-3
+"""Nats below which a loss is rounding: a map of nothing else would be stretched to full scale."""
 _PASS = 32
 """Images of one forward pass."""
 
@@ -41,7 +43,9 @@ class Occlusion(Method):
             before = case.score(output.probs)
             fill = self.fill(images)
             rows = [self._losses(model, images[i], fill[i], _row(case, i)) for i in range(len(images))]
-            return {self.name: over_maximum(spread_losses(before[:, None, None] - torch.stack(rows)))}
+            losses = before[:, None, None] - torch.stack(rows)
+            losses = torch.where(losses > LEAST_LOSS, losses, 0)
+            return {self.name: over_maximum(spread_losses(losses))}
 
     def fill(self, images: Tensor) -> Tensor:
         """What is put in place of what is hidden, (B, 3, S, S)."""

@@ -62,15 +62,16 @@ def render(explanation: Explanation, title: str = "") -> Image.Image:
     if width > WIDE_ASPECT * height:
         photo = draw_photo(explanation, fit((width, height), (INNER, PHOTO_SLOT[1])))
         maps = looks or _grid(explanation, [*explanation.maps], 2)
-        sections += [photo, why, maps, _answers_beside(explanation)]
+        sections += [photo, _under(why, maps), _answers_beside(explanation)]
     elif looks or len(explanation.maps) > 1:
         photo = draw_photo(explanation, fit((width, height), PHOTO_SLOT))
         column = INNER - photo.width - 2 * GAP
         answers = stack([draw_bars(explanation.top, column), draw_branches(explanation, column)])
         maps = looks or _grid(explanation, [*explanation.maps], _columns(len(explanation.maps)))
-        sections += [beside([photo, answers], 2 * GAP), why, maps]
+        sections += [beside([photo, answers], 2 * GAP), _under(why, maps)]
     else:
-        sections += [why, _grid(explanation, [None, *explanation.maps], 2), _answers_beside(explanation)]
+        grid = _grid(explanation, [None, *explanation.maps], 2)
+        sections += [_under(why, grid), _answers_beside(explanation)]
     return page(stack([*sections, draw_legend(explanation)]))
 
 
@@ -101,13 +102,19 @@ def draw_question(explanation: Explanation) -> Section | None:
     section = Image.new("RGB", (INNER, round(LABEL.px * 1.3)), PAPER)
     draw = ImageDraw.Draw(section)
     words = [("Why", QUIET), (target, ACCENT), ("and not", QUIET), (rival or "another class", INK)]
-    room = (INNER - sum(LABEL.width(f"{text} ") for text, _ in words[::2])) / 2
+    space = LABEL.px / 3
+    room = (INNER - sum(LABEL.width(text) + space for text, _ in words[::2])) / 2 - space
     x = 0.0
     for index, (text, color) in enumerate(words):
         shown = LABEL.shorten(text, room) if index % 2 else text
         LABEL.draw(draw, (x, LABEL.px), shown, color)
-        x += LABEL.width(f"{shown} ")
+        x += LABEL.width(shown) + space
     return section
+
+
+def _under(heading: Section | None, body: Section | None) -> Section | None:
+    """A heading close above what it is for."""
+    return stack([heading, body], GAP) if heading and body else body
 
 
 def _columns(count: int) -> int:

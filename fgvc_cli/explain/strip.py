@@ -12,7 +12,7 @@ from fgvc_cli.explain.looks import Panel, draw_row, further_looks, map_label
 from fgvc_cli.explain.panels import draw_map, draw_photo
 from fgvc_cli.explain.render import draw_question
 
-PANEL_PX = 300
+PANEL_PX, LEAST_PANEL_PX = 300, 70
 NAMED = 3
 """Classes in the first line."""
 
@@ -31,7 +31,7 @@ def draw_strip(explanation: Explanation, title: str = "") -> Image.Image:
         panels.append(Panel(map_label(explanation, name), note, shape, over))
     if not explanation.chosen:
         panels += further_looks(explanation)
-    sections = [_header(explanation, title), draw_question(explanation), draw_row(panels, PANEL_PX)]
+    sections = [_header(explanation, title), draw_question(explanation), draw_row(panels, PANEL_PX, LEAST_PANEL_PX)]
     return page(stack(sections, GAP), margin=GAP)
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from fgvc_cli.config import Preprocess
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.explain.explanation import HEAT
+from fgvc_cli.explain.methods import pick_methods
 from fgvc_cli.explain.render import render
-from fgvc_cli.explain.explainer import explain_photo
+from fgvc_cli.explain.explainer import Explainer, explain_photo
 from fgvc_cli.models.output import ModelOutput, scale_maps
 from fgvc_cli.models.registry import create_model
 
@@ -203,3 +204,62 @@ def test_a_real_multi_stage_vit_answers_its_looks():
     x1, y1, x2, y2 = explanation.box
     for left, top, right, bottom in explanation.parts:
         assert x1 - 1e-3 <= left < right <= x2 + 1e-3 and y1 - 1e-3 <= top < bottom <= y2 + 1e-3
+
+
+@pytest.mark.parametrize("name", ["crasmra-test_resnet", "vitms-test_vit", "timm-test_vit"])
+@pytest.mark.parametrize("methods", [(), ("gradcam", "object", "occlusion")])
+def test_a_batch_says_what_each_photograph_would_alone(name, methods):
+    torch.manual_seed(0)
+    preprocess = Preprocess(input_px=160, resize_px=160)
+    classes = ("ant", "bee", "cat")
+    trained = Checkpoint(create_model(name, 3, input_px=160).eval(), name, classes, preprocess, "0" * 64)
+    explainer = Explainer(trained, methods=pick_methods(methods), target="bee" if methods else None)
+    sizes = [(90, 60), (60, 200), (300, 40)]
+    photos = [explainer.prepare(Image.effect_noise(size, 90).convert("RGB")) for size in sizes]
+    for together, photo in zip(explainer.explain(photos), photos, strict=True):
+        (alone,) = explainer.explain([photo])
+        assert together.image is photo.image and list(together.maps) == list(alone.maps)
+        assert together.region == alone.region and together.chosen == bool(methods)
+        assert together.why == (("bee", None) if methods else None)
+        np.testing.assert_allclose(together.top[0][1], alone.top[0][1], rtol=1e-3)
+        for key, heat in together.maps.items():
+            np.testing.assert_allclose(heat, alone.maps[key], atol=0.02)
+
+
+def test_looks_of_a_cascade_are_left_out_photograph_by_photograph():
+    class Unsure(SecondLook):
+        def forward(self, images, want=()):
+            outputs = [SecondLook(stopped)(images[:1], want) for stopped in ((), ("object", "parts"))]
+            return ModelOutput(
+                logits={k: torch.cat([o.logits[k] for o in outputs]) for k in outputs[0].logits},
+                probs=torch.cat([o.probs for o in outputs]),
+                boxes=torch.cat([o.boxes for o in outputs]),
+                parts=torch.cat([o.parts for o in outputs]),
+                part_logits=torch.cat([o.part_logits for o in outputs]),
+                object_heat=torch.cat([o.object_heat for o in outputs]),
+            )
+
+    explainer = Explainer(checkpoint(Unsure()))
+    photo = explainer.prepare(photo_with_spot((80, 80), (20, 20, 40, 40)))
+    all_looks, first_only = explainer.explain([photo, photo])
+    assert len(all_looks.parts) == 2 and all_looks.object_map is not None
+    assert first_only.parts == () and first_only.object_map is None and list(first_only.branches) == ["main"]
+
+
+def test_probabilities_are_calibrated_as_in_predict():
+    trained = checkpoint(BrightnessModel({}))
+    trained.temperature = 0.5
+    explanation = explain_photo(trained, photo_with_spot((80, 80), (20, 20, 40, 40)))
+    squares = np.array([0.7, 0.2, 0.1]) ** 2
+    assert [prob for _, prob in explanation.top] == pytest.approx(list(squares / squares.sum()))
+
+
+def test_a_large_photograph_is_kept_small_and_seen_whole():
+    explainer = Explainer(checkpoint(BrightnessModel({"last": 8})))
+    photo = photo_with_spot((3000, 600), (1500, 300, 1800, 450))
+    kept, small = explainer.explain([explainer.prepare(photo)]), explainer.prepare(photo, 300)
+    assert small.image.size == (300, 60)
+    (reduced,) = explainer.explain([small])
+    np.testing.assert_array_equal(reduced.maps["last"], kept[0].maps["last"])
+    np.testing.assert_allclose(np.array(reduced.box) * 10, kept[0].box, atol=1)
+    assert explainer.prepare(photo_with_spot((2, 2000), (0, 0, 1, 1)), 100).image.size == (1, 100)
