@@ -101,9 +101,7 @@ def run_folder(options: ExplainOptions) -> int:
     return EXIT_SOME_FAILED if progress.failed else EXIT_OK
 
 
-def _explain_all(
-    options: ExplainOptions, explainer: Explainer, images: Iterator[Found]
-) -> Iterator[_Done]:
+def _explain_all(options: ExplainOptions, explainer: Explainer, images: Iterator[Found]) -> Iterator[_Done]:
     """Every photograph in order; closing the generator stops the threads."""
     page, threads = options.page or "strip", max(1, options.workers)
     readers, painters = ThreadPoolExecutor(threads, "read"), ThreadPoolExecutor(threads, "draw")
@@ -161,5 +159,3 @@ def _row(done: _Done) -> Row:
         box=boxes[0],
         parts=tuple(box for box in boxes[1:] if box),
     )
-
-

@@ -15,7 +15,7 @@ from fgvc_cli.models.output import ModelOutput, over_maximum
 
 
 class GradCam(Method):
-    """ReLU of the stage's channels, each weighed by the mean slope of the score with respect to it (Eq. 1, 2).
+    """ReLU of the sum of the stage's channels, each times the mean slope of the score along it (Eq. 1, 2).
 
     The score is ``Case.score`` of the fused probabilities in place of the class's logit. The feature maps
     come from the model's own answer (``want={"features"}``), so that nothing is hooked. A multi-stage ViT is

@@ -22,7 +22,6 @@ from fgvc_cli.explain.layout import (
     INNER,
     LABEL,
     PAPER,
-    SMALL,
     Section,
     beside,
     draw_caption,
@@ -95,9 +94,7 @@ def draw_looks(explanation: Explanation) -> Section | None:
     return stack(rows)
 
 
-def draw_row(
-    panels: Sequence[Panel], highest: int = MAX_PANEL_PX, lowest: int = MIN_PANEL_PX
-) -> Section:
+def draw_row(panels: Sequence[Panel], highest: int = MAX_PANEL_PX, lowest: int = MIN_PANEL_PX) -> Section:
     """Panels of one height side by side over the full width, in more rows where one would make them tiny.
 
     Args:

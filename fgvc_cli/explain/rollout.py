@@ -21,7 +21,7 @@ class Rollout(Method):
         """One map on the grid of patches; of a multi-stage ViT that of its first look."""
         if output.rollout is None:
             raise FgvcError(
-                "--method rollout needs a plain ViT: this model has no attention to follow through its layers.",
+                "--method rollout needs a plain ViT: this model has no attention to follow through layers.",
                 "Try --method gradcam or --method stages.",
                 EXIT_USAGE,
             )

@@ -14,7 +14,6 @@ from fgvc_cli.explain.method import Heats, Method
 from fgvc_cli.explain.question import Case
 from fgvc_cli.models.output import ModelOutput
 
-
 _MAY_REPEAT = (HEAT, "rollout")
 
 

@@ -31,7 +31,11 @@ def draw_strip(explanation: Explanation, title: str = "") -> Image.Image:
         panels.append(Panel(map_label(explanation, name), note, shape, over))
     if not explanation.chosen:
         panels += further_looks(explanation)
-    sections = [_header(explanation, title), draw_question(explanation), draw_row(panels, PANEL_PX, LEAST_PANEL_PX)]
+    sections = [
+        _header(explanation, title),
+        draw_question(explanation),
+        draw_row(panels, PANEL_PX, LEAST_PANEL_PX),
+    ]
     return page(stack(sections, GAP), margin=GAP)
 
 

@@ -82,7 +82,7 @@ class Baseline(nn.Module):
     def _features(
         self, images: Tensor, plan: VitStagePlan | None, *, apart: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """What the network's head takes, and where ``apart`` the map (B, C, h, w) that it is computed from."""
+        """What the network's head takes; where ``apart``, also the map (B, C, h, w) it is computed from."""
         if not apart:
             return self.backbone.forward_features(images), None  # type: ignore[operator]
         if plan is not None:

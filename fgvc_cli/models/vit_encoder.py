@@ -131,7 +131,7 @@ class RecordRollout(RecordAttention):
 
     @torch.no_grad()
     def map(self, *, class_token: bool, residual: float = 0.5) -> Tensor | None:
-        """(B, h, w) in [0, 1], for the class token or for all patches; None where a block hid its attention."""
+        """(B, h, w) in [0, 1], for the class token or all patches; None where a block hid its attention."""
         if len(self.layers) != self.blocks:
             return None
         read = slice(0, 1) if class_token else slice(self.prefix_tokens, self.tokens)

@@ -192,7 +192,8 @@ def test_full_pages_of_a_folder_on_request(photo, opened):
 def test_what_cannot_be_read_is_named_and_the_others_still_come_out(photo, opened, capsys):
     (photo.parent / "bad.jpg").write_text("not a photograph")
     assert run(photo.parent, weights="any", device="cpu", out=Path("why")) == EXIT_SOME_FAILED
-    rows = {row["path"]: row for row in csv.DictReader(open("why/index.csv"))}
+    with open("why/index.csv") as stream:
+        rows = {row["path"]: row for row in csv.DictReader(stream)}
     assert rows["bad.jpg"]["status"] == "not_an_image" and rows["bad.jpg"]["picture"] == ""
     assert rows[photo.name]["status"] == "ok"
     assert sorted(os.listdir("why")) == ["bird [red].jpg.png", "index.csv"]

@@ -114,12 +114,16 @@ def test_evidence_however_small_is_shown_and_none_is_nothing():
     torch.testing.assert_close(over_maximum(maps), torch.tensor([[[1.0, 0.5]], [[0.0, 0.0]]]))
 
 
-@pytest.mark.parametrize(("target", "quarter"), [(0, (slice(6), slice(6))), (1, (slice(6, 12), slice(6, 12)))])
+@pytest.mark.parametrize(
+    ("target", "quarter"), [(0, (slice(6), slice(6))), (1, (slice(6, 12), slice(6, 12)))]
+)
 def test_occlusion_finds_what_each_class_lives_on(target, quarter):
     images = torch.ones(2, 3, 48, 48)
     (heat,) = explain(Occlusion(), Patch(), images, Question(target=target)).values()
     assert heat.shape == (2, CELLS, CELLS)
-    assert heat[0][quarter].min() > 0.5 and heat[0].sum() == pytest.approx(float(heat[0][quarter].sum()), rel=0.2)
+    assert heat[0][quarter].min() > 0.5 and heat[0].sum() == pytest.approx(
+        float(heat[0][quarter].sum()), rel=0.2
+    )
     (contrast,) = explain(Occlusion(), Patch(), images, Question(target, 1 - target)).values()
     torch.testing.assert_close(heat, contrast)  # of two classes, all others are the other one
 

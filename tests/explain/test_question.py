@@ -53,7 +53,8 @@ def test_classes_are_found_whatever_their_case():
 
 
 @pytest.mark.parametrize(
-    ("target", "shown"), [("antt", "Nearest: Ant"), ("honey", "honey bee"), ("zzz", "It knows Ant"), ("", "It")]
+    ("target", "shown"),
+    [("antt", "Nearest: Ant"), ("honey", "honey bee"), ("zzz", "It knows Ant"), ("", "It")],
 )
 def test_an_unknown_class_shows_the_nearest(target, shown):
     with pytest.raises(FgvcError, match=shown) as caught:

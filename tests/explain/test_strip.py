@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from test_looks import SHAPES, explanation, full
 
 from fgvc_cli.explain.explanation import HEAT, spoken
