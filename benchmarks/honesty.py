@@ -9,8 +9,8 @@ Per map, means over the pictures, for the class that the model answers:
 - pointing (Zhang et al. 2016): the hottest cell's centre lies on the bird, on any of its parts, on one that
   alone tells its species from another. Only where ``boxes.csv`` says where they are.
 - energy (Wang et al. 2020): share of the map inside the bird's box, inside its parts, the telling ones.
-- deletion, insertion (Petsiuk et al. 2018): mean probability of the class while cells are greyed, or come up in
-  a blurred picture, from the hottest on. Good maps are low, and high.
+- deletion, insertion (Petsiuk et al. 2018): mean probability of the class while cells are greyed, or come up
+  in a blurred picture, from the hottest on. Good maps are low, and high.
 - sanity (Adebayo et al. 2018): Spearman correlation of the map with that of the same model with random
   weights. Above 0.5 the map shows the picture rather than what was learnt, and the method fails.
 
