@@ -25,8 +25,8 @@ from fgvc_cli.data.aviary import PARTS, SPECIES, Truth, differing_parts, read_bo
 from fgvc_cli.data.images import DecodedImage, read_image
 from fgvc_cli.engine.localisation import ENOUGH, best_iou, centred_box, inside
 from fgvc_cli.engine.weights import open_weights
+from fgvc_cli.explain.explainer import explain_photo
 from fgvc_cli.explain.explanation import HEAT, Box, Explanation
-from fgvc_cli.explain.stages import explain_stages
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     for path, truth in read_boxes(arguments.aviary).items():
         photo = read_image(arguments.aviary / path)
         assert isinstance(photo, DecodedImage), path
-        explanation = explain_stages(checkpoint, photo.image, top_k=1)
+        explanation = explain_photo(checkpoint, photo.image, top_k=1)
         correct += explanation.top[0][0] == truth.label
         for name, heat in _maps(explanation).items():
             for threshold in THRESHOLDS:
@@ -62,7 +62,7 @@ def main() -> None:
         sizes.append(photo.image.size)
         parts = [truth.parts[part] for part in PARTS]
         for name, heat in explanation.maps.items():
-            point = _peak(heat, explanation.region)
+            point = peak(heat, explanation.region)
             hits.setdefault(name, []).append((inside(point, [truth.box]), inside(point, parts)))
     print(f"{checkpoint.name} {checkpoint.sha256[:12]}: {len(truths)} pictures")
     print(f"top-1 {correct / len(truths):.3f}")
@@ -94,7 +94,7 @@ def _maps(explanation: Explanation) -> dict[str, np.ndarray]:
 
 def _hit(parts: tuple[Box, ...], truth: Truth) -> tuple[bool, bool]:
     """Whether a window holds the centre of any part, and of one that tells the species from its nearest."""
-    telling = _telling_parts(truth.label)
+    telling = telling_parts(truth.label)
     held = {
         name
         for name, (x1, y1, x2, y2) in truth.parts.items()
@@ -103,7 +103,7 @@ def _hit(parts: tuple[Box, ...], truth: Truth) -> tuple[bool, bool]:
     return bool(held), bool(held & telling)
 
 
-def _telling_parts(label: str) -> set[str]:
+def telling_parts(label: str) -> set[str]:
     """Parts that alone tell a species from another one."""
     own = next(species for species in SPECIES if slug(species) == label)
     differences = [differing_parts(own, other) for other in SPECIES if other != own]
@@ -125,7 +125,7 @@ def _report(name: str, boxes: Sequence[Box], truths: Sequence[Box]) -> None:
     print(f"{name:32s} mean IoU {iou.mean():.3f}   IoU > {ENOUGH} {(iou > ENOUGH).mean():.3f}")
 
 
-def _peak(heat: np.ndarray, region: tuple[float, float, float, float]) -> tuple[float, float]:
+def peak(heat: np.ndarray, region: tuple[float, float, float, float]) -> tuple[float, float]:
     """Centre of the hottest cell, in pixels of the photograph."""
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     x1, y1, x2, y2 = region

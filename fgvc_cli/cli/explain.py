@@ -3,35 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from fgvc_cli.cli.options import Cascade, Device, Quiet, Stages, Weights
+from fgvc_cli.cli.options import BatchSize, Cascade, Device, Quiet, Stages, Weights, Workers
+
+Page = Literal["full", "strip"]
 
 
 def explain(
-    image: Annotated[Path, typer.Argument(help="One photograph.")],
+    image: Annotated[Path, typer.Argument(help="A photograph; or a folder, .zip or .tar of them.")],
     weights: Weights = None,
-    out: Annotated[Path | None, typer.Option(help="PNG to write. Default: <photo>.explain.png here.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="PNG to write, a new folder for many. Default: <photo>.explain.png here."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Maps to draw: stages, object, rollout, gradcam, occlusion, occlusion-blur. Repeatable. "
+            "Default: what the model itself shows."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Class to explain, by gradcam or occlusion. Default: the likeliest.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Class to hold it against: why this one and not that one.")
+    ] = None,
+    page: Annotated[
+        Page | None, typer.Option(help="full or strip. Default: full for one photograph, strip for many.")
+    ] = None,
+    parts_dir: Annotated[
+        Path | None, typer.Option(help="New folder for each map as a 16-bit PNG, 65535 being 1.")
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to print; the first ten are drawn as bars.")] = 5,
     device: Device = "auto",
     stages: Stages = None,
     cascade: Cascade = None,
+    batch_size: BatchSize = 16,
+    workers: Workers = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Show where the model looked in one photograph: its box, the maps of its stages, its best guesses."""
+    """Show where the model looked: its box, the maps of its stages or of a method, its best guesses."""
     from fgvc_cli.commands import explain as command
+    from fgvc_cli.commands.explain_options import ExplainOptions
 
-    return command.run(
+    options = ExplainOptions(
         image,
         weights=weights,
         out=out,
+        methods=tuple(method or ()),
+        target=target,
+        against=against,
+        page=page,
+        parts_dir=parts_dir,
         top_k=top_k,
         device=device,
         stages=stages,
         cascade=cascade,
+        batch_size=batch_size,
+        workers=workers,
         overwrite=overwrite,
         quiet=quiet,
     )
+    return command.run(options)

@@ -2,81 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
+from fgvc_cli.commands.explain_options import ExplainOptions
+from fgvc_cli.errors import EXIT_OK, FgvcError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from fgvc_cli.explain.explanation import Explanation
 
-def run(
-    image: Path,
-    *,
-    weights: str | None = None,
-    out: Path | None = None,
-    top_k: int = 5,
-    device: str = "auto",
-    stages: str | None = None,
-    cascade: float | None = None,
-    overwrite: bool = False,
-    quiet: bool = False,
-) -> int:
-    """Explain one photograph.
 
-    Args:
-        image: the photograph.
-        weights: manifest name, file, or None for the default.
-        out: the picture to appear, ending in .png; None is ``<stem>.explain.png`` in the current folder,
-            never beside the photograph, where it would join the data.
-        top_k: classes to print; the picture shows the first of them as bars.
-        stages, cascade: settings of a multi-stage model to answer with; None: as trained.
-        overwrite: replace the picture if it is there.
-        quiet: nothing on stderr but errors.
+def run(options: ExplainOptions) -> int:
+    """Explain one photograph, or all of a folder or archive (see ``explain_folder``).
 
     Raises:
-        FgvcError: a picture that cannot be written (found out first), a photograph that cannot be read,
-            weights or a device that are not there.
+        FgvcError: what cannot be written (found out first), a photograph that cannot be read, weights or a
+            device that are not there, a class or a method that is not known.
     """
-    if top_k < 1:
-        raise FgvcError(f"--top-k got {top_k}, expected 1 or more.", None, EXIT_USAGE)
-    picture = out or Path(f"{image.stem}.explain.png")
-    _check_name(picture, image)
+    options.check()
+    if options.many:
+        from fgvc_cli.commands.explain_folder import run_folder
+
+        return run_folder(options)
     console = stderr_console()
     from fgvc_cli.atomic import AtomicFile
+    from fgvc_cli.explain.folders import PartsFolder
 
-    with AtomicFile(picture, overwrite=overwrite) as stream:
-        photograph = _read(image)
+    picture, name = options.target_path, options.image.name
+    with AtomicFile(picture, overwrite=options.overwrite) as stream:
+        photograph = _read(options.image)
+        with PartsFolder(options.parts_dir) if options.parts_dir else contextlib.nullcontext() as parts:
+            if options.weights is None and not options.quiet:
+                from fgvc_cli.engine.weights import default_notice
 
-        from fgvc_cli.engine.device import pick_device
-        from fgvc_cli.engine.weights import default_notice, open_weights
-        from fgvc_cli.explain.render import render
-        from fgvc_cli.explain.stages import explain_stages
-
-        target = pick_device(device)
-        if weights is None and not quiet:
-            console.print(default_notice(), markup=False)
-        checkpoint = open_weights(weights, options={"stages": stages, "cascade": cascade})
-        checkpoint.model.to(target)
-        explanation = explain_stages(checkpoint, photograph, top_k=top_k)
-        render(explanation, title=image.name).save(stream, "PNG")
+                console.print(default_notice(), markup=False)
+            explainer = options.open_explainer()
+            explanation = explainer.explain([explainer.prepare(photograph)])[0]
+            draw(explanation, name, options.page or "full").save(stream, "PNG")
+            if parts:
+                parts.add_maps(name, 0, explanation.maps)
 
     from fgvc_cli.explain.text import one_line
 
-    for name, prob in explanation.top:
-        print(f"{prob:.4f}  {one_line(name)}")
-    if not quiet:
+    for label, prob in explanation.top:
+        print(f"{prob:.4f}  {one_line(label)}")
+    if not options.quiet:
         console.print(f"picture: {picture}", markup=False)
     return EXIT_OK
 
 
-def _check_name(picture: Path, image: Path) -> None:
-    if picture.suffix.lower() != ".png":
-        raise FgvcError(f"--out got {str(picture)!r}, expected a name ending in .png.", None, EXIT_USAGE)
-    if picture.exists() and image.exists() and picture.samefile(image):
-        raise FgvcError(f"--out {picture} is the photograph itself.", "Name another file.", EXIT_USAGE)
+def draw(explanation: Explanation, title: str, page: str) -> Image.Image:
+    """The picture of an explanation, a full page or a strip."""
+    from fgvc_cli.explain import render, strip
+
+    return (strip.draw_strip if page == "strip" else render.render)(explanation, title=title)
 
 
 def _read(path: Path) -> Image.Image:
@@ -85,5 +68,4 @@ def _read(path: Path) -> Image.Image:
     decoded = read_image(path)
     if isinstance(decoded, DecodedImage):
         return decoded.image
-    hint = "fgvc explain takes one photograph." if path.is_dir() else None
-    raise FgvcError(f"Cannot read {path}: {decoded.error} ({decoded.status}).", hint)
+    raise FgvcError(f"Cannot read {path}: {decoded.error} ({decoded.status}).")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvc_cli.engine.intervals import share_interval
-from fgvc_cli.explain.layout import INK, QUIET, TRACK, spoken
+from fgvc_cli.explain.explanation import spoken
+from fgvc_cli.explain.layout import INK, QUIET, TRACK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,23 @@ from fgvc_cli.data.transforms import Geometry
 Box = tuple[float, float, float, float]
 
 HEAT = "heat"
-"""The map from which the object's box comes; every other map is named as the model names its stage."""
+"""The map from which the object's box comes; other maps are named as the model names its stage, or ``method``
+or ``method-stage`` after the method that made them."""
+
+_METHODS = {HEAT: "Object heat", "gradcam": "Grad-CAM", "rollout": "Attention rollout"}
+"""What people call a method, where that is not its name."""
+
+
+def spoken(name: str) -> str:
+    """``stage3`` -> Stage 3; ``last`` -> Last; ``gradcam-stage3`` -> Grad-CAM, stage 3."""
+    method, dash, rest = name.partition("-")
+    if dash:
+        return f"{spoken(method)}, {_words(rest)}"
+    return _METHODS.get(name) or _words(name)[:1].upper() + _words(name)[1:]
+
+
+def _words(name: str) -> str:
+    return re.sub(r"(?<=[^\W\d_])(?=\d)", " ", name.replace("_", " "))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +59,11 @@ class Explanation:
     """Where the model looked at its second look, (h, w) float32 in [0, 1] over ``box``; None without one."""
     erased: np.ndarray | None = None
     """Pixels of the model's input that training may erase, (H, W) bool; None where it erases none."""
+    chosen: bool = False
+    """Whether ``maps`` are those of methods that were asked for, and not what the model itself shows."""
+    why: tuple[str, str | None] | None = None
+    """The class that the maps speak for, and the one it is held against, None for all others; None where
+    they speak for none."""
 
     @property
     def region(self) -> Box:

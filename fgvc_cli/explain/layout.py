@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
@@ -26,17 +25,16 @@ Section = Image.Image
 
 
 def draw_caption(on: Image.Image, label: str, note: str, x: float = 0) -> None:
-    """A label in bold and a quiet note after it, on the top line of a cell, from ``x`` to its right side."""
+    """A label in bold and a quiet note after it, on the top line of a cell, from ``x`` to its right side.
+
+    The note goes where there is no room for both.
+    """
     draw = ImageDraw.Draw(on)
-    label = LABEL.shorten(label, on.width - x - SMALL.width(note) - GAP)
+    if x + LABEL.width(label) + 14 + SMALL.width(note) > on.width:
+        note = ""
+    label = LABEL.shorten(label, on.width - x)
     LABEL.draw(draw, (x, LABEL.px), label, INK)
     SMALL.draw(draw, (x + LABEL.width(label) + 14, LABEL.px), note, QUIET)
-
-
-def spoken(name: str) -> str:
-    """``stage3`` -> Stage 3; ``last`` -> Last."""
-    words = re.sub(r"(?<=[^\W\d_])(?=\d)", " ", name.replace("_", " "))
-    return words[:1].upper() + words[1:]
 
 
 def beside(sections: Sequence[Section | None], gap: int) -> Section:
@@ -69,8 +67,8 @@ def stack(sections: Sequence[Section | None], gap: int = SECTION_GAP) -> Section
     return whole
 
 
-def page(body: Section) -> Image.Image:
-    """The body on paper ``WIDTH`` pixels wide, with its margins."""
-    whole = Image.new("RGB", (WIDTH, body.height + 2 * MARGIN), PAPER)
-    whole.paste(body, (MARGIN, MARGIN))
+def page(body: Section, margin: int = MARGIN) -> Image.Image:
+    """The body on paper ``WIDTH`` pixels wide; ``margin`` is the room above and below, pixels."""
+    whole = Image.new("RGB", (WIDTH, body.height + 2 * margin), PAPER)
+    whole.paste(body, (MARGIN, margin))
     return whole

@@ -15,18 +15,16 @@ from functools import cached_property, partial
 import numpy as np
 from PIL import Image, ImageOps
 
-from fgvc_cli.explain.explanation import Box, Explanation
+from fgvc_cli.explain.explanation import Box, Explanation, spoken
 from fgvc_cli.explain.layout import (
     CAPTION_PX,
     GAP,
     INNER,
     LABEL,
     PAPER,
-    SMALL,
     Section,
     beside,
     draw_caption,
-    spoken,
     stack,
 )
 from fgvc_cli.explain.panels import (
@@ -92,17 +90,22 @@ def draw_looks(explanation: Explanation) -> Section | None:
     """
     if not explanation.parts and explanation.object_map is None and explanation.erased is None:
         return None
-    rows = [draw_row(panels) for panels in (_first_look(explanation), _further_looks(explanation)) if panels]
+    rows = [draw_row(panels) for panels in (_first_look(explanation), further_looks(explanation)) if panels]
     return stack(rows)
 
 
-def draw_row(panels: Sequence[Panel]) -> Section:
-    """Panels of one height side by side over the full width, in more rows where one would make them tiny."""
+def draw_row(panels: Sequence[Panel], highest: int = MAX_PANEL_PX, lowest: int = MIN_PANEL_PX) -> Section:
+    """Panels of one height side by side over the full width, in more rows where one would make them tiny.
+
+    Args:
+        highest: no panel is higher, pixels.
+        lowest: a row whose panels would be lower is broken in two.
+    """
     for count in range(1, len(panels) + 1):
         columns = math.ceil(len(panels) / count)
         rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-        height = min(_row_height(row) for row in rows)
-        if height >= MIN_PANEL_PX:
+        height = min(highest, *(_row_height(row) for row in rows))
+        if height >= lowest:
             break
     return stack([beside([_draw_cell(panel, max(1, height)) for panel in row], GAP) for row in rows], GAP)
 
@@ -124,8 +127,7 @@ def _draw_cell(panel: Panel, height: int) -> Section:
         chip = ImageOps.expand(draw_chip(panel.number, CHIP_PX, panel.frame), 1, BOX_EDGE)
         cell.paste(chip, (0, 0))
         indent = chip.width + 12
-    fits = indent + LABEL.width(panel.label) + GAP + SMALL.width(panel.note) <= cell.width
-    draw_caption(cell, panel.label, panel.note if fits else "", indent)
+    draw_caption(cell, panel.label, panel.note, indent)
     cell.paste(picture, (0, CAPTION_PX))
     return cell
 
@@ -135,7 +137,7 @@ def _first_look(explanation: Explanation) -> list[Panel]:
     shape = explanation.image.size
     panels = []
     for name, heat in explanation.maps.items():
-        label = "Attention" if len(explanation.maps) == 1 else spoken(name)
+        label = map_label(explanation, name)
         over = partial(draw_map, explanation, name, box=True)
         panels.append(Panel(label, _cells(heat), shape, partial(draw_cells, explanation, name)))
         panels.append(Panel("Over the photograph", "", shape, over))
@@ -145,7 +147,7 @@ def _first_look(explanation: Explanation) -> list[Panel]:
     return panels
 
 
-def _further_looks(explanation: Explanation) -> list[Panel]:
+def further_looks(explanation: Explanation) -> list[Panel]:
     """The object crop and its own attention, then the part crops, all cut from the photograph itself."""
     panels = []
     if explanation.box is not None and (explanation.parts or explanation.object_map is not None):
@@ -156,6 +158,13 @@ def _further_looks(explanation: Explanation) -> list[Panel]:
     for index, part in enumerate(explanation.parts):
         panels.append(_crop_panel(explanation, part, "Part", part_color(index), number=index + 1))
     return panels
+
+
+def map_label(explanation: Explanation, name: str) -> str:
+    """What stands above a map: the one of a model that looks again is its attention."""
+    again = bool(explanation.parts) or explanation.object_map is not None or explanation.erased is not None
+    alone = not explanation.chosen and again and len(explanation.maps) == 1
+    return "Attention" if alone else spoken(name)
 
 
 def _crop_panel(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from fgvc_cli.explain.explanation import HEAT, Explanation
+from fgvc_cli.explain.explanation import HEAT, Explanation, spoken
 from fgvc_cli.explain.layout import (
     ACCENT,
     BODY,
@@ -30,7 +30,6 @@ from fgvc_cli.explain.layout import (
     beside,
     draw_caption,
     page,
-    spoken,
     stack,
 )
 from fgvc_cli.explain.legend import draw_legend
@@ -58,19 +57,21 @@ def render(explanation: Explanation, title: str = "") -> Image.Image:
     """
     width, height = explanation.image.size
     sections: list[Section | None] = [_header(title, explanation.model)]
-    looks = draw_looks(explanation)
+    looks = None if explanation.chosen else draw_looks(explanation)
+    why = draw_question(explanation)
     if width > WIDE_ASPECT * height:
         photo = draw_photo(explanation, fit((width, height), (INNER, PHOTO_SLOT[1])))
         maps = looks or _grid(explanation, [*explanation.maps], 2)
-        sections += [photo, maps, _answers_beside(explanation)]
+        sections += [photo, _under(why, maps), _answers_beside(explanation)]
     elif looks or len(explanation.maps) > 1:
         photo = draw_photo(explanation, fit((width, height), PHOTO_SLOT))
         column = INNER - photo.width - 2 * GAP
         answers = stack([draw_bars(explanation.top, column), draw_branches(explanation, column)])
-        maps = looks or _grid(explanation, [*explanation.maps], 4)
-        sections += [beside([photo, answers], 2 * GAP), maps]
+        maps = looks or _grid(explanation, [*explanation.maps], _columns(len(explanation.maps)))
+        sections += [beside([photo, answers], 2 * GAP), _under(why, maps)]
     else:
-        sections += [_grid(explanation, [None, *explanation.maps], 2), _answers_beside(explanation)]
+        grid = _grid(explanation, [None, *explanation.maps], 2)
+        sections += [_under(why, grid), _answers_beside(explanation)]
     return page(stack([*sections, draw_legend(explanation)]))
 
 
@@ -91,6 +92,34 @@ def draw_bars(top: Sequence[tuple[str, float]], width: int) -> Section:
         _draw_bar(row, (0, row.height - thick, round(width * min(max(share, 0), 1)), row.height), color)
         rows.append(row)
     return stack(rows, GAP)
+
+
+def draw_question(explanation: Explanation) -> Section | None:
+    """What the maps speak for: a class, and the one it is held against; None where they speak for none."""
+    if explanation.why is None:
+        return None
+    target, rival = explanation.why
+    section = Image.new("RGB", (INNER, round(LABEL.px * 1.3)), PAPER)
+    draw = ImageDraw.Draw(section)
+    words = [("Why", QUIET), (target, ACCENT), ("and not", QUIET), (rival or "another class", INK)]
+    space = LABEL.px / 3
+    room = (INNER - sum(LABEL.width(text) + space for text, _ in words[::2])) / 2 - space
+    x = 0.0
+    for index, (text, color) in enumerate(words):
+        shown = LABEL.shorten(text, room) if index % 2 else text
+        LABEL.draw(draw, (x, LABEL.px), shown, color)
+        x += LABEL.width(shown) + space
+    return section
+
+
+def _under(heading: Section | None, body: Section | None) -> Section | None:
+    """A heading close above what it is for."""
+    return stack([heading, body], GAP) if heading and body else body
+
+
+def _columns(count: int) -> int:
+    """4, or 3 where that leaves fewer gaps in the last row."""
+    return count if count <= 4 else min((4, 3), key=lambda columns: -count % columns)
 
 
 def draw_branches(explanation: Explanation, width: int) -> Section | None:
@@ -136,7 +165,7 @@ def _grid(explanation: Explanation, names: Sequence[str | None], columns: int) -
             label, note, panel = "Photograph", "", draw_photo(explanation, size)
         else:
             rows, cols = explanation.maps[name].shape
-            label, note = "Object heat" if name == HEAT else spoken(name), f"{cols} x {rows}"
+            label, note = spoken(name), f"{cols} x {rows}"
             panel = draw_map(explanation, name, size, box=name == HEAT)
         draw_caption(cell, label, note)
         cell.paste(panel, (0, CAPTION_PX))

@@ -16,8 +16,9 @@ from fgvc_cli.config import CraSmraConfig
 from fgvc_cli.models.backbones import plan_stages
 from fgvc_cli.models.cells import align_maps
 from fgvc_cli.models.cram import STAGE_MODULES, StageFeatures
-from fgvc_cli.models.output import ModelOutput, Want, class_probs, scale_maps
+from fgvc_cli.models.output import ModelOutput, StageMap, Want, class_probs, scale_maps
 from fgvc_cli.models.smram import Smram, top_overlap
+from fgvc_cli.models.vit_encoder import record_rollout
 
 BRANCHES = ("stage3", "stage4", "stage5", "concat")
 
@@ -81,7 +82,8 @@ class CraSmra(nn.Module):
 
     def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
         """Normalised images (B, 3, H, W) -> ``ModelOutput`` with branches stage3, stage4, stage5, concat."""
-        stages = self._stages(images)
+        with record_rollout(self.backbone, images, wanted="rollout" in want) as record:
+            maps_before, stages = self._stages(images)
         enhanced = [stage.enhanced for stage in stages]
         pooled = [pool_features(x, self.config.head_pool) for x in enhanced]
         joined = torch.cat(pooled, dim=1)
@@ -94,6 +96,11 @@ class CraSmra(nn.Module):
             heat = object_heat(maps)
             output.heat = heat if "heat" in want else None
             output.boxes = locate_objects(heat, images.shape[-2:]) if "boxes" in want else None
+        if "features" in want:
+            named = zip(BRANCHES, maps_before, self.plan.shifts, strict=False)
+            output.features = {name: StageMap(x, shift) for name, x, shift in named}
+        # The heads pool the patches; CRAM weighs channels and moves nothing from place to place.
+        output.rollout = record.map(class_token=False) if record else None
         if "embedding" in want:
             output.embedding = joined
         if self.training and self.smram is not None:
@@ -115,14 +122,17 @@ class CraSmra(nn.Module):
         self.smram = None
         return self.eval()
 
-    def _stages(self, images: Tensor) -> list[StageFeatures]:
+    def _stages(self, images: Tensor) -> tuple[list[Tensor], list[StageFeatures]]:
+        """The map of each stage in front of its module, (B, C, h, w), and what the module made of it."""
+        maps: list[Tensor] = []
         stages: list[StageFeatures] = []
         state = self.plan.start(self.backbone, images)
         for index, cram in enumerate(self.cram):
             x, state = self.plan.run(self.backbone, index, state)
+            maps.append(x)
             stages.append(cram(x))
             state = self.plan.put_back(state, stages[-1].onward)
-        return stages
+        return maps, stages
 
     def _maps(self, enhanced: list[Tensor]) -> list[Tensor]:
         """Channel-averaged X_e of each stage (Figs. 4-6), each cell in its place, (B, h, w) in [0, 1]."""

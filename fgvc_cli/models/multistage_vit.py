@@ -10,6 +10,7 @@ encoder sees, h w of a map.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,9 @@ from fgvc_cli.attention.parts import cut_map, locate_parts
 from fgvc_cli.config import MultiStageVitConfig
 from fgvc_cli.models.backbones import checkpoint_gradients
 from fgvc_cli.models.looks import Looks, pick, spread
-from fgvc_cli.models.output import ModelOutput, Want
+from fgvc_cli.models.output import ModelOutput, StageMap, Want
 from fgvc_cli.models.vit_encoder import encode, plan_encoder
+from fgvc_cli.models.vit_stages import Tail, VitStagePlan, plan_tail
 
 BRANCHES: dict[str, tuple[str, ...]] = {
     "main": ("main",),
@@ -32,7 +34,7 @@ BRANCHES: dict[str, tuple[str, ...]] = {
 }
 """``config.stages`` -> the looks that are taken."""
 
-_FROM_MAP = {"heat", "boxes", "stages", "erased"}
+_FROM_MAP = {"heat", "boxes", "stages", "erased", "rollout"}
 
 
 class Classifier(nn.Sequential):
@@ -86,7 +88,8 @@ class MultiStageVit(nn.Module):
         before = view.new_empty(0)
         if chosen is not None:
             view, before = self._erase(view, chosen)
-        embedding, heat = self._encode(view, need_map=need_map)
+        tail = Tail(self.backbone, self._tail_plan) if "features" in want else None
+        embedding, heat = self._encode(view, need_map=need_map, forward=tail)
         cascade = None if self.training else self.config.cascade
         looks = Looks(self.heads(embedding), cascade, self.config.multi_label)
         if chosen is not None:
@@ -97,6 +100,7 @@ class MultiStageVit(nn.Module):
             self._look_again(images, heat, looks, output, want)
         output.probs = looks.probs
         output.embedding = embedding if "embedding" in want else None
+        output.features = {"main": StageMap(tail.patches, 0.0)} if tail else None
         if self.training or "stats" in want:
             output.stats["passes"] = looks.passes
         return output
@@ -109,6 +113,11 @@ class MultiStageVit(nn.Module):
         """Evaluation mode."""
         return self.eval()
 
+    @cached_property
+    def _tail_plan(self) -> VitStagePlan:
+        """Proven once."""
+        return plan_tail(self.backbone)
+
     def _look_again(
         self, images: Tensor, heat: Tensor, looks: Looks, output: ModelOutput, want: Collection[Want]
     ) -> None:
@@ -118,6 +127,7 @@ class MultiStageVit(nn.Module):
         output.boxes = boxes if "boxes" in want else None
         output.heat = heat.detach() if "heat" in want else None
         output.stages = {"main": heat.detach()} if "stages" in want else None
+        output.rollout = heat.detach() if "rollout" in want else None
         if "erased" in want and self.config.erase_prob:
             output.erased = attended_pixels(heat.detach(), size, self.config.erase_threshold)
         if self.training or "stats" in want:
@@ -175,10 +185,12 @@ class MultiStageVit(nn.Module):
         followed = follow_map(boxes, heat, (images.shape[-2], images.shape[-1]))
         return sample_boxes(images, followed, self.plan.side)
 
-    def _encode(self, images: Tensor, *, need_map: bool) -> tuple[Tensor, Tensor | None]:
+    def _encode(
+        self, images: Tensor, *, need_map: bool, forward: Tail | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         residual = self.config.residual if need_map else None
         detach = not self.config.differentiable_crop
-        return encode(self.backbone, self.plan, images, residual=residual, detach=detach)
+        return encode(self.backbone, self.plan, images, residual=residual, detach=detach, forward=forward)
 
     def _reduce(self, images: Tensor) -> Tensor:
         """The whole input at the encoder's size."""

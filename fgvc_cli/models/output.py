@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Want = Literal["heat", "boxes", "parts", "stages", "object_heat", "erased", "embedding", "stats"]
+Want = Literal[
+    "heat", "boxes", "parts", "stages", "object_heat", "erased", "embedding", "stats", "features", "rollout"
+]
 WANTS: tuple[Want, ...] = get_args(Want)
+
+
+class StageMap(NamedTuple):
+    """A feature map that everything after it is computed from."""
+
+    values: Tensor
+    """(B, C, h, w), in the graph of the logits: their gradient with respect to it is that of the stage."""
+    shift: float
+    """By how many cells it lies off, see ``cells.align_maps``."""
 
 
 @dataclass
@@ -44,6 +56,11 @@ class ModelOutput:
     """Pixels that attention-guided erasing takes away in training, bool (B, H, W) over the input."""
     stages: dict[str, Tensor] | None = None
     """Stage name -> (B, h, w), channel-averaged activation, each map scaled to [0, 1]."""
+    features: dict[str, StageMap] | None = None
+    """Stage name -> the stage's own map. Of a ViT's last stage the tokens that enter its last block: what
+    comes out of it reaches a classifier that reads the class token through no patch at all."""
+    rollout: Tensor | None = None
+    """Attention rollout of the first look, (B, h, w) in [0, 1]; None where attention cannot be mapped."""
     embedding: Tensor | None = None
     """The pooled feature in front of the last head, (B, D)."""
     penalties: dict[str, Tensor] = field(default_factory=dict)
@@ -76,3 +93,14 @@ def scale_maps(maps: Tensor) -> Tensor:
     low = maps.amin(dim=(-2, -1), keepdim=True)
     span = maps.amax(dim=(-2, -1), keepdim=True) - low
     return (maps - low) / span.clamp_min(1e-12)
+
+
+def over_maximum(maps: Tensor) -> Tensor:
+    """Each (h, w) map of (B, h, w) without what is below 0, over its maximum: 0 stays what it was.
+
+    For maps whose zero means no evidence; a map without any becomes zeros.
+    """
+    positive = maps.float().clamp_min(0)
+    top = positive.amax(dim=(-2, -1), keepdim=True)
+    # Evidence may be as small as the gradient of a branch that hardly counts; only nothing is nothing.
+    return positive / torch.where(top > 0, top, 1)

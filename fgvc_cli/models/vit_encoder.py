@@ -9,7 +9,8 @@ Legend: B batch, D width, N tokens, h w rows and columns of the patch grid, S si
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,9 +103,7 @@ def plan_encoder(net: nn.Module) -> EncoderPlan:
         raise _not_plain(net, "it is not one sequence of blocks over one grid of patches")
     if size[0] != size[1]:
         raise _not_plain(net, f"it takes {size[1]} x {size[0]} px, and every look is a square")
-    for module in net.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = True  # type: ignore[assignment]
+    show_attention(net)
     prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
     pooled_token = getattr(net, "global_pool", "token") == "token"
     plan = EncoderPlan(
@@ -117,8 +116,62 @@ def plan_encoder(net: nn.Module) -> EncoderPlan:
     return plan
 
 
+class RecordRollout(RecordAttention):
+    """Records one pass of a ViT that is run by others, for its rollout.
+
+    Args:
+        blocks: how many blocks it has, each with softmax attention.
+        grid: (h, w) of the patches; what else there is stands in front of them.
+    """
+
+    def __init__(self, tokens: int, blocks: int, grid: tuple[int, int]):
+        super().__init__(tokens)
+        self.blocks, self.grid = blocks, grid
+        self.prefix_tokens = tokens - grid[0] * grid[1]
+
+    @torch.no_grad()
+    def map(self, *, class_token: bool, residual: float = 0.5) -> Tensor | None:
+        """(B, h, w) in [0, 1], for the class token or all patches; None where a block hid its attention."""
+        if len(self.layers) != self.blocks:
+            return None
+        read = slice(0, 1) if class_token else slice(self.prefix_tokens, self.tokens)
+        return patch_map(rollout(self.layers, read, residual), self.prefix_tokens, self.grid)
+
+
+@contextlib.contextmanager
+def record_rollout(net: nn.Module, images: Tensor, *, wanted: bool) -> Iterator[RecordRollout | None]:
+    """While active, what a plain ViT attends with is kept; None for other networks, or where not wanted.
+
+    Args:
+        images: (B, 3, H, W) that the network is about to take, for the size of its grid.
+    """
+    embed, blocks = getattr(net, "patch_embed", None), getattr(net, "blocks", ())
+    size_of = getattr(embed, "dynamic_feat_size", None)
+    if not wanted or size_of is None or not len(blocks) or not hasattr(net, "num_prefix_tokens"):
+        yield None
+        return
+    show_attention(net)
+    rows, columns = size_of(images.shape[-2:])
+    tokens = int(net.num_prefix_tokens) + rows * columns  # type: ignore[arg-type]
+    with RecordRollout(tokens, len(blocks), (rows, columns)) as record:
+        yield record
+
+
+def show_attention(net: nn.Module) -> None:
+    """Have every attention of a timm network go through ``scaled_dot_product_attention``."""
+    for module in net.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = True  # type: ignore[assignment]
+
+
 def encode(
-    net: nn.Module, plan: EncoderPlan, images: Tensor, *, residual: float | None = None, detach: bool = True
+    net: nn.Module,
+    plan: EncoderPlan,
+    images: Tensor,
+    *,
+    residual: float | None = None,
+    detach: bool = True,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """One encoder pass, with the map of its attention where ``residual`` is given.
 
@@ -126,21 +179,22 @@ def encode(
         images: normalised (B, 3, S, S).
         residual: of the rollout; None: no map.
         detach: whether the map carries no gradient.
+        forward: images -> features, in place of the network's own ``forward_features``.
 
     Returns:
         The embedding (B, D), and the map (B, h, w) in [0, 1] or None.
     """
+    run = forward or net.forward_features
     if residual is None:
-        return _embed(net, images), None
+        return _embed(net, run(images)), None  # type: ignore[operator]
     with RecordAttention(plan.tokens, detach=detach) as record:
-        embedding = _embed(net, images)
+        embedding = _embed(net, run(images))  # type: ignore[operator]
     with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
         row = rollout(record.layers, plan.read, residual)
         return embedding, patch_map(row, plan.prefix_tokens, plan.grid)
 
 
-def _embed(net: nn.Module, images: Tensor) -> Tensor:
-    features = net.forward_features(images)  # type: ignore[operator]
+def _embed(net: nn.Module, features: Tensor) -> Tensor:
     return net.forward_head(features, pre_logits=True)  # type: ignore[operator]
 
 

@@ -106,6 +106,44 @@ def plan_vit(net: nn.Module, depths: tuple[int, ...] | None = None) -> VitStageP
     return plan
 
 
+def plan_tail(net: nn.Module) -> VitStagePlan:
+    """A timm ViT cut in two, before its last block; nothing of it is changed. Proven, as ``plan_vit``.
+
+    Raises:
+        FgvcError: a network whose blocks do not run one after another, or that is no ViT of this kind.
+    """
+    parts: Any = net
+    depth = len(getattr(net, "blocks", ()))
+    if not is_vit(net) or depth < 2:
+        raise not_staged(net, "it is not one sequence of at least two blocks")
+    plan = VitStagePlan((parts.embed_dim,) * 2, (0.0, 0.0), (depth - 1, depth), parts.num_prefix_tokens)
+    _prove(net, plan)
+    return plan
+
+
+class Tail:
+    """A ViT's ``forward_features`` that keeps the patches entering its last block.
+
+    What it returns is computed from that very tensor, so that gradients with respect to it are those of the
+    network.
+
+    Args:
+        plan: from ``plan_tail``.
+    """
+
+    patches: Tensor
+    """(B, D, h, w), of the last call."""
+
+    def __init__(self, net: nn.Module, plan: VitStagePlan):
+        self._net, self._plan = net, plan
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> tokens (B, P + N, D) behind the final norm."""
+        self.patches, state = self._plan.run(self._net, 0, self._plan.start(self._net, images))
+        _, state = self._plan.run(self._net, 1, self._plan.put_back(state, self.patches))
+        return state.sequence
+
+
 def _stage_ends(net: nn.Module, depth: int, depths: tuple[int, ...] | None) -> tuple[int, ...]:
     if depth < _STAGES:
         raise not_staged(net, f"{depth} blocks do not make {_STAGES} stages")

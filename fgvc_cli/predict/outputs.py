@@ -92,7 +92,7 @@ class Outputs:
         for out in self.files:
             check_writable(out, overwrite=overwrite or os.path.realpath(out) in allowed)
         for folder in self._folders():
-            _check_folder(folder, placed=os.path.realpath(folder) in allowed)
+            check_folder(folder, placed=os.path.realpath(folder) in allowed)
 
     def _check_extras(self) -> None:
         if any(out.suffix.lower() in HOLDS_EXTRAS for out in self.files):
@@ -136,7 +136,15 @@ def _check_ending(out: Path) -> None:
         raise FgvcError(f"{out.name} needs pyarrow, which is not installed.", "pip install 'fgvc[parquet]'")
 
 
-def _check_folder(folder: Path, *, placed: bool) -> None:
+def check_folder(folder: Path, *, placed: bool = False) -> None:
+    """Whether a folder of outputs can be made: absent or empty, its own folder there and writable.
+
+    Args:
+        placed: an earlier merge of the same run has put it there, whatever it holds.
+
+    Raises:
+        FgvcError: it cannot.
+    """
     if os.path.lexists(folder) and not folder.is_dir():
         raise FgvcError(f"{folder} exists and is not a folder.", "Name a new folder.")
     if folder.is_dir() and _holds_anything(folder) and not placed:

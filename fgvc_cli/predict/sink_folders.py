@@ -84,7 +84,8 @@ class FolderSink(ABC):
                 self._put(f"{safe_name(path)}{self.ending}", self._rows + i, data)
         self._rows += len(block)
 
-    def _put(self, name: str, row: int, data: bytes) -> None:
+    def _put(self, name: str, row: int, data: bytes) -> str:
+        """Write a file; the name it has got."""
         try:
             path = self._filling / name
             folder = path.parent
@@ -99,7 +100,8 @@ class FolderSink(ABC):
             flat = f"row-{row}{self.ending}"
             if _is_about_space(error) or name == flat:
                 raise self._explain(error) from error
-            self._put(flat, row, data)
+            return self._put(flat, row, data)
+        return name
 
     @abstractmethod
     def _encode(self, block: Block, row: int) -> bytes:

@@ -176,8 +176,8 @@ def test_eval_prints_the_figures_and_predict_the_labels(run: Path, tmp_path: Pat
     text = fgvc("eval", "--weights", weights, "--workers", 0).stdout
     assert "exact_match" in text and text.count("%") >= 5
     outs = [tmp_path / "preds.csv", tmp_path / "preds.jsonl"]
-    result = fgvc("predict", run / "*.png", "--weights", weights, "--top-k", 2, "--workers", 0, "--out", outs[0],
-                  "--out", outs[1])  # fmt: skip
+    flags = ["--weights", weights, "--top-k", 2, "--workers", 0, "--out", outs[0], "--out", outs[1]]
+    result = fgvc("predict", run / "*.png", *flags)
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader(outs[0].open()))
     assert list(rows[0])[-1] == "labels" and len(rows) == 30

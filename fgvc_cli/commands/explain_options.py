@@ -1,0 +1,120 @@
+"""What ``fgvc explain`` was asked for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from fgvc_cli.cli.explain import Page
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+
+if TYPE_CHECKING:
+    from fgvc_cli.engine.checkpoint import Checkpoint
+    from fgvc_cli.explain.explainer import Explainer
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """One call of the command.
+
+    Attributes:
+        image: a photograph; a folder or an archive of them.
+        weights: manifest name, file, or None for the default.
+        out: the picture to appear, ending in .png, or a new folder for many. None is ``<stem>.explain.png``,
+            or ``<name>.explain``, in the current folder, never beside the photographs, where it would join
+            the data.
+        methods: whose maps to draw; none: what the model itself shows.
+        target, against: class names, see ``Question``.
+        page: how much of a page each picture is; None: a full one for one photograph, strips for many.
+        parts_dir: new folder for the maps as numbers.
+        top_k: classes to name; a picture shows the first of them.
+        stages, cascade: settings of a multi-stage model to answer with; None: as trained.
+        overwrite: replace the picture if it is there; a folder never is.
+        quiet: nothing on stderr but errors.
+    """
+
+    image: Path
+    weights: str | None = None
+    out: Path | None = None
+    methods: tuple[str, ...] = ()
+    target: str | None = None
+    against: str | None = None
+    page: Page | None = None
+    parts_dir: Path | None = None
+    top_k: int = 5
+    device: str = "auto"
+    stages: str | None = None
+    cascade: float | None = None
+    batch_size: int = 16
+    workers: int = 2
+    overwrite: bool = False
+    quiet: bool = False
+
+    @property
+    def many(self) -> bool:
+        """Whether the source holds any number of photographs."""
+        from fgvc_cli.data.archives import is_archive
+
+        return self.image.is_dir() or (is_archive(str(self.image)) and self.image.is_file())
+
+    @property
+    def target_path(self) -> Path:
+        """What is written."""
+        if self.out:
+            return self.out
+        if self.many:
+            return Path(f"{self.image.resolve().name}.explain")
+        return Path(f"{self.image.stem}.explain.png")
+
+    def check(self) -> None:
+        """Refuse what can be known to fail.
+
+        Raises:
+            FgvcError: a setting out of range, an unknown method, outputs that cannot be written.
+        """
+        from fgvc_cli.explain.methods import pick_methods
+        from fgvc_cli.predict.outputs import check_folder
+
+        if self.top_k < 1:
+            raise FgvcError(f"--top-k got {self.top_k}, expected 1 or more.", None, EXIT_USAGE)
+        if self.page not in (None, *get_args(Page)):
+            known = " or ".join(get_args(Page))
+            raise FgvcError(f"--page got {self.page!r}, expected {known}.", None, EXIT_USAGE)
+        pick_methods(self.methods, asked=self.target is not None or self.against is not None)
+        if self.parts_dir:
+            check_folder(self.parts_dir)
+        if self.many:
+            check_folder(self.target_path)
+            if self.parts_dir and self.parts_dir.resolve() == self.target_path.resolve():
+                raise FgvcError("--parts-dir and --out are the same folder.", "Name two.", EXIT_USAGE)
+            return
+        picture = self.target_path
+        if picture.suffix.lower() != ".png":
+            raise FgvcError(f"--out got {str(picture)!r}, expected a name ending in .png.", None, EXIT_USAGE)
+        if picture.exists() and self.image.exists() and picture.samefile(self.image):
+            raise FgvcError(f"--out {picture} is the photograph itself.", "Name another file.", EXIT_USAGE)
+
+    def open_explainer(self) -> Explainer:
+        """The model on its device, ready to explain.
+
+        Raises:
+            FgvcError: weights or a device that are not there, a class that the model does not know.
+        """
+        from fgvc_cli.engine.device import pick_device
+        from fgvc_cli.engine.weights import open_weights
+        from fgvc_cli.explain.explainer import Explainer
+        from fgvc_cli.explain.methods import pick_methods
+
+        device = pick_device(self.device)
+        looks = {"stages": self.stages, "cascade": self.cascade}
+        checkpoint: Checkpoint = open_weights(self.weights, options=looks)
+        checkpoint.model.to(device)
+        asked = self.target is not None or self.against is not None
+        return Explainer(
+            checkpoint,
+            methods=pick_methods(self.methods, asked=asked),
+            target=self.target,
+            against=self.against,
+            top_k=self.top_k,
+        )

@@ -1,0 +1,178 @@
+"""Photographs -> explanations, batch by batch: what the model answers, and what the chosen methods say.
+
+Without chosen methods an explanation holds what the model itself shows: stage maps (Wang et al. 2025, Figs.
+4-6), and the crops, their attention and the erased pixels of a multi-stage ViT (Conde & Turgutlu 2021, Figs.
+3-5).
+
+Legend: B batch, P parts, K classes, S side of the model's input, h w rows and columns of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fgvc_cli.data.transforms import Geometry, eval_transform, input_geometry, normalize
+from fgvc_cli.engine.calibration import apply_temperature
+from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.explain.explanation import Box, Explanation
+from fgvc_cli.explain.method import Heats, Method
+from fgvc_cli.explain.question import Case, build_question
+from fgvc_cli.explain.stages import stage_maps, unlike
+from fgvc_cli.models.output import ModelOutput, Want, class_probs
+
+_OWN: tuple[Want, ...] = ("heat", "boxes", "parts", "stages", "object_heat", "erased")
+"""Asked of every model; what it does not have it leaves None, and the picture goes without."""
+_BOXES: tuple[Want, ...] = ("boxes", "parts")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A photograph ready for the model."""
+
+    image: Image.Image
+    """Upright, RGB; what is drawn."""
+    pixels: Tensor
+    """uint8 (3, S, S)."""
+
+
+class Explainer:
+    """A trained model that explains itself.
+
+    Args:
+        checkpoint: its model on any device, in evaluation mode.
+        methods: whose maps to draw; none: what the model itself shows.
+        target: class to explain, None for the most probable one of each photograph.
+        against: class to contrast it with, None for all others.
+        top_k: how many classes to name; no more than the checkpoint has.
+
+    Raises:
+        FgvcError: a class that the checkpoint does not know.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        methods: Sequence[Method] = (),
+        target: str | None = None,
+        against: str | None = None,
+        top_k: int = 5,
+    ):
+        self.checkpoint = checkpoint
+        self.methods = tuple(methods)
+        self.question = build_question(
+            checkpoint.classes, target, against, multi_label=checkpoint.multi_label
+        )
+        self._top_k = min(top_k, len(checkpoint.classes))
+        self._transform = eval_transform(checkpoint.preprocess)
+        own = _BOXES if self.methods else _OWN
+        wanted = [*own, *(want for method in self.methods for want in method.wants)]
+        self._want: tuple[Want, ...] = tuple(dict.fromkeys(wanted))
+
+    def prepare(self, image: Image.Image, longest_px: int | None = None) -> Prepared:
+        """An upright RGB photograph for ``explain``; safe to call from any thread.
+
+        Args:
+            longest_px: a larger photograph is kept reduced to this length of its longer side, for many
+                photographs in little memory. The model sees what it would see of the whole one.
+        """
+        pixels = self._transform(image)
+        if longest_px and max(image.size) > longest_px:
+            factor = longest_px / max(image.size)
+            size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+            image = image.resize(size, Image.Resampling.BOX, reducing_gap=1.0)
+        return Prepared(image, pixels)
+
+    @torch.no_grad()
+    def explain(self, photos: Sequence[Prepared]) -> list[Explanation]:
+        """One explanation for each photograph of a batch, in order.
+
+        A look that a cascade did not take (its logits are NaN) is left out: its branch, its boxes, its map.
+
+        Raises:
+            FgvcError: a method that cannot explain this model.
+        """
+        model, preprocess = self.checkpoint.model, self.checkpoint.preprocess
+        pixels = torch.stack([photo.pixels for photo in photos]).to(_device(model))
+        images = normalize(pixels, preprocess)
+        output: ModelOutput = model(images, want=self._want)
+        case = self.question.ask(output.probs)
+        heats: Heats = {}
+        for method in self.methods:
+            heats |= method.maps(model, images, output, case)
+        return [self._one(photo, output, heats, case, row) for row, photo in enumerate(photos)]
+
+    def _one(self, photo: Prepared, output: ModelOutput, heats: Heats, case: Case, row: int) -> Explanation:
+        checkpoint = self.checkpoint
+        geometry = input_geometry(photo.image.width, photo.image.height, checkpoint.preprocess)
+        looked = output.parts if looks_taken(output, "parts", row) else None
+        object_map = output.object_heat if looks_taken(output, "object", row) else None
+        return Explanation(
+            image=photo.image,
+            top=self._top(output.probs[row]),
+            branches=_branches(output, checkpoint, row),
+            maps=unlike(heats, row) if self.methods else stage_maps(output, row),
+            box=None if output.boxes is None else _photo_boxes(output.boxes[row : row + 1], geometry)[0],
+            geometry=geometry,
+            input_px=checkpoint.preprocess.input_px,
+            model=checkpoint.name,
+            parts=() if looked is None else _photo_boxes(looked[row], geometry),
+            object_map=None if object_map is None else object_map[row].float().cpu().numpy(),
+            erased=None if output.erased is None else output.erased[row].cpu().numpy(),
+            chosen=bool(self.methods),
+            why=self._why(case, row),
+        )
+
+    def _top(self, probs: Tensor) -> tuple[tuple[str, float], ...]:
+        """The most probable classes; calibrated, as in ``predict``."""
+        calibrated = apply_temperature(probs[None], self.checkpoint.temperature)[0]
+        # The order comes from before: a temperature can make two close probabilities equal.
+        indices = probs.float().topk(self._top_k).indices.tolist()
+        return tuple((self.checkpoint.classes[i], float(calibrated[i])) for i in indices)
+
+    def _why(self, case: Case, row: int) -> tuple[str, str | None] | None:
+        if not any(method.asks_class for method in self.methods):
+            return None
+        classes = self.checkpoint.classes
+        rival = None if case.rivals is None else classes[int(case.rivals[row])]
+        return classes[int(case.targets[row])], rival
+
+
+def explain_photo(checkpoint: Checkpoint, image: Image.Image, *, top_k: int = 5) -> Explanation:
+    """What the model itself shows of one upright RGB photograph."""
+    explainer = Explainer(checkpoint, top_k=top_k)
+    return explainer.explain([explainer.prepare(image)])[0]
+
+
+def looks_taken(output: ModelOutput, branch: str, row: int) -> bool:
+    """Whether an image went through a branch; where a cascade stops before it, its row is NaN."""
+    logits = output.logits.get(branch)
+    return logits is None or not bool(logits[row].isnan().any())
+
+
+def _branches(output: ModelOutput, checkpoint: Checkpoint, row: int) -> dict[str, tuple[str, float]]:
+    """What each branch that looked says alone; several parts (P, K) also one by one."""
+    rows = {name: logits[row] for name, logits in output.logits.items() if looks_taken(output, name, row)}
+    parts = output.part_logits
+    if parts is not None and parts.shape[1] > 1 and looks_taken(output, "parts", row):
+        rows |= {f"part_{number}": each for number, each in enumerate(parts[row], start=1)}
+    best = {name: class_probs(logits, checkpoint.multi_label).max(dim=-1) for name, logits in rows.items()}
+    return {
+        name: (checkpoint.classes[int(found.indices)], float(found.values)) for name, found in best.items()
+    }
+
+
+def _photo_boxes(boxes: Tensor, geometry: Geometry) -> tuple[Box, ...]:
+    """Boxes (P, 4) of the model's input in pixels of the photograph."""
+    return tuple(geometry.to_photo((x1, y1, x2, y2)) for x1, y1, x2, y2 in boxes.tolist())
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return first.device if first is not None else torch.device("cpu")

@@ -1,0 +1,62 @@
+"""Pictures of a folder of photographs, and their maps as numbers: folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+from fgvc_cli.atomic import reason
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.predict.blocks import as_text
+from fgvc_cli.predict.rows import Block
+from fgvc_cli.predict.sink_csv import csv_lines
+from fgvc_cli.predict.sink_folders import FolderSink, safe_name
+
+INDEX = "index.csv"
+
+
+class PicturesFolder(FolderSink):
+    """One picture per photograph, named after it, and a table of all.
+
+    Raises:
+        FgvcError: on entering, adding or leaving: it cannot be written.
+    """
+
+    ending = ".png"
+
+    def add(self, name: str, row: int, png: bytes) -> str:
+        """Write the picture of a photograph, ``row`` being its number from 0; the name it has got."""
+        return self._put(f"{safe_name(name)}{self.ending}", row, png)
+
+    def add_index(self, rows: list[list[str]]) -> None:
+        """The table, header first."""
+        try:
+            with (self._filling / INDEX).open("xb") as stream:
+                csv_lines(stream, rows)
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def _encode(self, block: Block, row: int) -> bytes:
+        """Nothing: pictures are added one by one, not made of rows."""
+        return b""
+
+    def _explain(self, error: OSError) -> FgvcError:
+        return FgvcError(
+            f"Could not write {self.out}: {reason(error)}; it is left as it was.",
+            "Free space, check permissions, or name another folder.",
+        )
+
+
+class PartsFolder(PicturesFolder):
+    """Every map as a 16-bit grey PNG in its own cells over the model's input: 65535 is 1."""
+
+    def add_maps(self, name: str, row: int, maps: Mapping[str, np.ndarray]) -> None:
+        """Write the maps (h, w) in [0, 1] of a photograph, each as ``<name>.<map>.png``."""
+        for kind, heat in maps.items():
+            grey = np.round(np.nan_to_num(heat).clip(0, 1) * 65535).astype(np.uint16)
+            stream = io.BytesIO()
+            Image.fromarray(grey).save(stream, "PNG", compress_level=1)
+            self._put(f"{safe_name(as_text(name))}.{kind}{self.ending}", row, stream.getvalue())

@@ -1,0 +1,50 @@
+"""Grad-CAM (Selvaraju et al., ICCV 2017) of each stage.
+
+Legend: B images, C channels, h w rows and columns of a stage.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fgvc_cli.explain.method import Heats, Method
+from fgvc_cli.explain.question import Case
+from fgvc_cli.models.cells import align_maps
+from fgvc_cli.models.output import ModelOutput, over_maximum
+
+
+class GradCam(Method):
+    """ReLU of the sum of the stage's channels, each times the mean slope of the score along it (Eq. 1, 2).
+
+    The score is ``Case.score`` of the fused probabilities in place of the class's logit. The feature maps
+    come from the model's own answer (``want={"features"}``), so that nothing is hooked. A multi-stage ViT is
+    explained by its first look: boxes carry no gradient to what they were cut from. Of a ViT's last stage the
+    map is that of the patches that enter its last block.
+    """
+
+    name = "gradcam"
+    describes = "what in each stage speaks for the class, by gradients"
+    asks_class = True
+
+    def maps(self, model: nn.Module, images: Tensor, output: ModelOutput, case: Case) -> Heats:
+        """One map per stage, in its own cells."""
+        with torch.enable_grad():
+            answer: ModelOutput = model(images, want=("features",))
+            stages = answer.features or {}
+            # Images do not mix in evaluation mode: the sum's gradient is each image's own.
+            total = case.score(answer.probs).sum()
+            slopes = torch.autograd.grad(total, [stage.values for stage in stages.values()])
+        return {
+            f"{self.name}-{name}": cam(stage.values.detach(), slope, stage.shift)
+            for (name, stage), slope in zip(stages.items(), slopes, strict=True)
+        }
+
+
+def cam(features: Tensor, slopes: Tensor, shift: float = 0.0) -> Tensor:
+    """Features and gradients (B, C, h, w) -> maps (B, h, w) in [0, 1], each cell in its place.
+
+    All zeros where nothing speaks for the class.
+    """
+    weights = slopes.float().mean(dim=(-2, -1), keepdim=True)
+    return over_maximum(align_maps((weights * features.float()).sum(dim=1), shift))

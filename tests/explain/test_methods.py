@@ -1,0 +1,160 @@
+"""Every method on every family, and each where its answer is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.explain.gradcam import GradCam, cam
+from fgvc_cli.explain.methods import METHODS, pick_methods
+from fgvc_cli.explain.occlusion import CELLS, POSITIONS, Occlusion, OcclusionBlur, spread_losses
+from fgvc_cli.explain.question import Case, Question
+from fgvc_cli.models.output import ModelOutput, StageMap, over_maximum
+from fgvc_cli.models.registry import create_model
+
+FAMILIES = {
+    "crasmra-test_resnet": 64,
+    "crasmra-test_vit": 160,
+    "vitms-test_vit": 160,
+    "timm-test_resnet": 64,
+    "timm-test_vit": 160,
+}
+
+
+@pytest.fixture(scope="module")
+def families() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {name: create_model(name, 4, input_px=side).eval() for name, side in FAMILIES.items()}
+
+
+def explain(method, model, images, question=None):
+    with torch.no_grad():
+        output = model(images, want=method.wants)
+        return method.maps(model, images, output, (question or Question()).ask(output.probs))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_answers_or_says_why_not(families, name, method):
+    images = torch.randn(2, 3, FAMILIES[name], FAMILIES[name], generator=torch.Generator().manual_seed(1))
+    if method == "rollout" and "resnet" in name:
+        with pytest.raises(FgvcError, match="needs a plain ViT") as caught:
+            explain(METHODS[method], families[name], images)
+        assert caught.value.exit_code == EXIT_USAGE
+        return
+    heats = explain(METHODS[method], families[name], images)
+    assert heats
+    for heat in heats.values():
+        assert heat.shape[0] == 2 and heat.ndim == 3 and not heat.requires_grad
+        assert heat.isfinite().all() and heat.min() >= 0 and heat.max() <= 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_leave_nothing_behind_and_images_do_not_mix(families, name):
+    model = families[name]
+    images = torch.randn(2, 3, FAMILIES[name], FAMILIES[name], generator=torch.Generator().manual_seed(2))
+    both = explain(GradCam(), model, images, Question(target=1))
+    alone = explain(GradCam(), model, images[1:], Question(target=1))
+    for key, heat in both.items():
+        torch.testing.assert_close(heat[1:], alone[key], atol=1e-3, rtol=1e-3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_change_no_answer_and_carry_all_of_it(families, name):
+    model = families[name]
+    images = torch.randn(2, 3, FAMILIES[name], FAMILIES[name])
+    with torch.no_grad():
+        plain = model(images)
+    asked = model(images, want=("features",))
+    torch.testing.assert_close(asked.probs, plain.probs, atol=1e-5, rtol=1e-4)
+    for stage in asked.features.values():
+        (slope,) = torch.autograd.grad(asked.probs[:, 0].sum(), stage.values, retain_graph=True)
+        assert slope.abs().sum(dim=(1, 2, 3)).min() > 0
+
+
+def test_rollout_of_each_family_is_that_of_its_own_encoder(families):
+    images = torch.randn(1, 3, 160, 160)
+    looks = families["vitms-test_vit"](images, want=("rollout", "heat"))
+    assert torch.equal(looks.rollout, looks.heat)
+    plain, stages = families["timm-test_vit"], families["crasmra-test_vit"]
+    for model in (plain, stages):
+        rollout = model(images, want=("rollout",)).rollout
+        assert rollout.shape == (1, 10, 10) and rollout.max() == 1 and rollout.std() > 0
+        assert model(images).rollout is None
+
+
+class Patch(nn.Module):
+    """For class 0 as bright as its top left quarter, for class 1 as its bottom right one."""
+
+    def forward(self, images, want=()):
+        features = F.avg_pool2d(images.mean(dim=1, keepdim=True), images.shape[-1] // 4)
+        logits = torch.stack([features[..., :2, :2].sum((1, 2, 3)), features[..., 2:, 2:].sum((1, 2, 3))], 1)
+        return ModelOutput(
+            logits={"main": logits},
+            probs=logits.softmax(dim=-1),
+            features={"only": StageMap(features, 0.0)} if "features" in want else None,
+        )
+
+
+def test_grad_cam_is_its_equation():
+    features = torch.tensor([[[[1.0, 0.0], [2.0, 0.0]], [[0.0, 3.0], [0.0, 1.0]]]])
+    slopes = torch.tensor([[[[1.0, 1.0], [1.0, 1.0]], [[-1.0, 0.0], [-1.0, 0.0]]]])
+    # Weights 1 and -1/2: 1, -1.5; 2, -0.5, of which what is below 0 speaks against.
+    torch.testing.assert_close(cam(features, slopes), torch.tensor([[[0.5, 0.0], [1.0, 0.0]]]))
+    assert cam(features, -torch.ones_like(slopes)).eq(0).all()
+
+
+def test_evidence_however_small_is_shown_and_none_is_nothing():
+    maps = torch.tensor([[[2e-30, 1e-30]], [[-1.0, 0.0]]])
+    torch.testing.assert_close(over_maximum(maps), torch.tensor([[[1.0, 0.5]], [[0.0, 0.0]]]))
+
+
+@pytest.mark.parametrize(
+    ("target", "quarter"), [(0, (slice(6), slice(6))), (1, (slice(6, 12), slice(6, 12)))]
+)
+def test_occlusion_finds_what_each_class_lives_on(target, quarter):
+    images = torch.ones(2, 3, 48, 48)
+    (heat,) = explain(Occlusion(), Patch(), images, Question(target=target)).values()
+    assert heat.shape == (2, CELLS, CELLS)
+    assert heat[0][quarter].min() > 0.5 and heat[0].sum() == pytest.approx(
+        float(heat[0][quarter].sum()), rel=0.2
+    )
+    (contrast,) = explain(Occlusion(), Patch(), images, Question(target, 1 - target)).values()
+    torch.testing.assert_close(heat, contrast)  # of two classes, all others are the other one
+
+
+def test_a_blur_hides_nothing_of_a_plain_picture():
+    (grey,) = explain(Occlusion(), Patch(), torch.ones(1, 3, 48, 48), Question(0)).values()
+    (blur,) = explain(OcclusionBlur(), Patch(), torch.ones(1, 3, 48, 48), Question(0)).values()
+    assert grey.max() == 1 and blur.max() == 0
+
+
+def test_a_cell_has_the_mean_of_the_windows_that_hide_it():
+    losses = torch.zeros(1, POSITIONS, POSITIONS)
+    losses[0, 0, 0] = 4.0
+    cells = spread_losses(losses)
+    assert cells.shape == (1, CELLS, CELLS)
+    assert cells[0, :3, :3].tolist() == [[4, 2, 0], [2, 1, 0], [0, 0, 0]]
+
+
+def test_methods_are_picked_once_each_and_gradients_answer_for_a_class():
+    assert [m.name for m in pick_methods(("object", "stages", "object"))] == ["object", "stages"]
+    assert pick_methods(()) == ()
+    assert [m.name for m in pick_methods((), asked=True)] == ["gradcam"]
+    assert [m.name for m in pick_methods(("stages", "occlusion"), asked=True)] == ["stages", "occlusion"]
+    with pytest.raises(FgvcError, match="change nothing in stages, rollout"):
+        pick_methods(("stages", "rollout"), asked=True)
+    with pytest.raises(FgvcError, match="Nearest: rollout"):
+        pick_methods(("roll-out",))
+    with pytest.raises(FgvcError, match="Known: stages, object"):
+        pick_methods(("lime",))
+
+
+def test_a_case_without_gradient_history_is_enough():
+    """The probabilities that a case scores may come from a pass without gradients."""
+    assert Case(torch.tensor([0])).score(Patch()(torch.ones(1, 3, 48, 48)).probs).shape == (1,)
