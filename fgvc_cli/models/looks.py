@@ -29,7 +29,7 @@ class Looks:
         # A confidence of 1 is what float32 makes of a sure answer; a limit of 1 is meant as no limit.
         self._cascade = cascade if cascade is not None and cascade < 1 else None
         self._sum = logits.float().softmax(dim=-1)
-        self._count = torch.ones(len(logits), 1, device=logits.device)
+        self._count = torch.ones(logits.shape[0], 1, device=logits.device)
 
     @property
     def probs(self) -> Tensor:
@@ -48,14 +48,14 @@ class Looks:
         crops = logits.shape[1]
         joint = logits.float().log_softmax(dim=-1).logsumexp(dim=1) - math.log(crops)
         own = logits[:, 0] if crops == 1 else joint
-        total = len(self._sum)
+        total = self._sum.shape[0]
         self.logits[name] = spread(own, rows, total)
         if rows is None:
             self._sum, self._count = self._sum + joint.exp(), self._count + 1
         else:
             self._sum = self._sum.index_add(0, rows, joint.exp())
             self._count = self._count.index_add(0, rows, torch.ones_like(self._count[rows]))
-        self.passes = self.passes + len(logits) * crops / total
+        self.passes = self.passes + logits.shape[0] * crops / total
 
     def skip(self, name: str) -> None:
         """Enter a look that no image takes."""
