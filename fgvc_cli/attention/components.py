@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fgvc_cli.attention.crops import resize
+
 CONSTANT_SPAN = 1e-6
 """A map whose span is at most this share of its largest magnitude is constant but for float32 rounding."""
 
@@ -34,7 +36,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
     float64, so that the rounding of different devices stays far below ``TIE_SPAN``.
     """
-    return F.interpolate(maps[:, None].double(), size, mode="bilinear", antialias=True)[:, 0]
+    return resize(maps[:, None].double(), size)[:, 0]
 
 
 def close_maps(maps: Tensor) -> Tensor:
@@ -57,6 +59,8 @@ def label_components(mask: Tensor) -> Tensor:
     Returns:
         (B, H, W) int64: -1 off the mask; equal numbers in 0..H*W-1, not consecutive, within a component.
     """
+    if torch.compiler.is_exporting():
+        return _label_in_graph(mask)
     batch, height, width = mask.shape
     links = _block_links(mask)
     rows, columns = (height + 1) // 2, (width + 1) // 2
@@ -68,6 +72,29 @@ def label_components(mask: Tensor) -> Tensor:
             break
     pixels = labels[:, :, None, :, None].expand(-1, -1, 2, -1, 2).reshape(batch, 2 * rows, 2 * columns)
     return torch.where(mask, pixels[:, :height, :width], -1)
+
+
+def _label_in_graph(mask: Tensor) -> Tensor:
+    """``label_components`` for an exported graph: one loop of few operators, of which any runtime has a kind.
+
+    The rounds of ``label_components`` on pixels: their neighbours' highest pointer is a max pooling.
+    """
+    flat, size = mask.flatten(1), mask.shape[1:]
+    own = torch.arange(flat.shape[1], device=mask.device).expand_as(flat).clone()
+
+    def step(labels: Tensor, going: Tensor) -> tuple[Tensor, Tensor]:
+        # float32 holds every index up to 16 million, and pools on every runtime.
+        seen = torch.where(flat, labels, -1).unflatten(1, size).float()
+        near = F.max_pool2d(seen[:, None], 3, stride=1, padding=1)[:, 0].flatten(1).long()
+        raised = torch.where(flat, near, labels)
+        parents = raised.scatter_reduce(1, labels, raised, "amax")
+        for _ in range(3):
+            parents = parents.gather(1, parents)
+        return parents, (parents != labels).any()
+
+    going = torch.ones((), dtype=torch.bool, device=mask.device)
+    labels, _ = torch.while_loop(lambda _, going: going.clone(), step, (own, going))
+    return torch.where(flat, labels, -1).view_as(mask)
 
 
 Link = tuple[Tensor, tuple[slice, ...], tuple[slice, ...]]
@@ -117,7 +144,9 @@ def peak_boxes(heat: Tensor, size: tuple[int, int], min_area_px: int) -> Tensor:
         (B, 4) int64 on the device of ``heat``: xyxy pixels of ``size``, end-exclusive. The full grid for a
         map that is constant, holds NaN or infinity, or shows nothing but specks.
     """
-    parts = heat.detach().float().split(MAPS_AT_ONCE)
+    maps = heat.detach().float()
+    # A graph takes batches of any size, so it cannot list their parts.
+    parts = [maps] if torch.compiler.is_exporting() else maps.split(MAPS_AT_ONCE)
     return torch.cat([_bounds(_object_masks(part, size, min_area_px)) for part in parts])
 
 

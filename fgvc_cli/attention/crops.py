@@ -13,6 +13,25 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 
+def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (B, C, H, W) to ``size`` (rows, columns): bilinear, antialiased, in the type of ``values``."""
+    if torch.compiler.is_exporting():
+        # Runtimes differ in which antialiasing they have, and for which types; all multiply matrices.
+        height, width = values.shape[-2:]
+        return _resize_weights(height, size[0], values) @ values @ _resize_weights(width, size[1], values).T
+    return F.interpolate(values, size, mode="bilinear", antialias=True)
+
+
+def _resize_weights(pixels: int, side: int, like: Tensor) -> Tensor:
+    """(side, pixels): what each pixel along an axis gives to each of the new ones, a triangle around it."""
+    scale = pixels / side
+    cells, places = (
+        torch.arange(count, dtype=like.dtype, device=like.device) + 0.5 for count in (side, pixels)
+    )
+    weights = (1 - (places - scale * cells[:, None]).abs() / max(scale, 1)).clamp_min(0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
 def cut_boxes(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Cut boxes and resize each to a square.
 
@@ -27,7 +46,40 @@ def cut_boxes(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     Returns:
         (B * P, C, S, S), image by image. No gradient reaches the boxes, see ``sample_boxes``.
     """
+    if torch.compiler.is_exporting():
+        return _cut_by_matrices(images, boxes, side)
     return roi_align(images, list(boxes.to(images.dtype)), side, sampling_ratio=-1, aligned=True)
+
+
+def _cut_by_matrices(images: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """``cut_boxes`` in matrix products, which every runtime has.
+
+    What ``roi_align`` averages is separable: a crop is rows @ image @ columns, each matrix holding the
+    weights of the pixels along its axis.
+    """
+    across = _sample_weights(boxes[..., 0], boxes[..., 2], images.shape[-1], side).to(images.dtype)
+    down = _sample_weights(boxes[..., 1], boxes[..., 3], images.shape[-2], side).to(images.dtype)
+    # (B, 1, C, H, W) @ (B, P, 1, W, S), then (B, P, 1, S, H) @ (B, P, C, H, S)
+    narrowed = images[:, None] @ across[:, :, None].transpose(-1, -2)
+    return (down[:, :, None] @ narrowed).flatten(0, 1)
+
+
+def _sample_weights(low: Tensor, high: Tensor, pixels: int, side: int) -> Tensor:
+    """Edges (B, P) along an axis -> (B, P, S, pixels): the share that each pixel has in each cell.
+
+    As ``roi_align``: ceil(box / S) samples per cell at equal distances, each bilinear between two pixels;
+    samples up to one pixel outside take the border's value, those further out nothing.
+    """
+    low, high = low.float() - 0.5, high.float() - 0.5  # aligned: pixel i has its centre at i
+    step = ((high - low) / side)[..., None, None]
+    samples = torch.ceil(step)
+    index = torch.arange(max(1, math.ceil(pixels / side)), device=low.device)  # no box exceeds the image
+    cells = torch.arange(side, device=low.device)[:, None]
+    places = low[..., None, None] + (cells + (index + 0.5) / samples.clamp_min(1)) * step
+    counted = (index < samples) & (places >= -1) & (places <= pixels)
+    near = places.clamp(0, pixels - 1)[..., None] - torch.arange(pixels, device=low.device)
+    weights = (1 - near.abs()).clamp_min(0) * (counted / samples.clamp_min(1))[..., None]
+    return weights.sum(dim=-2)
 
 
 def sample_boxes(images: Tensor, boxes: Tensor, side: int) -> Tensor:

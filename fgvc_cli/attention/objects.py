@@ -64,8 +64,9 @@ def locate_objects(heat: Tensor, size: Sequence[int], threshold: str = "mean") -
     height, width = size
     scale = min(1.0, WORK_PX / max(height, width))
     work = max(1, round(height * scale)), max(1, round(width * scale))
-    # On the CPU the reference is about four times faster; other thresholds need a histogram of each map.
-    if heat.is_cuda and threshold == "mean":
+    # On the CPU the reference is about four times faster; other thresholds need a histogram of each map. An
+    # exported graph holds tensor operations only.
+    if threshold == "mean" and (heat.is_cuda or torch.compiler.is_exporting()):
         found = peak_boxes(heat, work, math.ceil(MIN_AREA_SHARE * math.prod(work)))
     else:
         found = _reference_boxes(heat.detach().float().cpu(), *work, threshold)

@@ -66,14 +66,16 @@ def _step(layer: LayerAttention, weights: Tensor) -> Tensor:
     batch, heads, rows, _ = query.shape
     matrix_bytes = 4 * heads * rows * key.shape[-2]
     count = max(1, _CHUNK_BYTES.get(query.device.type, _CHUNK_BYTES["cpu"]) // matrix_bytes)
+    # An exported graph takes batches of any size, so none in chunks.
+    whole = torch.compiler.is_exporting()
+    chunks = [slice(None)] if whole else [slice(i, i + count) for i in range(0, batch, count)]
     parts = []
     # Autocast would round the weights to bfloat16 twelve times.
     with torch.autocast(query.device.type, enabled=False):
-        for i in range(0, batch, count):
-            chunk = slice(i, i + count)
+        for chunk in chunks:
             products = (query[chunk] * scale) @ key[chunk].transpose(-1, -2)
             if bias is not None:
-                products = products + (bias[chunk] if bias.ndim == 4 and len(bias) == batch else bias)
+                products = products + (bias[chunk] if bias.ndim == 4 and bias.shape[0] == batch else bias)
             attention = products.softmax(dim=-1, dtype=torch.float32)
             parts.append((weights[chunk, None, None] @ attention).squeeze(-2).mean(dim=1))
     return torch.cat(parts)

@@ -48,7 +48,7 @@ def align_maps(maps: Tensor, shift: float) -> Tensor:
     height, width = maps.shape[-2:]
     ys = (torch.arange(height, device=maps.device) + 0.5 + shift) / height * 2 - 1
     xs = (torch.arange(width, device=maps.device) + 0.5 + shift) / width * 2 - 1
-    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).expand(len(maps), -1, -1, -1)
+    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).expand(maps.shape[0], -1, -1, -1)
     moved = F.grid_sample(
         maps.float().unsqueeze(1), grid.float(), mode="bilinear", padding_mode="border", align_corners=False
     )

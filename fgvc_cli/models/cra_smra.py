@@ -157,5 +157,8 @@ def object_heat(maps: list[Tensor]) -> Tensor:
     """
     size = maps[0].shape[-2:]
     resized = torch.stack([F.interpolate(m.unsqueeze(1), size, mode="bilinear").squeeze(1) for m in maps])
-    background = resized.flatten(2).median(dim=-1).values[..., None, None]
+    cells = resized.flatten(2)
+    # The median as the largest of the smaller half, which exported graphs have an operator for.
+    smaller = cells.topk((cells.shape[-1] + 1) // 2, dim=-1, largest=False, sorted=False).values
+    background = smaller.amax(dim=-1)[..., None, None]
     return scale_maps((resized - background).clamp_min(0).prod(dim=0))

@@ -31,7 +31,7 @@ class Looks:
         # A confidence of 1 is what float32 makes of a sure answer; a limit of 1 is meant as no limit.
         self._cascade = cascade if cascade is not None and cascade < 1 else None
         self._sum = class_probs(logits, multi_label)
-        self._count = torch.ones(len(logits), 1, device=logits.device)
+        self._count = torch.ones(logits.shape[0], 1, device=logits.device)
 
     @property
     def probs(self) -> Tensor:
@@ -51,14 +51,14 @@ class Looks:
         joint = mean_logits(logits, self._multi_label)
         own = logits[:, 0] if crops == 1 else joint
         probs = class_probs(joint, self._multi_label)
-        total = len(self._sum)
+        total = self._sum.shape[0]
         self.logits[name] = spread(own, rows, total)
         if rows is None:
             self._sum, self._count = self._sum + probs, self._count + 1
         else:
             self._sum = self._sum.index_add(0, rows, probs)
             self._count = self._count.index_add(0, rows, torch.ones_like(self._count[rows]))
-        self.passes = self.passes + len(logits) * crops / total
+        self.passes = self.passes + logits.shape[0] * crops / total
 
     def skip(self, name: str) -> None:
         """Enter a look that no image takes."""

@@ -13,10 +13,9 @@ from collections.abc import Collection
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgvc_cli.attention.crops import cut_boxes, follow_map, sample_boxes
+from fgvc_cli.attention.crops import cut_boxes, follow_map, resize, sample_boxes
 from fgvc_cli.attention.erase import attended_pixels, erase_pixels
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.attention.parts import cut_map, locate_parts
@@ -154,7 +153,7 @@ class MultiStageVit(nn.Module):
         residual = self.config.residual if need_map else None
         embedding, own_heat = encode(self.backbone, self.plan, crops, residual=residual)
         looks.add("object", self.heads(embedding)[:, None], rows)
-        return None if own_heat is None else spread(own_heat, rows, len(images))
+        return None if own_heat is None else spread(own_heat, rows, images.shape[0])
 
     def _look_at_parts(
         self, images: Tensor, heat: Tensor, object_heat: Tensor | None, boxes: Tensor, looks: Looks
@@ -174,9 +173,10 @@ class MultiStageVit(nn.Module):
             maps, pick(boxes, rows), window=config.part_window, count=config.parts, max_iou=config.part_iou
         )
         embedding, _ = self._encode(self._cut(pick(images, rows), pick(heat, rows), parts), need_map=False)
-        logits = self.heads(embedding).unflatten(0, (len(parts), config.parts))
+        logits = self.heads(embedding).unflatten(0, (parts.shape[0], config.parts))
         looks.add("parts", logits, rows)
-        return spread(parts, rows, len(images)), spread(logits, rows, len(images))
+        total = images.shape[0]  # len() would fix the batch of an exported graph
+        return spread(parts, rows, total), spread(logits, rows, total)
 
     def _cut(self, images: Tensor, heat: Tensor, boxes: Tensor) -> Tensor:
         """Crops (n * P, 3, S, S) of boxes (n, P, 4), with gradients into a map that takes them."""
@@ -197,7 +197,7 @@ class MultiStageVit(nn.Module):
         side = (self.plan.side, self.plan.side)
         if tuple(images.shape[-2:]) == side:
             return images
-        return F.interpolate(images, side, mode="bilinear", antialias=True)
+        return resize(images, side)
 
     def _choose(self, batch: int, device: torch.device) -> Tensor | None:
         """Which images of a batch are erased, or None; drawn on the CPU: every device draws the same."""

@@ -1,0 +1,248 @@
+"""A trained model as one graph for other runtimes: ONNX, or torch.export's PT2.
+
+The graph takes the square input that ``data.transforms.eval_transform`` makes and does the rest:
+normalisation, the model, for a multi-stage ViT its boxes, crops and further looks, the checkpoint's
+temperature. While it is traced, the few steps of the models that wait for data, call scikit-image or resize
+take another form with the same result (``torch.compiler.is_exporting``).
+
+Legend: B batch, any size from 1; S side of the input; K classes; P parts; h w of the heat map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from fgvc_cli import __version__
+from fgvc_cli.data.transforms import normalize
+from fgvc_cli.engine.calibration import apply_temperature
+from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.models.output import Want
+
+Pixels = Literal["uint8", "float"]
+"""What the graph takes: uint8 from 0 to 255, or float32 from 0 to 1."""
+
+INPUT = "images"
+METADATA_FILE = "fgvc.json"
+"""Name of the metadata among a PT2's extra files."""
+
+_ONNX_BYTES = 2**31 - 2**24
+"""Weights that one ONNX file holds: protobuf ends at 2 GiB, and the graph takes some."""
+
+
+class Deployed(nn.Module):
+    """What the graph computes: a checkpoint from pixels to the calibrated answers of ``fgvc predict``.
+
+    Raises:
+        FgvcError: boxes by a threshold that no graph can compute.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, pixels: Pixels):
+        super().__init__()
+        threshold = getattr(checkpoint.model.config, "threshold", "mean")
+        if threshold != "mean":
+            raise FgvcError(
+                f"This {checkpoint.name} finds object boxes by the {threshold} threshold, which no graph "
+                "computes; expected mean.",
+                "Train with --set options.threshold=mean.",
+            )
+        self.model = checkpoint.model.eval()
+        self._preprocess, self._temperature = checkpoint.preprocess, checkpoint.temperature
+        self._scale = 255 if pixels == "float" else 1
+        self._want: tuple[Want, ...] = (
+            ("boxes", "heat", "parts") if self.model.part_count else ("boxes", "heat")
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """RGB (B, 3, S, S) -> named answers, float32; see ``OUTPUTS`` and ``logits_`` of each branch."""
+        output = self.model(normalize(images * self._scale, self._preprocess), want=self._want)
+        answers = {
+            "probs": apply_temperature(output.probs, self._temperature),
+            "box": output.boxes,
+            "heat": output.heat.float(),
+        }
+        if output.parts is not None:
+            answers["parts"] = output.parts
+        return answers | {f"logits_{name}": logits for name, logits in output.logits.items()}
+
+
+OUTPUTS = {
+    "probs": "(B, K) calibrated probabilities, rows sum to 1",
+    "box": "(B, 4) object box, x1 y1 x2 y2 in input pixels, ends exclusive",
+    "heat": "(B, h, w) where the model looked, 0 to 1 over the input",
+    "parts": "(B, P, 4) part boxes, as box",
+    "logits": "(B, K) one branch, before softmax and temperature",
+}
+
+
+class Format(NamedTuple):
+    """How graphs of one kind are written and run."""
+
+    name: str
+    packages: tuple[str, ...]
+    write: Callable[[ExportedProgram, dict[str, Any], IO[bytes]], None]
+    open: Callable[[Path], Callable[[Tensor], dict[str, Tensor]]]
+
+
+def trace(checkpoint: Checkpoint, pixels: Pixels) -> ExportedProgram:
+    """The graph of a checkpoint, on the CPU.
+
+    Raises:
+        FgvcError: a model that cannot be traced.
+    """
+    deployed = Deployed(checkpoint, pixels).eval()
+    side = checkpoint.preprocess.input_px
+    # A batch of two: a dimension of one would be taken for a constant.
+    example = torch.zeros(2, 3, side, side, dtype=torch.uint8 if pixels == "uint8" else torch.float32)
+    with _explained(checkpoint.name, "torch.export"), torch.no_grad():
+        program = torch.export.export(deployed, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                # Lines of source with the folders of this machine, of no use on another.
+                node.meta.pop("stack_trace", None)
+    return program
+
+
+def describe(checkpoint: Checkpoint, pixels: Pixels, program: ExportedProgram) -> dict[str, Any]:
+    """What travels with the graph: whose it is, how to make its input, what its outputs are."""
+    side = checkpoint.preprocess.input_px
+    value_range = "uint8, 0 to 255" if pixels == "uint8" else "float32, 0 to 1"
+    names = output_names(program)
+    return {
+        "format": 1,
+        "fgvc_version": __version__,
+        "model": checkpoint.name,
+        "weights_sha256": checkpoint.sha256,
+        "class_names": list(checkpoint.classes),
+        "temperature": checkpoint.temperature,
+        "options": checkpoint.model.config.model_dump(mode="json"),  # type: ignore[operator, union-attr]
+        "preprocess": checkpoint.preprocess.model_dump(mode="json"),
+        "input": f"{INPUT}: (B, 3, {side}, {side}) RGB, {value_range}; normalised inside",
+        "outputs": {name: OUTPUTS[name.split("_")[0]] for name in names},
+    }
+
+
+def output_names(program: ExportedProgram) -> list[str]:
+    """Names of a graph's outputs in their order."""
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    return list(spec.context)
+
+
+def pick_format(out: Path) -> Format:
+    """The format that a file's ending names.
+
+    Raises:
+        FgvcError: no such ending; packages that it needs are not installed.
+    """
+    ending = out.suffix.lower()
+    if ending not in FORMATS:
+        raise FgvcError(
+            f"--out got {out.name!r}, expected a name ending in {' or '.join(FORMATS)}.",
+            f"For example: --out {out.with_suffix('.onnx').name}",
+            EXIT_USAGE,
+        )
+    missing = [name for name in FORMATS[ending].packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FgvcError(
+            f"{out.name} needs {', '.join(missing)}, not installed here.", "pip install 'fgvc[export]'"
+        )
+    return FORMATS[ending]
+
+
+def _write_onnx(program: ExportedProgram, metadata: dict[str, Any], stream: IO[bytes]) -> None:
+    import onnx
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    held = sum(tensor.nbytes for tensor in program.state_dict.values())
+    if held > _ONNX_BYTES:
+        raise FgvcError(
+            f"{metadata['model']} holds {held / 2**30:.1f} GiB of weights; one ONNX file takes 2.",
+            "Name an --out that ends in .pt2.",
+        )
+    with _explained(metadata["model"], "torch.onnx"):
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=output_names(program),
+            dynamic_shapes=({0: Dim("batch", min=1)},),
+            external_data=False,
+            verbose=False,
+        )
+        assert converted is not None
+        # Traces of this machine's source, as in ``trace``.
+        ClearMetadataAndDocStringPass()(converted.model)
+        model = converted.model_proto
+    model.producer_name, model.producer_version = "fgvc", __version__
+    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in metadata.items()}
+    onnx.helper.set_model_props(model, texts)
+    stream.write(model.SerializeToString())
+
+
+def _open_onnx(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; its warnings are about initialisers it has folded away
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        answers = session.run(names, {INPUT: images.numpy()})
+        return {name: torch.from_numpy(a) for name, a in zip(names, answers, strict=True)}
+
+    return run
+
+
+def _write_pt2(program: ExportedProgram, metadata: dict[str, Any], stream: IO[bytes]) -> None:
+    with _explained(metadata["model"], "torch.export"):
+        torch.export.save(program, stream, extra_files={METADATA_FILE: json.dumps(metadata)})
+
+
+def _open_pt2(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+    with path.open("rb") as stream:
+        module = torch.export.load(stream).module()
+    return torch.no_grad()(module)
+
+
+FORMATS: dict[str, Format] = {
+    ".onnx": Format("ONNX", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _open_onnx),
+    ".pt2": Format("PT2", (), _write_pt2, _open_pt2),
+}
+"""Ending -> format."""
+
+
+@contextlib.contextmanager
+def _explained(model: str, what: str) -> Iterator[None]:
+    """Exporters' remarks kept off stderr, and whatever they raise as one line for the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    # Exporters raise anything: their own kinds, RuntimeError, AssertionError, KeyError, TypeError.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise FgvcError(
+            f"{model} cannot be exported, {what} says: {reason}",
+            "The backbones of fgvc models can; .pt2 takes more than .onnx.",
+        ) from error
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
