@@ -219,6 +219,8 @@ class TrainConfig(Section):
 
     model: str
     """Registry name."""
+    recipe: str | None = None
+    """Whose settings lie under those that were given; None: not known, from before recipes had names."""
     data: str | None = None
     """Folder or CSV of labelled photographs, as given."""
     dataset: str | None = None

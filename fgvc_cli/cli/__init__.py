@@ -14,6 +14,7 @@ from fgvc_cli.cli.export import export
 from fgvc_cli.cli.models import models
 from fgvc_cli.cli.options import guarded
 from fgvc_cli.cli.predict import merge, predict
+from fgvc_cli.cli.recipes import recipes
 from fgvc_cli.cli.report import report
 from fgvc_cli.cli.train import train
 
@@ -41,7 +42,7 @@ def _root(
     """Options before any command; its help is the app's."""
 
 
-for command in (train, evaluate, predict, merge, explain, report, export, models):
+for command in (train, evaluate, predict, merge, explain, report, export, models, recipes):
     app.command("eval" if command is evaluate else command.__name__)(guarded(command))
 app.add_typer(datasets_app, name="datasets")
 

@@ -26,8 +26,15 @@ def train(
     ] = None,
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<model>-<data>.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default: 200; vitms: 30.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Default: 20; vitms: 16.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings to start from: crasmra-paper, vitms-paper or strong; fgvc recipes describes them. "
+            "Default: that of the model's paper."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 200; vitms and strong: 30.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default: 20; vitms: 16; strong: 32.")] = None,
     input_px: Annotated[
         int | None, typer.Option(help="Side of the model's input, pixels. Default: 448, as the paper.")
     ] = None,
@@ -63,6 +70,18 @@ def train(
             "optim.lr_cram=0.01, loss.gamma=0.5, augment.crop=resized. Repeatable.",
         ),
     ] = None,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print every setting as JSON, and train nothing.")
+    ] = False,
+    ablate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Train each row of a table, with several seeds: table3, delta, gamma, necks, head-pool, "
+            "smram-map; stages (vitms). The same command again goes on where it was cut.",
+        ),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Of --ablate. Default: 0,1,2.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a run folder in use.")] = False,
     resume: Annotated[
         Path | None,
@@ -78,6 +97,7 @@ def train(
 
     flags = {
         "model": model,
+        "recipe": recipe,
         "data": data,
         "dataset": dataset,
         "data_root": data_root,
@@ -91,7 +111,14 @@ def train(
         "amp": amp,
         "workers": workers,
         "devices": devices,
+        "show_config": show_config or None,
+        "ablate": ablate,
+        "seeds": seeds,
     }
     if resume is not None:
         return command.resume(resume, flags, sets=sets or [], out=out, device=device, overwrite=overwrite)
+    if ablate is not None or seeds is not None:
+        from fgvc_cli.commands import ablate as ablation
+
+        return ablation.run(flags, sets=sets or [], out=out, device=device, overwrite=overwrite)
     return command.run(flags, sets=sets or [], out=out, device=device, overwrite=overwrite)

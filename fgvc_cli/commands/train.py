@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.commands.console import stderr_console
+from fgvc_cli.commands.run_folder import choose_run_dir, finished_run, make_run_dir
 from fgvc_cli.commands.train_devices import OnlyWarnings, errors_end_all, gave_up, launch
-from fgvc_cli.config import PAPER_INPUT_PX, TrainConfig
-from fgvc_cli.engine.recipes import default_recipe
+from fgvc_cli.commands.train_settings import (
+    as_json,
+    plain_values,
+    resolved_config,
+    settings_text,
+    with_labels,
+    with_statistics,
+)
+from fgvc_cli.config import TrainConfig
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
-from fgvc_cli.sections import apply_sets, build, merge
+from fgvc_cli.sections import build
 
 if TYPE_CHECKING:
     import torch
@@ -26,20 +34,35 @@ if TYPE_CHECKING:
 _RESUME_FLAGS = ("workers", "data", "data_root")
 """Fields that may differ when a run is gone on with: none of them changes what it computes."""
 
-_SAME = {True: ("true", "yes", "on", "1"), False: ("false", "no", "off", "0")}
-_SECTION_HINT = "For example: --set preprocess.input_px=224"
-
 
 def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str, overwrite: bool) -> int:
     """Train a model.
 
     Args:
-        flags: TrainConfig fields given as options, ``input_px`` and ``stages``; None where not given.
+        flags: TrainConfig fields given as options, ``input_px`` and ``stages``, None where not given; and
+            ``show_config``, with which the settings are printed and nothing is trained.
         sets: ``section.field=value`` assignments, laid over the flags.
         out: run folder; None chooses ``runs/<model>-<data>``.
 
     Raises:
         FgvcError: data, model, options or folder that do not work; the loss diverged.
+    """
+    from fgvc_cli.engine.distributed import find_world
+
+    check_model_given(flags)
+    fields = {name: value for name, value in flags.items() if name != "show_config"}
+    values = plain_values(fields, sets, find_world().size)
+    if flags.get("show_config"):
+        print(as_json(resolved_config(values)))
+        return EXIT_OK
+    return start(values, out=out, device=device, overwrite=overwrite)
+
+
+def check_model_given(flags: dict[str, Any]) -> None:
+    """Whether there is something to train.
+
+    Raises:
+        FgvcError: there is not.
     """
     if not flags.get("model"):
         raise FgvcError(
@@ -47,25 +70,25 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
             "For example: fgvc train --data birds --model crasmra-r50",
             EXIT_USAGE,
         )
+
+
+def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: bool) -> int:
+    """Train with plain nested values of ``TrainConfig``, recipe and all; otherwise as ``run``."""
+    from fgvc_cli.data.load import load_data
     from fgvc_cli.engine.distributed import find_world, restarts
     from fgvc_cli.engine.run_state import state_path
 
     world = find_world()
-    values = _plain_values(flags, sets)
-    if world.size > 1:
-        values["devices"] = world.size
     config: TrainConfig = build(TrainConfig, values)
-    from fgvc_cli.data.load import load_data
-
     data = load_data(config)
-    config = _with_labels(config, data.multi_label)
+    config = with_labels(config, data.multi_label)
     values = merge(values, {"options": {"multi_label": data.multi_label}})
 
     from fgvc_cli.engine.learner import seed_everything
     from fgvc_cli.models.registry import check_input_px, create_model
 
     # Only the main one of several processes looks at the folder: the others may see its files.
-    run_dir = _choose_run_dir(out, config, data.name, overwrite or not world.is_main or restarts() > 0)
+    run_dir = choose_run_dir(out, config, data.name, overwrite or not world.is_main or restarts() > 0)
     if restarts() and state_path(run_dir).is_file():
         return resume(run_dir, {}, sets=[], out=None, device=device, overwrite=False)
     target = _own_device(device, config, world)
@@ -78,7 +101,7 @@ def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str
         init=config.init,
         options=config.options,
     )
-    config = _with_statistics(config, values, model)
+    config = with_statistics(config, values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
     return _train(model, config, data, run_dir, target, world)
 
@@ -143,6 +166,8 @@ def _train(
 ) -> int:
     from fgvc_cli.engine.distributed import ALONE, joined, restarts
 
+    if world.is_main and not state:
+        stderr_console().print(settings_text(config), markup=False)
     if config.devices > 1 and world == ALONE:
         _trainer(model, config, data, run_dir, target, world).prepare()
         return launch(run_dir, config.devices, ["--device", target.type])
@@ -170,7 +195,7 @@ def _trainer(
     observer = TrainProgress(console, config.epochs, run_dir) if world.is_main else OnlyWarnings(console)
     trainer = Trainer(model, config, data, run_dir, target, observer, state, world)
     if world.is_main and not state:
-        _make_run_dir(run_dir)
+        make_run_dir(run_dir)
     return trainer
 
 
@@ -249,15 +274,13 @@ def _as_option(field: str) -> str:
 
 def _tell_finished(run_dir: Path) -> bool:
     """Whether a run is finished; if so, say it and print its result again."""
-    from fgvc_cli.engine.checkpoint import read_metadata
     from fgvc_cli.engine.trainer import CHECKPOINT
 
-    checkpoint = run_dir / CHECKPOINT
-    metrics = read_metadata(checkpoint).get("metrics", {}) if checkpoint.is_file() else {}
-    if metrics.keys() <= {"val"}:
+    metadata = finished_run(run_dir)
+    if metadata is None:
         return False
     stderr_console().print(f"{run_dir} is finished; nothing to go on with.", markup=False, soft_wrap=True)
-    _print_result(checkpoint, read_metadata(checkpoint).get("epoch", 0), metrics)
+    _print_result(run_dir / CHECKPOINT, metadata.get("epoch", 0), metadata["metrics"])
     return True
 
 
@@ -267,84 +290,3 @@ def _print_result(checkpoint: Path, best_epoch: int, metrics: dict[str, dict[str
     for split, values in metrics.items():
         print(f"{split} {headline(values)} of {values['images']:.0f} photographs")
     print(f"model of epoch {best_epoch}, chosen on val: {checkpoint}")
-
-
-def _plain_values(flags: dict[str, Any], sets: list[str]) -> dict[str, Any]:
-    """What the user gave, laid over the recipe of the model's family."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    input_px, stages = given.pop("input_px", None), given.pop("stages", None)
-    given = apply_sets(given, sets)
-    for section, field, value in (("preprocess", "input_px", input_px), ("options", "stages", stages)):
-        inside = given.setdefault(section, {})
-        if not isinstance(inside, dict):
-            raise FgvcError(f"{section} is a section, got {inside!r}.", _SECTION_HINT, EXIT_USAGE)
-        if value is not None:
-            inside.setdefault(field, value)
-    side = str(given["preprocess"].get("input_px", PAPER_INPUT_PX))
-    recipe = default_recipe(given["model"])(int(side) if side.isdigit() else PAPER_INPUT_PX)
-    return merge(_fitting(recipe, given), given)
-
-
-def _fitting(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The recipe for a run so short that its frozen epochs would be all of it."""
-    frozen, epochs = recipe.get("optim", {}).get("freeze_epochs", 0), str(given.get("epochs", ""))
-    if epochs.isdigit() and 0 < int(epochs) <= frozen:
-        return merge(recipe, {"optim": {"freeze_epochs": int(epochs) - 1}})
-    return recipe
-
-
-def _with_labels(config: TrainConfig, multi_label: bool) -> TrainConfig:
-    """The config of a model that tells as many labels per photograph as the data has."""
-    if str(config.options.get("multi_label", multi_label)).lower() not in _SAME[multi_label]:
-        raise FgvcError(
-            f"options.multi_label={config.options['multi_label']}, but the data "
-            f"{'has several labels' if multi_label else 'has one class'} per photograph.",
-            "Leave it out: the data decides. A CSV with a column labels (a|b) has several.",
-            EXIT_USAGE,
-        )
-    if multi_label and config.sampling == "balanced":
-        raise FgvcError(
-            "sampling=balanced draws every class equally often, but a photograph of this data has several.",
-            "Leave it out.",
-            EXIT_USAGE,
-        )
-    return config.model_copy(update={"options": config.options | {"multi_label": multi_label}})
-
-
-def _with_statistics(config: TrainConfig, values: dict[str, Any], model: nn.Module) -> TrainConfig:
-    """Normalise as the starting weights expect, unless the user set it; record the options in full."""
-    preprocess = {"mean": model.input_mean, "std": model.input_std} | values["preprocess"]
-    options = model.config.model_dump()  # type: ignore[operator, union-attr]
-    return build(TrainConfig, values | {"preprocess": preprocess, "options": options})
-
-
-def _choose_run_dir(out: Path | None, config: TrainConfig, data_name: str, overwrite: bool) -> Path:
-    run_dir = out or Path("runs") / f"{config.model}-{data_name}".replace("/", "_").replace(":", "_")
-    if run_dir.exists() and not run_dir.is_dir():
-        raise FgvcError(f"--out {run_dir} is a file, expected a folder.", "Choose another --out.")
-    if run_dir.is_dir() and not overwrite and any(run_dir.iterdir()):
-        raise FgvcError(
-            f"The run folder {run_dir} is not empty.",
-            f"Go on with it: fgvc train --resume {shlex.quote(str(run_dir))}; or choose another --out, or "
-            "replace it with --overwrite.",
-        )
-    return run_dir
-
-
-def _make_run_dir(run_dir: Path) -> None:
-    """Made only once everything else is known to work, so that a mistake leaves no empty folder."""
-    from fgvc_cli.engine.run_state import remove_state
-    from fgvc_cli.engine.tensorboard import EVENT_FILES
-    from fgvc_cli.engine.trainer import RUN_FILES
-
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        # What an earlier run left must not be taken for this one's.
-        remove_state(run_dir)
-        for path in [*(run_dir / name for name in RUN_FILES), *run_dir.glob(EVENT_FILES)]:
-            path.unlink(missing_ok=True)
-        probe = run_dir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise FgvcError(f"Cannot write to {run_dir}: {error.strerror}.", "Choose another --out.") from error
