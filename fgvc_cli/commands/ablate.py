@@ -38,8 +38,9 @@ SCORES, SUMMARY, PICTURE = "results.csv", "summary.csv", "results.png"
 FAILURE = "error.txt"
 """In the folder of a training that ended with an error that is not the user's: where it came from."""
 
-_MAY_DIFFER = ("workers", "data", "data_root", "save_minutes", "tensorboard")
-"""Settings that change no result; they may be others when a table is gone on with."""
+_MAY_DIFFER = ("recipe", "workers", "data", "data_root", "save_minutes", "tensorboard")
+"""What changes no result, the name of a recipe beside its settings too; it may be another when a table is
+gone on with."""
 
 
 @dataclass
@@ -251,6 +252,7 @@ def _train_cell(table: Table, cell: Cell) -> str | None:
         gc.collect()
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
+    (run_dir / FAILURE).unlink(missing_ok=True)
     return None if code == EXIT_OK else "its processes ended with an error, see above"
 
 
@@ -281,10 +283,13 @@ def _tell(table: Table, finished: set[str], data_name: str) -> None:
         for split in SPLITS
         if any(score.split == split for score in scores)
     }
-    title = f"{table.ablation.name}: {table.cells[-1].values['model']} on {data_name}"
+    model, seeds = table.cells[-1].values["model"], len({cell.seed for cell in table.cells})
+    title = f"{table.ablation.name}: {model} on {data_name}, {seeds} seeds (bar: one standard deviation)"
     with AtomicFile(table.folder / PICTURE, overwrite=True) as stream:
         stream.write(draw_spread(names, groups, reference=reference, title=title))
     print(summary_text(lines, reference))
-    best = max((line for line in lines if line.split == "val"), key=lambda line: line.top1)
-    print(f"\nhighest mean on val, by which to choose: {best.variant}")
+    # A row that lacks seeds has had less chance of a bad one.
+    best = max((line for line in lines if line.split == "val"), key=lambda line: (line.seeds, line.top1))
+    than = f"; than {reference}: {best.verdict}" if best.verdict else ""
+    print(f"\nhighest mean on val, by which to choose: {best.variant}{than}")
     print(f"{SCORES}, {SUMMARY} and {PICTURE} are in {table.folder}")

@@ -166,9 +166,8 @@ def _train(
 ) -> int:
     from fgvc_cli.engine.distributed import ALONE, joined, restarts
 
-    if world.is_main and not state:
-        stderr_console().print(settings_text(config), markup=False)
     if config.devices > 1 and world == ALONE:
+        stderr_console().print(settings_text(config), markup=False)
         _trainer(model, config, data, run_dir, target, world).prepare()
         return launch(run_dir, config.devices, ["--device", target.type])
     if restarts() and gave_up(run_dir):
@@ -206,6 +205,8 @@ def _run(trainer: Trainer, state: RunState | None) -> int:
     console, run_dir, talks = stderr_console(), trainer.run_dir, trainer.world.is_main
     if talks:
         console.print(_head(trainer), markup=False)
+    if talks and not state:
+        console.print(settings_text(trainer.config), markup=False)
     if state and talks and (state.progress.epoch, state.progress.batches) != (1, 0):
         done = state.progress
         console.print(f"Going on in epoch {done.epoch}, after {done.batches} batches of it.", markup=False)

@@ -16,7 +16,8 @@ from fgvc_cli.engine.spread import mean_and_deviation, paired_interval, verdict
 from fgvc_cli.engine.trainer import METRICS
 
 SPLITS = ("val", "test")
-"""A choice may be made by val; test is what it is then worth."""
+"""A choice may be made by val; test is what it is then worth. With ``fuse=weighted`` val is scored with equal
+weights, for the others are fitted to it, and test with those."""
 
 
 @dataclass(frozen=True)

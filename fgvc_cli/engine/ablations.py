@@ -72,6 +72,7 @@ def _modules(attention: str, smram: bool) -> dict[str, Any]:
     return {"options": {"channel_attention": attention, "smram": smram}}
 
 
+_MODULE_RATES = ("lr_cram", "lr_smram")
 _TABLE3 = (
     Variant("plain", plain=True),
     Variant("heads", _modules("none", False)),
@@ -201,7 +202,9 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     rate = max(config.optim.lr_heads, config.optim.lr_cram)
     options = {name: value for name, value in config.options.items() if name in BaselineConfig.model_fields}
     model = f"timm-{resolve(config.model).backbone}"
-    return merge(values, {"model": model, "optim": {"lr_heads": rate}}) | {"options": options}
+    # Rates of what it has not would only look like a difference.
+    rates = {name: value for name, value in values.get("optim", {}).items() if name not in _MODULE_RATES}
+    return values | {"model": model, "options": options, "optim": rates | {"lr_heads": rate}}
 
 
 def _paths(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -13,6 +13,9 @@ from scipy.stats import t as student
 
 from fgvc_cli.engine.intervals import LEVEL, Interval
 
+_EQUAL = 1e-9
+"""Shares of images that differ by less are the same share."""
+
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (over S - 1) of S values; of one, NaN."""
@@ -36,7 +39,7 @@ def paired_interval(differences: Sequence[float]) -> Interval | None:
     if len(differences) < 2:
         return None
     mean, deviation = mean_and_deviation(differences)
-    if deviation == 0:
+    if deviation < _EQUAL:
         return None
     half = float(student.ppf((1 + LEVEL) / 2, len(differences) - 1)) * deviation / math.sqrt(len(differences))
     return Interval(mean - half, mean + half)
@@ -46,10 +49,10 @@ def verdict(differences: Sequence[float]) -> str:
     """In words: ``higher``, ``lower``, ``no difference shown`` where the interval holds 0, or why there is
     none."""
     interval = paired_interval(differences)
-    if interval is None:
-        return (
-            "one seed is no comparison" if len(differences) == 1 else "every seed differs alike: no interval"
-        )
-    if interval.holds(0):
+    if interval is None and len(differences) == 1:
+        return "one seed is no comparison"
+    if interval is None and max(map(abs, differences)) >= _EQUAL:
+        return "the same in every seed: no interval"
+    if interval is None or interval.holds(0):
         return "no difference shown"
     return "higher" if interval.low > 0 else "lower"

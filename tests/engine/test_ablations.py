@@ -1,0 +1,94 @@
+"""Rows of the tables: what each trains, and that nothing else differs."""
+
+from __future__ import annotations
+
+import pytest
+
+from fgvc_cli.commands.train_settings import plain_values, resolved_config
+from fgvc_cli.config import TrainConfig
+from fgvc_cli.engine.ablations import ABLATIONS, find_ablation, table_cells
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.sections import build
+
+
+def configs(name: str, model: str, *sets: str, **flags) -> dict[str, TrainConfig]:
+    values = plain_values({"model": model, "input_px": 64, **flags}, list(sets))
+    return {cell.name: build(TrainConfig, cell.values) for cell in table_cells(ABLATIONS[name], values, [0])}
+
+
+def test_table3_is_the_papers_rows_and_the_heads_alone():
+    rows = configs("table3", "crasmra-resnet10t")
+    assert list(rows) == ["plain-s0", "heads-s0", "cbam-s0", "cram-s0", "cram+smram-s0"]
+    assert rows["plain-s0"].model == "timm-resnet10t"
+    modules = {name: row.options for name, row in rows.items() if row.model == "crasmra-resnet10t"}
+    assert modules == {
+        "heads-s0": {"channel_attention": "none", "smram": False},
+        "cbam-s0": {"channel_attention": "cbam", "smram": False},
+        "cram-s0": {"channel_attention": "cram", "smram": False},
+        "cram+smram-s0": {"channel_attention": "cram", "smram": True},
+    }
+
+
+@pytest.mark.parametrize("recipe", ["crasmra-paper", "strong"])
+def test_the_plain_backbone_is_a_fair_baseline(recipe):
+    """Same epochs, augmentation, batch and rates; its classifier learns at the rate of the modules' parts."""
+    rows = configs("table3", "crasmra-resnet10t", "options.padding=own", recipe=recipe)
+    plain, full = rows["plain-s0"], rows["cram+smram-s0"]
+    assert plain.optim.lr_heads == max(full.optim.lr_heads, full.optim.lr_cram)
+    own = plain.optim.model_dump(include={"lr_heads", "lr_cram", "lr_smram"})
+    equal = {"optim": full.optim.model_copy(update=own), "model": plain.model}
+    assert plain == full.model_copy(update=equal | {"options": plain.options})
+    assert set(plain.options) <= {"padding", "drop_path"} and plain.options["padding"] == "own"
+
+
+def test_a_head_that_learns_faster_than_the_modules_keeps_its_rate():
+    sets = ["optim.lr_heads=0.03", "optim.lr_cram=0.01", "options.delta=0.8"]
+    plain = configs("table3", "crasmra-resnet10t", *sets)["plain-s0"]
+    assert plain.optim.lr_heads == 0.03 and plain.options == {}
+
+
+def test_a_sweep_changes_its_setting_alone():
+    rows = configs("delta", "crasmra-resnet10t")
+    assert [row.options["delta"] for row in rows.values()] == [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert len({row.model_copy(update={"options": {}}).model_dump_json() for row in rows.values()}) == 1
+    assert [row.loss.gamma for row in configs("gamma", "crasmra-resnet10t").values()] == [0, 0.5, 1, 1.5, 2]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_row_of_every_table_can_be_built_and_the_reference_is_one(name):
+    ablation = ABLATIONS[name]
+    model = "vitms-test_vit" if ablation.family == "vitms" else "crasmra-resnet10t"
+    values = plain_values({"model": model, "input_px": 160}, [])
+    cells = table_cells(ablation, values, [3])
+    built = [resolved_config(cell.values) for cell in cells]
+    assert len({config.model_dump_json() for config in built}) == len(cells) > 1
+    assert {config.seed for config in built} == {3}
+    assert ablation.reference in [cell.variant for cell in cells]
+    assert all("/" not in cell.name and "," not in cell.name and " " not in cell.name for cell in cells)
+
+
+def test_the_reference_of_a_crasmra_sweep_is_the_default():
+    usual = resolved_config(plain_values({"model": "crasmra-resnet10t", "input_px": 64}, []))
+    for name in ("delta", "gamma", "necks", "head-pool", "smram-map"):
+        values = plain_values({"model": "crasmra-resnet10t", "input_px": 64}, [])
+        cells = {cell.variant: cell for cell in table_cells(ABLATIONS[name], values, [0])}
+        assert resolved_config(cells[ABLATIONS[name].reference].values) == usual
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "message"),
+    [
+        ("table3", "timm-resnet10t", "crasmra- model apart, got timm-resnet10t.*--model crasmra-"),
+        ("delta", "vitms-test_vit", "For vitms- there is --ablate stages"),
+        ("stages", "crasmra-resnet10t", "table3, delta, gamma"),
+    ],
+)
+def test_a_table_is_for_one_family(name, model, message):
+    with pytest.raises(FgvcError, match=message) as caught:
+        configs(name, model)
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_an_unknown_table_names_the_nearest():
+    with pytest.raises(FgvcError, match="got 'table-3', expected table3, .*Nearest: table3"):
+        find_ablation("table-3")

@@ -1,0 +1,144 @@
+"""Recipes: what they give, whom they are for, how rates follow the batch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fgvc_cli.commands.train_settings import plain_values, resolved_config, settings_text
+from fgvc_cli.config import TrainConfig
+from fgvc_cli.engine.optim import build_optimizer, build_schedule
+from fgvc_cli.engine.recipes import RECIPES, Setup, find_recipe
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.models.registry import create_model
+from fgvc_cli.models.traits import backbone_traits
+from fgvc_cli.sections import build
+
+
+def config_of(model: str, *sets: str, **flags) -> TrainConfig:
+    return build(TrainConfig, plain_values({"model": model, **flags}, list(sets)))
+
+
+def test_the_papers_sizes_keep_their_ratio():
+    config = config_of("crasmra-resnet18")
+    assert (config.recipe, config.preprocess.resize_px, config.preprocess.input_px) == (
+        "crasmra-paper",
+        550,
+        448,
+    )
+    assert config_of("timm-resnet18", input_px=224).preprocess.resize_px == 275
+    config = config_of("vitms-test_vit")
+    assert (config.recipe, config.preprocess.resize_px, config.epochs) == ("vitms-paper", 448, 30)
+
+
+@pytest.mark.parametrize(("epochs", "frozen"), [(None, 2), (3, 2), (2, 1), (1, 0)])
+def test_a_short_run_freezes_fewer_epochs(epochs, frozen):
+    assert config_of("vitms-test_vit", epochs=epochs).optim.freeze_epochs == frozen
+    given = [f"epochs={epochs}"] if epochs else []
+    assert config_of("vitms-test_vit", *given).optim.freeze_epochs == frozen
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_a_config_for_each_of_its_families(name):
+    for family in RECIPES[name].families:
+        settings = RECIPES[name].settings(Setup(family=family, input_px=64, drop_path=True, vit=True))
+        config = build(TrainConfig, {"model": f"{family}-test_vit"} | settings)
+        assert config.preprocess.input_px == 64
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_where_it_comes_from(name):
+    head, _, rest = RECIPES[name].text.partition("\n\n")
+    assert "\n" not in head and len(head) <= 110
+    assert "Source: " in rest and "Command: fgvc train" in rest and "not measured" in " ".join(rest.split())
+
+
+def test_rates_of_strong_grow_with_the_square_root_of_the_photographs_of_an_update():
+    base = config_of("crasmra-resnet10t", recipe="strong").optim
+    for sets in (["batch_size=128"], ["accumulate=4"], ["batch_size=64", "devices=2"]):
+        scaled = config_of("crasmra-resnet10t", *sets, recipe="strong").optim
+        assert scaled.lr_backbone == pytest.approx(2 * base.lr_backbone)
+        assert scaled.lr_heads == pytest.approx(2 * base.lr_heads)
+    halved = config_of("crasmra-resnet10t", recipe="strong", batch_size=16).optim
+    assert halved.lr_cram == pytest.approx(base.lr_cram / math.sqrt(2), rel=1e-3)
+    under_torchrun = plain_values({"model": "crasmra-resnet10t", "recipe": "strong"}, [], processes=4)
+    assert under_torchrun["optim"]["lr_cram"] == pytest.approx(2 * base.lr_cram)
+    assert under_torchrun["devices"] == 4
+
+
+@pytest.mark.parametrize("batch", [8, 200])
+def test_rates_of_the_papers_do_not_follow_the_batch(batch):
+    for model in ("crasmra-resnet10t", "vitms-test_vit"):
+        assert config_of(model, batch_size=batch).optim == config_of(model).optim
+
+
+def test_what_is_set_lies_over_the_recipe():
+    config = config_of(
+        "timm-resnet10t", "optim.lr_heads=0.5", "ema_decay=none", recipe="strong", batch_size=64
+    )
+    assert config.optim.lr_heads == 0.5 and config.ema_decay is None
+    assert config.optim.name == "adamw" and config.batch_size == 64
+    assert config_of("timm-resnet10t", "recipe=strong").recipe == "strong"
+
+
+def test_strong_gives_a_backbone_only_what_it_takes():
+    densenet = config_of("crasmra-densenet121", recipe="strong")
+    assert "drop_path" not in densenet.options and densenet.optim.layer_decay is None
+    cnn = config_of("timm-resnet10t", recipe="strong")
+    assert cnn.options == {"drop_path": 0.1} and cnn.optim.layer_decay is None
+    vit = config_of("vitms-test_vit", recipe="strong")
+    assert vit.options == {"drop_path": 0.1} and vit.optim.layer_decay == 0.75
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["crasmra-resnet10t", "crasmra-test_vit", "vitms-test_vit", "timm-test_vit", "crasmra-densenet121"],
+)
+def test_strong_trains_every_family(model):
+    """The optimiser and the schedule take what the recipe says, down to the shortest run."""
+    values = plain_values({"model": model, "recipe": "strong", "epochs": 1, "input_px": 160}, [])
+    config = build(TrainConfig, values)
+    built = create_model(model, 3, input_px=160, options=config.options)
+    optimizer = build_optimizer(built, config.optim)
+    schedule = build_schedule(optimizer, config.optim, config.epochs, 20)
+    rates = []
+    for update in range(1, 21):
+        schedule.step_update(update)
+        rates.append(max(group["lr"] for group in optimizer.param_groups))
+    assert max(rates) == pytest.approx(config.optim.lr_heads, rel=0.1)
+    assert rates[0] < rates[1] and rates[-1] < 0.02 * max(rates)
+
+
+def test_traits_are_found_without_weights():
+    assert backbone_traits("vit_large_patch16_384") == (True, True)
+    assert backbone_traits("vgg11") == (False, False)
+    with pytest.raises(FgvcError, match="resnet5"):
+        backbone_traits("resnet5x")
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "message"),
+    [
+        ("strng", "timm", "Nearest: strong"),
+        ("crasmra", "crasmra", "Nearest: crasmra-paper"),
+        ("zzz", "timm", "fgvc recipes"),
+        ("vitms-paper", "crasmra", "Those that fit: crasmra-paper, strong"),
+    ],
+)
+def test_a_wrong_name_is_one_line_with_the_nearest(name, family, message):
+    with pytest.raises(FgvcError, match=message) as caught:
+        find_recipe(name, family)
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_settings_are_shown_as_they_are_typed():
+    sets = ["preprocess.mean=0.1,0.2,0.3", "options.delta=0.8", "seed=3"]
+    config = resolved_config(plain_values({"model": "crasmra-resnet10t", "input_px": 64}, sets))
+    text = settings_text(config)
+    assert text.splitlines()[0] == "Recipe crasmra-paper; what is not the default:"
+    shown = [part for line in text.splitlines()[1:] for part in line.split()]
+    assert "preprocess.mean=0.1,0.2,0.3" in shown and "options.delta=0.8" in shown and "seed=3" in shown
+    assert not any(part.startswith(("model=", "optim.")) for part in shown)
+    again = resolved_config(plain_values({"model": "crasmra-resnet10t"}, shown))
+    assert again == config
