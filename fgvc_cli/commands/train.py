@@ -82,7 +82,7 @@ def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: b
     config: TrainConfig = build(TrainConfig, values)
     data = load_data(config)
     config = with_labels(config, data.multi_label)
-    values = merge(values, {"options": {"multi_label": data.multi_label}})
+    values = values | {"options": config.options}
 
     from fgvc_cli.engine.learner import seed_everything
     from fgvc_cli.models.registry import check_input_px, create_model
