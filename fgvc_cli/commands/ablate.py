@@ -147,11 +147,8 @@ def _check_folder(run_dir: Path, config: TrainConfig, data_sha256: str) -> None:
             f"{run_dir} was trained on other photographs, labels or splits.",
             "Choose another --out, or train the table anew with --overwrite.",
         )
-    started = metadata["config"] if metadata else _read_config(run_dir)
-    if started is None:
-        return
-    found: TrainConfig = build(TrainConfig, started)
-    differing = _differences(found, config)
+    found = build(TrainConfig, metadata["config"]) if metadata else _read_config(run_dir)
+    differing = _differences(found, config) if found else []
     if differing:
         raise FgvcError(
             f"{run_dir} was started with other settings: {'; '.join(differing[:4])}.",
@@ -159,7 +156,7 @@ def _check_folder(run_dir: Path, config: TrainConfig, data_sha256: str) -> None:
         )
 
 
-def _read_config(run_dir: Path) -> dict[str, Any] | None:
+def _read_config(run_dir: Path) -> TrainConfig | None:
     """The settings that a training was started with; None where the folder is free.
 
     Raises:
@@ -168,8 +165,8 @@ def _read_config(run_dir: Path) -> dict[str, Any] | None:
     if not run_dir.exists() or (run_dir.is_dir() and not any(run_dir.iterdir())):
         return None
     try:
-        return json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return build(TrainConfig, json.loads((run_dir / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, FgvcError) as error:
         raise FgvcError(f"{run_dir} is there and holds no training.", "Choose another --out.") from error
 
 

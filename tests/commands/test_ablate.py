@@ -149,6 +149,7 @@ def test_other_photographs_and_foreign_folders_are_refused(copied, colours, tmp_
     assert "other photographs" in ablate(colours, out).stderr
     (tmp_path / "new" / CELLS[0]).mkdir(parents=True)
     (tmp_path / "new" / CELLS[0] / "notes.txt").write_text("mine")
+    (tmp_path / "new" / CELLS[0] / "config.json").write_text('{"title": "mine"}')
     result = ablate(data, tmp_path / "new")
     assert result.exit_code == 1 and "holds no training" in result.stderr
     assert (tmp_path / "new" / CELLS[0] / "notes.txt").read_text() == "mine"
