@@ -47,5 +47,5 @@ def test_overwriting_takes_the_old_state_away(tmp_path):
     path.parent.mkdir()
     for old in (path, tmp_path / "metrics.csv", tmp_path / "events.out.tfevents.1"):
         old.touch()
-    train_command._make_run_dir(tmp_path)
+    make_run_dir(tmp_path)
     assert not any(tmp_path.iterdir())

@@ -11,6 +11,7 @@ import torch
 
 from fgvc_cli.commands import eval as eval_command
 from fgvc_cli.commands import train as train_command
+from fgvc_cli.commands.train_settings import plain_values
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.load import load_data
@@ -192,7 +193,7 @@ def test_labels_are_matched_by_name_not_by_number(trained, tmp_path):
 
 
 def test_input_px_keeps_the_papers_ratio_of_resizing():
-    values = train_command._plain_values({"model": "m", "input_px": 224}, [])
+    values = plain_values({"model": "timm-resnet18", "input_px": 224}, [])
     assert values["preprocess"] == {"input_px": 224, "resize_px": 275}
 
 
