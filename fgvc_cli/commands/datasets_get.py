@@ -12,7 +12,7 @@ from fgvc_cli.data.get import check_address, downloads_folder, get_known
 from fgvc_cli.data.known import default_root, find_known
 from fgvc_cli.data.present import look_for
 from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
-from fgvc_cli.predict.folder_lock import LOCK, FolderLock
+from fgvc_cli.folder_lock import LOCK, FolderLock
 
 
 def run(name: str, data_root: str | None) -> int:

@@ -110,16 +110,17 @@ def _judge(
     Raises:
         FgvcError: differences beyond the tolerances.
     """
-    from fgvc_cli.engine.export_check import BOX_SHARE
+    from fgvc_cli.engine.export_check import BOX_SHARE, LEAST_BOX_PX
 
-    limit_px = BOX_SHARE * checkpoint.preprocess.input_px
+    limit_px = max(LEAST_BOX_PX, BOX_SHARE * checkpoint.preprocess.input_px)
     if difference.probs <= tolerance and difference.box_px <= limit_px:
         return limit_px
     raise FgvcError(
         f"The graph is not the model: over {difference.images} photographs its probabilities differ by up to "
         f"{difference.probs:.2g} (tolerance {tolerance:g}; {difference.worst}), its boxes by up to "
         f"{difference.box_px:.2f} px (tolerance {limit_px:.2f}); {out.name} was not written.",
-        "Allow more with --tolerance" + ("." if check else ", or name your own photographs with --check."),
+        ("Allow more with --tolerance. " if difference.probs > tolerance else "")
+        + ("" if check else "Name your own photographs with --check."),
     )
 
 

@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -14,11 +16,16 @@ from typing import Self
 from rich.console import Console
 
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, FgvcError
+from fgvc_cli.folder_lock import FolderLock
 
 RESTARTS = 3
 """How often all processes start again after one died; each time from the last saved state."""
 STOP_SECONDS = 15
 """How long a process may take to end after it was asked to."""
+WATCH_SECONDS = 1.0
+"""Between two looks whether the process that started the others is still there."""
+_LAUNCHER = "FGVC_LAUNCHER"
+"""Its process number, in the environment of the others."""
 _GAVE_UP = "gave-up"
 """Lies beside the state when a process ended with an error that a restart would only meet again."""
 
@@ -56,16 +63,19 @@ def launch(run_dir: Path, devices: int, arguments: list[str]) -> int:
         The exit code; a process that failed has said why.
 
     Raises:
-        FgvcError: processes kept dying.
+        FgvcError: another process trains in the folder; processes kept dying.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    (run_dir / "last" / _GAVE_UP).unlink(missing_ok=True)
+    with FolderLock(run_dir / "last"):  # nobody else trains there
+        (run_dir / "last" / _GAVE_UP).unlink(missing_ok=True)
     # Our own lines say what happened.
+    logging.getLogger("torch").setLevel(logging.CRITICAL)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
+    os.environ[_LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -95,12 +105,37 @@ def launch(run_dir: Path, devices: int, arguments: list[str]) -> int:
 @contextlib.contextmanager
 def errors_end_all(run_dir: Path) -> Iterator[None]:
     """In a process of several: a user's error is the end of all, not a reason to start them again."""
+    from fgvc_cli.engine.distributed import ProcessLost
+
+    _end_with(os.environ.get(_LAUNCHER))
     try:
         yield
+    except ProcessLost:
+        raise
     except FgvcError as error:
         with contextlib.suppress(OSError):
             (run_dir / "last" / _GAVE_UP).write_text(f"{error}\n")
         raise
+
+
+def _end_with(launcher: str | None) -> None:
+    """End this process soon after the one that started it all, which may be killed without a word."""
+
+    def watch() -> None:
+        while _is_running(int(launcher or 0)):
+            time.sleep(WATCH_SECONDS)
+        os._exit(EXIT_ERROR)
+
+    if launcher:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def gave_up(run_dir: Path) -> bool:

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fgvc_cli.errors import FgvcError
+
 _VARIABLES = ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")
 
 
@@ -78,6 +80,10 @@ class World:
 
 
 ALONE = World()
+
+
+class ProcessLost(FgvcError):
+    """This process cannot go on because others ended; starting all again may help."""
 
 
 def find_world() -> World:

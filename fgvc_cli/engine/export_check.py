@@ -18,6 +18,8 @@ from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.export import Deployed, Pixels
 
+LEAST_BOX_PX = 2.0
+"""Box differences that pass at any size: an edge that snaps to another pixel."""
 BOX_SHARE = 1 / 200
 """Allowed difference of a box edge as a share of the input's side: a little more than one cell of the grid of
 224 on which boxes are found."""

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from fgvc_cli.errors import FgvcError
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,7 +36,12 @@ def interrupts_wait() -> Iterator[None]:
             raise KeyboardInterrupt
 
     with _handling(_SIGNALS, wait):
-        yield
+        try:
+            yield
+        except (RuntimeError, FgvcError) as error:
+            if came:  # the same signal ended a process that this one needs
+                raise KeyboardInterrupt from error
+            raise
     if came:
         raise KeyboardInterrupt
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from fgvc_cli.data.draws import EpochDraws
 from fgvc_cli.data.loaders import Batch
+from fgvc_cli.engine.distributed import ProcessLost
 from fgvc_cli.engine.interrupts import interrupts_wait
 from fgvc_cli.engine.learner import Learner
 from fgvc_cli.engine.memory import is_out_of_memory, out_of_memory
@@ -136,15 +137,13 @@ class TrainLoop:
         if is_out_of_memory(error):
             return MemoryError()
         text = " ".join(str(error).split())
+        lost = isinstance(error, DistError) or "gloo" in text or "DataLoader worker" in text
+        if self.world.size > 1 and lost:
+            return ProcessLost(f"Process {self.world.rank} of {self.world.size} lost others.")
         if "DataLoader worker" in text:
             return FgvcError(
                 f"A process that decodes photographs died: {text[:200]}.",
                 "Go on with --resume, perhaps with fewer --workers: each needs memory.",
-            )
-        if isinstance(error, DistError) or (self.world.size > 1 and "gloo" in text):
-            return FgvcError(
-                f"Process {self.world.rank} of {self.world.size} lost the others: {text[:200]}.",
-                "What they say says why. Go on with --resume.",
             )
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             return FgvcError(

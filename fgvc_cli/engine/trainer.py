@@ -7,6 +7,7 @@ state ends as if nothing had happened (on a CPU bit for bit).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from fgvc_cli.engine.observer import Observer
 from fgvc_cli.engine.run_state import Progress, RunState, remove_state, save_state, state_path
 from fgvc_cli.engine.tensorboard import TensorBoard
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.folder_lock import FolderLock
 from fgvc_cli.models.weight_files import read_tensors
 
 CHECKPOINT, METRICS, CONFIG = "model.safetensors", "metrics.csv", "config.json"
@@ -129,10 +131,16 @@ class Trainer:
         """Train, keep the epoch that is best on validation, then test it once.
 
         Raises:
-            FgvcError: a loss that is no longer finite, no readable photograph, an unwritable folder, too
-                little memory.
+            FgvcError: a loss that is no longer finite, no readable photograph, an unwritable folder, one that
+                another process trains in, too little memory.
             KeyboardInterrupt: Ctrl-C or SIGTERM; what was done is saved.
         """
+        folder = state_path(self.run_dir).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with FolderLock(folder) if self.world.is_main else contextlib.nullcontext():
+            return self._run()
+
+    def _run(self) -> TrainResult:
         self.prepare()
         with sigterm_interrupts():
             try:

@@ -137,7 +137,7 @@ class CraSmra(nn.Module):
     def _maps(self, enhanced: list[Tensor]) -> list[Tensor]:
         """Channel-averaged X_e of each stage (Figs. 4-6), each cell in its place, (B, h, w) in [0, 1]."""
         pairs = zip(enhanced, self.plan.shifts, strict=True)
-        return [scale_maps(align_maps(x.mean(dim=1).float(), shift)) for x, shift in pairs]
+        return [scale_maps(align_maps(x.float().mean(dim=1), shift)) for x, shift in pairs]
 
     @torch.no_grad()
     def _stats(self, stages: list[StageFeatures]) -> dict[str, Tensor]:

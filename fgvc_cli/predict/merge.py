@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.folder_lock import FolderLock
 from fgvc_cli.predict.blocks import cut, interleave, join
-from fgvc_cli.predict.folder_lock import FolderLock
 from fgvc_cli.predict.outputs import Outputs
 from fgvc_cli.predict.resume import first_change, info_of
 from fgvc_cli.predict.rows import Block

@@ -17,8 +17,8 @@ from fgvc_cli import __version__
 from fgvc_cli.atomic import TEMPORARY, reason
 from fgvc_cli.data.find import Found
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.folder_lock import FolderLock
 from fgvc_cli.predict.blocks import as_text
-from fgvc_cli.predict.folder_lock import FolderLock
 from fgvc_cli.predict.rows import RunInfo
 from fgvc_cli.predict.run_files import (
     DONE,

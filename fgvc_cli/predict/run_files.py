@@ -21,7 +21,7 @@ from typing import Any
 
 from fgvc_cli.atomic import TEMPORARY, reason, sync_folder, whole_file
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.predict.folder_lock import LOCK
+from fgvc_cli.folder_lock import LOCK
 from fgvc_cli.predict.shards import list_shards
 
 RUN, LIST, DONE, MERGING = "run.json", "list.json", "done.json", "merging.json"

@@ -50,6 +50,11 @@ def read_csv(path: Path) -> Table:
 def _read_header(path: Path) -> tuple[int, int]:
     """k and P, which the columns' names say."""
     header = next(_cells(path), (0, []))[1]
+    if header[-1:] == ["labels"]:
+        raise FgvcError(
+            f"{path} is of a model that tells several labels per photograph.",
+            "A report is for one class each; make one of the .h5 to see its probabilities.",
+        )
     top_k = sum(bool(re.fullmatch(r"prob(_\d+)?", name)) for name in header)
     parts = sum(bool(re.fullmatch(r"part_\d+_x1", name)) for name in header)
     if not top_k or header != csv_columns(top_k, parts):

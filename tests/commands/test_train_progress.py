@@ -33,7 +33,8 @@ def drawn(monkeypatch) -> list[int]:
 
 
 def train(progress: TrainProgress, epochs: int) -> None:
-    with progress, MetricsFile(progress.run_dir / METRICS) as table:
+    table = MetricsFile(progress.run_dir / METRICS)
+    with progress:
         for epoch in range(1, epochs + 1):
             table.write(row(epoch))
             progress.on_epoch(epoch, row(epoch), True)

@@ -77,7 +77,7 @@ def test_processes_share_the_batches_of_one(world):
     # One process keeps a last batch that would leave another a single photograph.
     kept = [batch for batch in alone if len(batch) >= 2 * world]
     assert together == kept
-    assert all(part.size(0) == 2 for part in parts)
+    assert all(part.size(0) == 2 * world for part in parts), "of all processes together"
 
 
 def test_augmentation_follows_the_draw_and_not_the_worker(colours):

@@ -110,19 +110,43 @@ def pid_of(rank: int, run_dir: Path) -> int | None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_training_goes_on_when_a_process_is_killed(rank, data, alone, tmp_path):
     run_dir = tmp_path / "run"
-    words = ["--data", data, "--out", run_dir, "--epochs", 3, "--batch-size", 4, "--devices", 2, *COMMON]
-    command = [*TRAIN, *map(str, words), "--set", "save_minutes=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as parent:
-        deadline = time.monotonic() + 120
-        while not (run_dir / "metrics.csv").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        victim = pid_of(rank, run_dir)
-        assert victim is not None, parent.communicate()
-        os.kill(victim, signal.SIGKILL)
+    with start_two(data, run_dir, epochs=3) as parent:
+        os.kill(wait_for(rank, run_dir), signal.SIGKILL)
         _, stderr = parent.communicate(timeout=240)
     assert parent.returncode == EXIT_OK, stderr
     assert b"Going on in epoch" in stderr
     assert_same_training(alone, run_dir)
+
+
+def start_two(data: Path, run_dir: Path, epochs: int) -> subprocess.Popen[bytes]:
+    words = ["--data", data, "--out", run_dir, "--epochs", epochs, "--batch-size", 4, "--devices", 2, *COMMON]
+    # Processes that decode, too: whoever ends a process ends them, and their end is no error of the user.
+    command = [*TRAIN, *map(str, words), "--workers", "1", "--set", "save_minutes=0"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+
+
+def wait_for(rank: int, run_dir: Path) -> int:
+    """The process of a rank, once the training has done an epoch."""
+    deadline = time.monotonic() + 120
+    while not (run_dir / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    found = pid_of(rank, run_dir)
+    assert found is not None
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
+def test_no_process_outlives_the_one_that_started_them(data, tmp_path):
+    run_dir = tmp_path / "run"
+    with start_two(data, run_dir, epochs=1000) as parent:
+        wait_for(1, run_dir)
+        with pytest.raises(FgvcError, match="is in use by process"):
+            train_command.resume(run_dir, {}, sets=[], out=None, device="cpu", overwrite=False)
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while any(pid_of(rank, run_dir) for rank in (0, 1)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [rank for rank in (0, 1) if pid_of(rank, run_dir)]
 
 
 def test_an_error_of_the_user_ends_all_without_another_start(data, tmp_path):

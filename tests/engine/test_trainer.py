@@ -11,6 +11,8 @@ import torch
 
 from fgvc_cli.commands import eval as eval_command
 from fgvc_cli.commands import train as train_command
+from fgvc_cli.commands.eval import EvalRequest
+from fgvc_cli.commands.eval_data import known_examples
 from fgvc_cli.commands.train_settings import plain_values
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
@@ -81,9 +83,8 @@ def test_fuse_weights_are_fitted_and_stored(trained):
 
 def test_eval_with_the_checkpoint_alone_repeats_the_stored_number(trained, capsys):
     path = trained[1] / "model.safetensors"
-    options = dict(data=None, dataset=None, data_root=None, batch_size=8, workers=0, device="cpu")
     for split in ("val", "test"):
-        code = eval_command.run(weights=str(path), split=split, as_json=True, **options)
+        code = evaluate_split(path, split)
         document = json.loads(capsys.readouterr().out)
         # The fuse weights were fitted on val; the figure that chose the epoch stays apart.
         stored = load_checkpoint(path).metadata["metrics"]["val_fitted" if split == "val" else split]
@@ -181,14 +182,14 @@ def test_evaluating_other_classes_names_them(trained, tmp_path):
     shutil.copytree(trained[0] / "red", other / "purple")
     shutil.copytree(trained[0] / "blue", other / "blue")
     with pytest.raises(FgvcError, match="does not know 1 of the 2 classes.*purple"):
-        eval_command.known_examples(load_labelled(other), "all", ("blue", "green", "red"))
+        known_examples(load_labelled(other), "all", ("blue", "green", "red"))
 
 
 def test_labels_are_matched_by_name_not_by_number(trained, tmp_path):
     two = tmp_path / "two"
     for name in ("green", "red"):
         shutil.copytree(trained[0] / name, two / name)
-    examples = eval_command.known_examples(load_labelled(two), "all", ("blue", "green", "red"))
+    examples = known_examples(load_labelled(two), "all", ("blue", "green", "red"))
     assert {(e.path.split("/")[0], e.label) for e in examples} == {("green", 1), ("red", 2)}
 
 
@@ -246,7 +247,8 @@ def test_full_disk_keeps_the_last_good_checkpoint(trained, monkeypatch, tmp_path
 
 def evaluate_split(weights, split="test", data=None):
     options = dict(dataset=None, data_root=None, batch_size=8, workers=0, device="cpu", as_json=True)
-    return eval_command.run(weights=str(weights), data=data and str(data), split=split, **options)
+    request = EvalRequest(weights=str(weights), data=data and str(data), split=split, **options)
+    return eval_command.run(request)
 
 
 def test_a_split_that_would_mix_with_training_is_refused(colours, tmp_path, capsys):

@@ -97,7 +97,7 @@ def test_model_maps_are_aligned():
     model = create_model("crasmra-resnet18", 3).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
-        raw = [s.enhanced.mean(dim=1) for s in model._stages(x)]
+        raw = [s.enhanced.mean(dim=1) for s in model._stages(x)[1]]
         maps = list(model(x, want=("stages",)).stages.values())
     assert len(maps) == 3 and min(model.plan.shifts) > 0
     for before, after, shift in zip(raw, maps, model.plan.shifts, strict=True):
