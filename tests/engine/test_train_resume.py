@@ -135,7 +135,7 @@ def test_killed_between_the_model_and_the_state(straight, tmp_path, monkeypatch)
     original = trainer.save_state
 
     class Killed(Exception):
-        pass
+        """In place of SIGKILL."""
 
     def killed(*args, progress, **kwargs):
         if progress.epoch == 3:

@@ -64,8 +64,8 @@ def test_a_run_that_ends_first_stops_the_walk_and_leaves_no_half_list(tmp_path):
         while True:
             yield Found("x", "x")
 
-    with ListRecord(tmp_path, endless, pytest.fail):
-        pass
+    with ListRecord(tmp_path, endless, pytest.fail) as record:
+        assert record is not None
     assert list(tmp_path.iterdir()) == []
 
 
