@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import timm.layers
@@ -22,6 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from fgvc_cli.errors import FgvcError
 
 _VARIABLES = ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")
+
+
+JOIN_TIME = timedelta(seconds=90)
+"""How long processes look for each other; seen to hang after a restart, when a second one helps."""
+WAIT_TIME = timedelta(minutes=30)
+"""How long a process waits for the others once they have met."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,13 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=JOIN_TIME)
+    except RuntimeError as error:
+        raise ProcessLost(f"Process {world.rank} of {world.size} did not find the others.") from error
+    # One process may be at work alone for longer than that, reading back or writing a large model.
+    dist.distributed_c10d._set_pg_timeout(WAIT_TIME, dist.group.WORLD)
     try:
         yield
     finally:
