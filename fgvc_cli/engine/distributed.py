@@ -11,7 +11,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import timm.layers
@@ -23,12 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 from fgvc_cli.errors import FgvcError
 
 _VARIABLES = ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")
-
-
-JOIN_TIME = timedelta(seconds=90)
-"""How long processes look for each other; seen to hang after a restart, when a second one helps."""
-WAIT_TIME = timedelta(minutes=30)
-"""How long a process waits for the others once they have met."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +105,19 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    try:
-        dist.init_process_group(backend, timeout=JOIN_TIME)
-    except RuntimeError as error:
-        raise ProcessLost(f"Process {world.rank} of {world.size} did not find the others.") from error
-    # One process may be at work alone for longer than that, reading back or writing a large model.
-    dist.distributed_c10d._set_pg_timeout(WAIT_TIME, dist.group.WORLD)
+    dist.init_process_group(backend, store=_fresh_store(), rank=world.rank, world_size=world.size)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _fresh_store() -> dist.Store:
+    """Where processes find each other, without what those before a restart wrote.
+
+    On one machine TorchElastic keeps its store over a restart, and with it the addresses of processes that are
+    gone: the new ones would wait for them. Machines may count restarts differently, so there it stays as it is.
+    """
+    store, _, size = next(dist.rendezvous("env://"))
+    alone = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size
+    return dist.PrefixStore(f"start-{restarts()}", store) if alone else store

@@ -107,9 +107,6 @@ def pid_of(rank: int, run_dir: Path) -> int | None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process in /proc")
-@pytest.mark.skipif(
-    not os.environ.get("FGVC_SLOW"), reason="restarted processes at times do not find each other (gloo): open"
-)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_training_goes_on_when_a_process_is_killed(rank, data, alone, tmp_path):
     run_dir = tmp_path / "run"

@@ -168,7 +168,7 @@ def test_an_extra_that_the_model_does_not_give_is_one_line():
         list(predictor(Grey(gives=()), extras=("attention",)).predict(images([1])))
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(1.1, "float32"), (1.2, "bf16")])
+@pytest.mark.parametrize(("gain", "expected"), [(1.4, "float32"), (1.6, "bf16")])
 def test_the_precision_that_a_probe_chose_is_recorded_and_told(monkeypatch, gain, expected):
     from fgvc_cli.predict import precision
 
