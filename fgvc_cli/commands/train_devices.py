@@ -69,12 +69,14 @@ def launch(run_dir: Path, devices: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from fgvc_cli.data.loaders import usable_cpus
+
     with FolderLock(run_dir / "last"):  # nobody else trains there
         (run_dir / "last" / _GAVE_UP).unlink(missing_ok=True)
     # Our own lines say what happened.
     logging.getLogger("torch").setLevel(logging.CRITICAL)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // devices)))
     os.environ[_LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,

@@ -123,7 +123,7 @@ def build_train_loader(images: LabelledImages, draws: EpochDraws, *, workers: in
 
 def _shared_settings(workers: int) -> dict[str, Any]:
     return {
-        "num_workers": min(workers, _usable_cpus()),
+        "num_workers": min(workers, usable_cpus()),
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": _ignore_interrupts,
     }
@@ -134,7 +134,7 @@ def _ignore_interrupts(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
     """CPUs this process may run on; torch warns when there are more workers than that."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
