@@ -70,7 +70,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.ema = ModelEmaV3(self.model, config.ema_decay, use_warmup=True) if config.ema_decay else None
         self.mix = mix_transform(config.augment, classes)
-        self.multi_label = bool(config.options.get("multi_label"))
+        self.multi_label = bool(model.config.multi_label)  # type: ignore[union-attr]
         self.updates = 0
         # Those that learn once the frozen epochs are over; a backbone may have others that never do.
         self.backbone = self.model.get_submodule("backbone")

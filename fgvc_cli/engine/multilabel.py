@@ -12,9 +12,10 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
 from fgvc_cli.data.listing import LabelledSet
-from fgvc_cli.errors import FgvcError
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 THRESHOLD = 0.5
+_SAME = {True: ("true", "yes", "on", "1"), False: ("false", "no", "off", "0")}
 
 
 def multilabel_metrics(labels: Tensor, probs: Tensor, branches: dict[str, Tensor]) -> dict[str, float]:
@@ -77,6 +78,33 @@ def label_slots(data: LabelledSet, model_classes: int, multi_label: bool) -> int
             "Train one on a set of that kind, or name the column label.",
         )
     return model_classes if multi_label else None
+
+
+def check_labels(told: bool | str, multi_label: bool, sampling: str) -> None:
+    """Whether a training fits its data.
+
+    Args:
+        told: ``options.multi_label`` of the model, a word as ``--set`` takes it or its value.
+        multi_label: whether the data has several labels per photograph.
+        sampling: ``TrainConfig.sampling``.
+
+    Raises:
+        FgvcError: a model of the other kind; sampling that several labels do not go with.
+    """
+    if str(told).lower() not in _SAME[multi_label]:
+        raise FgvcError(
+            f"options.multi_label={told}, but the data "
+            f"{'has several labels' if multi_label else 'has one class'} per photograph.",
+            "Leave it out: the data decides. A CSV with a column labels (a|b) has several. In Python: "
+            f"create_model(..., options={{'multi_label': {multi_label}}}).",
+            EXIT_USAGE,
+        )
+    if multi_label and sampling == "balanced":
+        raise FgvcError(
+            "sampling=balanced draws every class equally often, but a photograph of this data has several.",
+            "Leave it out.",
+            EXIT_USAGE,
+        )
 
 
 def _macro_f1(labels: Tensor, probs: Tensor) -> float:

@@ -11,19 +11,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from safetensors.torch import save
 from typer.testing import CliRunner
 
 from fgvc_cli.cli import app
-from fgvc_cli.config import Loss
+from fgvc_cli.commands.run_folder import finished_run
+from fgvc_cli.commands.train_devices import OnlyWarnings
+from fgvc_cli.config import Loss, Preprocess, TrainConfig
+from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import Example, LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.engine.checkpoint import load_checkpoint
 from fgvc_cli.engine.losses import label_loss, part_loss
 from fgvc_cli.engine.multilabel import headline, label_slots, multilabel_metrics, rank
+from fgvc_cli.engine.trainer import Trainer
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.looks import Looks
 from fgvc_cli.models.output import class_probs, confidence, mean_logits
 from fgvc_cli.models.registry import create_model
+from fgvc_cli.models.weight_files import read_tensors
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 
@@ -230,3 +237,82 @@ def test_fuse_weights_are_for_one_class() -> None:
             pretrained=False,
             options={"multi_label": True, "fuse": "weighted"},
         )
+
+
+def colour_trainer(root: Path, csv_name: str, told: bool, **settings: object) -> Trainer:
+    """In Python, with no command between."""
+    data = load_labelled(root / csv_name)
+    config = TrainConfig(
+        model="timm-resnet10t",
+        epochs=1,
+        batch_size=4,
+        workers=0,
+        preprocess=Preprocess(input_px=32),
+        **settings,
+    )
+    model = create_model(
+        config.model,
+        len(data.classes),
+        input_px=32,
+        pretrained=False,
+        options={"multi_label": told},
+    )
+    return Trainer(model, config, data, root / "python", torch.device("cpu"), OnlyWarnings(Console()))
+
+
+def test_a_trainer_from_python_checks_the_labels_too(run: Path) -> None:
+    with pytest.raises(FgvcError, match="options.multi_label=False, but the data has several labels"):
+        colour_trainer(run, "stripes.csv", False)
+    with pytest.raises(FgvcError, match="sampling=balanced"):
+        colour_trainer(run, "stripes.csv", True, sampling="balanced")
+    lines = [line.replace("|", "-") for line in (run / "stripes.csv").read_text().splitlines()]
+    (run / "single.csv").write_text("\n".join(lines).replace("labels", "label") + "\n")
+    with pytest.raises(FgvcError, match="options.multi_label=True, but the data has one class"):
+        colour_trainer(run, "single.csv", True)
+    assert colour_trainer(run, "stripes.csv", True).learner.multi_label, "the model says it, not the config"
+
+
+# -- without a test split -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def untested(run: Path) -> Path:
+    """A finished training on the same squares without a test split: val is all it is measured on."""
+    lines = (run / "stripes.csv").read_text().replace(",test", ",train")
+    (run / "untested.csv").write_text(lines)
+    options = ["--no-pretrained", "--input-px", 32, "--epochs", 1, "--batch-size", 8, "--workers", 0]
+    result = fgvc("train", "--data", run / "untested.csv", "--model", "timm-resnet10t", *options, "--out",
+                  run / "untested")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return run / "untested"
+
+
+def test_a_training_without_a_test_split_is_finished(untested: Path) -> None:
+    result = fgvc("train", "--resume", untested)
+    assert result.exit_code == 0, result.output
+    assert "is finished" in result.stderr.replace("\n", " ") and "val macro F1" in result.stdout
+
+
+def rewritten(path: Path, out: Path, **changes: object) -> None:
+    """The checkpoint with other metadata; None takes a key away."""
+    tensors, header = read_tensors(path)
+    document = json.loads(header["fgvc"]) | changes
+    document = {key: value for key, value in document.items() if value is not None}
+    out.parent.mkdir(parents=True)
+    out.write_bytes(save(tensors, metadata={"fgvc": json.dumps(document)}))
+
+
+def test_older_checkpoints_are_finished_by_their_figures(untested: Path, run: Path, tmp_path: Path) -> None:
+    rewritten(untested / "model.safetensors", tmp_path / "several" / "model.safetensors", finished=None)
+    assert finished_run(tmp_path / "several") is not None
+    (tmp_path / "several" / "last").mkdir()
+    (tmp_path / "several" / "last" / "state.safetensors").touch()
+    assert finished_run(tmp_path / "several") is None, "its state is there still"
+    rewritten(run / "run" / "model.safetensors", tmp_path / "tested" / "model.safetensors", finished=None)
+    assert finished_run(tmp_path / "tested") is not None
+    under_way = {"finished": False, "metrics": {"val": {}, "test": {}}}
+    rewritten(untested / "model.safetensors", tmp_path / "going" / "model.safetensors", **under_way)
+    assert finished_run(tmp_path / "going") is None
+    one_class = {"finished": None, "options": {"multi_label": False}}
+    rewritten(untested / "model.safetensors", tmp_path / "one" / "model.safetensors", **one_class)
+    assert finished_run(tmp_path / "one") is None, "of one class val_fitted was written at the end"
