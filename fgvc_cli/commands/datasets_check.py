@@ -78,7 +78,9 @@ def summary(report: Report, out: Path | None) -> str:
     """The findings for people: counts, and the first of each kind."""
     data = report.data
     counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items() if count)
-    lines = [f"{data.name}: {len(data.classes)} classes, {counts} photographs"]
+    bare = _without_label(data)
+    none = f", {bare:,} of them without a label" if bare else ""
+    lines = [f"{data.name}: {len(data.classes)} classes, {counts} photographs{none}"]
     lines += _section(
         "unreadable",
         [f"{member.example.path}: {failure.error}" for member, failure in report.unreadable],
@@ -97,6 +99,10 @@ def summary(report: Report, out: Path | None) -> str:
     return "\n".join(lines)
 
 
+def _without_label(data: LabelledSet) -> int:
+    return sum(not example.labels for examples in data.splits.values() for example in examples)
+
+
 def _section(title: str, items: list[str]) -> list[str]:
     more = [f"      and {len(items) - _SHOWN:,} more"] if len(items) > _SHOWN else []
     return [f"  {len(items):6,d} {title}", *(f"      {item}" for item in items[:_SHOWN]), *more]
@@ -104,7 +110,8 @@ def _section(title: str, items: list[str]) -> list[str]:
 
 def _group_text(data: LabelledSet, group: Group) -> str:
     # only where they differ: in many a set the path says the label too
-    labels = [f" [{data.label_text(m.example)}]" if group.contradicts else "" for m in group.members]
+    texts = [data.label_text(m.example) or "no label" for m in group.members]
+    labels = [f" [{text}]" if group.contradicts else "" for text in texts]
     shown = [f"{m.example.path}{label}" for m, label in zip(group.members[:3], labels, strict=False)]
     more = f" and {len(group.members) - 3} more" if len(group.members) > 3 else ""
     return f"{'+'.join(group.splits)}: {' = '.join(shown)}{more}"
@@ -132,6 +139,7 @@ def as_document(report: Report) -> dict[str, Any]:
         "root": str(data.root),
         "classes": len(data.classes),
         "images": data.counts(),
+        "without_label": _without_label(data),
         "clean": report.clean,
         "unreadable": [
             image(member) | {"status": failure.status, "error": failure.error}

@@ -22,7 +22,8 @@ def multilabel_metrics(labels: Tensor, probs: Tensor, branches: dict[str, Tensor
     """Macro and micro F1, mAP, share of images with exactly their labels, BCE; macro F1 of each branch.
 
     Macro F1 and mAP (the mean over labels of scikit-learn's average precision, without interpolation) are
-    over the labels that some image has.
+    over the labels that some image has; 0 where none has any. An image without a label is matched exactly
+    where no label is told.
 
     Args:
         labels: float (N, K), 0 or 1; N at least 1.
@@ -34,7 +35,7 @@ def multilabel_metrics(labels: Tensor, probs: Tensor, branches: dict[str, Tensor
     result = {
         "macro_f1": _macro_f1(labels, probs),
         "micro_f1": float(f1_score(truth, guesses, average="micro", zero_division=0.0)),
-        "map": float(average_precision_score(truth[:, there], probs.numpy()[:, there], average="macro")),
+        "map": _mean_average_precision(truth, probs.numpy()),
         "exact_match": float(exact_matches(labels, probs).mean()),
         "bce": float(F.binary_cross_entropy(probs.double().clamp(0, 1), labels.double())),
     }
@@ -105,6 +106,13 @@ def check_labels(told: bool | str, multi_label: bool, sampling: str) -> None:
             "Leave it out.",
             EXIT_USAGE,
         )
+
+
+def _mean_average_precision(truth: np.ndarray, probs: np.ndarray) -> float:
+    there = truth.any(axis=0)
+    if not there.any():
+        return 0.0
+    return float(average_precision_score(truth[:, there], probs[:, there], average="macro"))
 
 
 def _macro_f1(labels: Tensor, probs: Tensor) -> float:

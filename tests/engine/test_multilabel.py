@@ -20,7 +20,7 @@ from fgvc_cli.commands.run_folder import finished_run
 from fgvc_cli.commands.train_devices import OnlyWarnings
 from fgvc_cli.config import Loss, Preprocess, TrainConfig
 from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.data.listing import Example, LabelledSet
+from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.engine.checkpoint import load_checkpoint
 from fgvc_cli.engine.losses import label_loss, part_loss
@@ -31,6 +31,9 @@ from fgvc_cli.models.looks import Looks
 from fgvc_cli.models.output import class_probs, confidence, mean_logits
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.models.weight_files import read_tensors
+from fgvc_cli.predict.rows import Row
+from fgvc_cli.predict.sink_csv import csv_cells, csv_columns
+from fgvc_cli.predict.sink_jsonl import json_row
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 
@@ -121,11 +124,38 @@ def test_the_epoch_is_chosen_by_macro_f1_then_map() -> None:
 def test_targets_are_multi_hot(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "bad.png").write_text("no image")
-    examples = [Example("a.png", 0, (2,)), Example("bad.png", 1), Example("a.png", 1)]
+    examples = [
+        Example("a.png", 0, (2,)),
+        Example("bad.png", 1),
+        Example("a.png", 1),
+        Example("a.png", NO_LABEL),
+    ]
     images = LabelledImages(tmp_path, examples, lambda image: torch.zeros(3, 8, 8, dtype=torch.uint8), 3)
-    (batch,) = build_loader(images, batch_size=3, workers=0)
-    assert batch.labels.tolist() == [[1, 0, 1], [0, 1, 0]] and batch.labels.dtype == torch.float32
-    assert batch.indices.tolist() == [0, 2] and len(batch.failures) == 1
+    (batch,) = build_loader(images, batch_size=4, workers=0)
+    assert batch.labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]] and batch.labels.dtype == torch.float32
+    assert batch.indices.tolist() == [0, 2, 3] and len(batch.failures) == 1
+
+
+def test_images_without_any_label_count() -> None:
+    labels = torch.tensor([[1.0, 0], [0, 0], [0, 0]])
+    probs = torch.tensor([[0.9, 0.1], [0.2, 0.3], [0.2, 0.6]])
+    result = multilabel_metrics(labels, probs, {})
+    assert result["exact_match"] == pytest.approx(2 / 3), "the second rightly has none, the third is told one"
+    assert result["micro_f1"] == pytest.approx(2 / 3) and result["macro_f1"] == result["map"] == 1
+    none_at_all = multilabel_metrics(labels[1:], probs[1:], {"main": probs[1:]})
+    assert none_at_all["map"] == none_at_all["macro_f1"] == 0 and none_at_all["exact_match"] == 0.5
+    expected = -(math.log(0.8) + math.log(0.7)) / 2
+    assert label_loss(logit(0.2, 0.3)[None], torch.zeros(1, 2), multi_label=True) == pytest.approx(expected)
+
+
+def test_a_row_without_any_label_has_an_empty_column_labels() -> None:
+    row = Row("a.jpg", width=8, height=8, labels=("rust", "scab"), probs=(0.4, 0.1), box=(0, 0, 8, 8))
+    cells = dict(zip(csv_columns(2, 0, True), csv_cells(row, 2, 0, True), strict=True))
+    assert cells["status"] == "ok" and cells["label"] == "rust" and cells["labels"] == ""
+    assert (
+        json_row(row, 2, 0, True)["labels"] == []
+        and json_row(Row("b", "missing"), 2, 0, True)["labels"] is None
+    )
 
 
 def test_a_model_of_one_class_refuses_several_labels(tmp_path: Path) -> None:
@@ -278,13 +308,29 @@ def test_a_trainer_from_python_checks_the_labels_too(run: Path) -> None:
 @pytest.fixture(scope="module")
 def untested(run: Path) -> Path:
     """A finished training on the same squares without a test split: val is all it is measured on."""
-    lines = (run / "stripes.csv").read_text().replace(",test", ",train")
-    (run / "untested.csv").write_text(lines)
+    lines = (run / "stripes.csv").read_text().replace(",test", ",train").splitlines()
+    # And some without any label, in both splits; one is a copy of a blue one.
+    (run / "bare").mkdir()
+    for i, split in enumerate(("train",) * 4 + ("val",)):
+        Image.new("RGB", (32, 32), (40 * i, 90, 90)).save(run / "bare" / f"{i}.png")
+        lines.append(f"bare/{i}.png,,{split}")
+    (run / "bare" / "0.png").write_bytes((run / "0.png").read_bytes())
+    (run / "untested.csv").write_text("\n".join(lines) + "\n")
     options = ["--no-pretrained", "--input-px", 32, "--epochs", 1, "--batch-size", 8, "--workers", 0]
     result = fgvc("train", "--data", run / "untested.csv", "--model", "timm-resnet10t", *options, "--out",
                   run / "untested")  # fmt: skip
     assert result.exit_code == 0, result.output
     return run / "untested"
+
+
+def test_eval_and_check_take_images_without_any_label(untested: Path) -> None:
+    options = ("--data", untested.parent / "untested.csv", "--split", "val", "--workers", 0, "--json")
+    result = fgvc("eval", "--weights", untested / "model.safetensors", *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["metrics"]["images"] == 6
+    checked = fgvc("datasets", "check", untested.parent / "untested.csv", "--workers", 0)
+    assert "29 train, 6 val photographs, 5 of them without a label" in checked.stdout
+    assert "bare/0.png [no label] = 0.png [blue]" in checked.stdout
 
 
 def test_a_training_without_a_test_split_is_finished(untested: Path) -> None:
