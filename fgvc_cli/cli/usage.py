@@ -1,0 +1,42 @@
+"""Mistakes in a command line: one line, as every other error, in place of typer's boxes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from fgvc_cli.errors import EXIT_ERROR, EXIT_OK
+
+# Of click, which older typers import and newer ones bring along: by this way it is the same for both.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class OneLineGroup(TyperGroup):
+    """Commands whose usage errors are one line on stderr: what arrived, what was expected, what to type."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        """As of every click command: runs one and ends the process with its exit code."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs)
+        except UsageError as error:
+            # ``fgvc`` alone: its help has been printed.
+            if type(error).__name__ != "NoArgsIsHelpError":
+                print(f"fgvc: {usage_text(error)}", file=sys.stderr)
+            sys.exit(error.exit_code)  # type: ignore[attr-defined]
+        except typer.Abort:
+            print("fgvc: aborted.", file=sys.stderr)
+            sys.exit(EXIT_ERROR)
+        sys.exit(code if isinstance(code, int) else EXIT_OK)
+
+
+def usage_text(error: Any) -> str:
+    """What a usage error says, in one line, and where to read on."""
+    text = " ".join(error.format_message().split())
+    ending = "" if text.endswith((".", "?", "!")) else "."
+    command = error.ctx.command_path if error.ctx else "fgvc"
+    return f"{text}{ending} Try: {command} --help"
