@@ -87,7 +87,8 @@ def load_labelled(
         if not val:
             train, val = hold_out_validation(train, classes, val_share=val_share, seed=seed)
     splits = {"train": train, "val": val, "test": test}
-    return LabelledSet(name, root, classes, splits, found.multi_label)
+    undivided = None in listed and not for_training
+    return LabelledSet(name, root, classes, splits, found.multi_label, undivided)
 
 
 def _indices(names: tuple[str, ...], index: dict[str, int]) -> tuple[int, tuple[int, ...]]:

@@ -44,6 +44,7 @@ class LabelledSet:
         splits: ``"train"``, ``"val"`` and ``"test"``, always all three, each possibly empty.
         multi_label: whether an image may have several labels or none, each to be told by itself; then one
             with a single label is a statement too: it has no other.
+        undivided: whether the source names no splits, and none were made: all images are then in ``test``.
     """
 
     name: str
@@ -51,6 +52,7 @@ class LabelledSet:
     classes: tuple[str, ...]
     splits: dict[str, tuple[Example, ...]]
     multi_label: bool = False
+    undivided: bool = False
 
     def counts(self) -> dict[str, int]:
         """Images per split."""
