@@ -31,7 +31,6 @@ def multilabel_metrics(labels: Tensor, probs: Tensor, branches: dict[str, Tensor
         branches: name -> (N, K); a row is NaN where a cascade stopped before that branch.
     """
     truth, guesses = labels.numpy() > 0.5, probs.numpy() > THRESHOLD
-    there = truth.any(axis=0)
     result = {
         "macro_f1": _macro_f1(labels, probs),
         "micro_f1": float(f1_score(truth, guesses, average="micro", zero_division=0.0)),
