@@ -374,3 +374,18 @@ def test_the_package_runs_as_the_script_does():
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 2
     assert result.stderr == "fgvc: No such command 'trian'. Did you mean 'train'? Try: fgvc --help\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("eval", "where the model looked is compared with them."),
+        (
+            "predict",
+            "Exit code 0: every row is ok; 3: finished, but some photographs failed; 130: interrupted.",
+        ),
+    ],
+)
+def test_help_breaks_lines_where_the_terminal_ends_and_nowhere_else(command, sentence, monkeypatch):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 300)
+    assert sentence in fgvc(command, "--help").stdout
