@@ -24,7 +24,7 @@ def report(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="What they show: a CSV with path,label, or a folder with one folder per class."),
+        typer.Option(help="What they show: a CSV with path,label (or path,labels), or a folder per class."),
     ] = None,
     thumbs: Annotated[
         int, typer.Option(min=0, help="Rows with a picture, at most; about 11 kB each at 240 px.")

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     import h5py
     from rich.console import Console
 
-    from fgvc_cli.report.page import Truth, Written
+    from fgvc_cli.report.page import Written
     from fgvc_cli.report.pictures import PictureMaker
     from fgvc_cli.report.table import Table
+    from fgvc_cli.report.truth import Truth
 
 
 def run(
@@ -55,7 +56,7 @@ def run(
     from fgvc_cli.atomic import AtomicFile
 
     with AtomicFile(page, overwrite=overwrite) as stream:
-        from fgvc_cli.report.page import build_truth, write_page
+        from fgvc_cli.report.page import write_page
         from fgvc_cli.report.pictures import PictureMaker, choose_rows
         from fgvc_cli.report.recorded import recorded_images
         from fgvc_cli.report.table import read_table
@@ -64,9 +65,7 @@ def run(
         maker = PictureMaker(table, images or recorded_images(table), thumb_px, max(workers, 1))
         if thumbs:
             maker.check()
-        from fgvc_cli.report.labels import read_labels
-
-        truth = build_truth(table, read_labels(labels, table.rows.path)) if labels else None
+        truth = _truth(table, labels) if labels else None
         rows = choose_rows(table, thumbs, truth.wrong(table) if truth else None)
         with _crops(table) as crops:
             pictures = maker.make(rows, crops)
@@ -79,6 +78,13 @@ def run(
         _tell(console, table, truth, maker, written, rows=rows, images=images)
         console.print(f"page: {page}, {size / 1e6:,.1f} MB", markup=False)
     return EXIT_OK
+
+
+def _truth(table: Table, labels: Path) -> Truth:
+    from fgvc_cli.report.labels import read_labels
+    from fgvc_cli.report.truth import build_truth
+
+    return build_truth(table, read_labels(labels, table.rows.path, multi_label=table.info.multi_label))
 
 
 @contextlib.contextmanager
@@ -122,10 +128,11 @@ def _tell(
     if "attention" not in table.info.extras:
         line(f"{table.source.name} holds no attention maps; fgvc predict --out preds.h5 --maps stores them.")
     if truth:
-        labelled = table.answered & (truth.index >= 0)
+        labelled = table.answered & truth.known
         right = int((labelled & ~truth.wrong(table)).sum())
         count = int(labelled.sum())
-        share = f"{right / count:.1%} of {count:,} labelled rows are right" if count else "No labelled row"
+        how = "have exactly their labels" if table.info.multi_label else "are right"
+        share = f"{right / count:.1%} of {count:,} labelled rows {how}" if count else "No labelled row"
         unknown = len(truth.classes) - len(table.info.classes)
         line(f"{share}. Labels that are no class of the model: {unknown}." if unknown else f"{share}.")
 

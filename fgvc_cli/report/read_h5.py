@@ -75,11 +75,19 @@ def read_h5(path: Path) -> Table:
             parts=columns["parts"].shape[1],
             # An extra that no row had has no width.
             extras=tuple(extra for extra in known if extra in file and 0 not in file[extra].shape),
+            settings=_settings(path, file),
         )
         origin = _origin(file)
     if columns["topk_index"].max() >= len(classes):
         raise FgvcError(f"{path} is damaged: it names class {columns['topk_index'].max()} of {len(classes)}.")
     return Table(path, Block(first=0, **columns), info, origin)
+
+
+def _settings(path: Path, file: h5py.File) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.attrs.get("settings", "{}")))
+    except (TypeError, ValueError) as error:
+        raise FgvcError(f"{path} is damaged: its settings are no JSON.") from error
 
 
 def _origin(file: h5py.File) -> Origin | None:
