@@ -35,17 +35,41 @@ class OneLineGroup(TyperGroup):
         except UsageError as error:
             # ``fgvc`` alone: its help has been printed.
             if type(error).__name__ != "NoArgsIsHelpError":
-                print(f"fgvc: {usage_text(error)}", file=sys.stderr)
+                typed = sys.argv[1:] if args is None else list(args)
+                print(f"fgvc: {self._explain(error, typed)}", file=sys.stderr)
             sys.exit(error.exit_code)  # type: ignore[attr-defined]
         except typer.Abort:
             print("fgvc: aborted.", file=sys.stderr)
             sys.exit(EXIT_ERROR)
         sys.exit(code if isinstance(code, int) else EXIT_OK)
 
+    def _explain(self, error: Any, typed: Sequence[str]) -> str:
+        """What a usage error says, in one line, with what arrived, and where to read on."""
+        text = " ".join(error.format_message().split()).rstrip(".")
+        value = _value_of(getattr(error, "param", None), typed)
+        if value is not None and repr(value) not in text:
+            text += f", got {value!r}"
+        ending = "" if text.endswith(("?", "!")) else "."
+        return f"{text}{ending} Try: {self._command_path(typed)} --help"
 
-def usage_text(error: Any) -> str:
-    """What a usage error says, in one line, and where to read on."""
-    text = " ".join(error.format_message().split())
-    ending = "" if text.endswith((".", "?", "!")) else "."
-    command = error.ctx.command_path if error.ctx else "fgvc"
-    return f"{text}{ending} Try: {command} --help"
+    def _command_path(self, typed: Sequence[str]) -> str:
+        """The commands at the start of what was typed, behind ``fgvc``."""
+        names, group = ["fgvc"], self
+        for word in typed:
+            command = getattr(group, "commands", {}).get(word)
+            if command is None:
+                break
+            names.append(word)
+            group = command
+        return " ".join(names)
+
+
+def _value_of(option: Any, typed: Sequence[str]) -> str | None:
+    """What was typed for an option; None where there is none, or it was an argument's."""
+    for name in getattr(option, "opts", ()):
+        for word, behind in zip(typed, [*typed[1:], None], strict=True):
+            if word == name:
+                return behind
+            if word.startswith(f"{name}="):
+                return word.removeprefix(f"{name}=")
+    return None
