@@ -186,6 +186,15 @@ BAD = [
     (["eval", "--weights", "aviary", "--split", "tset"], 2, "test"),
     (["datasets", "make", "aviary", "set"], 1, "set"),
     (["datasets", "make", "aviary", "new", "--species", "1"], 2, "2"),
+    (["trian"], 2, "No such command 'trian'. Did you mean 'train'? Try: fgvc --help"),
+    (["datasets", "gte", "pets"], 2, "Did you mean 'get'? Try: fgvc datasets --help"),
+    (["train", "--epoch", "3"], 2, "No such option: --epoch"),
+    (["train", "--epochs", "three"], 2, "'three'"),
+    (["eval", "--cascade=2"], 2, ", got '2'. Try: fgvc eval --help"),
+    (["train", "--epochs"], 2, "Option '--epochs' requires an argument. Try: fgvc train --help"),
+    (["train", "birds"], 2, "unexpected extra argument"),
+    (["predict"], 2, "Missing argument"),
+    (["predict", "photo.jpg", "--workers", "-1"], 2, "'--workers'"),
     (["models", "crasmra-test_vit_relpos"], 1, "cannot be run stage by stage"),
     (["models", "vitms-resnet18"], 1, "cannot be a multi-stage ViT"),
 ]
@@ -211,6 +220,8 @@ def test_bad_input_is_one_line_with_its_exit_code(arguments, code, names, tmp_pa
 
     assert result.exit_code == code, result.output
     assert names in one_line(result)
+    if "Try: fgvc" in result.stderr:
+        assert result.stderr.count("\n") == 1, "a usage error is all that is said"
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} - before
     assert not left, "something half-written is left behind"
 
@@ -315,7 +326,7 @@ def test_interrupt_exits_130_and_leaves_no_output(tmp_path):
     import time
 
     out = tmp_path / "preds.csv"
-    command = [sys.executable, "-m", "fgvc_cli.cli", "predict", "-", "--weights", "aviary", "--out", str(out)]
+    command = [sys.executable, "-m", "fgvc_cli", "predict", "-", "--weights", "aviary", "--out", str(out)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -350,3 +361,33 @@ def test_version():
     from fgvc_cli import __version__
 
     assert fgvc("--version").stdout.strip() == f"fgvc {__version__}"
+
+
+def test_help_stays_as_typer_draws_it():
+    for arguments in (["--help"], ["train", "--help"], ["datasets", "make", "--help"]):
+        result = fgvc(*arguments)
+        assert result.exit_code == 0 and "Usage: fgvc" in result.stdout and not result.stderr
+    alone = fgvc()
+    assert alone.exit_code == 2 and "Commands" in alone.stdout and not alone.stderr
+
+
+def test_the_package_runs_as_the_script_does():
+    command = [sys.executable, "-m", "fgvc_cli", "trian"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "fgvc: No such command 'trian'. Did you mean 'train'? Try: fgvc --help\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("eval", "where the model looked is compared with them."),
+        (
+            "predict",
+            "Exit code 0: every row is ok; 3: finished, but some photographs failed; 130: interrupted.",
+        ),
+    ],
+)
+def test_help_breaks_lines_where_the_terminal_ends_and_nowhere_else(command, sentence, monkeypatch):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 300)
+    assert sentence in fgvc(command, "--help").stdout

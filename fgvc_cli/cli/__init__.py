@@ -17,9 +17,11 @@ from fgvc_cli.cli.predict import merge, predict
 from fgvc_cli.cli.recipes import recipes
 from fgvc_cli.cli.report import report
 from fgvc_cli.cli.train import train
+from fgvc_cli.cli.usage import OneLineGroup
 
 app = typer.Typer(
     name="fgvc",
+    cls=OneLineGroup,
     help="Sort photographs into look-alike classes: predict, see where the model looked, train your own.",
     no_args_is_help=True,
     add_completion=False,
@@ -49,4 +51,4 @@ app.add_typer(datasets_app, name="datasets")
 
 def main() -> None:
     """Entry point of the ``fgvc`` script."""
-    app()
+    app(prog_name="fgvc")

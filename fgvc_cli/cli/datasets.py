@@ -17,9 +17,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @datasets_app.callback(invoke_without_command=True)
-def _alone(context: typer.Context) -> None:
+def _alone(context: typer.Context, data_root: DataRoot = None, as_json: Json = False) -> None:
+    """Options of the list; in front of a command they are refused, so that none is passed over in silence."""
     if context.invoked_subcommand is None:
-        list_datasets()
+        list_datasets(data_root, as_json)
+    given = [name for name, value in (("--data-root", data_root), ("--json", as_json)) if value]
+    if given:
+        raise typer.BadParameter(
+            f"Give {' and '.join(given)} behind the command: fgvc datasets {context.invoked_subcommand} ..."
+        )
 
 
 @datasets_app.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,4 +69,12 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             code = EXIT_INTERRUPTED
         raise typer.Exit(code)
 
+    wrapper.__doc__ = _unwrapped(command.__doc__ or "")
     return wrapper
+
+
+def _unwrapped(text: str) -> str:
+    """Each paragraph in one line, which --help then breaks as the terminal is wide; typer itself does so with
+    the first one only, and paragraphs that begin with \\b stay as they are."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs)

@@ -18,13 +18,13 @@ def report(
     images: Annotated[
         str | None,
         typer.Option(
-            help="The photographs: folder or archive that was predicted. Default: where the paths say, and "
-            "crops from the .h5 for those that are not there."
+            help="The photographs: folder or archive that was predicted. Default: where the .h5 says, "
+            "or the paths do, and crops from the .h5 for those that are not there."
         ),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="What they show: a CSV with path,label, or a folder with one folder per class."),
+        typer.Option(help="What they show: a CSV with path,label (or path,labels), or a folder per class."),
     ] = None,
     thumbs: Annotated[
         int, typer.Option(min=0, help="Rows with a picture, at most; about 11 kB each at 240 px.")

@@ -18,7 +18,7 @@ def train(
         str | None,
         typer.Option(
             help="Class-per-folder folder (train/ val/ test/ optional), or CSV: path,label[,split]; "
-            "path,labels with a|b for several labels per photograph."
+            "path,labels with a|b for several labels per photograph, or none."
         ),
     ] = None,
     dataset: Annotated[

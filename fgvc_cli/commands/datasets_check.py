@@ -13,7 +13,7 @@ from rich.progress import Progress
 from fgvc_cli.atomic import AtomicFile, check_writable
 from fgvc_cli.commands.console import stderr_console
 from fgvc_cli.data.check import Group, Member, Report, check_set
-from fgvc_cli.data.known import default_root, find_known, read_official
+from fgvc_cli.data.known import default_root, find_known, known_names, read_official
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import LabelledSet
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
@@ -63,7 +63,14 @@ def _open(source: str, data_root: str | None) -> LabelledSet:
     path = Path(source)
     if path.exists() or path.suffix or len(path.parts) != 1:
         return load_labelled(path, for_training=False)
-    entry = find_known(source)
+    try:
+        entry = find_known(source)
+    except FgvcError as error:
+        raise FgvcError(
+            f"{source} is neither a file or folder here nor a known set ({', '.join(known_names())}).",
+            error.hint or "Give a folder with one folder of images per class, a .csv file, or a known set.",
+            EXIT_USAGE,
+        ) from error
     root = Path(data_root) if data_root else default_root()
     if root is None:
         raise FgvcError(
@@ -78,7 +85,12 @@ def summary(report: Report, out: Path | None) -> str:
     """The findings for people: counts, and the first of each kind."""
     data = report.data
     counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items() if count)
-    lines = [f"{data.name}: {len(data.classes)} classes, {counts} photographs"]
+    if data.undivided:
+        counts = f"{sum(data.counts().values()):,}"
+    bare = _without_label(data)
+    none = f", {bare:,} of them without a label" if bare else ""
+    divided = ", not divided into splits" if data.undivided else ""
+    lines = [f"{data.name}: {len(data.classes)} classes, {counts} photographs{none}{divided}"]
     lines += _section(
         "unreadable",
         [f"{member.example.path}: {failure.error}" for member, failure in report.unreadable],
@@ -91,10 +103,14 @@ def summary(report: Report, out: Path | None) -> str:
     wrong = [group for group in report.groups if group.contradicts]
     lines += _section("groups with different labels", [_group_text(data, group) for group in wrong])
     few = [f"{name}: {count}" for name, count in sorted(report.tiny.items(), key=lambda item: item[1])]
-    lines += _section("tiny classes (training photographs)", few)
+    lines += _section(f"tiny classes ({_counted(data)})", few)
     if not report.clean:
         lines.append(f"All findings: {out}" if out else "All findings: --out report.csv, or --json")
     return "\n".join(lines)
+
+
+def _without_label(data: LabelledSet) -> int:
+    return sum(not example.labels for examples in data.splits.values() for example in examples)
 
 
 def _section(title: str, items: list[str]) -> list[str]:
@@ -104,10 +120,16 @@ def _section(title: str, items: list[str]) -> list[str]:
 
 def _group_text(data: LabelledSet, group: Group) -> str:
     # only where they differ: in many a set the path says the label too
-    labels = [f" [{data.label_text(m.example)}]" if group.contradicts else "" for m in group.members]
+    texts = [data.label_text(m.example) or "no label" for m in group.members]
+    labels = [f" [{text}]" if group.contradicts else "" for text in texts]
     shown = [f"{m.example.path}{label}" for m, label in zip(group.members[:3], labels, strict=False)]
     more = f" and {len(group.members) - 3} more" if len(group.members) > 3 else ""
-    return f"{'+'.join(group.splits)}: {' = '.join(shown)}{more}"
+    where = "" if data.undivided else f"{'+'.join(group.splits)}: "
+    return f"{where}{' = '.join(shown)}{more}"
+
+
+def _counted(data: LabelledSet) -> str:
+    return "photographs" if data.undivided else "training photographs"
 
 
 def as_document(report: Report) -> dict[str, Any]:
@@ -116,12 +138,13 @@ def as_document(report: Report) -> dict[str, Any]:
 
     def image(member: Member) -> dict[str, Any]:
         labels = [data.classes[label] for label in member.example.labels]
-        return {"path": member.example.path, "split": member.split, "labels": labels}
+        split = None if data.undivided else member.split
+        return {"path": member.example.path, "split": split, "labels": labels}
 
     groups = [
         {
             "kind": group.kind,
-            "splits": list(group.splits),
+            "splits": [] if data.undivided else list(group.splits),
             "labels_differ": group.contradicts,
             "images": [image(member) for member in group.members],
         }
@@ -131,7 +154,8 @@ def as_document(report: Report) -> dict[str, Any]:
         "name": data.name,
         "root": str(data.root),
         "classes": len(data.classes),
-        "images": data.counts(),
+        "images": {"all": sum(data.counts().values())} if data.undivided else data.counts(),
+        "without_label": _without_label(data),
         "clean": report.clean,
         "unreadable": [
             image(member) | {"status": failure.status, "error": failure.error}
@@ -151,16 +175,17 @@ def _write_csv(report: Report, out: Path, overwrite: bool) -> None:
     for member, failure in report.unreadable:
         example = member.example
         detail = f"{failure.status}: {failure.error}"
-        table.writerow(
-            ("unreadable", "", example.path, member.split, data.label_text(example), "", "", detail)
-        )
+        split = "" if data.undivided else member.split
+        table.writerow(("unreadable", "", example.path, split, data.label_text(example), "", "", detail))
     for number, group in enumerate(report.groups, 1):
-        flags = ("+".join(group.splits), "yes" if group.contradicts else "no")
+        splits = "" if data.undivided else "+".join(group.splits)
+        flags = (splits, "yes" if group.contradicts else "no")
         for member in group.members:
             example = member.example
-            row = (group.kind, number, example.path, member.split, data.label_text(example), *flags, "")
+            split = "" if data.undivided else member.split
+            row = (group.kind, number, example.path, split, data.label_text(example), *flags, "")
             table.writerow(row)
     for name, count in report.tiny.items():
-        table.writerow(("tiny_class", "", "", "", name, "", "", f"{count} training photographs"))
+        table.writerow(("tiny_class", "", "", "", name, "", "", f"{count} {_counted(data)}"))
     with AtomicFile(out, overwrite=overwrite) as stream:
         stream.write(text.getvalue().encode("utf-8", "surrogateescape"))

@@ -33,6 +33,7 @@ def run(name: str, data_root: str | None) -> int:
             "Where data sets lie is not known.", "Give --data-root DIR or set FGVC_DATA=DIR.", EXIT_USAGE
         )
     downloads = downloads_folder(entry, root)
+    made = _missing_folders(downloads)
     downloads.mkdir(parents=True, exist_ok=True)
     console = stderr_console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -50,16 +51,25 @@ def run(name: str, data_root: str | None) -> int:
         try:
             listing = get_known(entry, root, on_bytes=show)
         finally:
-            _remove_unused(downloads)
+            _remove_unused(downloads, made)
     print(f"{entry.title}: {entry.expected}, in {listing.root}")
     print(f"fgvc train --dataset {name} --data-root {root} --model crasmra-r50")
     return EXIT_OK
 
 
-def _remove_unused(downloads: Path) -> None:
-    """Take the folder away where nothing has arrived: an address that cannot be reached leaves no trace."""
+def _missing_folders(folder: Path) -> list[Path]:
+    """Those that have to be made for this one to be there, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_unused(downloads: Path, made: list[Path]) -> None:
+    """Take the folders away where nothing has arrived: an address that cannot be reached leaves no trace.
+
+    Args:
+        made: those that were not there before, the innermost first.
+    """
     if downloads.is_dir() and {file.name for file in downloads.iterdir()} <= {LOCK}:
         (downloads / LOCK).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # others may be under way in the folder above
-            downloads.rmdir()
-            downloads.parent.rmdir()
+        with contextlib.suppress(OSError):  # others may be under way in the folders above
+            for folder in dict.fromkeys((downloads, downloads.parent, *made)):
+                folder.rmdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.config import TrainConfig
-from fgvc_cli.data.listing import Example
+from fgvc_cli.data.listing import NO_LABEL, Example
 from fgvc_cli.data.load import load_data
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.sections import build
@@ -79,5 +79,5 @@ def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> l
             "Evaluate on the data it was trained for, or train on this data.",
         )
     index = {name: i for i, name in enumerate(classes)}
-    own = [[index[data.classes[label]] for label in e.labels] for e in chosen]
+    own = [[index[data.classes[label]] for label in e.labels] or [NO_LABEL] for e in chosen]
     return [Example(e.path, first, tuple(more)) for e, (first, *more) in zip(chosen, own, strict=True)]

@@ -172,6 +172,7 @@ def seal_rows(
             before; a disk that is full; what the predictor raises.
     """
     from fgvc_cli.predict.merge import merging_outputs
+    from fgvc_cli.predict.origin import Origin
     from fgvc_cli.predict.retry import mended_outputs
     from fgvc_cli.predict.shards import ShardWriter
 
@@ -179,6 +180,7 @@ def seal_rows(
     mended = mended_outputs(options.out, folder.root) if options.retry_failed else set()
     allowed = merging_outputs(folder.root) | mended
     options.outputs.check(overwrite=options.overwrite, allowed=allowed)
+    Origin.of(options.sources).write(folder.path)
     if options.retry_failed:
         _retry(options, folder, images, predictor, progress)
     else:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     import h5py
     from rich.console import Console
 
-    from fgvc_cli.report.page import Truth, Written
+    from fgvc_cli.report.page import Written
     from fgvc_cli.report.pictures import PictureMaker
     from fgvc_cli.report.table import Table
+    from fgvc_cli.report.truth import Truth
 
 
 def run(
@@ -37,7 +38,8 @@ def run(
     Args:
         predictions: ``.h5`` or ``.csv`` of ``fgvc predict``.
         out: the page to appear, ending in .html; None is ``<stem>.html`` in the current folder.
-        images: what the rows' paths are relative to; None: they are as given. See ``PictureMaker``.
+        images: what the rows' paths are relative to, see ``PictureMaker``; None: what ``recorded_images``
+            finds, or else nothing.
         labels: see ``read_labels``.
         thumbs, thumb_px: rows with a picture, at most, and its longest side.
         workers: threads that make pictures; 0 is one.
@@ -54,17 +56,16 @@ def run(
     from fgvc_cli.atomic import AtomicFile
 
     with AtomicFile(page, overwrite=overwrite) as stream:
-        from fgvc_cli.report.page import build_truth, write_page
+        from fgvc_cli.report.page import write_page
         from fgvc_cli.report.pictures import PictureMaker, choose_rows
+        from fgvc_cli.report.recorded import recorded_images
         from fgvc_cli.report.table import read_table
 
         table = read_table(predictions)
-        maker = PictureMaker(table, images, thumb_px, max(workers, 1))
+        maker = PictureMaker(table, images or recorded_images(table), thumb_px, max(workers, 1))
         if thumbs:
             maker.check()
-        from fgvc_cli.report.labels import read_labels
-
-        truth = build_truth(table, read_labels(labels, table.rows.path)) if labels else None
+        truth = _truth(table, labels) if labels else None
         rows = choose_rows(table, thumbs, truth.wrong(table) if truth else None)
         with _crops(table) as crops:
             pictures = maker.make(rows, crops)
@@ -74,9 +75,16 @@ def run(
         size = stream.tell()
     if not quiet:
         console = stderr_console()
-        _tell(console, table, truth, maker, written, rows=rows)
+        _tell(console, table, truth, maker, written, rows=rows, images=images)
         console.print(f"page: {page}, {size / 1e6:,.1f} MB", markup=False)
     return EXIT_OK
+
+
+def _truth(table: Table, labels: Path) -> Truth:
+    from fgvc_cli.report.labels import read_labels
+    from fgvc_cli.report.truth import build_truth
+
+    return build_truth(table, read_labels(labels, table.rows.path, multi_label=table.info.multi_label))
 
 
 @contextlib.contextmanager
@@ -91,7 +99,14 @@ def _crops(table: Table) -> Iterator[h5py.Dataset | None]:
 
 
 def _tell(
-    console: Console, table: Table, truth: Truth | None, maker: PictureMaker, written: Written, *, rows: list
+    console: Console,
+    table: Table,
+    truth: Truth | None,
+    maker: PictureMaker,
+    written: Written,
+    *,
+    rows: list,
+    images: str | None,
 ) -> None:
     """What the page holds, and what it lacks, each in a line."""
 
@@ -106,14 +121,25 @@ def _tell(
     if maker.failures:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in maker.failures.most_common())
         instead = f"{written.cropped:,} show their crop instead" if written.cropped else "there are no crops"
-        hint = "" if maker.images else " --images FOLDER says where photographs are."
+        hint = "" if maker.images else f"{_gone(table)} --images FOLDER says where photographs are."
         line(f"{maker.failures.total():,} photographs could not be used ({reasons}); {instead}.{hint}")
+    elif maker.images and maker.images != images and written.pictures:
+        line(f"The photographs are those in {maker.images}, as {table.source.name} says.")
     if "attention" not in table.info.extras:
         line(f"{table.source.name} holds no attention maps; fgvc predict --out preds.h5 --maps stores them.")
     if truth:
-        labelled = table.answered & (truth.index >= 0)
+        labelled = table.answered & truth.known
         right = int((labelled & ~truth.wrong(table)).sum())
         count = int(labelled.sum())
-        share = f"{right / count:.1%} of {count:,} labelled rows are right" if count else "No labelled row"
+        how = "have exactly their labels" if table.info.multi_label else "are right"
+        share = f"{right / count:.1%} of {count:,} labelled rows {how}" if count else "No labelled row"
         unknown = len(truth.classes) - len(table.info.classes)
         line(f"{share}. Labels that are no class of the model: {unknown}." if unknown else f"{share}.")
+
+
+def _gone(table: Table) -> str:
+    """Where they were, if that is recorded: they are not there any more."""
+    if table.origin is None:
+        return ""
+    sources = " ".join(table.origin.sources[:3]) + (" ..." if len(table.origin.sources) > 3 else "")
+    return f" They were predicted from {sources} in {table.origin.working_folder}, and are not there now."

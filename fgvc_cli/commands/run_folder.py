@@ -58,9 +58,17 @@ def finished_run(run_dir: Path) -> dict[str, Any] | None:
         FgvcError: a checkpoint that cannot be read.
     """
     from fgvc_cli.engine.checkpoint import read_metadata
+    from fgvc_cli.engine.run_state import state_path
     from fgvc_cli.engine.trainer import CHECKPOINT
 
     checkpoint = run_dir / CHECKPOINT
-    metadata = read_metadata(checkpoint) if checkpoint.is_file() else {}
-    # While a run goes on its checkpoint holds the val figures of an epoch, and no others.
-    return None if metadata.get("metrics", {}).keys() <= {"val"} else metadata
+    if not checkpoint.is_file():
+        return None
+    metadata = read_metadata(checkpoint)
+    if "finished" in metadata:
+        return metadata if metadata["finished"] else None
+    # Before fgvc wrote that down: figures beside val came at the end; several labels without a test split had
+    # none, but the state goes away at the end only.
+    ended = metadata["metrics"].keys() > {"val"}
+    several = metadata["options"].get("multi_label") and metadata["metrics"]
+    return metadata if ended or (several and not state_path(run_dir).exists()) else None

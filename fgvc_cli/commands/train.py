@@ -131,11 +131,20 @@ def resume(
         return EXIT_OK
     state = load_state(run_dir)
     config = state.config = build(TrainConfig, state.config.model_dump() | given)
-    data = load_data(config)
+    option = "--data-root" if config.dataset else "--data"
+    elsewhere = f"If they lie elsewhere now: fgvc train --resume {shlex.quote(str(run_dir))} {option} FOLDER"
+    try:
+        data = load_data(config)
+    except FgvcError as error:
+        raise FgvcError(
+            f"The photographs of {run_dir} cannot be read: {error.message}",
+            elsewhere + ("" if config.dataset else " (or CSV)"),
+            error.exit_code,
+        ) from error
     if data.sha256() != state.data_sha256:
         raise FgvcError(
             f"The photographs, labels or splits of {data.name} are not those that {run_dir} was trained on.",
-            "Put them back (--data says where they lie), or train again with another --out.",
+            f"Put them back, or train again with another --out. {elsewhere}",
         )
     world = find_world()
     if config.devices > 1 and world.size == 1:

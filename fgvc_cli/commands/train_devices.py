@@ -88,7 +88,7 @@ def launch(run_dir: Path, devices: int, arguments: list[str]) -> int:
         max_restarts=RESTARTS,
         shutdown_timeout=STOP_SECONDS,
     )
-    command = ["-m", "fgvc_cli.cli", "train", "--resume", str(run_dir), *arguments]
+    command = ["-m", "fgvc_cli", "train", "--resume", str(run_dir), *arguments]
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 _SECTION_HINT = "For example: --set preprocess.input_px=224"
-_SAME = {True: ("true", "yes", "on", "1"), False: ("false", "no", "off", "0")}
 _SAID_ELSEWHERE = ("model", "data", "dataset", "data_root", "recipe", "workers")
 """Fields that the block of settings leaves out: the line above it says them, or they change no result."""
 
@@ -71,19 +70,9 @@ def with_labels(config: TrainConfig, multi_label: bool) -> TrainConfig:
     Raises:
         FgvcError: settings that say otherwise, or that several labels do not go with.
     """
-    if str(config.options.get("multi_label", multi_label)).lower() not in _SAME[multi_label]:
-        raise FgvcError(
-            f"options.multi_label={config.options['multi_label']}, but the data "
-            f"{'has several labels' if multi_label else 'has one class'} per photograph.",
-            "Leave it out: the data decides. A CSV with a column labels (a|b) has several.",
-            EXIT_USAGE,
-        )
-    if multi_label and config.sampling == "balanced":
-        raise FgvcError(
-            "sampling=balanced draws every class equally often, but a photograph of this data has several.",
-            "Leave it out.",
-            EXIT_USAGE,
-        )
+    from fgvc_cli.engine.multilabel import check_labels
+
+    check_labels(config.options.get("multi_label", multi_label), multi_label, config.sampling)
     return config.model_copy(update={"options": config.options | {"multi_label": multi_label}})
 
 

@@ -18,7 +18,8 @@ def hold_out_validation(
 
     Each class gives ``val_share`` of its images, rounded, at least one, and keeps at least one. What
     a class gives depends on the seed, its name and its own paths only. The order is kept. An image with
-    several labels counts for the rarest of them, so that this one is divided as asked.
+    several labels counts for the rarest of them, so that this one is divided as asked; those with none are
+    divided as one class.
 
     Raises:
         FgvcError: a class with fewer than two images, or a share outside (0, 1).
@@ -58,12 +59,14 @@ def deal(
             f"{first_names(few)}.",
             "Add images to them, or remove them from the data set.",
         )
-    members: list[list[Example]] = [[] for _ in classes]
+    # Those without any label are dealt like a class; no class has the empty name.
+    members: dict[str, list[Example]] = {name: [] for name in (*classes, "")}
     for example in examples:
-        members[min(example.labels, key=lambda label: (images_of[label], label))].append(example)
+        rarest = min(example.labels, key=lambda label: (images_of[label], label), default=None)
+        members["" if rarest is None else classes[rarest]].append(example)
     val: set[Example] = set()
     test: set[Example] = set()
-    for name, own in zip(classes, members, strict=True):
+    for name, own in members.items():
         if len(own) < 2:  # of a class that comes with rarer ones only
             continue
         # one generator per class: adding a class leaves the deal of the others alone

@@ -111,6 +111,11 @@ def known_sets() -> tuple[KnownSet, ...]:
     return tuple(find_known(key) for key in _MODULES)
 
 
+def known_names() -> tuple[str, ...]:
+    """The names of all known sets."""
+    return tuple(_MODULES)
+
+
 def find_known(name: str) -> KnownSet:
     """The entry called ``name``.
 

@@ -13,7 +13,7 @@ from fgvc_cli.data.deal import check_shares, deal
 from fgvc_cli.data.deal import hold_out_validation as hold_out_validation
 from fgvc_cli.data.find import EXTENSIONS
 from fgvc_cli.data.labelled_csv import CSV_FORM, SPLIT_NAMES, Found, read_csv
-from fgvc_cli.data.listing import SPLITS, Example, LabelledSet, first_names, natural_key
+from fgvc_cli.data.listing import NO_LABEL, SPLITS, Example, LabelledSet, first_names, natural_key
 from fgvc_cli.data.listing import missing_images as missing_images
 from fgvc_cli.errors import FgvcError
 
@@ -36,8 +36,8 @@ def load_labelled(
     ``test/``. Images are found at any depth below their class folder (linked folders below that are
     not followed); hidden names and files beside the class folders are left out. CSV: ``path,label``
     and perhaps ``split``; UTF-8; relative paths start at the CSV's folder; ``path,labels`` with ``a|b``
-    makes a multi-label set (see ``labelled_csv``). Classes are in natural order (``x2`` before ``x10``),
-    examples ordered by class, then path.
+    makes a multi-label set, an empty field an image with none of the labels (see ``labelled_csv``). Classes
+    are in natural order (``x2`` before ``x10``), examples ordered by class, then path.
 
     Without any split the images are dealt into train, val and test, seeded and per class. A val
     split that is not there is held out of train: it chooses the checkpoint, and the test split is
@@ -87,10 +87,13 @@ def load_labelled(
         if not val:
             train, val = hold_out_validation(train, classes, val_share=val_share, seed=seed)
     splits = {"train": train, "val": val, "test": test}
-    return LabelledSet(name, root, classes, splits, found.multi_label)
+    undivided = None in listed and not for_training
+    return LabelledSet(name, root, classes, splits, found.multi_label, undivided)
 
 
 def _indices(names: tuple[str, ...], index: dict[str, int]) -> tuple[int, tuple[int, ...]]:
+    if not names:
+        return NO_LABEL, ()
     first, *more = sorted(index[name] for name in names)
     return first, tuple(more)
 

@@ -1,7 +1,8 @@
 """A user's CSV of labelled images.
 
 ``path,label`` says what an image shows. ``path,labels`` (plural) says all that it shows, joined by ``|``, and
-makes the set multi-label: ``leaf.jpg,rust|scab``. Each may have a column ``split``.
+makes the set multi-label: ``leaf.jpg,rust|scab``, where ``leaf.jpg,`` has none of the labels. Each may have a
+column ``split``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ CSV_FORM = "a header line path,label or path,label,split, then one image per lin
 LABEL_SEPARATOR = "|"
 
 _MULTI_FORM = "for several labels per image, name the column labels and write a|b"
+_NONE_FORM = "For images that may have no label, name the column labels."
 
 
 @dataclass
@@ -94,6 +96,12 @@ def read_listing(path: Path) -> tuple[Found, dict[str, int]]:
                 found.images.setdefault(split, {}).setdefault(labels, []).append(image)
     except (UnicodeDecodeError, csv.Error) as error:
         raise FgvcError(f"{path} is not a UTF-8 CSV file: {error}.", f"Write {CSV_FORM}.") from error
+    # Each line alone may say that nothing is there; all of them together are a column that was not filled.
+    if line_of and not any(labels for by_labels in found.images.values() for labels in by_labels):
+        raise FgvcError(
+            f"{path}: the field labels is empty in all {len(line_of)} lines; expected names in some of them.",
+            "Write a|b where both are there, and leave it empty where none is.",
+        )
     return found, line_of
 
 
@@ -104,8 +112,10 @@ def _read_row(
         got = f"{len(cells)} values" if cells else "an empty line"
         raise FgvcError(f"{where}: {got}, expected {len(header)} ({','.join(header)}).")
     row = {column: cell.strip() for column, cell in zip(header, cells, strict=True)}
-    if not row["path"] or not row[label_column]:
-        raise FgvcError(f"{where}: the {label_column if row['path'] else 'path'} is empty, expected one.")
+    if not row["path"]:
+        raise FgvcError(f"{where}: the path is empty, expected one.")
+    if label_column == "label" and not row["label"]:
+        raise FgvcError(f"{where}: the label is empty, expected one.", _NONE_FORM)
     split = row.get("split")
     if split is not None and split.lower() not in SPLIT_NAMES:
         raise FgvcError(f"{where}: unknown split {split!r}.", "Use train, val or test.")
@@ -117,6 +127,8 @@ def _read_row(
 
 
 def _read_labels(cell: str, where: str) -> tuple[str, ...]:
+    if not cell:
+        return ()
     names = [name.strip() for name in cell.split(LABEL_SEPARATOR)]
     if not all(names):
         raise FgvcError(f"{where}: an empty label in {cell!r}, expected names joined by {LABEL_SEPARATOR}.")

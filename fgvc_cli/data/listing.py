@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 SPLITS = ("train", "val", "test")
+NO_LABEL = -1
+"""``Example.label`` of an image of a multi-label set that shows nothing of what is asked for."""
 
 
 class Example(NamedTuple):
@@ -18,7 +20,7 @@ class Example(NamedTuple):
 
     ``path`` is POSIX and relative to the set's root (absolute only where a CSV names a file outside
     its own folder; ``root / path`` is right for both). ``label`` indexes ``LabelledSet.classes``, and so do
-    ``more``, the other labels of an image of a multi-label set.
+    ``more``, the other labels of an image of a multi-label set, where ``NO_LABEL`` says that it has none.
     """
 
     path: str
@@ -27,8 +29,8 @@ class Example(NamedTuple):
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """All labels, at least one, each once."""
-        return (self.label, *self.more)
+        """All labels, each once; none only in a multi-label set."""
+        return () if self.label == NO_LABEL else (self.label, *self.more)
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class LabelledSet:
         root: the folder that ``Example.path`` is relative to.
         classes: class names; a label is an index into them.
         splits: ``"train"``, ``"val"`` and ``"test"``, always all three, each possibly empty.
-        multi_label: whether an image may have several labels, each to be told by itself; then one with a
-            single label is a statement too: it has no other.
+        multi_label: whether an image may have several labels or none, each to be told by itself; then one
+            with a single label is a statement too: it has no other.
+        undivided: whether the source names no splits, and none were made: all images are then in ``test``.
     """
 
     name: str
@@ -49,6 +52,7 @@ class LabelledSet:
     classes: tuple[str, ...]
     splits: dict[str, tuple[Example, ...]]
     multi_label: bool = False
+    undivided: bool = False
 
     def counts(self) -> dict[str, int]:
         """Images per split."""

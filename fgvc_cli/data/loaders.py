@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 (B, 3, S, S)."""
     labels: Tensor
-    """int64 (B,); of a multi-label set float32 (B, K), 1 for each label of an image."""
+    """int64 (B,); of a multi-label set float32 (B, K), 1 for each label of an image, all 0 without one."""
     indices: Tensor
     """int64 (B,), positions in the list of examples."""
     failures: list[str]

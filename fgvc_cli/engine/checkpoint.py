@@ -37,8 +37,9 @@ class Checkpoint:
     sha256: str
     """Of the file."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """``options``, ``dataset``, ``metrics`` (by split), ``epoch``, ``config``, ``config_sha256``,
-    ``fgvc_version``, and ``calibration`` (see ``Calibration``) where training fitted a temperature."""
+    """``options``, ``dataset``, ``metrics`` (by split), ``epoch``, ``finished``, ``config``,
+    ``config_sha256``, ``fgvc_version``, and ``calibration`` (see ``Calibration``) where training fitted a
+    temperature."""
     temperature: float = 1.0
     """Of the fused probabilities, see ``apply_temperature``; 1 where none was fitted. It was fitted with the
     looks of training and stays the same with other ``stages`` or another ``cascade``, which may need another.
@@ -61,6 +62,7 @@ def save_checkpoint(
     metrics: dict[str, dict[str, float]],
     calibration: Calibration | None = None,
     epoch: int = 0,
+    finished: bool = False,
 ) -> None:
     """Write a checkpoint whole or not at all (temporary file, fsync, rename).
 
@@ -69,6 +71,7 @@ def save_checkpoint(
         metrics: split -> metric -> value; a number without its split is not a result.
         calibration: None while none is fitted.
         epoch: after which the weights were as they are, from 1; 0: not known.
+        finished: whether the training has come to its end.
 
     Raises:
         FgvcError: the file cannot be written.
@@ -83,6 +86,7 @@ def save_checkpoint(
         "data_sha256": data_sha256,
         "metrics": metrics,
         "epoch": epoch,
+        "finished": finished,
         "config": config.model_dump(),
         "config_sha256": config_sha256(config),
         "fgvc_version": __version__,

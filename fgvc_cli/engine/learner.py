@@ -70,11 +70,12 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.ema = ModelEmaV3(self.model, config.ema_decay, use_warmup=True) if config.ema_decay else None
         self.mix = mix_transform(config.augment, classes)
-        self.multi_label = bool(config.options.get("multi_label"))
+        self.multi_label = bool(model.config.multi_label)  # type: ignore[union-attr]
         self.updates = 0
         # Those that learn once the frozen epochs are over; a backbone may have others that never do.
         self.backbone = self.model.get_submodule("backbone")
         self.freezable = [p for p in self.backbone.parameters() if p.requires_grad]
+        self.frozen = False
         self.forward = self._wrapped()
 
     @property
@@ -84,7 +85,7 @@ class Learner:
 
     def begin_epoch(self, epoch: int) -> None:
         """Everything learns, but for the backbone in the frozen epochs, when its batch norms rest too."""
-        frozen = epoch <= self.config.optim.freeze_epochs
+        self.frozen = frozen = epoch <= self.config.optim.freeze_epochs
         self.model.train()
         if frozen:
             self.backbone.eval()
@@ -168,12 +169,17 @@ class Learner:
         """
         if np.isfinite(loss):
             return
-        rates = largest_rates(self.optimizer)
+        rates = self.rates()
         raise FgvcError(
             f"The loss became {loss} after {self.updates} updates.",
             f"Lower the learning rates (--set optim.{max(rates, key=lambda name: rates[name])}=...), "
             "or clip: --set optim.clip_grad=1",
         )
+
+    def rates(self) -> dict[str, float]:
+        """As ``largest_rates``; 0 for a backbone that is frozen."""
+        rates = largest_rates(self.optimizer)
+        return rates | {"lr_backbone": 0.0} if self.frozen and "lr_backbone" in rates else rates
 
     def state(self) -> dict[str, Any]:
         """Everything that the next update depends on: nested dicts and lists of tensors and plain values."""

@@ -18,7 +18,6 @@ from fgvc_cli.engine.learner import Learner
 from fgvc_cli.engine.memory import is_out_of_memory, out_of_memory
 from fgvc_cli.engine.meter import Meter
 from fgvc_cli.engine.observer import Observer
-from fgvc_cli.engine.optim import largest_rates
 from fgvc_cli.engine.run_state import Progress
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
@@ -89,7 +88,7 @@ class TrainLoop:
             raise FgvcError("No training photograph could be read.", "Check the files named above.")
         speed = meter.images / progress.seconds
         row = {"epoch": progress.epoch, "seconds": progress.seconds, "images_per_second": speed}
-        return row | largest_rates(self.learner.optimizer) | meter.means()
+        return row | self.learner.rates() | meter.means()
 
     def next_epoch(self, row: dict[str, float], best_epoch: int) -> None:
         """Close the epoch with its line of metrics.csv."""

@@ -12,16 +12,18 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
 from fgvc_cli.data.listing import LabelledSet
-from fgvc_cli.errors import FgvcError
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 THRESHOLD = 0.5
+_SAME = {True: ("true", "yes", "on", "1"), False: ("false", "no", "off", "0")}
 
 
 def multilabel_metrics(labels: Tensor, probs: Tensor, branches: dict[str, Tensor]) -> dict[str, float]:
     """Macro and micro F1, mAP, share of images with exactly their labels, BCE; macro F1 of each branch.
 
     Macro F1 and mAP (the mean over labels of scikit-learn's average precision, without interpolation) are
-    over the labels that some image has.
+    over the labels that some image has; 0 where none has any. An image without a label is matched exactly
+    where no label is told.
 
     Args:
         labels: float (N, K), 0 or 1; N at least 1.
@@ -29,11 +31,10 @@ def multilabel_metrics(labels: Tensor, probs: Tensor, branches: dict[str, Tensor
         branches: name -> (N, K); a row is NaN where a cascade stopped before that branch.
     """
     truth, guesses = labels.numpy() > 0.5, probs.numpy() > THRESHOLD
-    there = truth.any(axis=0)
     result = {
         "macro_f1": _macro_f1(labels, probs),
         "micro_f1": float(f1_score(truth, guesses, average="micro", zero_division=0.0)),
-        "map": float(average_precision_score(truth[:, there], probs.numpy()[:, there], average="macro")),
+        "map": _mean_average_precision(truth, probs.numpy()),
         "exact_match": float(exact_matches(labels, probs).mean()),
         "bce": float(F.binary_cross_entropy(probs.double().clamp(0, 1), labels.double())),
     }
@@ -77,6 +78,40 @@ def label_slots(data: LabelledSet, model_classes: int, multi_label: bool) -> int
             "Train one on a set of that kind, or name the column label.",
         )
     return model_classes if multi_label else None
+
+
+def check_labels(told: bool | str, multi_label: bool, sampling: str) -> None:
+    """Whether a training fits its data.
+
+    Args:
+        told: ``options.multi_label`` of the model, a word as ``--set`` takes it or its value.
+        multi_label: whether the data has several labels per photograph.
+        sampling: ``TrainConfig.sampling``.
+
+    Raises:
+        FgvcError: a model of the other kind; sampling that several labels do not go with.
+    """
+    if str(told).lower() not in _SAME[multi_label]:
+        raise FgvcError(
+            f"options.multi_label={told}, but the data "
+            f"{'has several labels' if multi_label else 'has one class'} per photograph.",
+            "Leave it out: the data decides. A CSV with a column labels (a|b) has several. In Python: "
+            f"create_model(..., options={{'multi_label': {multi_label}}}).",
+            EXIT_USAGE,
+        )
+    if multi_label and sampling == "balanced":
+        raise FgvcError(
+            "sampling=balanced draws every class equally often, but a photograph of this data has several.",
+            "Leave it out.",
+            EXIT_USAGE,
+        )
+
+
+def _mean_average_precision(truth: np.ndarray, probs: np.ndarray) -> float:
+    there = truth.any(axis=0)
+    if not there.any():
+        return 0.0
+    return float(average_precision_score(truth[:, there], probs[:, there], average="macro"))
 
 
 def _macro_f1(labels: Tensor, probs: Tensor) -> float:

@@ -52,6 +52,8 @@ class OneCycle:
 
 def _one_cycle_share(done: int, updates: int) -> float:
     """Rate as a share of the largest, of the update that comes after ``done`` of a cycle of ``updates``."""
+    if updates == 1:
+        return 1.0  # where torch's has only the end, at which nothing is learnt
     first, last, rise = 1 / 25, 1 / 25e4, 0.3 * updates - 1
     if done <= rise:
         start, end, way = first, 1.0, done / rise if rise else 1.0

@@ -19,7 +19,7 @@ from torch import Tensor
 from fgvc_cli import __version__
 from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.config import TrainConfig
-from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.weight_files import read_tensors
 from fgvc_cli.sections import build
 
@@ -95,16 +95,11 @@ def load_state(run_dir: Path) -> RunState:
     """The last state that was saved in ``run_dir``.
 
     Raises:
-        FgvcError: no such folder, a folder without one, a damaged or foreign file, one of a newer version.
+        FgvcError: no such folder, a file, a folder without one; a state that is damaged, foreign or newer.
     """
     path = state_path(run_dir)
     if not path.is_file():
-        what = "holds nothing to go on from" if run_dir.is_dir() else "is not a folder"
-        raise FgvcError(
-            f"--resume {run_dir} {what}: there is no {FOLDER}/{FILE}.",
-            "Give the run folder of an interrupted training, or start one: fgvc train --model ... --data ...",
-            EXIT_USAGE,
-        )
+        raise _nothing_there(run_dir)
     tensors, header = read_tensors(path)
     if STATE_KEY not in header:
         raise FgvcError(f"{path} was not written by fgvc train.", "Train again, with another --out.")
@@ -120,6 +115,30 @@ def load_state(run_dir: Path) -> RunState:
         classes=tuple(document["classes"]),
         progress=Progress(**document["progress"]),
         learner=unpack(document["learner"], tensors),
+    )
+
+
+def _nothing_there(run_dir: Path) -> FgvcError:
+    start = "or start one: fgvc train --model ... --data ..."
+    if run_dir.is_dir():
+        return FgvcError(
+            f"--resume {run_dir} holds nothing to go on from: there is no {FOLDER}/{FILE} in it.",
+            f"Give the run folder of an interrupted training, {start}",
+            EXIT_USAGE,
+        )
+    if run_dir.exists():
+        return FgvcError(
+            f"--resume {run_dir} is a file, expected a run folder.",
+            f"Give the folder of an interrupted training, which holds {FOLDER}/{FILE}.",
+            EXIT_USAGE,
+        )
+    beside = run_dir.parent.iterdir() if run_dir.parent.is_dir() else ()
+    close = nearest(run_dir.name, [folder.name for folder in beside if folder.is_dir()])
+    meant = f"Did you mean {' or '.join(str(run_dir.with_name(name)) for name in close)}?" if close else None
+    return FgvcError(
+        f"--resume {run_dir}: there is no such folder.",
+        meant or f"Give the run folder of an interrupted training, {start}",
+        EXIT_USAGE,
     )
 
 

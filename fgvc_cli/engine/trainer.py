@@ -31,7 +31,7 @@ from fgvc_cli.engine.interrupts import interrupts_wait, sigterm_interrupts
 from fgvc_cli.engine.learner import Learner
 from fgvc_cli.engine.loop import TrainLoop
 from fgvc_cli.engine.metrics_file import MetricsFile
-from fgvc_cli.engine.multilabel import rank
+from fgvc_cli.engine.multilabel import check_labels, rank
 from fgvc_cli.engine.observer import Observer
 from fgvc_cli.engine.run_state import Progress, RunState, remove_state, save_state, state_path
 from fgvc_cli.engine.tensorboard import TensorBoard
@@ -78,8 +78,8 @@ class Trainer:
         world: the processes that train together, this among them; only the main one writes.
 
     Raises:
-        FgvcError: settings of ``config`` that do not fit each other or the model; a state whose best model is
-            gone.
+        FgvcError: settings of ``config`` that do not fit each other or the model; a model that does not tell
+            as many labels per photograph as ``data`` has; a state whose best model is gone.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Trainer:
         state: RunState | None = None,
         world: World = ALONE,
     ):
+        check_labels(model.config.multi_label, data.multi_label, config.sampling)  # type: ignore[union-attr, arg-type]
         self.config, self.data, self.run_dir = config, data, run_dir
         self.device, self.observer, self.world = device, observer, world
         self.warned: set[str] = set()
@@ -270,7 +271,7 @@ class Trainer:
             metrics["val_fitted"] = validation.metrics(temperature)
         if self.data.splits["test"]:
             metrics["test"] = self._evaluate("test").metrics(temperature)
-        self._save(self.best, metrics, calibration)
+        self._save(self.best, metrics, calibration, finished=True)
         if self.board:
             self.board.close()
         return TrainResult(path, self.best.epoch, metrics)
@@ -308,7 +309,12 @@ class Trainer:
         return result
 
     def _save(
-        self, best: Best, metrics: dict[str, dict[str, float]], calibration: Calibration | None = None
+        self,
+        best: Best,
+        metrics: dict[str, dict[str, float]],
+        calibration: Calibration | None = None,
+        *,
+        finished: bool = False,
     ) -> None:
         if not self.world.is_main:
             return
@@ -322,6 +328,7 @@ class Trainer:
             metrics=metrics,
             calibration=calibration,
             epoch=best.epoch,
+            finished=finished,
         )
 
     def _warn(self, failures: list[str]) -> None:

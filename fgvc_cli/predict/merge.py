@@ -13,6 +13,7 @@ from typing import Any
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.folder_lock import FolderLock
 from fgvc_cli.predict.blocks import cut, interleave, join
+from fgvc_cli.predict.origin import Origin
 from fgvc_cli.predict.outputs import Outputs
 from fgvc_cli.predict.resume import first_change, info_of
 from fgvc_cli.predict.rows import Block
@@ -66,9 +67,10 @@ def merge_run(root: Path, outputs: Outputs, *, overwrite: bool = False) -> Merge
     allowed = merging_outputs(root)
     outputs.check(overwrite=overwrite, allowed=allowed)
     write_document(root / MERGING, {"outputs": sorted(allowed | set(outputs.targets()))})
+    origin = Origin.read(folders[0])
     blocks = interleaved([list_shards(folder) for folder in folders])
     with ExitStack() as stack:
-        sinks = [stack.enter_context(sink) for sink in outputs.sinks(info, placed=allowed)]
+        sinks = [stack.enter_context(sink) for sink in outputs.sinks(info, placed=allowed, origin=origin)]
         for sink in sinks:
             sink.begin(info)
         for block in blocks:

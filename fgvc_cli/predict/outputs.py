@@ -14,6 +14,7 @@ from fgvc_cli.atomic import check_writable
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:
+    from fgvc_cli.predict.origin import Origin
     from fgvc_cli.predict.rows import Extra, RunInfo
     from fgvc_cli.predict.sinks import Sink
 
@@ -24,7 +25,7 @@ SINKS = {
     ".hdf5": ("sink_h5", "H5Sink"),
     ".parquet": ("sink_parquet", "ParquetSink"),
 }
-"""Ending of a file -> module and class of its sink, made as ``Class(out, overwrite=..., extras=...)``."""
+"""Ending of a file -> module and class of its sink, see ``FileSink``."""
 
 HOLDS_EXTRAS = (".h5", ".hdf5", ".parquet")
 
@@ -108,17 +109,18 @@ class Outputs:
                     EXIT_USAGE,
                 )
 
-    def sinks(self, info: RunInfo, *, placed: Iterable[str] = ()) -> list[Sink]:
+    def sinks(self, info: RunInfo, *, placed: Iterable[str] = (), origin: Origin | None = None) -> list[Sink]:
         """A sink for each output, which may replace what is there: ``check`` has been asked before.
 
         Args:
             placed: real paths of an earlier merge; folders among them that exist are complete.
+            origin: where the photographs were, if that is known.
         """
         sinks: list[Sink] = []
         for out in self.files:
             module, name = SINKS[out.suffix.lower()]
             cls = getattr(importlib.import_module(f"fgvc_cli.predict.{module}"), name)
-            sinks.append(cls(out, overwrite=True, extras=self.extras))
+            sinks.append(cls(out, overwrite=True, extras=self.extras, origin=origin))
         from fgvc_cli.predict.sink_folders import CropsFolder, MapsFolder
 
         for folder, cls in ((self.crops_dir, CropsFolder), (self.maps_dir, MapsFolder)):

@@ -23,6 +23,10 @@ UNSURE = "unsure"
 """Status of a row whose best probability is below the run's ``min_prob``; its predictions are kept."""
 
 
+TOLD_ABOVE = 0.5
+"""A multi-label model tells the labels that are more probable than this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """The answer for one image: a prediction, or why there is none."""
@@ -49,7 +53,7 @@ class Row:
     @property
     def labels_there(self) -> tuple[str, ...]:
         """Of a multi-label model: the labels more probable than not, among the k."""
-        return tuple(name for name, prob in zip(self.labels, self.probs, strict=True) if prob > 0.5)
+        return tuple(name for name, prob in zip(self.labels, self.probs, strict=True) if prob > TOLD_ABOVE)
 
     @property
     def ok(self) -> bool:

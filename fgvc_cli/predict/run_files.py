@@ -2,6 +2,7 @@
 
 OUT.partial/
   run.json        what the run is: a different one is refused, field by field
+  origin.json     where the photographs were when rows were last added (``origin``)
   list.json       the whole list of images as the run found it (``file_list``)
   lock            held while a process works here; the system frees it however the process ends
   rows-*.npz      sealed rows (``shards``)
@@ -25,6 +26,7 @@ from fgvc_cli.folder_lock import LOCK
 from fgvc_cli.predict.shards import list_shards
 
 RUN, LIST, DONE, MERGING = "run.json", "list.json", "done.json", "merging.json"
+ORIGIN = "origin.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def discard(folder: Path, *, keep_folder: bool = False) -> None:
     """Remove what a run wrote into its folder, and the folder where nothing else lies in it."""
     for path in [*list_shards(folder), *folder.glob(f"*{TEMPORARY}")]:
         path.unlink(missing_ok=True)
-    for name in (DONE, MERGING, LIST, RUN):
+    for name in (DONE, MERGING, ORIGIN, LIST, RUN):
         (folder / name).unlink(missing_ok=True)
     if not keep_folder and {path.name for path in folder.iterdir()} <= {LOCK}:
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,8 @@ Legend: N rows, k predictions per row, P parts, K classes, D embedding width, h 
     embedding           (N, D) float32, on request
     logits              (N, K) float32: log of the fused, calibrated probabilities, on request
 
+Where the photographs were is an attribute too, where it is known: ``sources`` as typed, ``working_folder``.
+
 Arrays are compressed with gzip, which every HDF5 reader has (lzf only h5py), behind a shuffle, with a
 checksum per chunk; values of any length cannot be.
 """
@@ -57,6 +59,9 @@ class H5Sink(FileSink):
         self._sets: dict[str, h5py.Dataset] = {}
         for name, value in root_attributes(info).items():
             self._h5.attrs[name] = value
+        if self.origin:
+            self._h5.attrs["sources"] = np.array(list(self.origin.sources), dtype=h5py.string_dtype())
+            self._h5.attrs["working_folder"] = self.origin.working_folder
         for name in TEXTS:
             self._add(name, (), h5py.string_dtype())
         self._add("size", (2,), np.int32)

@@ -11,6 +11,7 @@ from typing import IO, Protocol, Self
 
 from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.predict.origin import Origin
 from fgvc_cli.predict.rows import Block, Extra, RunInfo
 
 
@@ -37,13 +38,22 @@ class FileSink(ABC):
         out: the file.
         overwrite: replace a file that is there.
         extras: what to store beside the predictions; formats without room for them ignore it.
+        origin: where the photographs were; formats without attributes ignore it.
 
     Raises:
         FgvcError: the file exists and may not be replaced, or cannot be written: a full disk, a lost folder.
     """
 
-    def __init__(self, out: Path, *, overwrite: bool = False, extras: Collection[Extra] = ()):
+    def __init__(
+        self,
+        out: Path,
+        *,
+        overwrite: bool = False,
+        extras: Collection[Extra] = (),
+        origin: Origin | None = None,
+    ):
         self.extras = frozenset(extras)
+        self.origin = origin
         self._file = AtomicFile(out, overwrite=overwrite)
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ import numpy as np
 
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.report.table import Table
+from fgvc_cli.report.truth import Truth
 
 ALIGN = 8
 LEVEL = 6
@@ -40,11 +41,11 @@ def pack(header: dict[str, Any], columns: dict[str, np.ndarray]) -> bytes:
     return base64.b64encode(gzip.compress(b"".join([start, *pieces]), LEVEL, mtime=0))
 
 
-def row_columns(table: Table, truth: np.ndarray | None) -> dict[str, np.ndarray]:
+def row_columns(table: Table, truth: Truth | None) -> dict[str, np.ndarray]:
     """The columns of all N rows.
 
     Args:
-        truth: (N,) int32 index of the true class, -1 where it is not known; None without labels.
+        truth: what the photographs show; None without labels.
     """
     rows = table.rows
     number = {status: i for i, status in enumerate(statuses(table))}
@@ -58,9 +59,7 @@ def row_columns(table: Table, truth: np.ndarray | None) -> dict[str, np.ndarray]
         "box": _tenths(rows.box),
         "parts": _tenths(rows.parts),
     }
-    if truth is not None:
-        columns["truth"] = truth
-    return columns
+    return columns | (truth.columns() if truth else {})
 
 
 def statuses(table: Table) -> list[str]:

@@ -22,12 +22,14 @@ from PIL import Image
 
 from fgvc_cli import __version__
 from fgvc_cli.explain.colormap import color_table
+from fgvc_cli.predict.rows import TOLD_ABOVE
 from fgvc_cli.report.pack import pack, picture_columns, row_columns, statuses
 from fgvc_cli.report.pictures import Picture
 from fgvc_cli.report.read_h5 import open_h5, reading
 from fgvc_cli.report.table import Table
+from fgvc_cli.report.truth import Truth, cut_rows
 
-SCRIPTS = ("data", "select", "picture", "grid", "facets", "detail", "labels", "main")
+SCRIPTS = ("data", "select", "picture", "grid", "facets", "detail", "labels", "labelsets", "main")
 """Files of ``page/`` that become the one script, in order."""
 CHUNK_PICTURES = 250
 """Pictures per block of text; the browser takes apart only the blocks that it shows."""
@@ -37,30 +39,6 @@ BOX_LINE = (0, 229, 255)
 PART_LINES = ((255, 221, 51), (213, 94, 0), (60, 110, 255), (255, 255, 255))
 MAP_PX = 32
 """Longest side of an attention map; finer ones are averaged down to it."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What the photographs really show."""
-
-    index: np.ndarray
-    """(N,) int32 into ``classes``, -1 where it is not known."""
-    classes: tuple[str, ...]
-    """Those of the model first, then what only the labels have."""
-
-    def wrong(self, table: Table) -> np.ndarray:
-        """(N,) bool: rows with a prediction and a label that differ."""
-        return table.answered & (self.index >= 0) & (table.rows.topk_index[:, 0] != self.index)
-
-
-def build_truth(table: Table, labels: list[str | None]) -> Truth:
-    """Labels as indices, with a class of its own for each name that the model does not know."""
-    number = {name: i for i, name in enumerate(table.info.classes)}
-    for label in labels:
-        if label is not None:
-            number.setdefault(label, len(number))
-    index = [-1 if label is None else number[label] for label in labels]
-    return Truth(np.array(index, np.int32), tuple(number))
 
 
 @dataclass
@@ -107,7 +85,7 @@ def write_page(
     written.pictures, written.cropped = len(rows), sum(cropped)
     header = _header(table, truth, title) | {"map": maps.size if maps and written.maps else None}
     header["skipped"] = int(table.answered.sum()) - wanted
-    columns = row_columns(table, truth.index if truth else None) | picture_columns(table, rows, cropped)
+    columns = row_columns(table, truth) | picture_columns(table, rows, cropped)
     stream.write(b'<script type="text/plain" id="rows">' + pack(header, columns) + b"</script>\n")
     stream.write(after.replace("@SCRIPT@", script).encode())
     return written
@@ -179,6 +157,9 @@ def _header(table: Table, truth: Truth | None, title: str) -> dict[str, Any]:
         "parts_per_row": info.parts,
         "classes": truth.classes if truth else info.classes,
         "known": len(info.classes),
+        "several": info.multi_label,
+        "told_above": TOLD_ABOVE,
+        "cut": cut_rows(table),
         "statuses": statuses(table),
         "colors": base64.b64encode(color_table().tobytes()).decode(),
         "strokes": [_hex(color) for color in (BOX_EDGE, BOX_LINE, *PART_LINES)],

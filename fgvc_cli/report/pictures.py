@@ -104,7 +104,7 @@ class PictureMaker:
         names = self.table.rows.path
         if self.images is None or os.path.isdir(self.images):
             root = Path(self.images or "")
-            yield from ((row, root / _file_name(names[row])) for row in rows)
+            yield from ((row, root / file_name(names[row])) for row in rows)
             return
         # An archive or a store is walked once; members may share a name, as their rows then do.
         wanted: dict[str, deque[int]] = {}
@@ -143,7 +143,7 @@ class PictureMaker:
             held.append(True)
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """A name as the file system has it: bytes that were not UTF-8 come back from ``\\udcXX``."""
     return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), name)
 

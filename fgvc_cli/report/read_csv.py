@@ -53,7 +53,7 @@ def _read_header(path: Path) -> tuple[int, int]:
     if header[-1:] == ["labels"]:
         raise FgvcError(
             f"{path} is of a model that tells several labels per photograph.",
-            "A report is for one class each; make one of the .h5 to see its probabilities.",
+            "It does not name all of them; make the report of the .h5.",
         )
     top_k = sum(bool(re.fullmatch(r"prob(_\d+)?", name)) for name in header)
     parts = sum(bool(re.fullmatch(r"part_\d+_x1", name)) for name in header)

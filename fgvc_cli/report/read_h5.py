@@ -14,6 +14,7 @@ import numpy as np
 from fgvc_cli.config import Preprocess
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.predict.blocks import TEXTS
+from fgvc_cli.predict.origin import Origin
 from fgvc_cli.predict.rows import Block, Extra, RunInfo
 from fgvc_cli.predict.sink_h5 import SCHEMA_VERSION
 from fgvc_cli.report.table import HOW_TO, Table, check_count
@@ -74,10 +75,26 @@ def read_h5(path: Path) -> Table:
             parts=columns["parts"].shape[1],
             # An extra that no row had has no width.
             extras=tuple(extra for extra in known if extra in file and 0 not in file[extra].shape),
+            settings=_settings(path, file),
         )
+        origin = _origin(file)
     if columns["topk_index"].max() >= len(classes):
         raise FgvcError(f"{path} is damaged: it names class {columns['topk_index'].max()} of {len(classes)}.")
-    return Table(path, Block(first=0, **columns), info)
+    return Table(path, Block(first=0, **columns), info, origin)
+
+
+def _settings(path: Path, file: h5py.File) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.attrs.get("settings", "{}")))
+    except (TypeError, ValueError) as error:
+        raise FgvcError(f"{path} is damaged: its settings are no JSON.") from error
+
+
+def _origin(file: h5py.File) -> Origin | None:
+    if "sources" not in file.attrs or "working_folder" not in file.attrs:
+        return None
+    sources = tuple(str(source) for source in file.attrs["sources"])
+    return Origin(sources, str(file.attrs["working_folder"]))
 
 
 def _check(path: Path, file: h5py.File) -> None:

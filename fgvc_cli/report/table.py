@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.predict.origin import Origin
 from fgvc_cli.predict.rows import Block, RunInfo
 
 ENDINGS = (".h5", ".hdf5", ".csv")
@@ -28,6 +29,8 @@ class Table:
     """All rows, without extras."""
     info: RunInfo
     """``extras`` says what the file holds; from a CSV, which tells no model, it is empty."""
+    origin: Origin | None = None
+    """Where the photographs were; not known from a CSV."""
 
     @property
     def answered(self) -> np.ndarray:

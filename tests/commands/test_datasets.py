@@ -67,6 +67,15 @@ def test_list_without_a_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(states()) == set(known._MODULES)
 
 
+def test_the_list_takes_its_options_with_and_without_its_name(small_cub: Path, monkeypatch) -> None:
+    monkeypatch.delenv("FGVC_DATA")
+    root = small_cub.parent
+    assert states("--data-root", root)["cub"] == "ok"
+    assert fgvc("--data-root", root, "--json").stdout == fgvc("list", "--data-root", root, "--json").stdout
+    wrong = fgvc("--data-root", root, "check", "cub")
+    assert wrong.exit_code == 2 and "Give --data-root behind the command: fgvc datasets check" in wrong.stderr
+
+
 def test_get_brings_a_set_and_then_leaves_it(small_cub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve() as site:
         site.files["/cub.tgz"] = tar_of(small_cub, "CUB_200_2011")
@@ -105,10 +114,11 @@ def test_get_refuses_in_one_line(
 def test_get_offline_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = replace(find_known("cub"), archives=(Archive("http://127.0.0.1:9/cub.tgz"),))
     monkeypatch.setattr("fgvc_cli.data.cub.ENTRIES", (entry,))
-    result = fgvc("get", "cub", "--data-root", tmp_path)
-    assert result.exit_code == 1 and result.stderr.count("\n") == 1
-    assert "127.0.0.1:9 cannot be reached" in result.stderr
-    assert not list(tmp_path.iterdir())
+    for data_root in (tmp_path, tmp_path / "new" / "data"):
+        result = fgvc("get", "cub", "--data-root", data_root)
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1
+        assert "127.0.0.1:9 cannot be reached" in result.stderr
+        assert not list(tmp_path.iterdir()), "nor a data root that was not there"
 
 
 def paint(path: Path, seed: int) -> None:
@@ -162,5 +172,22 @@ def test_check_of_a_csv_and_of_a_known_set(photos: Path, small_cub: Path, tmp_pa
     assert result.exit_code == 3 and "a: 3" in result.stdout and "1 tiny classes" in result.stdout
     known_set = fgvc("check", "cub", "--workers", 0)
     assert known_set.exit_code == 3 and "7 unreadable" in known_set.stdout, "its images are empty files"
-    assert "Did you mean cub" in fgvc("check", "cup").stderr
+    mistyped = fgvc("check", "cup")
+    assert mistyped.exit_code == 2 and "Did you mean cub" in mistyped.stderr
+    assert "cup is neither a file or folder here nor a known set (" in mistyped.stderr
+    assert "Give a folder with one folder of images per class" in fgvc("check", "zzzzzz").stderr
     assert fgvc("check", tmp_path / "none").exit_code == 1
+
+
+def test_check_of_an_undivided_folder_names_no_split(tmp_path: Path) -> None:
+    for i in range(8):
+        paint(tmp_path / "photos" / ("crow", "finch")[i % 2] / f"{i}.png", i)
+    shutil.copy(tmp_path / "photos" / "crow" / "0.png", tmp_path / "photos" / "finch" / "same.png")
+    options = (tmp_path / "photos", "--workers", 0, "--out", tmp_path / "report.csv")
+    result = fgvc("check", *options)
+    assert "photos: 2 classes, 9 photographs, not divided into splits" in result.stdout
+    assert "crow/0.png [crow] = finch/same.png [finch]" in result.stdout and "crow: 4" in result.stdout
+    assert "train" not in result.stdout and " test" not in result.stdout and "test:" not in result.stdout
+    assert "exact,1,crow/0.png,,crow,,yes," in (tmp_path / "report.csv").read_text().splitlines()
+    document = json.loads(fgvc("check", *options, "--overwrite", "--json").stdout)
+    assert document["images"] == {"all": 9} and document["groups"][0]["images"][0]["split"] is None

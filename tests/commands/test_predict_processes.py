@@ -46,7 +46,7 @@ def listed(tmp_path):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "fgvc_cli.cli", "predict", *map(str, arguments)]
+    return [sys.executable, "-m", "fgvc_cli", "predict", *map(str, arguments)]
 
 
 def start(arguments, folder, **options):
@@ -123,12 +123,12 @@ def test_torchrun_shares_a_folder_among_its_processes(weights, listed):
         "--device",
         "cpu",
     ]
-    process = start([*launcher, "fgvc_cli.cli", "predict", *arguments], folder)
+    process = start([*launcher, "fgvc_cli", "predict", *arguments], folder)
     told = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == 0, told
     for shard, rows in ((0, 13), (1, 12)):
         assert f"Shard {shard}/2 is complete" in told and f"{rows} images" in told
-    merged = start([sys.executable, "-m", "fgvc_cli.cli", "merge", "p.csv"], folder)
+    merged = start([sys.executable, "-m", "fgvc_cli", "merge", "p.csv"], folder)
     assert merged.communicate(timeout=SECONDS)[0] is None and merged.returncode == 0
     with (folder / "p.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == 25

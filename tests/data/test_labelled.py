@@ -190,7 +190,9 @@ def test_csv_with_splits(tmp_path: Path, encoding: str) -> None:
         ("path,label\n", ["no images"]),
         ("path,label\na1.jpg,a\n\nb1.jpg,b\n", ["line 3", "empty line", "path,label"]),
         ("path,label\na1.jpg,a\n ,b\n", ["line 3", "the path is empty"]),
-        ("path,label\na1.jpg,\n", ["line 2", "the label is empty"]),
+        ("path,label\na1.jpg,\n", ["line 2", "the label is empty", "name the column labels"]),
+        ("path,labels\na1.jpg,\na2.jpg,\n", ["the field labels is empty in all 2 lines"]),
+        ("path,labels\na1.jpg\n", ["line 2: 1 values, expected 2"]),
         ("path,label\na1.jpg\n", ["line 2", "1 values, expected 2"]),
         ("path,label\na1.jpg,finch, zebra\n", ["line 2", "3 values, expected 2"]),
         ("path,label,split\na1.jpg,a,train\nb1.jpg,b,dev\n", ["line 3", "'dev'", "train, val or test"]),
@@ -349,8 +351,25 @@ def test_deal_of_several_labels_divides_the_rarest(tmp_path: Path) -> None:
     assert listing.counts() == {"train": 30, "val": 10, "test": 10}
 
 
-@pytest.mark.parametrize(("cell", "part"), [("a||b", "an empty label in 'a||b'"), ("", "labels is empty")])
+@pytest.mark.parametrize(("cell", "part"), [("a||b", "an empty label in 'a||b'"), ("|", "an empty label in")])
 def test_bad_labels_are_named_with_their_line(tmp_path: Path, cell: str, part: str) -> None:
     with pytest.raises(FgvcError, match="line 3") as caught:
         load_labelled(write_multi(tmp_path, "path,labels", "1.jpg,a", f"2.jpg,{cell}"))
     assert part in str(caught.value)
+
+
+def test_an_empty_field_of_labels_is_an_image_without_any(tmp_path: Path) -> None:
+    lines = ("0.jpg,a|b,train", "1.jpg,a,train", "2.jpg,b,train", "3.jpg,,train", "4.jpg,,val", "5.jpg,,test")
+    listing = load_labelled(write_multi(tmp_path, "path,labels,split", *lines))
+    assert listing.classes == ("a", "b") and listing.counts() == {"train": 4, "val": 1, "test": 1}
+    bare = listing.splits["train"][0]
+    assert (bare.path, bare.labels, listing.label_text(bare)) == ("3.jpg", (), "")
+    for_eval = load_labelled(tmp_path / "leaves.csv", for_training=False)
+    assert [e.labels for e in for_eval.splits["test"]] == [()]
+
+
+def test_images_without_a_label_are_dealt_like_a_class(tmp_path: Path) -> None:
+    lines = [f"{i}.jpg,{'' if i % 2 else 'ab'[i // 2 % 2]}" for i in range(40)]
+    listing = load_labelled(write_multi(tmp_path, "path,labels", *lines), val_share=0.2, test_share=0.2)
+    bare = {split: sum(not e.labels for e in examples) for split, examples in listing.splits.items()}
+    assert bare == {"train": 12, "val": 4, "test": 4}

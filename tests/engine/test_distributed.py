@@ -29,7 +29,7 @@ COMMON += ["--device", "cpu"]
 SETS = ["preprocess.resize_px=36", "augment.crop=random", "optim.name=adamw", "optim.freeze_epochs=1"]
 SETS += ["optim.schedule=onecycle", "optim.lr_backbone=0.003", "optim.clip_grad=1", "ema_decay=0.9"]
 COMMON += [word for setting in SETS for word in ("--set", setting)]
-TRAIN = [sys.executable, "-m", "fgvc_cli.cli", "train"]
+TRAIN = [sys.executable, "-m", "fgvc_cli", "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -87,7 +87,7 @@ def test_two_processes_train_as_one_with_their_batches_together(data, alone, tmp
 
 
 def test_torchrun_is_the_same_thing(data, alone, tmp_path):
-    launcher = [*TORCHRUN, "--nproc-per-node=2", "-m", "fgvc_cli.cli", "train"]
+    launcher = [*TORCHRUN, "--nproc-per-node=2", "-m", "fgvc_cli", "train"]
     words = ["--data", data, "--out", tmp_path / "run", "--epochs", 3, "--batch-size", 4, *COMMON]
     done = run(*words, launcher=launcher)
     assert done.returncode == EXIT_OK, done.stderr

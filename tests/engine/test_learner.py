@@ -205,3 +205,10 @@ def test_probing_passes_on_other_errors(monkeypatch):
 def test_a_loss_that_is_no_number_names_what_helps():
     with pytest.raises(FgvcError, match="loss became nan after 0 updates.*lr_.*clip_grad"):
         make_learner(make_config()).check_loss(float("nan"))
+
+
+def test_the_rate_of_a_frozen_backbone_is_0():
+    learner = make_learner(make_config(optim={"freeze_epochs": 1}, epochs=3))
+    assert (learner.rates()["lr_backbone"], learner.rates()["lr_heads"]) == (0, 0.1)
+    learner.begin_epoch(2)
+    assert learner.rates() == {"lr_backbone": 0.1, "lr_heads": 0.1}

@@ -11,19 +11,29 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from safetensors.torch import save
 from typer.testing import CliRunner
 
 from fgvc_cli.cli import app
-from fgvc_cli.config import Loss
-from fgvc_cli.data.listing import Example, LabelledSet
+from fgvc_cli.commands.run_folder import finished_run
+from fgvc_cli.commands.train_devices import OnlyWarnings
+from fgvc_cli.config import Loss, Preprocess, TrainConfig
+from fgvc_cli.data.labelled import load_labelled
+from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.engine.checkpoint import load_checkpoint
 from fgvc_cli.engine.losses import label_loss, part_loss
 from fgvc_cli.engine.multilabel import headline, label_slots, multilabel_metrics, rank
+from fgvc_cli.engine.trainer import Trainer
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.looks import Looks
 from fgvc_cli.models.output import class_probs, confidence, mean_logits
 from fgvc_cli.models.registry import create_model
+from fgvc_cli.models.weight_files import read_tensors
+from fgvc_cli.predict.rows import Row
+from fgvc_cli.predict.sink_csv import csv_cells, csv_columns
+from fgvc_cli.predict.sink_jsonl import json_row
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 
@@ -114,11 +124,38 @@ def test_the_epoch_is_chosen_by_macro_f1_then_map() -> None:
 def test_targets_are_multi_hot(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "bad.png").write_text("no image")
-    examples = [Example("a.png", 0, (2,)), Example("bad.png", 1), Example("a.png", 1)]
+    examples = [
+        Example("a.png", 0, (2,)),
+        Example("bad.png", 1),
+        Example("a.png", 1),
+        Example("a.png", NO_LABEL),
+    ]
     images = LabelledImages(tmp_path, examples, lambda image: torch.zeros(3, 8, 8, dtype=torch.uint8), 3)
-    (batch,) = build_loader(images, batch_size=3, workers=0)
-    assert batch.labels.tolist() == [[1, 0, 1], [0, 1, 0]] and batch.labels.dtype == torch.float32
-    assert batch.indices.tolist() == [0, 2] and len(batch.failures) == 1
+    (batch,) = build_loader(images, batch_size=4, workers=0)
+    assert batch.labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]] and batch.labels.dtype == torch.float32
+    assert batch.indices.tolist() == [0, 2, 3] and len(batch.failures) == 1
+
+
+def test_images_without_any_label_count() -> None:
+    labels = torch.tensor([[1.0, 0], [0, 0], [0, 0]])
+    probs = torch.tensor([[0.9, 0.1], [0.2, 0.3], [0.2, 0.6]])
+    result = multilabel_metrics(labels, probs, {})
+    assert result["exact_match"] == pytest.approx(2 / 3), "the second rightly has none, the third is told one"
+    assert result["micro_f1"] == pytest.approx(2 / 3) and result["macro_f1"] == result["map"] == 1
+    none_at_all = multilabel_metrics(labels[1:], probs[1:], {"main": probs[1:]})
+    assert none_at_all["map"] == none_at_all["macro_f1"] == 0 and none_at_all["exact_match"] == 0.5
+    expected = -(math.log(0.8) + math.log(0.7)) / 2
+    assert label_loss(logit(0.2, 0.3)[None], torch.zeros(1, 2), multi_label=True) == pytest.approx(expected)
+
+
+def test_a_row_without_any_label_has_an_empty_column_labels() -> None:
+    row = Row("a.jpg", width=8, height=8, labels=("rust", "scab"), probs=(0.4, 0.1), box=(0, 0, 8, 8))
+    cells = dict(zip(csv_columns(2, 0, True), csv_cells(row, 2, 0, True), strict=True))
+    assert cells["status"] == "ok" and cells["label"] == "rust" and cells["labels"] == ""
+    assert (
+        json_row(row, 2, 0, True)["labels"] == []
+        and json_row(Row("b", "missing"), 2, 0, True)["labels"] is None
+    )
 
 
 def test_a_model_of_one_class_refuses_several_labels(tmp_path: Path) -> None:
@@ -230,3 +267,98 @@ def test_fuse_weights_are_for_one_class() -> None:
             pretrained=False,
             options={"multi_label": True, "fuse": "weighted"},
         )
+
+
+def colour_trainer(root: Path, csv_name: str, told: bool, **settings: object) -> Trainer:
+    """In Python, with no command between."""
+    data = load_labelled(root / csv_name)
+    config = TrainConfig(
+        model="timm-resnet10t",
+        epochs=1,
+        batch_size=4,
+        workers=0,
+        preprocess=Preprocess(input_px=32),
+        **settings,
+    )
+    model = create_model(
+        config.model,
+        len(data.classes),
+        input_px=32,
+        pretrained=False,
+        options={"multi_label": told},
+    )
+    return Trainer(model, config, data, root / "python", torch.device("cpu"), OnlyWarnings(Console()))
+
+
+def test_a_trainer_from_python_checks_the_labels_too(run: Path) -> None:
+    with pytest.raises(FgvcError, match="options.multi_label=False, but the data has several labels"):
+        colour_trainer(run, "stripes.csv", False)
+    with pytest.raises(FgvcError, match="sampling=balanced"):
+        colour_trainer(run, "stripes.csv", True, sampling="balanced")
+    lines = [line.replace("|", "-") for line in (run / "stripes.csv").read_text().splitlines()]
+    (run / "single.csv").write_text("\n".join(lines).replace("labels", "label") + "\n")
+    with pytest.raises(FgvcError, match="options.multi_label=True, but the data has one class"):
+        colour_trainer(run, "single.csv", True)
+    assert colour_trainer(run, "stripes.csv", True).learner.multi_label, "the model says it, not the config"
+
+
+# -- without a test split -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def untested(run: Path) -> Path:
+    """A finished training on the same squares without a test split: val is all it is measured on."""
+    lines = (run / "stripes.csv").read_text().replace(",test", ",train").splitlines()
+    # And some without any label, in both splits; one is a copy of a blue one.
+    (run / "bare").mkdir()
+    for i, split in enumerate(("train",) * 4 + ("val",)):
+        Image.new("RGB", (32, 32), (40 * i, 90, 90)).save(run / "bare" / f"{i}.png")
+        lines.append(f"bare/{i}.png,,{split}")
+    (run / "bare" / "0.png").write_bytes((run / "0.png").read_bytes())
+    (run / "untested.csv").write_text("\n".join(lines) + "\n")
+    options = ["--no-pretrained", "--input-px", 32, "--epochs", 1, "--batch-size", 8, "--workers", 0]
+    result = fgvc("train", "--data", run / "untested.csv", "--model", "timm-resnet10t", *options, "--out",
+                  run / "untested")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return run / "untested"
+
+
+def test_eval_and_check_take_images_without_any_label(untested: Path) -> None:
+    options = ("--data", untested.parent / "untested.csv", "--split", "val", "--workers", 0, "--json")
+    result = fgvc("eval", "--weights", untested / "model.safetensors", *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["metrics"]["images"] == 6
+    checked = fgvc("datasets", "check", untested.parent / "untested.csv", "--workers", 0)
+    assert "29 train, 6 val photographs, 5 of them without a label" in checked.stdout
+    assert "bare/0.png [no label] = 0.png [blue]" in checked.stdout
+
+
+def test_a_training_without_a_test_split_is_finished(untested: Path) -> None:
+    result = fgvc("train", "--resume", untested)
+    assert result.exit_code == 0, result.output
+    assert "is finished" in result.stderr.replace("\n", " ") and "val macro F1" in result.stdout
+
+
+def rewritten(path: Path, out: Path, **changes: object) -> None:
+    """The checkpoint with other metadata; None takes a key away."""
+    tensors, header = read_tensors(path)
+    document = json.loads(header["fgvc"]) | changes
+    document = {key: value for key, value in document.items() if value is not None}
+    out.parent.mkdir(parents=True)
+    out.write_bytes(save(tensors, metadata={"fgvc": json.dumps(document)}))
+
+
+def test_older_checkpoints_are_finished_by_their_figures(untested: Path, run: Path, tmp_path: Path) -> None:
+    rewritten(untested / "model.safetensors", tmp_path / "several" / "model.safetensors", finished=None)
+    assert finished_run(tmp_path / "several") is not None
+    (tmp_path / "several" / "last").mkdir()
+    (tmp_path / "several" / "last" / "state.safetensors").touch()
+    assert finished_run(tmp_path / "several") is None, "its state is there still"
+    rewritten(run / "run" / "model.safetensors", tmp_path / "tested" / "model.safetensors", finished=None)
+    assert finished_run(tmp_path / "tested") is not None
+    under_way = {"finished": False, "metrics": {"val": {}, "test": {}}}
+    rewritten(untested / "model.safetensors", tmp_path / "going" / "model.safetensors", **under_way)
+    assert finished_run(tmp_path / "going") is None
+    one_class = {"finished": None, "options": {"multi_label": False}}
+    rewritten(untested / "model.safetensors", tmp_path / "one" / "model.safetensors", **one_class)
+    assert finished_run(tmp_path / "one") is None, "of one class val_fitted was written at the end"

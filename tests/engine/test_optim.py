@@ -91,6 +91,12 @@ def test_frozen_epochs_have_a_cycle_of_their_own():
         assert seen[start + 19] == pytest.approx([top / 25e4 for top in tops])
 
 
+def test_a_cycle_of_a_single_update_learns_at_the_full_rate():
+    tops = [0.0002, 0.006, 0.0002, 0.002]
+    frozen, thawed = run_rates(Optim(schedule="onecycle", freeze_epochs=1), updates=2)
+    assert frozen == thawed == pytest.approx(tops)
+
+
 @pytest.mark.parametrize("updates", [2, 3, 5, 10, 31])
 def test_one_cycle_is_that_of_torch(updates):
     ours, theirs = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3) for _ in range(2))

@@ -32,7 +32,17 @@ def test_any_tree_survives_packing():
 
 
 def test_a_folder_without_a_state_is_one_clear_line(tmp_path):
-    for folder, what in ((tmp_path, "holds nothing to go on from"), (tmp_path / "no", "is not a folder")):
+    (tmp_path / "crasmra-birds").mkdir()
+    (tmp_path / "model.safetensors").touch()
+    causes = {
+        "crasmra-birds": "holds nothing to go on from: there is no last/state.safetensors in it",
+        "crasmra-brids": "there is no such folder. Did you mean .*crasmra-birds",
+        "nosuch": "there is no such folder. Give the run folder",
+        "none/nosuch": "there is no such folder. Give the run folder",
+        "model.safetensors": "is a file, expected a run folder",
+    }
+    for name, what in causes.items():
+        folder = tmp_path / name
         with pytest.raises(FgvcError, match=what) as caught:
             train_command.resume(folder, {}, sets=[], out=None, device="cpu", overwrite=False)
         assert caught.value.exit_code == EXIT_USAGE

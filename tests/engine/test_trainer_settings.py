@@ -67,7 +67,7 @@ def test_frozen_backbone_is_bit_identical_and_then_learns(model, colours, tmp_pa
     backbone = {name for name in states[0] if name.startswith("backbone")}
     assert moved(states[2], states[3], "backbone") == backbone
     rows = read_metrics(tmp_path / "run")
-    assert all(float(row["lr_backbone"]) > 0 for row in rows[:2])
+    assert [(float(row["lr_backbone"]), float(row["lr_heads"]) > 0) for row in rows[:2]] == [(0, True)] * 2
 
 
 def test_without_frozen_epochs_the_backbone_learns_at_once(colours, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,23 @@ def write_h5(path: Path, rows: Block, classes: tuple[str, ...] = CLASSES, **prep
         sink.begin(info)
         sink.write(rows)
     return path
+
+
+def several_labels(folder: Path) -> tuple[Path, Path]:
+    """Predictions of a multi-label model, and labels of all rows but the last.
+
+    Told and true: ant + bee, and so it is; bee, really bee + cat; none, and so it is; no prediction, really
+    ant; ant, not known.
+    """
+    rows = block([("ant", 0.9), ("bee", 0.9), ("cat", 0.3), None, ("ant", 0.7)], crops=True)
+    rows.topk_prob[:3] = [[0.9, 0.8], [0.9, 0.2], [0.3, 0.1]]
+    info = replace(run_info(rows), settings={"multi_label": True})
+    with H5Sink(folder / "several.h5", extras=frozenset(info.extras)) as sink:
+        sink.begin(info)
+        sink.write(rows)
+    lines = ("path,labels", "000.jpg,ant|bee", "001.jpg,bee|cat", "002.jpg,", "003.jpg,ant")
+    (folder / "several.csv").write_text("\n".join(lines) + "\n")
+    return folder / "several.h5", folder / "several.csv"
 
 
 def write_csv(path: Path, rows: Block, classes: tuple[str, ...] = CLASSES) -> Path:

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from predictions import HOSTILE_CLASS, HOSTILE_FILE, block, jpeg, many, write_csv, write_h5
+from predictions import HOSTILE_CLASS, HOSTILE_FILE, block, jpeg, many, several_labels, write_csv, write_h5
 
 from fgvc_cli.commands.report import run
 from fgvc_cli.report.page import write_page
@@ -291,3 +291,30 @@ def test_everything_has_a_name_and_text_stands_out(reader, page):
     reader.js("document.querySelector('#photos button').focus()")
     assert reader.js("getComputedStyle(document.querySelector('#photos .heat')).transitionDuration") == "0s"
     reader.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_label_sets_are_counted_whole_and_label_by_label(reader, tmp_path):
+    preds, labels = several_labels(tmp_path)
+    run(preds, out=tmp_path / "p.html", labels=labels, quiet=True)
+    reader.open(tmp_path / "p.html")
+    names = {path: name for name, path in reader.cards()}
+    assert (names["000.jpg"], names["001.jpg"], names["002.jpg"]) == ("ant + bee", "bee", "no label")
+    chips = [chip.text for chip in reader.browser.find_elements("css selector", ".chip.wrong")]
+    assert chips == ["really bee + cat"]
+    reader.find("#wrong").click()
+    reader.counts("1 of 5 photographs")
+    reader.find("#clear").click()
+    reader.tick("bee")
+    reader.counts("2 of 5 photographs")
+    reader.find("#tab-labels").click()
+    assert "exactly its labels (exact match)" in reader.find("#measure").text
+    facts = reader.find("#accuracy").text.replace("\n", " ")
+    for fact in ("66.7 %", "of 3 labelled photographs", "85.7 %", "micro F1", "without a label"):
+        assert fact in facts, facts
+    assert "In 1 row all 2 are above 50 %" in reader.find("#view-labels").text
+    rows = [row.text for row in reader.browser.find_elements("css selector", "table.classes tbody tr")]
+    assert rows == ["cat 1 0 % 0 – 0 %", "bee 2 100 % 2 100 % 100 %", "ant 1 100 % 1 100 % 100 %"]
+    assert not reader.browser.find_elements("css selector", ".matrix"), "no confusion of sets"
+    reader.find("table.classes tbody button").click()
+    reader.counts("1 of 5 photographs")
+    assert reader.find("#pair").text.startswith("Only photographs with the label cat.")

@@ -11,13 +11,24 @@ import re
 import h5py
 import numpy as np
 import pytest
-from predictions import CLASSES, HOSTILE_CLASS, HOSTILE_FILE, SIZE, block, jpeg, write_csv, write_h5
+from predictions import (
+    CLASSES,
+    HOSTILE_CLASS,
+    HOSTILE_FILE,
+    SIZE,
+    block,
+    jpeg,
+    several_labels,
+    write_csv,
+    write_h5,
+)
 
 from fgvc_cli.commands.report import run
 from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
 from fgvc_cli.report import page as page_module
-from fgvc_cli.report.page import MAP_PX, MapReader, build_truth
+from fgvc_cli.report.page import MAP_PX, MapReader
 from fgvc_cli.report.table import read_table
+from fgvc_cli.report.truth import build_truth, cut_rows, told_sets
 
 DTYPES = {"uint8": "u1", "int32": "<i4", "float32": "<f4"}
 
@@ -53,7 +64,7 @@ def test_columns_come_back_as_they_were(preds, tmp_path, capsys):
     assert columns["box"].tolist() == [100, 100, 600, 500, -1, -1, -1, -1, 100, 100, 600, 500]
     assert columns["picture_row"].tolist() == [0, 2] and columns["picture_cropped"].tolist() == [1, 1]
     assert columns["picture_input"].tolist() == [0, 0, 1200, 800] * 2
-    assert "truth" not in columns
+    assert "truth_count" not in columns
     said = capsys.readouterr().err
     assert "3 rows, 2 with a prediction; 2 pictures." in said
     assert "2 photographs could not be used (missing 2); 2 show their crop instead. --images FOLDER" in said
@@ -107,15 +118,31 @@ def test_maps_are_bytes_and_fine_ones_are_averaged(tmp_path):
 
 def test_labels_that_the_model_does_not_know_are_mistakes(tmp_path, preds, capsys):
     table = read_table(preds)
-    truth = build_truth(table, ["wasp", "bee", "ant"])
-    assert truth.classes == (*CLASSES, "wasp") and truth.index.tolist() == [3, 1, 0]
+    truth = build_truth(table, [("wasp",), ("bee",), ("ant",)])
+    assert truth.classes == (*CLASSES, "wasp") and truth.sets == ({3}, {1}, {0})
     assert truth.wrong(table).tolist() == [True, False, False]
     (tmp_path / "labels.csv").write_text("path,label\n000.jpg,wasp\n001.jpg,bee\n002.jpg,ant\n")
     run(preds, out=tmp_path / "p.html", labels=tmp_path / "labels.csv")
     said = capsys.readouterr().err
     assert "50.0% of 2 labelled rows are right. Labels that are no class of the model: 1." in said
     header, columns = data_of((tmp_path / "p.html").read_text())
-    assert columns["truth"].tolist() == [3, 1, 0] and header["known"] == 3
+    assert columns["truth_count"].tolist() == [1, 1, 1] and columns["truth_labels"].tolist() == [3, 1, 0]
+    assert header["known"] == 3 and header["several"] is False
+
+
+def test_of_several_labels_the_whole_set_counts(tmp_path, capsys):
+    preds, labels = several_labels(tmp_path)
+    table = read_table(preds)
+    assert told_sets(table) == [{0, 1}, {1}, set(), set(), {0}] and cut_rows(table) == 1
+    truth = build_truth(table, [("ant", "bee"), ("bee", "cat"), (), ("ant",), None])
+    assert truth.known.tolist() == [True, True, True, True, False]
+    assert truth.wrong(table).tolist() == [False, True, False, False, False]
+    run(preds, out=tmp_path / "p.html", labels=labels)
+    assert "66.7% of 3 labelled rows have exactly their labels." in capsys.readouterr().err
+    header, columns = data_of((tmp_path / "p.html").read_text())
+    assert columns["truth_count"].tolist() == [2, 2, 0, 1, -1]
+    assert columns["truth_labels"].tolist() == [0, 1, 1, 2, 0]
+    assert (header["several"], header["told_above"], header["cut"]) == (True, 0.5, 1)
 
 
 def test_boxes_are_drawn_as_fgvc_explain_does():

@@ -116,13 +116,13 @@ def test_what_cannot_be_a_report_is_refused(tmp_path, monkeypatch):
 def test_labels_of_a_csv_need_no_photographs(tmp_path):
     (tmp_path / "labels.csv").write_text("path,label\na.jpg,bee\nsub/b.jpg, wasp \n")
     names = ["a.jpg", "sub/b.jpg", "c.jpg", f"{tmp_path.as_posix()}/a.jpg"]
-    assert read_labels(tmp_path / "labels.csv", names) == ["bee", "wasp", None, "bee"]
+    assert read_labels(tmp_path / "labels.csv", names) == [("bee",), ("wasp",), None, ("bee",)]
 
 
 def test_labels_of_a_folder_are_its_folders(tmp_path):
     (tmp_path / "set" / "bee").mkdir(parents=True)
     (tmp_path / "set" / "bee" / "a.jpg").write_bytes(jpeg("red"))
-    assert read_labels(tmp_path / "set", ["bee/a.jpg", "a.jpg"]) == ["bee", None]
+    assert read_labels(tmp_path / "set", ["bee/a.jpg", "a.jpg"]) == [("bee",), None]
 
 
 def test_labels_that_meet_no_row_are_refused_with_both_names(tmp_path):
@@ -134,3 +134,12 @@ def test_labels_that_meet_no_row_are_refused_with_both_names(tmp_path):
     (tmp_path / "labels.csv").write_text("file,label\na.jpg,bee\n")
     with pytest.raises(FgvcError, match="no column path"):
         read_labels(tmp_path / "labels.csv", ["a.jpg"])
+
+
+def test_label_sets_are_for_a_model_that_tells_several(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,labels\na.jpg,bee|ant\nb.jpg,\n")
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    assert read_labels(tmp_path / "labels.csv", names, multi_label=True) == [("ant", "bee"), (), None]
+    assert read_labels(tmp_path / "labels.csv", ["b.jpg"], multi_label=True) == [()], "none is known too"
+    with pytest.raises(FgvcError, match="has several labels per photograph, the predictions are of one"):
+        read_labels(tmp_path / "labels.csv", names)

@@ -51,6 +51,12 @@ class Rows {
     this.path = texts(columns.path);
     this.error = texts(columns.error);
     this.lowered = this.path.map((path) => path.toLowerCase());
+    if (columns.truth_count) {
+      this.truthAt = new Int32Array(this.count + 1);
+      this.truth_count.forEach((count, row) => {
+        this.truthAt[row + 1] = this.truthAt[row] + Math.max(0, count);
+      });
+    }
     this.pictureAt = new Int32Array(this.count).fill(-1);
     this.picture_row.forEach((row, picture) => (this.pictureAt[row] = picture));
     this.blocks = [...document.querySelectorAll("script.pictures")];
@@ -76,13 +82,36 @@ class Rows {
     return this.statuses[this.status[row]];
   }
 
+  /** Whether what the photographs show is known of any. */
+  get labelled() {
+    return this.truthAt !== undefined;
+  }
+
+  /** Numbers of a row's true labels; null where they are not known. */
+  truthOf(row) {
+    if (!this.labelled || this.truth_count[row] < 0) return null;
+    return Array.from(this.truth_labels.subarray(this.truthAt[row], this.truthAt[row + 1]));
+  }
+
+  /** Numbers of what a row tells: its best class, or all labels above the threshold. */
+  toldOf(row) {
+    if (!this.answered(row)) return [];
+    if (!this.several) return [this.best(row)];
+    const guesses = Array.from(this.index.subarray(row * this.k, (row + 1) * this.k));
+    return guesses.filter((guess, rank) => guess >= 0 && this.prob[row * this.k + rank] > this.told_above);
+  }
+
+  /** What a row tells, in words. */
+  nameOf(row) {
+    const names = this.toldOf(row).map((i) => this.classes[i]);
+    return names.join(" + ") || "no label";
+  }
+
   wrong(row) {
-    return (
-      this.truth !== undefined &&
-      this.truth[row] >= 0 &&
-      this.answered(row) &&
-      this.best(row) !== this.truth[row]
-    );
+    if (!this.labelled || this.truth_count[row] < 0 || !this.answered(row)) return false;
+    if (!this.several) return this.best(row) !== this.truth_labels[this.truthAt[row]];
+    const [truth, told] = [this.truthOf(row), this.toldOf(row)];
+    return truth.length !== told.length || told.some((label) => !truth.includes(label));
   }
 
   /** An xyxy box in pixels of the photograph, from a column of tenths; null where there is none. */

@@ -64,7 +64,7 @@ class Detail {
         "✕",
       ),
     );
-    const name = rows.answered(row) ? rows.classes[rows.best(row)] : statusText(rows.statusOf(row));
+    const name = rows.answered(row) ? rows.nameOf(row) : statusText(rows.statusOf(row));
     const figures = el("div", { class: "figures" }, this.figure(row, false));
     if (pictures.hasHeat(row)) figures.append(this.figure(row, true));
     this.dialog.replaceChildren(
@@ -109,7 +109,7 @@ class Detail {
       const index = rows.index[row * rows.k + rank];
       if (index < 0) continue;
       const prob = rows.prob[row * rows.k + rank];
-      const right = rows.truth !== undefined && rows.truth[row] === index;
+      const right = rows.truthOf(row)?.includes(index);
       const item = el(
         "li",
         { class: right ? "right" : "" },
@@ -130,8 +130,10 @@ class Detail {
       ["File", rows.path[row]],
       ["Status", statusText(rows.statusOf(row))],
     ];
-    if (rows.truth !== undefined)
-      facts.push(["Label", rows.truth[row] < 0 ? "not known" : rows.classes[rows.truth[row]]]);
+    if (rows.labelled) {
+      const names = rows.truthOf(row)?.map((i) => rows.classes[i]);
+      facts.push([rows.several ? "Labels" : "Label", names ? names.join(" + ") || "none" : "not known"]);
+    }
     if (rows.answered(row)) facts.push(["Size", `${rows.size[row * 2]} × ${rows.size[row * 2 + 1]} px`]);
     if (box)
       facts.push([

@@ -10,7 +10,7 @@ class Facets {
       statusText(rows.statuses[i]),
     );
     this.classCounts = new Uint32Array(rows.classes.length);
-    for (let row = 0; row < rows.count; row++) if (rows.answered(row)) this.classCounts[rows.best(row)]++;
+    for (let row = 0; row < rows.count; row++) rows.toldOf(row).forEach((i) => this.classCounts[i]++);
     this.classOrder = [...rows.classes.keys()]
       .filter((i) => this.classCounts[i])
       .sort(
@@ -18,7 +18,8 @@ class Facets {
           this.classCounts[b] - this.classCounts[a] || collator.compare(rows.classes[a], rows.classes[b]),
       );
     this.listClasses();
-    $("facet-wrong").hidden = rows.truth === undefined;
+    $("facet-wrong").hidden = !rows.labelled;
+    if (rows.several) $("class-legend").textContent = "Label told";
     this.listen();
     this.bars = Array.from({ length: BINS }, (_, bin) =>
       ["all", "left"].map((kind) => svg("rect", { x: bin * 10 + 0.5, width: 9, class: kind })),
@@ -158,9 +159,9 @@ class Facets {
     selection.passingOthers("status", (row) => statuses[rows.status[row]]++);
     this.setCounts(this.statusTicks, statuses);
     const classes = new Uint32Array(rows.classes.length);
-    selection.passingOthers("class", (row) => rows.answered(row) && classes[rows.best(row)]++);
+    selection.passingOthers("class", (row) => rows.toldOf(row).forEach((i) => classes[i]++));
     this.setCounts(this.classTicks, classes);
-    if (rows.truth) {
+    if (rows.labelled) {
       let wrong = 0;
       selection.passingOthers("wrong", (row) => (wrong += rows.wrong(row)));
       $("facet-wrong").querySelector(".count").textContent = whole.format(wrong);

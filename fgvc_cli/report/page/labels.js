@@ -17,8 +17,8 @@ class Labels {
     this.pairs = new Map();
     Object.assign(this, { labelled: 0, right: 0, within: 0, sureWrong: 0, unanswered: 0 });
     for (let row = 0; row < rows.count; row++) {
-      const truth = rows.truth[row];
-      if (truth < 0) continue;
+      const truth = rows.truthOf(row)?.[0];
+      if (truth === undefined) continue;
       if (!rows.answered(row)) {
         this.unanswered++;
         continue;
@@ -96,7 +96,7 @@ class Labels {
     const names = [rows.classes[truth], rows.classes[guess]];
     const right = [];
     for (let row = 0; row < rows.count && right.length < 50; row++) {
-      if (rows.truth[row] === guess && rows.best(row) === guess) right.push(row);
+      if (rows.best(row) === guess && rows.truthOf(row)?.[0] === guess) right.push(row);
     }
     const strip = (label, found, most) => {
       const shown = this.examples(found, most);

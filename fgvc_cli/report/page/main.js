@@ -2,14 +2,17 @@
 
 /** What a card says of its row besides the class: null, or what to mind. */
 function remark(rows, row) {
-  if (rows.wrong(row)) return `really ${rows.classes[rows.truth[row]]}`;
+  if (rows.wrong(row)) {
+    const names = rows.truthOf(row).map((i) => rows.classes[i]);
+    return `really ${names.join(" + ") || "without a label"}`;
+  }
   return rows.answered(row) && rows.statusOf(row) !== "ok" ? statusText(rows.statusOf(row)) : null;
 }
 
 /** The button that is a photograph's card. */
 function buildCard(rows, pictures, row) {
   const answered = rows.answered(row);
-  const name = answered ? rows.classes[rows.best(row)] : statusText(rows.statusOf(row));
+  const name = answered ? rows.nameOf(row) : statusText(rows.statusOf(row));
   const sure = answered ? percent(rows.sure(row)) : rows.error[row];
   const chip = remark(rows, row);
   const path = rows.path[row];
@@ -104,7 +107,7 @@ async function main() {
     const truths = [...selection.truths].map((i) => rows.classes[i]).join(", ");
     $("pair").hidden = !truths;
     $("pair").replaceChildren(
-      `Only photographs whose label is ${truths}. `,
+      `Only photographs ${rows.several ? "with the label" : "whose label is"} ${truths}. `,
       el(
         "button",
         { type: "button", onclick: () => (selection.truths.clear(), change(), $("order").focus()) },
@@ -115,7 +118,7 @@ async function main() {
   const facets = new Facets(rows, selection, change);
 
   for (const [name, order] of Object.entries(ORDERS)) {
-    if (!order.labelled || rows.truth !== undefined)
+    if (!order.labelled || rows.labelled)
       $("order").append(el("option", { value: name }, order.name));
   }
   $("order").addEventListener("change", () => {
@@ -136,10 +139,10 @@ async function main() {
 
   $("summary").textContent = summarize(rows);
   $("about").textContent = describeFile(rows);
-  if (rows.truth !== undefined) {
+  if (rows.labelled) {
     $("tabs").hidden = false;
     const choose = tabs((id) => id === "tab-photos" && grid.measure());
-    const labels = new Labels(rows, pictures, detail, (truth, guess) => {
+    const show = (truth, guess) => {
       facets.clear();
       if (truth !== null) selection.truths.add(truth);
       if (guess !== null) selection.classes.add(guess);
@@ -147,7 +150,8 @@ async function main() {
       choose($("tab-photos"));
       change();
       grid.focus(0);
-    });
+    };
+    const labels = rows.several ? new LabelSets(rows, show) : new Labels(rows, pictures, detail, show);
     labels.draw($("view-labels"));
   }
   change();

@@ -47,8 +47,8 @@ class Selection {
       // NaN, of a row without a prediction, is in no range.
       const sure = rows.sure(row);
       if (range && !(sure >= this.least && sure <= this.most)) bits |= FACETS.prob;
-      if (this.classes.size && !this.classes.has(rows.best(row))) bits |= FACETS.class;
-      if (this.truths.size && !this.truths.has(rows.truth[row])) bits |= FACETS.truth;
+      if (this.classes.size && !rows.toldOf(row).some((i) => this.classes.has(i))) bits |= FACETS.class;
+      if (this.truths.size && !rows.truthOf(row)?.some((i) => this.truths.has(i))) bits |= FACETS.truth;
       if (this.wrongOnly && !rows.wrong(row)) bits |= FACETS.wrong;
       failing[row] = bits;
     }

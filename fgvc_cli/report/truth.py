@@ -1,0 +1,68 @@
+"""What the photographs really show, beside what was predicted of them: one class each, or a set of labels.
+
+Legend: N rows, k predictions per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fgvc_cli.predict.rows import TOLD_ABOVE
+from fgvc_cli.report.table import Table
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true label sets of the rows; of a model of one class each, sets of one."""
+
+    sets: tuple[frozenset[int] | None, ...]
+    """N sets of numbers in ``classes``; None where it is not known."""
+    classes: tuple[str, ...]
+    """Those of the model first, then what only the labels have."""
+
+    @property
+    def known(self) -> np.ndarray:
+        """(N,) bool: rows with a label, or a statement that they have none."""
+        return np.array([labels is not None for labels in self.sets], bool)
+
+    def wrong(self, table: Table) -> np.ndarray:
+        """(N,) bool: rows with a prediction and a known truth that differ: in the best class, or of a
+        multi-label model in any label."""
+        told = told_sets(table)
+        differs = (labels is not None and labels != own for labels, own in zip(self.sets, told, strict=True))
+        return table.answered & np.fromiter(differs, bool, len(told))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """``truth_count`` (N,) int32, -1 where it is not known, and ``truth_labels`` int32, row after row."""
+        counts = [-1 if labels is None else len(labels) for labels in self.sets]
+        flat = [label for labels in self.sets for label in sorted(labels or ())]
+        return {"truth_count": np.array(counts, np.int32), "truth_labels": np.array(flat, np.int32)}
+
+
+def build_truth(table: Table, labels: Sequence[tuple[str, ...] | None]) -> Truth:
+    """Labels as numbers, with a class of its own for each name that the model does not know."""
+    number = {name: i for i, name in enumerate(table.info.classes)}
+    for name in (name for names in labels for name in names or ()):
+        number.setdefault(name, len(number))
+    sets = (None if names is None else frozenset(number[name] for name in names) for names in labels)
+    return Truth(tuple(sets), tuple(number))
+
+
+def told_sets(table: Table) -> list[frozenset[int]]:
+    """What each row tells: its best class, or of a multi-label model all labels above ``TOLD_ABOVE`` among
+    the k; nothing without a prediction."""
+    index, prob = table.rows.topk_index, table.rows.topk_prob
+    if not table.info.multi_label:
+        return [frozenset((best,)) if best >= 0 else frozenset() for best in index[:, 0].tolist()]
+    told = (index >= 0) & (prob > TOLD_ABOVE)
+    return [frozenset(row[mask].tolist()) for row, mask in zip(index, told, strict=True)]
+
+
+def cut_rows(table: Table) -> int:
+    """Rows of a multi-label model all of whose k labels are told, so that more may have been."""
+    if not table.info.multi_label or table.info.top_k >= len(table.info.classes):
+        return 0
+    return int((table.rows.topk_prob[:, -1] > TOLD_ABOVE).sum())
