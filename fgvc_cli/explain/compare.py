@@ -55,13 +55,17 @@ def draw_comparison(rows: Sequence[LabelledExplanation], title: str = "") -> Ima
     """
     shape = rows[0].explanation.image.size
     columns, size = _fit_columns(shape, 1 + max(len(_shown(row.explanation)) for row in rows))
-    sections: list[Section | None] = [_header(title, rows), draw_question(rows[0].explanation)]
+    # Where no class was named, each row's maps speak for its own answer.
+    asked_once = len({row.explanation.why for row in rows}) == 1
+    sections: list[Section | None] = [_header(title, rows)]
+    sections += [draw_question(rows[0].explanation)] if asked_once else []
     above: dict[str, str] = {}
     for row in rows:
         notes = _shown(row.explanation)
         captioned = notes != above or columns <= len(notes)
         panels = _draw_panels(row.explanation, notes, columns, size, captioned)
-        sections.append(stack([_heading(row), panels], _GAP))
+        question = None if asked_once else draw_question(row.explanation)
+        sections.append(stack([_heading(row), question, panels], _GAP))
         above = notes
     return page(stack([*sections, draw_legend(_richest(rows))], GAP))
 

@@ -52,3 +52,13 @@ def test_the_heat_is_not_one_of_the_stages():
         for row in rows((300, 200), CUT)
     ]
     assert draw_comparison(with_heat).size == draw_comparison(rows((300, 200), CUT)).size
+
+
+def test_rows_that_speak_for_different_classes_each_say_which():
+    def height(*classes: str) -> int:
+        fields = {"maps": STAGES, "chosen": True}
+        explained = [explanation((300, 200), why=(name, None), **fields) for name in classes]
+        return draw_comparison([LabelledExplanation(str(i), e) for i, e in enumerate(explained)]).height
+
+    once, each = height("ant", "ant"), height("ant", "bee")
+    assert each - once > 30
