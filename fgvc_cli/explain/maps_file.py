@@ -32,6 +32,7 @@ from fgvc_cli.predict.blocks import as_text
 from fgvc_cli.predict.h5_rows import H5Rows
 
 SCHEMA_VERSION = 1
+_SHARED = ("path", "status", "error", "size")
 _BLOCK = 64
 """Photographs that wait to be written together."""
 
@@ -83,7 +84,7 @@ class MapsFile:
         file = self._rows.file
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["fgvc_version"] = __version__
-        for name in ("path", "status", "error"):
+        for name in _SHARED[:3]:
             self._rows.add(name, (), h5py.string_dtype())
         self._rows.add("size", (2,), np.int32)
         for label, explainer in models.items():
@@ -145,7 +146,8 @@ class MapsFile:
 
 
 def _group(label: str) -> str:
-    return as_text(label).replace("/", "_")
+    name = as_text(label).replace("/", "_").replace("\0", "_")
+    return f"{name}_" if name in (*_SHARED, ".") else name
 
 
 def _place(label: str, name: str) -> str:

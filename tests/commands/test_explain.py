@@ -328,7 +328,7 @@ def test_several_models_make_a_figure_with_a_row_each(photo, tmp_path, capsys):
 
 
 def test_figures_of_a_folder_have_a_line_per_model_and_maps_in_one_file(photo, tmp_path):
-    weights = tuple(str(trained(tmp_path / name)) for name in ("plain", "both"))
+    weights = tuple(str(trained(tmp_path / name)) for name in ("plain", "size"))
     (photo.parent / "bad.jpg").touch()
     out, maps = Path("figures"), Path("maps.h5")
     options = {"weights": weights, "device": "cpu", "methods": ("gradcam",), "out": out, "parts_dir": maps}
@@ -337,12 +337,12 @@ def test_figures_of_a_folder_have_a_line_per_model_and_maps_in_one_file(photo, t
     assert [(row["path"], row["weights"], row["picture"]) for row in rows] == [
         ("bad.jpg", "", ""),
         (photo.name, "plain", f"{photo.name}.png"),
-        (photo.name, "both", f"{photo.name}.png"),
+        (photo.name, "size", f"{photo.name}.png"),
     ]
     with h5py.File(maps) as file:
         assert file["status"].asstr()[:].tolist() == ["empty", "ok"]
         for row in rows[1:]:
-            group = file[row["weights"]]
+            group = file[row["weights"].replace("size", "size_")]  # not the data set of that name
             assert group.attrs["class_names"][group["target_index"][1]] == row["label"]
             assert sorted(group)[:3] == [f"gradcam-stage{i}" for i in (3, 4, 5)]
             assert np.isnan(group["gradcam-stage3"][0]).all()
