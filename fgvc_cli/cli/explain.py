@@ -7,14 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from fgvc_cli.cli.options import BatchSize, Cascade, Device, Quiet, Stages, Weights, Workers
+from fgvc_cli.cli.options import BatchSize, Cascade, Device, Quiet, Stages, Workers
 
 Page = Literal["full", "strip"]
 
 
 def explain(
     image: Annotated[Path, typer.Argument(help="A photograph; or a folder, .zip or .tar of them.")],
-    weights: Weights = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="model.safetensors of a training, or an embedded model (fgvc models lists them). "
+            "Repeatable: a figure with a row per model, LABEL=FILE names it; the folder of a table "
+            "stands for its rows."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="PNG to write, a new folder for many. Default: <photo>.explain.png here."),
@@ -36,7 +43,8 @@ def explain(
         Page | None, typer.Option(help="full or strip. Default: full for one photograph, strip for many.")
     ] = None,
     parts_dir: Annotated[
-        Path | None, typer.Option(help="New folder for each map as a 16-bit PNG, 65535 being 1.")
+        Path | None,
+        typer.Option(help="New folder for each map as a 16-bit PNG, 65535 being 1; or an .h5 for all maps."),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to print; the first ten are drawn as bars.")] = 5,
     device: Device = "auto",
@@ -44,7 +52,9 @@ def explain(
     cascade: Cascade = None,
     batch_size: BatchSize = 16,
     workers: Workers = 2,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the picture, or the .h5; a folder never is.")
+    ] = False,
     quiet: Quiet = False,
 ) -> int:
     """Show where the model looked: its box, the maps of its stages or of a method, its best guesses."""
@@ -53,7 +63,7 @@ def explain(
 
     options = ExplainOptions(
         image,
-        weights=weights,
+        weights=tuple(weights) if weights else None,
         out=out,
         methods=tuple(method or ()),
         target=target,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from fgvc_cli.errors import EXIT_OK, FgvcError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from fgvc_cli.explain.explanation import Explanation
+    from fgvc_cli.explain.explanation import LabelledExplanation
 
 
 def run(options: ExplainOptions) -> int:
@@ -23,6 +25,9 @@ def run(options: ExplainOptions) -> int:
         FgvcError: what cannot be written (found out first), a photograph that cannot be read, weights or a
             device that are not there, a class or a method that is not known.
     """
+    # As in predict: by default a thread that waits for another spins and takes the core of a reader. Read
+    # once, as torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     options.check()
     if options.many:
         from fgvc_cli.commands.explain_folder import run_folder
@@ -30,36 +35,44 @@ def run(options: ExplainOptions) -> int:
         return run_folder(options)
     console = stderr_console()
     from fgvc_cli.atomic import AtomicFile
-    from fgvc_cli.explain.folders import PartsFolder
+    from fgvc_cli.explain.explanation import LabelledExplanation
 
     picture, name = options.target_path, options.image.name
     with AtomicFile(picture, overwrite=options.overwrite) as stream:
         photograph = _read(options.image)
-        with PartsFolder(options.parts_dir) if options.parts_dir else contextlib.nullcontext() as parts:
+        with options.open_parts() if options.parts_dir else contextlib.nullcontext() as parts:
             if options.weights is None and not options.quiet:
                 from fgvc_cli.engine.weights import default_notice
 
                 console.print(default_notice(), markup=False)
-            explainer = options.open_explainer()
-            explanation = explainer.explain([explainer.prepare(photograph)])[0]
-            draw(explanation, name, options.page or "full").save(stream, "PNG")
+            explainers = options.open_explainers()
+            explained = [
+                LabelledExplanation(label, explainer.explain([explainer.prepare(photograph)])[0])
+                for label, explainer in explainers.items()
+            ]
+            draw(explained, name, options.page or "full").save(stream, "PNG")
             if parts:
-                parts.add_maps(name, 0, explanation.maps)
+                parts.begin(explainers)
+                parts.add_maps(name, explained, size=photograph.size)
 
     from fgvc_cli.explain.text import one_line
 
-    for label, prob in explanation.top:
-        print(f"{prob:.4f}  {one_line(label)}")
+    for each in explained:
+        for guess, prob in each.explanation.top:
+            model = f"  {one_line(each.label)}" if each.label else ""
+            print(f"{prob:.4f}  {one_line(guess)}{model}")
     if not options.quiet:
         console.print(f"picture: {picture}", markup=False)
     return EXIT_OK
 
 
-def draw(explanation: Explanation, title: str, page: str) -> Image.Image:
-    """The picture of an explanation, a full page or a strip."""
-    from fgvc_cli.explain import render, strip
+def draw(explained: Sequence[LabelledExplanation], title: str, page: str) -> Image.Image:
+    """The picture of one model's explanation, a full page or a strip; of several models a row each."""
+    from fgvc_cli.explain import compare, render, strip
 
-    return (strip.draw_strip if page == "strip" else render.render)(explanation, title=title)
+    if len(explained) > 1:
+        return compare.draw_comparison(explained, title)
+    return (strip.draw_strip if page == "strip" else render.render)(explained[0].explanation, title=title)
 
 
 def _read(path: Path) -> Image.Image:

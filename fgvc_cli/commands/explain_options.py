@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from fgvc_cli.cli.explain import Page
+from fgvc_cli.commands.explain_rows import ModelRow, expand_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:
-    from fgvc_cli.engine.checkpoint import Checkpoint
     from fgvc_cli.explain.explainer import Explainer
+    from fgvc_cli.explain.folders import PartsFolder
+    from fgvc_cli.explain.maps_file import MapsFile
 
 
 @dataclass(frozen=True)
@@ -20,22 +23,23 @@ class ExplainOptions:
 
     Attributes:
         image: a photograph; a folder or an archive of them.
-        weights: manifest name, file, or None for the default.
+        weights: manifest name, file or folder, see ``expand_weights``; several make a figure, a row for each.
+            None is the default.
         out: the picture to appear, ending in .png, or a new folder for many. None is ``<stem>.explain.png``,
             or ``<name>.explain``, in the current folder, never beside the photographs, where it would join
             the data.
         methods: whose maps to draw; none: what the model itself shows.
         target, against: class names, see ``Question``.
         page: how much of a page each picture is; None: a full one for one photograph, strips for many.
-        parts_dir: new folder for the maps as numbers.
+        parts_dir: new folder for the maps as numbers, or a file ending in .h5.
         top_k: classes to name; a picture shows the first of them.
         stages, cascade: settings of a multi-stage model to answer with; None: as trained.
-        overwrite: replace the picture if it is there; a folder never is.
+        overwrite: replace the picture, or the .h5, if it is there; a folder never is.
         quiet: nothing on stderr but errors.
     """
 
     image: Path
-    weights: str | None = None
+    weights: str | tuple[str, ...] | None = None
     out: Path | None = None
     methods: tuple[str, ...] = ()
     target: str | None = None
@@ -67,12 +71,40 @@ class ExplainOptions:
             return Path(f"{self.image.resolve().name}.explain")
         return Path(f"{self.image.stem}.explain.png")
 
+    @property
+    def parts_in_file(self) -> bool:
+        """Whether the maps go into one HDF5 file."""
+        return self.parts_dir is not None and self.parts_dir.suffix.lower() in (".h5", ".hdf5")
+
+    @cached_property
+    def models(self) -> list[ModelRow]:
+        """What to explain.
+
+        Raises:
+            FgvcError: see ``expand_weights``.
+        """
+        if self.weights is None:
+            return expand_weights(())
+        return expand_weights([self.weights] if isinstance(self.weights, str) else self.weights)
+
+    def open_parts(self) -> PartsFolder | MapsFile:
+        """Where the maps go as numbers: a context manager."""
+        assert self.parts_dir is not None
+        if self.parts_in_file:
+            from fgvc_cli.explain.maps_file import MapsFile
+
+            return MapsFile(self.parts_dir, overwrite=self.overwrite)
+        from fgvc_cli.explain.folders import PartsFolder
+
+        return PartsFolder(self.parts_dir)
+
     def check(self) -> None:
         """Refuse what can be known to fail.
 
         Raises:
             FgvcError: a setting out of range, an unknown method, outputs that cannot be written.
         """
+        from fgvc_cli.atomic import check_writable
         from fgvc_cli.explain.methods import pick_methods
         from fgvc_cli.predict.outputs import check_folder
 
@@ -82,7 +114,11 @@ class ExplainOptions:
             known = " or ".join(get_args(Page))
             raise FgvcError(f"--page got {self.page!r}, expected {known}.", None, EXIT_USAGE)
         pick_methods(self.methods, asked=self.target is not None or self.against is not None)
-        if self.parts_dir:
+        if self.page and len(self.models) > 1:
+            raise FgvcError("--page is for one model.", "Several --weights make a figure.", EXIT_USAGE)
+        if self.parts_dir and self.parts_in_file:
+            check_writable(self.parts_dir, overwrite=self.overwrite)
+        elif self.parts_dir:
             check_folder(self.parts_dir)
         if self.many:
             check_folder(self.target_path)
@@ -95,11 +131,11 @@ class ExplainOptions:
         if picture.exists() and self.image.exists() and picture.samefile(self.image):
             raise FgvcError(f"--out {picture} is the photograph itself.", "Name another file.", EXIT_USAGE)
 
-    def open_explainer(self) -> Explainer:
-        """The model on its device, ready to explain.
+    def open_explainers(self) -> dict[str, Explainer]:
+        """The models on their device, ready to explain, by label; of one model alone the label is empty.
 
         Raises:
-            FgvcError: weights or a device that are not there, a class that the model does not know.
+            FgvcError: weights or a device that are not there, a class that a model does not know.
         """
         from fgvc_cli.engine.device import pick_device
         from fgvc_cli.engine.weights import open_weights
@@ -108,13 +144,16 @@ class ExplainOptions:
 
         device = pick_device(self.device)
         looks = {"stages": self.stages, "cascade": self.cascade}
-        checkpoint: Checkpoint = open_weights(self.weights, options=looks)
-        checkpoint.model.to(device)
         asked = self.target is not None or self.against is not None
-        return Explainer(
-            checkpoint,
-            methods=pick_methods(self.methods, asked=asked),
-            target=self.target,
-            against=self.against,
-            top_k=self.top_k,
-        )
+        explainers = {}
+        for row in self.models:
+            checkpoint = open_weights(row.weights, options=looks)
+            checkpoint.model.to(device)
+            explainers[row.label if len(self.models) > 1 else ""] = Explainer(
+                checkpoint,
+                methods=pick_methods(self.methods, asked=asked),
+                target=self.target,
+                against=self.against,
+                top_k=self.top_k,
+            )
+        return explainers

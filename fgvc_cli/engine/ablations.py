@@ -159,6 +159,15 @@ def find_ablation(name: str) -> Ablation:
     )
 
 
+def order_variants(names: list[str]) -> list[str]:
+    """Rows as the first table has them that knows them all; others by name."""
+    for ablation in ABLATIONS.values():
+        order = [variant.name for variant in ablation.variants]
+        if {*names} <= {*order}:
+            return sorted(names, key=order.index)
+    return sorted(names)
+
+
 def table_cells(ablation: Ablation, values: dict[str, Any], seeds: list[int]) -> list[Cell]:
     """All trainings of a table, seed by seed: a table that is cut is whole for its first seeds.
 

@@ -41,4 +41,4 @@ def color_table() -> np.ndarray:
 def apply_colormap(values: np.ndarray) -> np.ndarray:
     """Values (...) in [0, 1] -> uint8 sRGB (..., 3); values outside are clipped, NaN is drawn as 0."""
     index = np.clip(np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0), 0, 1) * 255
-    return color_table()[index.round().astype(np.uint8)]
+    return np.take(color_table(), index.round().astype(np.uint8), axis=0)

@@ -69,3 +69,12 @@ class Explanation:
     def region(self) -> Box:
         """The part of the photograph that the model saw, xyxy pixels of the photograph."""
         return self.geometry.to_photo((0, 0, self.input_px, self.input_px))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledExplanation:
+    """What one of several models shows of a photograph."""
+
+    label: str
+    """Which model; empty where there is one."""
+    explanation: Explanation

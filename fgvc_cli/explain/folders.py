@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fgvc_cli.atomic import reason
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.explain.explanation import LabelledExplanation
 from fgvc_cli.predict.blocks import as_text
 from fgvc_cli.predict.rows import Block
 from fgvc_cli.predict.sink_csv import csv_lines
@@ -21,15 +24,20 @@ INDEX = "index.csv"
 class PicturesFolder(FolderSink):
     """One picture per photograph, named after it, and a table of all.
 
+    Args:
+        ending: of the pictures.
+
     Raises:
         FgvcError: on entering, adding or leaving: it cannot be written.
     """
 
-    ending = ".png"
+    def __init__(self, out: Path, ending: str = ".png"):
+        super().__init__(out)
+        self.ending = ending
 
-    def add(self, name: str, row: int, png: bytes) -> str:
+    def add(self, name: str, row: int, picture: bytes) -> str:
         """Write the picture of a photograph, ``row`` being its number from 0; the name it has got."""
-        return self._put(f"{safe_name(name)}{self.ending}", row, png)
+        return self._put(f"{safe_name(name)}{self.ending}", row, picture)
 
     def add_index(self, rows: list[list[str]]) -> None:
         """The table, header first."""
@@ -53,10 +61,21 @@ class PicturesFolder(FolderSink):
 class PartsFolder(PicturesFolder):
     """Every map as a 16-bit grey PNG in its own cells over the model's input: 65535 is 1."""
 
-    def add_maps(self, name: str, row: int, maps: Mapping[str, np.ndarray]) -> None:
-        """Write the maps (h, w) in [0, 1] of a photograph, each as ``<name>.<map>.png``."""
-        for kind, heat in maps.items():
-            grey = np.round(np.nan_to_num(heat).clip(0, 1) * 65535).astype(np.uint16)
-            stream = io.BytesIO()
-            Image.fromarray(grey).save(stream, "PNG", compress_level=1)
-            self._put(f"{safe_name(as_text(name))}.{kind}{self.ending}", row, stream.getvalue())
+    def __init__(self, out: Path):
+        super().__init__(out)
+        self._count = 0
+
+    def begin(self, models: object) -> None:
+        """Nothing is shared."""
+
+    def add_maps(self, name: str, explained: Sequence[LabelledExplanation], **_row: Any) -> None:
+        """Write the maps (h, w) in [0, 1] of the next photograph, each as ``<name>.<map>.png``; of several
+        models as ``<name>.<label>.<map>.png``."""
+        row, self._count = self._count, self._count + 1
+        for each in explained:
+            label = f"{safe_name(each.label).replace('/', '_')}." if each.label else ""
+            for kind, heat in each.explanation.maps.items():
+                grey = np.round(np.nan_to_num(heat).clip(0, 1) * 65535).astype(np.uint16)
+                stream = io.BytesIO()
+                Image.fromarray(grey).save(stream, "PNG", compress_level=1)
+                self._put(f"{safe_name(as_text(name))}.{label}{kind}{self.ending}", row, stream.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from PIL import Image, ImageDraw
 
@@ -29,12 +30,20 @@ def draw_caption(on: Image.Image, label: str, note: str, x: float = 0) -> None:
 
     The note goes where there is no room for both.
     """
-    draw = ImageDraw.Draw(on)
-    if x + LABEL.width(label) + 14 + SMALL.width(note) > on.width:
+    on.paste(_caption(label, note, round(on.width - x)), (round(x), 0))
+
+
+@lru_cache(maxsize=64)
+def _caption(label: str, note: str, width: int) -> Section:
+    """Drawn once for all pictures of a folder, which share most of theirs."""
+    caption = Image.new("RGB", (width, CAPTION_PX), PAPER)
+    draw = ImageDraw.Draw(caption)
+    if LABEL.width(label) + 14 + SMALL.width(note) > width:
         note = ""
-    label = LABEL.shorten(label, on.width - x)
-    LABEL.draw(draw, (x, LABEL.px), label, INK)
-    SMALL.draw(draw, (x + LABEL.width(label) + 14, LABEL.px), note, QUIET)
+    label = LABEL.shorten(label, width)
+    LABEL.draw(draw, (0, LABEL.px), label, INK)
+    SMALL.draw(draw, (LABEL.width(label) + 14, LABEL.px), note, QUIET)
+    return caption
 
 
 def beside(sections: Sequence[Section | None], gap: int) -> Section:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
@@ -46,7 +47,7 @@ def fit(photo: tuple[float, float], slot: Size) -> Size:
 
 def draw_photo(explanation: Explanation, size: Size) -> Image.Image:
     """The photograph, resized to ``size``, with its object box and its numbered part boxes."""
-    panel = _resized(explanation.image, size)
+    panel = _photo(explanation, size).copy()
     if explanation.box is not None:
         draw_box(panel, _scaled(explanation.box, explanation.image.size, size))
     parts = [_scaled(part, explanation.image.size, size) for part in explanation.parts]
@@ -62,10 +63,9 @@ def draw_map(explanation: Explanation, name: str, size: Size, box: bool = False)
     Raises:
         KeyError: a map that the explanation lacks.
     """
-    grey = _resized(explanation.image, size).convert("L").convert("RGB")
-    panel = _veiled(grey)
-    x1, y1, x2, y2 = _seen(explanation, size)
-    panel.paste(_overlay(grey.crop((x1, y1, x2, y2)), explanation.maps[name]), (x1, y1))
+    veiled, seen = _beneath_maps(explanation, size)
+    panel = veiled.copy()
+    panel.paste(_overlay(seen, explanation.maps[name]), _seen(explanation, size)[:2])
     if box and explanation.box is not None:
         draw_box(panel, _scaled(explanation.box, explanation.image.size, size))
     return panel
@@ -113,7 +113,7 @@ def draw_crop(explanation: Explanation, box: Box, size: Size, heat: np.ndarray |
         heat: a map (h, w) in [0, 1] of the box, laid over the crop in grey.
     """
     crop = _resized(explanation.image, size, box)
-    return crop if heat is None else _overlay(crop.convert("L").convert("RGB"), heat)
+    return crop if heat is None else _overlay(_stretched_grey(crop), heat)
 
 
 def draw_box(panel: Image.Image, box: Box, color: Color = BOX_LINE) -> None:
@@ -200,12 +200,30 @@ def _meetings(place: Rectangle, others: Sequence[Rectangle]) -> int:
 
 
 def _overlay(grey: Image.Image, heat: np.ndarray) -> Image.Image:
-    """A map's colours over the whole of a grey picture."""
+    """A map's colours over the whole of a grey picture, see ``_stretched_grey``."""
     values = np.nan_to_num(np.asarray(heat, np.float32))
     # A cell is an area, as a pixel is: resizing the map like an image puts each over the pixels it came from.
     smooth = Image.fromarray(values).resize(grey.size, Image.Resampling.BICUBIC)
     colors = Image.fromarray(apply_colormap(np.asarray(smooth)))
-    return Image.blend(ImageOps.autocontrast(grey, cutoff=1), colors, MAP_OPACITY)
+    return Image.blend(grey, colors, MAP_OPACITY)
+
+
+@lru_cache(maxsize=4)
+def _photo(explanation: Explanation, size: Size) -> Image.Image:
+    """The photograph at a size that several panels have; not to be drawn on."""
+    return _resized(explanation.image, size)
+
+
+@lru_cache(maxsize=4)
+def _beneath_maps(explanation: Explanation, size: Size) -> tuple[Image.Image, Image.Image]:
+    """What all maps of one size lie on: the photograph in pale grey, and in grey what the model saw."""
+    photo = _photo(explanation, size)
+    return _veiled(photo.convert("L").convert("RGB")), _stretched_grey(photo.crop(_seen(explanation, size)))
+
+
+def _stretched_grey(picture: Image.Image) -> Image.Image:
+    """Without its colours, from black to white."""
+    return ImageOps.autocontrast(picture.convert("L"), cutoff=1).convert("RGB")
 
 
 def _veiled(panel: Image.Image) -> Image.Image:

@@ -49,6 +49,10 @@ class ModuleStagePlan(StagePlan):
         """X_s itself, as the network has its maps."""
         return onward.permute(0, 2, 3, 1) if self.channels_last else onward
 
+    def features(self, state: Tensor) -> Tensor:
+        """The last map, as the network has it."""
+        return state
+
 
 def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A timm network without its classifier.
@@ -150,22 +154,23 @@ def _offline_at_once() -> Iterator[None]:
         hub.HF_HUB_OFFLINE = before
 
 
-def plan_stages(net: nn.Module, depths: tuple[int, ...] | None = None) -> StagePlan:
+def plan_stages(net: nn.Module, depths: tuple[int, ...] | None = None, *, trim: bool = True) -> StagePlan:
     """Cut a timm network into stages 3, 4 and 5; the last ends where its features end.
 
     The cut is proven, not assumed: running the stages one after another must give what
-    ``forward_features`` gives. Modules after the last stage (pooling, classifier) are replaced by
-    ``nn.Identity``, so no parameter stays that nothing trains.
+    ``forward_features`` gives.
 
     Args:
         net: the network, with real weights.
         depths: on a ViT, the blocks, counted from 1, after which its stages end; None: thirds.
+        trim: replace modules after the last stage (pooling, classifier) by ``nn.Identity``, so that no
+            parameter stays that nothing trains; else the network stays as it is.
 
     Raises:
         FgvcError: a network that does not run in stages one after another, or depths that do not fit it.
     """
     if is_vit(net):
-        return plan_vit(net, depths)
+        return plan_vit(net, depths, trim=trim)
     if hasattr(net, "patch_embed") and hasattr(net, "blocks"):
         raise not_staged(net, "its blocks cannot be run one by one from patch tokens alone")
     if depths is not None:
@@ -174,10 +179,10 @@ def plan_stages(net: nn.Module, depths: tuple[int, ...] | None = None) -> StageP
             "Leave options.depths out.",
             EXIT_USAGE,
         )
-    return _plan_modules(net)
+    return _plan_modules(net, trim=trim)
 
 
-def _plan_modules(net: nn.Module, count: int = 3) -> ModuleStagePlan:
+def _plan_modules(net: nn.Module, count: int = 3, *, trim: bool = True) -> ModuleStagePlan:
     """Cut a network at the last ``count`` of the boundaries that timm's own ``feature_info`` names."""
     info = getattr(net, "feature_info", None)
     if not info or len(list(info)) < count:
@@ -189,7 +194,7 @@ def _plan_modules(net: nn.Module, count: int = 3) -> ModuleStagePlan:
         raise not_staged(net, f"its stage {missing[0]!r} is not a module of its own")
     cuts = [modules.index(boundary) + 1 for boundary in boundaries]
     cuts[-1] = _find_end(net, modules, cuts[-1])
-    for unused in modules[cuts[-1] :]:
+    for unused in modules[cuts[-1] :] if trim else ():
         _replace_with_identity(net, unused)
     stages = tuple(tuple(modules[a:b]) for a, b in zip([0, *cuts], cuts, strict=False))
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
@@ -221,7 +226,7 @@ def _find_end(net: nn.Module, modules: list[str], first: int) -> int:
     training = net.training
     net.eval()
     try:
-        probe = torch.linspace(-2, 2, 3 * _PROBE_PX**2).view(1, 3, _PROBE_PX, _PROBE_PX)
+        probe = torch.linspace(-2, 2, 3 * _PROBE_PX**2, device=_device(net)).view(1, 3, _PROBE_PX, _PROBE_PX)
         expected = net.forward_features(probe)  # type: ignore[operator]
         x = run_stage(net, tuple(modules[:first]), probe)
         for end in range(first, len(modules) + 1):
@@ -244,7 +249,7 @@ def _measure_stages(
     """Channels and shift of each stage's map."""
     training = net.training
     net.eval()
-    x = torch.zeros(1, 3, _PROBE_PX, _PROBE_PX)
+    x = torch.zeros(1, 3, _PROBE_PX, _PROBE_PX, device=_device(net))
     channels, shifts = [], []
     before: list[nn.Module] = []
     for stage in stages:
@@ -259,3 +264,7 @@ def _measure_stages(
 def _replace_with_identity(net: nn.Module, name: str) -> None:
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, nn.Identity())
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device

@@ -6,6 +6,7 @@ Legend: B batch, K classes, D feature width, h w rows and columns of the last fe
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import BaselineConfig
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.models.backbones import checkpoint_gradients
+from fgvc_cli.models.backbones import checkpoint_gradients, plan_stages
 from fgvc_cli.models.cells import align_maps, cell_shift, leaves
 from fgvc_cli.models.output import ModelOutput, StageMap, Want, class_probs, scale_maps
-from fgvc_cli.models.stage_plan import network_name
+from fgvc_cli.models.stage_plan import StagePlan, network_name
 from fgvc_cli.models.vit_encoder import record_rollout
 from fgvc_cli.models.vit_stages import Tail, VitStagePlan, is_vit, plan_tail
+
+STAGES = ("stage3", "stage4", "stage5")
+LAST = "last_stage"
+"""The only one of a network that does not run in stages."""
 
 
 class Baseline(nn.Module):
@@ -43,9 +48,10 @@ class Baseline(nn.Module):
 
     def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
         """Normalised images (B, 3, H, W) -> ``ModelOutput`` with the one branch ``main``."""
-        tail = self._tail_plan if "features" in want and is_vit(self.backbone) else None
+        # One after another where something of the stages is asked for; else as timm runs them.
+        plan = self._stage_plan if {"stages", "features"} & {*want} else None
         with record_rollout(self.backbone, images, wanted="rollout" in want) as record:
-            features, stage = self._features(images, tail, apart="features" in want)
+            features, apart = self._features(images, plan, apart="features" in want)
         pooled = self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
         logits = self.heads(pooled)
         probs = class_probs(logits, self.config.multi_label)
@@ -55,11 +61,9 @@ class Baseline(nn.Module):
             stride = round(images.shape[-1] / maps.shape[-1])
             heat = scale_maps(align_maps(maps, cell_shift(leaves(self.backbone), stride)))
             output.heat = heat if "heat" in want else None
-            output.stages = {"last_stage": heat} if "stages" in want else None
+            output.stages = self._stage_maps(apart, heat) if "stages" in want else None
             output.boxes = locate_objects(heat, images.shape[-2:]) if "boxes" in want else None
-        if stage is not None:
-            shift = cell_shift(leaves(self.backbone), round(images.shape[-1] / stage.shape[-1]))
-            output.features = {"last_stage": StageMap(stage, shift)}
+        output.features = apart if "features" in want else None
         if record:
             pooled_token = getattr(self.backbone, "global_pool", "token") == "token"
             output.rollout = record.map(class_token=pooled_token and record.prefix_tokens > 0)
@@ -76,26 +80,54 @@ class Baseline(nn.Module):
         checkpoint_gradients(self.backbone, enable)
 
     @cached_property
+    def _stage_plan(self) -> StagePlan | None:
+        """The stages that CRA-SMRA has on this network, proven once; None where it does not run in stages."""
+        try:
+            plan = plan_stages(self.backbone, trim=False)
+        except FgvcError:
+            return None
+        if not isinstance(plan, VitStagePlan):
+            return plan
+        # What comes out of the last block reaches a class token through no patch: Grad-CAM takes what enters.
+        depth = plan.ends[-1]
+        return replace(plan, ends=(*plan.ends[:-1], depth - 1, depth), shifts=(*plan.shifts, 0.0))
+
+    @cached_property
     def _tail_plan(self) -> VitStagePlan:
         """Proven once."""
         return plan_tail(self.backbone)
 
     def _features(
-        self, images: Tensor, plan: VitStagePlan | None, *, apart: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the network's head takes; where ``apart``, also the map (B, C, h, w) it is computed from."""
-        if not apart:
-            return self.backbone.forward_features(images), None  # type: ignore[operator]
+        self, images: Tensor, plan: StagePlan | None, *, apart: bool
+    ) -> tuple[Tensor, dict[str, StageMap]]:
+        """What the network's head takes, and the maps (B, C, h, w) it is computed from: those of the stages,
+        of a ViT's last one what enters its last block; without stages the last alone, where ``apart``."""
         if plan is not None:
-            tail = Tail(self.backbone, plan)
-            return tail(images), tail.patches
+            maps, state = [], plan.start(self.backbone, images)
+            for stage in range(len(plan.shifts)):
+                x, state = plan.run(self.backbone, stage, state)
+                state = plan.put_back(state, x)
+                maps.append(x)
+            named = zip(STAGES, maps, plan.shifts, strict=False)
+            return plan.features(state), {name: StageMap(x, shift) for name, x, shift in named}
+        if apart and is_vit(self.backbone):
+            tail = Tail(self.backbone, self._tail_plan)
+            return tail(images), {LAST: StageMap(tail.patches, 0.0)}
         features = self.backbone.forward_features(images)  # type: ignore[operator]
+        if not apart:
+            return features, {}
         if features.ndim != 4:
             raise FgvcError(f"{network_name(self.backbone)} has no feature map to take gradients of.")
-        if getattr(self.backbone, "output_fmt", "NCHW") != "NHWC":
-            return features, features
-        stage = features.permute(0, 3, 1, 2)
-        return stage.permute(0, 2, 3, 1), stage
+        channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
+        stage = features.permute(0, 3, 1, 2) if channels_last else features
+        shift = cell_shift(leaves(self.backbone), round(images.shape[-1] / stage.shape[-1]))
+        return stage.permute(0, 2, 3, 1) if channels_last else stage, {LAST: StageMap(stage, shift)}
+
+    def _stage_maps(self, apart: dict[str, StageMap], heat: Tensor) -> dict[str, Tensor]:
+        """Channel-averaged maps (B, h, w) in [0, 1] by stage; that of the last one is the heat."""
+        before = list(apart.items())[:-1] if len(apart) > 1 else []
+        maps = {name: scale_maps(align_maps(x.float().mean(dim=1), shift)) for name, (x, shift) in before}
+        return maps | {STAGES[-1] if maps else LAST: heat}
 
     def _activation(self, features: Tensor, images: Tensor) -> Tensor:
         """Channel-averaged last features as a map (B, h, w); tokens go back to their grid."""

@@ -37,6 +37,10 @@ class StagePlan(ABC):
     def put_back(self, state: Any, onward: Tensor) -> Any:
         """The state with ``onward`` (B, C, h, w), CRAM's X_s, in the place of the stage's map."""
 
+    @abstractmethod
+    def features(self, state: Any) -> Tensor:
+        """What timm's ``forward_features`` gives, of the state after the last stage."""
+
 
 def network_name(net: nn.Module) -> str:
     """timm's name of a network, for messages."""

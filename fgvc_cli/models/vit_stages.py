@@ -72,22 +72,27 @@ class VitStagePlan(StagePlan):
         patches = onward.flatten(2).transpose(1, 2)
         return state._replace(sequence=torch.cat([state.sequence[:, : self.prefix_tokens], patches], dim=1))
 
+    def features(self, state: Tokens) -> Tensor:
+        """All tokens (B, P + N, D)."""
+        return state.sequence
+
 
 def is_vit(net: nn.Module) -> bool:
     """Whether a network has the parts of a plain timm ViT: patches, prefix tokens, blocks, one width."""
     return all(hasattr(net, part) for part in _PARTS)
 
 
-def plan_vit(net: nn.Module, depths: tuple[int, ...] | None = None) -> VitStagePlan:
+def plan_vit(net: nn.Module, depths: tuple[int, ...] | None = None, *, trim: bool = True) -> VitStagePlan:
     """Cut a timm ViT into three stages.
 
     The cut is proven, not assumed: embedding, blocks and norm one after another must give what
-    ``forward_features`` gives. What comes after the features (pooling, its norm, classifier) is replaced by
-    ``nn.Identity``, so no parameter stays that nothing trains.
+    ``forward_features`` gives.
 
     Args:
         net: a network for which ``is_vit`` holds, with real weights.
         depths: the blocks, counted from 1, after which the stages end; None: thirds of the encoder.
+        trim: replace what comes after the features (pooling, its norm, classifier) by ``nn.Identity``, so
+            that no parameter stays that nothing trains; else the network stays as it is.
 
     Raises:
         FgvcError: depths that do not fit the encoder, or a network whose blocks do not run one after another.
@@ -100,7 +105,7 @@ def plan_vit(net: nn.Module, depths: tuple[int, ...] | None = None) -> VitStageP
     channels, shifts = (parts.embed_dim,) * len(ends), (0.0,) * len(ends)  # a patch covers its own area
     plan = VitStagePlan(channels, shifts, ends, parts.num_prefix_tokens)
     _prove(net, plan)
-    for unused in _AFTER_FEATURES:
+    for unused in _AFTER_FEATURES if trim else ():
         if getattr(net, unused, None) is not None:
             setattr(net, unused, nn.Identity())
     return plan
@@ -187,7 +192,8 @@ def _prove(net: nn.Module, plan: VitStagePlan) -> None:
     # A network that takes any size has none of its own; timm names the one it was trained with.
     size = getattr(net.patch_embed, "img_size", None) or getattr(net, "pretrained_cfg", {})["input_size"][1:]
     height, width = size
-    probe = torch.linspace(-2, 2, 3 * height * width).view(1, 3, height, width)
+    device = next(net.parameters()).device
+    probe = torch.linspace(-2, 2, 3 * height * width, device=device).view(1, 3, height, width)
     # LayerScale starts at 1e-5: a block left out, or run without its rope, would pass for rounding.
     unscaled = {f"net.{name}": torch.ones_like(p) for name, p in net.named_parameters() if p.ndim == 1}
     training = net.training

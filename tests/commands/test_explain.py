@@ -6,6 +6,7 @@ import csv
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,10 +15,12 @@ from torch import nn
 
 from fgvc_cli.commands import explain as command
 from fgvc_cli.commands.explain_options import ExplainOptions
-from fgvc_cli.config import Preprocess
-from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.commands.explain_rows import expand_weights
+from fgvc_cli.config import Preprocess, TrainConfig
+from fgvc_cli.engine.checkpoint import Checkpoint, save_checkpoint
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
 from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.models.registry import create_model
 
 
 def run(image, **options) -> int:
@@ -172,9 +175,9 @@ def test_a_folder_gives_a_picture_each_and_a_table(photo, opened, capsys):
     assert [row["path"] for row in rows] == names
     assert {row["label"] for row in rows} == {"bee"} and {row["status"] for row in rows} == {"ok"}
     for row in rows:
-        assert row["picture"] == f"{row['path']}.png"
+        assert row["picture"] == f"{row['path']}.jpg"
         with Image.open(out / row["picture"]) as picture:
-            assert picture.width == 1600 and picture.height < 700
+            assert picture.format == "JPEG" and picture.width == 1600 and picture.height < 700
     # The box is the whole input's middle; the wide photograph was kept smaller, its box was not.
     wide = rows[-1]
     assert float(wide["width"]) == 4000 and float(wide["box_x2"]) > 1600
@@ -196,7 +199,7 @@ def test_what_cannot_be_read_is_named_and_the_others_still_come_out(photo, opene
         rows = {row["path"]: row for row in csv.DictReader(stream)}
     assert rows["bad.jpg"]["status"] == "not_an_image" and rows["bad.jpg"]["picture"] == ""
     assert rows[photo.name]["status"] == "ok"
-    assert sorted(os.listdir("why")) == ["bird [red].jpg.png", "index.csv"]
+    assert sorted(os.listdir("why")) == ["bird [red].jpg.jpg", "index.csv"]
     assert "Left out bad.jpg" in capsys.readouterr().err
 
 
@@ -264,3 +267,117 @@ def test_an_unknown_device_leaves_nothing_behind(photo, opened):
     with pytest.raises(FgvcError, match="--device"):
         run(photo, weights="any", device="gpu")
     assert os.listdir() == []
+
+
+def trained(folder: Path, seed: int = 0) -> Path:
+    """A training that ended, as far as its checkpoint says."""
+    torch.manual_seed(seed)
+    name = "timm-test_resnet" if "plain" in folder.name else "crasmra-test_resnet"
+    config = TrainConfig(model=name, preprocess={"input_px": 32 + 32 * seed, "resize_px": 128})
+    model = create_model(name, 2, input_px=32).eval()
+    folder.mkdir(parents=True)
+    path = folder / "model.safetensors"
+    metrics = {"val": {}, "test": {}} if "cut" not in folder.name else {"val": {}}
+    save_checkpoint(path, model, config=config, classes=("ant", "bee"), dataset="d", metrics=metrics)
+    return path
+
+
+def labels(*weights) -> list[str]:
+    return [row.label for row in expand_weights([str(each) for each in weights])]
+
+
+def test_a_folder_of_a_table_stands_for_its_rows_of_the_first_seed(tmp_path):
+    for name in ("delta=1.0-s1", "delta=0.9-s1", "delta=0.5-s1", "delta=0.5-s2", "delta=0.6-s0-cut", "other"):
+        trained(tmp_path / "delta" / name)
+    trained(tmp_path / "delta" / "delta=cut-s0")
+    rows = expand_weights([str(tmp_path / "delta")])
+    assert [row.label for row in rows] == ["delta=0.5", "delta=0.9", "delta=1.0"]
+    assert all(row.weights and Path(row.weights).parent.name == f"{row.label}-s1" for row in rows)
+    for name in ("cram-s0", "plain-s0", "cram+smram-s0"):
+        trained(tmp_path / "table3" / name)
+    assert labels(tmp_path / "table3") == ["plain", "cram", "cram+smram"]
+
+
+def test_a_row_is_called_after_its_folder_or_as_it_is_told(tmp_path):
+    path = trained(tmp_path / "delta=0.9-s0")
+    assert labels(path) == labels(path.parent) == ["delta=0.9-s0"]
+    assert labels("aviary", "groceries") == ["aviary", "groceries"]
+    assert labels(f"+ CRAM={path}", "A=aviary") == ["+ CRAM", "A"]
+    assert expand_weights([f"+ CRAM={path}"])[0].weights == str(path)
+    with pytest.raises(FgvcError, match="'A=aviary'"):
+        expand_weights(["aviary", "aviary"])
+    with pytest.raises(FgvcError, match="without a finished training"):
+        (tmp_path / "empty").mkdir()
+        expand_weights([str(tmp_path / "empty")])
+
+
+def test_several_models_make_a_figure_with_a_row_each(photo, tmp_path, capsys):
+    paths = [str(trained(tmp_path / name, seed)) for seed, name in enumerate(("plain", "cram", "both"))]
+    run(photo, weights=(paths[0],), device="cpu", out=Path("one.png"))
+    capsys.readouterr()
+    heights = []
+    for count in (2, 3):
+        run(photo, weights=tuple(paths[:count]), device="cpu", out=Path(f"{count}.png"), top_k=1)
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("  ")[-1] for line in lines] == ["plain", "cram", "both"][:count]
+        with Image.open(f"{count}.png") as picture:
+            heights.append(picture.height)
+    assert heights[1] - heights[0] > 200
+    with pytest.raises(FgvcError, match="--page is for one model"):
+        run(photo, weights=tuple(paths), page="strip", device="cpu")
+
+
+def test_figures_of_a_folder_have_a_line_per_model_and_maps_in_one_file(photo, tmp_path):
+    weights = tuple(str(trained(tmp_path / name)) for name in ("plain", "size"))
+    (photo.parent / "bad.jpg").touch()
+    out, maps = Path("figures"), Path("maps.h5")
+    options = {"weights": weights, "device": "cpu", "methods": ("gradcam",), "out": out, "parts_dir": maps}
+    assert run(photo.parent, **options) == EXIT_SOME_FAILED
+    rows = [*csv.DictReader((out / "index.csv").open())]
+    assert [(row["path"], row["weights"], row["picture"]) for row in rows] == [
+        ("bad.jpg", "", ""),
+        (photo.name, "plain", f"{photo.name}.png"),
+        (photo.name, "size", f"{photo.name}.png"),
+    ]
+    with h5py.File(maps) as file:
+        assert file["status"].asstr()[:].tolist() == ["empty", "ok"]
+        for row in rows[1:]:
+            group = file[row["weights"].replace("size", "size_")]  # not the data set of that name
+            assert group.attrs["class_names"][group["target_index"][1]] == row["label"]
+            assert sorted(group)[:3] == [f"gradcam-stage{i}" for i in (3, 4, 5)]
+            assert np.isnan(group["gradcam-stage3"][0]).all()
+            assert group["gradcam-stage3"][1].max() == 1
+        assert file["plain"].attrs["model"] == "timm-test_resnet"
+
+
+def test_maps_in_one_file_are_rows_of_photographs(photo, opened):
+    for i in range(70):  # more than wait to be written together
+        Image.new("RGB", (9, 8)).save(photo.parent / f"{i:02}.png")
+    (photo.parent / "bad.jpg").touch()
+    run(photo.parent, weights="any", device="cpu", parts_dir=Path("maps.h5"))
+    with h5py.File("maps.h5") as file:
+        paths = file["path"].asstr()[:].tolist()
+        assert paths == sorted(paths) and len(paths) == 72
+        assert file["last"].shape == (72, 8, 8) and file["last"].dtype == np.float16
+        assert file["last"].compression == "gzip" and file["last"].fletcher32
+        at = paths.index("bad.jpg")
+        assert np.isnan(file["last"][at]).all() and file["error"].asstr()[at]
+        assert file["top_index"][at] == -1 and (file["top_index"][:at] == 1).all()
+        np.testing.assert_array_equal(file["last"][paths.index(photo.name)], np.eye(8))
+        assert file["size"][paths.index(photo.name)].tolist() == [90, 60]
+        assert file.attrs["weights_sha256"] == "0" * 64 and file.attrs["methods"] == "own"
+        assert file.attrs["class_names"].tolist() == ["ant", "bee", "cat", "dog [red]"]
+    before = Path("maps.h5").read_bytes()
+    for options in ({"out": Path("b")}, {"out": Path("c"), "overwrite": True, "methods": ("rollout",)}):
+        with pytest.raises(FgvcError):
+            run(photo.parent, weights="any", device="cpu", parts_dir=Path("maps.h5"), **options)
+    assert Path("maps.h5").read_bytes() == before and sorted(os.listdir()) == ["maps.h5", "photos.explain"]
+
+
+def test_the_readme_reads_the_maps_back(photo, opened, capsys):
+    run(photo, weights="any", device="cpu", parts_dir=Path("maps.h5"), quiet=True)
+    capsys.readouterr()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    examples = [block.partition("```")[0] for block in readme.split("```python\n")[1:]]
+    exec(next(each for each in examples if "maps.h5" in each).replace("stage5", "last"))
+    assert "bird [red].jpg" in capsys.readouterr().out
