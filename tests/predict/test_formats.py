@@ -14,10 +14,11 @@ from fake_predictor import fake_block, fake_info
 from PIL import Image
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.predict.h5_table import CHUNK_BYTES
 from fgvc_cli.predict.outputs import Outputs
 from fgvc_cli.predict.rows import RunInfo
 from fgvc_cli.predict.sink_folders import CropsFolder, MapsFolder, safe_name
-from fgvc_cli.predict.sink_h5 import CHUNK_BYTES, H5Sink
+from fgvc_cli.predict.sink_h5 import H5Sink
 from fgvc_cli.predict.sink_jsonl import JsonlSink
 
 EXTRAS = ("attention", "crop", "embedding", "logits")
