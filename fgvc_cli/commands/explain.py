@@ -1,4 +1,8 @@
-"""fgvc explain: one photograph -> its most probable classes on stdout, and one picture of why."""
+"""fgvc explain: one photograph -> its most probable classes on stdout, and one picture of why.
+
+Known photographs that are nearest follow on stdout, four cells between tabs: ``nearest``, the similarity, the
+class, the path.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +44,8 @@ def run(options: ExplainOptions) -> int:
                 from fgvc_cli.engine.weights import default_notice
 
                 console.print(default_notice(), markup=False)
-            explainer = options.open_explainer()
-            explanation = explainer.explain([explainer.prepare(photograph)])[0]
+            with options.open_explainer() as explainer:
+                explanation = explainer.explain([explainer.prepare(photograph)])[0]
             draw(explanation, name, options.page or "full").save(stream, "PNG")
             if parts:
                 parts.add_maps(name, 0, explanation.maps)
@@ -50,6 +54,9 @@ def run(options: ExplainOptions) -> int:
 
     for label, prob in explanation.top:
         print(f"{prob:.4f}  {one_line(label)}")
+    for near in explanation.nearest.overall if explanation.nearest else ():
+        cells = ("nearest", f"{near.similarity:.4f}", "|".join(near.labels), near.path)
+        print("\t".join(map(one_line, cells)))
     if not options.quiet:
         console.print(f"picture: {picture}", markup=False)
     return EXIT_OK

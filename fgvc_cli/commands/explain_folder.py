@@ -26,6 +26,7 @@ from fgvc_cli.explain.explainer import Explainer, Prepared
 from fgvc_cli.explain.explanation import Explanation
 from fgvc_cli.explain.folders import INDEX, PartsFolder, PicturesFolder
 from fgvc_cli.predict.batching import delayed, until_full
+from fgvc_cli.predict.blocks import as_text
 from fgvc_cli.predict.decode_pool import in_order
 from fgvc_cli.predict.rows import Row
 from fgvc_cli.predict.sink_csv import csv_cells, csv_columns
@@ -37,6 +38,9 @@ KEEP_PX = 1600
 """Longest side of a photograph that waits to be drawn: the width of the widest picture."""
 _PNG = {"compress_level": 1}
 """Three times as fast as Pillow's default, for files a tenth larger."""
+NEAREST = "nearest.csv"
+_NEAREST_COLUMNS = ("path", "of", "rank", "similarity", "label", "nearest")
+"""``of``: the class that was looked through, empty for all; ``nearest``: path of the known photograph."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,8 @@ class _Done:
 def run_folder(options: ExplainOptions) -> int:
     """Explain every photograph of a source: ``OUT/<name>.png`` each, and ``OUT/index.csv``.
 
+    Where an index is searched, ``OUT/nearest.csv`` has a line for each known photograph that was near.
+
     A photograph that cannot be read is a row of the table; the others still come out.
 
     Returns:
@@ -79,11 +85,12 @@ def run_folder(options: ExplainOptions) -> int:
         parts = stack.enter_context(PartsFolder(options.parts_dir)) if options.parts_dir else None
         if options.weights is None:
             progress.note(default_notice())
-        explainer = options.open_explainer()
+        explainer = stack.enter_context(options.open_explainer())
         stack.enter_context(progress)
         top_k = min(options.top_k, len(explainer.checkpoint.classes))
         part_count = int(getattr(explainer.checkpoint.model, "part_count", 0))
         rows = [[*csv_columns(top_k, part_count), "picture"]]
+        compared = [[*_NEAREST_COLUMNS]]
         for number, done in enumerate(_explain_all(options, explainer, images)):
             name = done.photo.found.name
             picture = ""
@@ -91,12 +98,15 @@ def run_folder(options: ExplainOptions) -> int:
                 picture = pictures.add(name, number, done.png.result())
                 if parts:
                     parts.add_maps(name, number, done.explanation.maps)
+                compared += _nearest_rows(name, done.explanation)
             elif done.photo.failure:
                 progress.note(f"Left out {name}: {done.photo.failure.error} ({done.photo.failure.status})")
             row = _row(done)
             rows.append([*csv_cells(row, top_k, part_count), picture])
             progress.count(1, Counter([row.status]))
-        pictures.add_index(rows)
+        pictures.add_table(rows)
+        if options.index_path:
+            pictures.add_table(compared, NEAREST)
     progress.summary([options.target_path / INDEX])
     return EXIT_SOME_FAILED if progress.failed else EXIT_OK
 
@@ -159,3 +169,13 @@ def _row(done: _Done) -> Row:
         box=boxes[0],
         parts=tuple(box for box in boxes[1:] if box),
     )
+
+
+def _nearest_rows(name: str, explanation: Explanation) -> Iterator[list[str]]:
+    """The lines of ``NEAREST``: those of all classes, then of each likely one, nearest first."""
+    if explanation.nearest is None:
+        return
+    for of, found in [("", explanation.nearest.overall), *explanation.nearest.by_class.items()]:
+        for rank, near in enumerate(found, start=1):
+            cells = (of, str(rank), f"{near.similarity:.4f}", "|".join(near.labels), near.path)
+            yield [as_text(name), *cells]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -12,6 +14,10 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 if TYPE_CHECKING:
     from fgvc_cli.engine.checkpoint import Checkpoint
     from fgvc_cli.explain.explainer import Explainer
+    from fgvc_cli.nearest.search import NearestIndex
+
+NEIGHBOURS = 6
+"""With ``--index`` alone; as many as a page shows in a row."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class ExplainOptions:
         parts_dir: new folder for the maps as numbers.
         top_k: classes to name; a picture shows the first of them.
         stages, cascade: settings of a multi-stage model to answer with; None: as trained.
+        nearest: known photographs to compare with, of each likely class and overall; None: as many as a page
+            shows where ``index`` is given, else none.
+        index: their index; None: that of the weights, see ``index.default_index``.
         overwrite: replace the picture if it is there; a folder never is.
         quiet: nothing on stderr but errors.
     """
@@ -48,6 +57,8 @@ class ExplainOptions:
     cascade: float | None = None
     batch_size: int = 16
     workers: int = 2
+    nearest: int | None = None
+    index: Path | None = None
     overwrite: bool = False
     quiet: bool = False
 
@@ -67,6 +78,15 @@ class ExplainOptions:
             return Path(f"{self.image.resolve().name}.explain")
         return Path(f"{self.image.stem}.explain.png")
 
+    @property
+    def index_path(self) -> Path | None:
+        """The index to search, whether it is there or not; None where nothing is to be compared."""
+        if self.index is not None or self.nearest is None:
+            return self.index
+        from fgvc_cli.commands.index import default_index
+
+        return default_index(self.weights)
+
     def check(self) -> None:
         """Refuse what can be known to fail.
 
@@ -82,6 +102,12 @@ class ExplainOptions:
             known = " or ".join(get_args(Page))
             raise FgvcError(f"--page got {self.page!r}, expected {known}.", None, EXIT_USAGE)
         pick_methods(self.methods, asked=self.target is not None or self.against is not None)
+        if self.nearest is not None and self.nearest < 1:
+            raise FgvcError(f"--nearest got {self.nearest}, expected 1 or more.", None, EXIT_USAGE)
+        if self.index_path is not None:
+            from fgvc_cli.nearest.search import require_index
+
+            require_index(self.index_path, self.weights)
         if self.parts_dir:
             check_folder(self.parts_dir)
         if self.many:
@@ -95,11 +121,13 @@ class ExplainOptions:
         if picture.exists() and self.image.exists() and picture.samefile(self.image):
             raise FgvcError(f"--out {picture} is the photograph itself.", "Name another file.", EXIT_USAGE)
 
-    def open_explainer(self) -> Explainer:
-        """The model on its device, ready to explain.
+    @contextmanager
+    def open_explainer(self) -> Iterator[Explainer]:
+        """The model on its device, and its index, ready to explain.
 
         Raises:
-            FgvcError: weights or a device that are not there, a class that the model does not know.
+            FgvcError: weights or a device that are not there, a class that the model does not know, an index
+                of other weights.
         """
         from fgvc_cli.engine.device import pick_device
         from fgvc_cli.engine.weights import open_weights
@@ -111,10 +139,21 @@ class ExplainOptions:
         checkpoint: Checkpoint = open_weights(self.weights, options=looks)
         checkpoint.model.to(device)
         asked = self.target is not None or self.against is not None
-        return Explainer(
-            checkpoint,
-            methods=pick_methods(self.methods, asked=asked),
-            target=self.target,
-            against=self.against,
-            top_k=self.top_k,
-        )
+        with self._open_index(checkpoint.sha256) as index:
+            yield Explainer(
+                checkpoint,
+                methods=pick_methods(self.methods, asked=asked),
+                target=self.target,
+                against=self.against,
+                top_k=self.top_k,
+                index=index,
+                neighbours=self.nearest or NEIGHBOURS,
+            )
+
+    def _open_index(self, sha256: str) -> AbstractContextManager[NearestIndex | None]:
+        path = self.index_path
+        if path is None:
+            return nullcontext()
+        from fgvc_cli.nearest.search import NearestIndex
+
+        return NearestIndex(path, weights_sha256=sha256)
