@@ -12,13 +12,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fgvc_cli"
 
 FORBIDDEN = {
-    "data": {"models", "engine", "predict", "explain", "report", "commands", "attention"},
-    "attention": {"models", "engine", "predict", "explain", "report", "commands", "data"},
-    "models": {"engine", "predict", "explain", "report", "commands", "data"},
-    "engine": {"predict", "explain", "report", "commands"},
-    "predict": {"explain", "report", "commands"},
+    "data": {"nearest", "models", "engine", "predict", "explain", "report", "commands", "attention"},
+    "attention": {"nearest", "models", "engine", "predict", "explain", "report", "commands", "data"},
+    "models": {"nearest", "engine", "predict", "explain", "report", "commands", "data"},
+    "engine": {"nearest", "predict", "explain", "report", "commands"},
+    "predict": {"nearest", "explain", "report", "commands"},
+    "nearest": {"explain", "report", "commands"},
     "explain": {"commands", "report"},
-    "report": {"models", "engine", "commands"},
+    "report": {"models", "engine", "nearest", "commands"},
 }
 
 

@@ -11,6 +11,7 @@ from fgvc_cli.cli.datasets import datasets_app
 from fgvc_cli.cli.eval import evaluate
 from fgvc_cli.cli.explain import explain
 from fgvc_cli.cli.export import export
+from fgvc_cli.cli.index import index
 from fgvc_cli.cli.models import models
 from fgvc_cli.cli.options import guarded
 from fgvc_cli.cli.predict import merge, predict
@@ -44,7 +45,7 @@ def _root(
     """Options before any command; its help is the app's."""
 
 
-for command in (train, evaluate, predict, merge, explain, report, export, models, recipes):
+for command in (train, evaluate, predict, merge, index, explain, report, export, models, recipes):
     app.command("eval" if command is evaluate else command.__name__)(guarded(command))
 app.add_typer(datasets_app, name="datasets")
 

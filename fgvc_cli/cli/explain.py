@@ -52,6 +52,17 @@ def explain(
     cascade: Cascade = None,
     batch_size: BatchSize = 16,
     workers: Workers = 2,
+    nearest: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Compare with so many training photographs of each likely class and overall, the nearest in "
+            "embedding, from the index that fgvc index makes. A picture shows the first six.",
+        ),
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Their index. Default: the one beside the weights.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the picture, or the .h5; a folder never is.")
     ] = False,
@@ -76,6 +87,8 @@ def explain(
         cascade=cascade,
         batch_size=batch_size,
         workers=workers,
+        nearest=nearest,
+        index=index,
         overwrite=overwrite,
         quiet=quiet,
     )

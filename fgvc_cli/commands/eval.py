@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.commands.eval_data import given_data, is_trained_data, trained_data
+from fgvc_cli.commands.eval_data import choose_data
 from fgvc_cli.commands.eval_text import format_document
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
 
@@ -70,7 +70,9 @@ def run(request: EvalRequest) -> int:
     other = open_weights(request.against) if request.against is not None else None
     device = pick_device(request.device)
     keep_freed_memory()
-    labelled, own_data = _choose_data(request, checkpoint)
+    labelled, own_data = choose_data(
+        checkpoint, request.data, request.dataset, request.data_root, request.split
+    )
     measured_by = partial(
         measure,
         labelled=labelled,
@@ -148,14 +150,6 @@ def _check_calibrate(request: EvalRequest) -> None:
     given = [name for name, value in extra.items() if value is not None]
     if given:
         raise FgvcError(f"--calibrate does not go with {given[0]}.", f"Leave {given[0]} out.", EXIT_USAGE)
-
-
-def _choose_data(request: EvalRequest, checkpoint: Checkpoint) -> tuple[LabelledSet, bool]:
-    """The photographs, and whether they are those of the training, divided as there."""
-    data, dataset = request.data, request.dataset
-    if not (data or dataset) or is_trained_data(checkpoint, data, dataset):
-        return trained_data(checkpoint, request.data_root, request.split), True
-    return given_data(checkpoint, data, dataset, request.data_root), False
 
 
 def _document(

@@ -1,4 +1,4 @@
-"""Which labelled photographs ``fgvc eval`` measures on."""
+"""Which labelled photographs ``fgvc eval`` measures on, and ``fgvc index`` shows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ from fgvc_cli.sections import build
 if TYPE_CHECKING:
     from fgvc_cli.data.labelled import LabelledSet
     from fgvc_cli.engine.checkpoint import Checkpoint
+
+
+def choose_data(
+    checkpoint: Checkpoint, data: str | None, dataset: str | None, data_root: str | None, split: str
+) -> tuple[LabelledSet, bool]:
+    """The photographs, and whether they are those of the training, divided as there.
+
+    Without ``data`` and ``dataset``, they are.
+    """
+    if not (data or dataset) or is_trained_data(checkpoint, data, dataset):
+        return trained_data(checkpoint, data_root, split), True
+    return given_data(checkpoint, data, dataset, data_root), False
 
 
 def is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | None) -> bool:
@@ -55,7 +67,7 @@ def trained_data(checkpoint: Checkpoint, data_root: str | None, split: str) -> L
         raise FgvcError(
             f"{name} no longer holds the photographs of the training: its {split} split made again "
             "would mix with what was trained on.",
-            "Evaluate new photographs with --data FOLDER, or everything with --split all.",
+            "Name new photographs with --data FOLDER, or take everything with --split all.",
         )
     return labelled
 
@@ -76,7 +88,7 @@ def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> l
         raise FgvcError(
             f"The checkpoint does not know {len(unknown)} of the {len(data.classes)} classes of {data.name} "
             f"({shown}); it knows {len(classes)}, such as {', '.join(classes[:3])}.",
-            "Evaluate on the data it was trained for, or train on this data.",
+            "Name data of the classes it was trained for, or train on this data.",
         )
     index = {name: i for i, name in enumerate(classes)}
     own = [[index[data.classes[label]] for label in e.labels] or [NO_LABEL] for e in chosen]

@@ -1,4 +1,8 @@
-"""fgvc explain: one photograph -> its most probable classes on stdout, and one picture of why."""
+"""fgvc explain: one photograph -> its most probable classes on stdout, and one picture of why.
+
+Known photographs that are nearest follow on stdout, four cells between tabs: ``nearest``, the similarity, the
+class, the path.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +49,11 @@ def run(options: ExplainOptions) -> int:
                 from fgvc_cli.engine.weights import default_notice
 
                 console.print(default_notice(), markup=False)
-            explainers = options.open_explainers()
-            explained = [
-                LabelledExplanation(label, explainer.explain([explainer.prepare(photograph)])[0])
-                for label, explainer in explainers.items()
-            ]
+            with options.open_explainers() as explainers:
+                explained = [
+                    LabelledExplanation(label, explainer.explain([explainer.prepare(photograph)])[0])
+                    for label, explainer in explainers.items()
+                ]
             draw(explained, name, options.page or "full").save(stream, "PNG")
             if parts:
                 parts.begin(explainers)
@@ -61,6 +65,9 @@ def run(options: ExplainOptions) -> int:
         for guess, prob in each.explanation.top:
             model = f"  {one_line(each.label)}" if each.label else ""
             print(f"{prob:.4f}  {one_line(guess)}{model}")
+        for near in each.explanation.nearest.overall if each.explanation.nearest else ():
+            cells = ("nearest", f"{near.similarity:.4f}", "|".join(near.labels), near.path)
+            print("\t".join(map(one_line, cells)))
     if not options.quiet:
         console.print(f"picture: {picture}", markup=False)
     return EXIT_OK

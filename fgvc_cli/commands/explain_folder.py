@@ -26,6 +26,7 @@ from fgvc_cli.explain.explainer import Explainer, Prepared
 from fgvc_cli.explain.explanation import Explanation, LabelledExplanation
 from fgvc_cli.explain.folders import INDEX, PicturesFolder
 from fgvc_cli.predict.batching import delayed, until_full
+from fgvc_cli.predict.blocks import as_text
 from fgvc_cli.predict.decode_pool import in_order
 from fgvc_cli.predict.rows import Row
 from fgvc_cli.predict.sink_csv import csv_cells, csv_columns
@@ -41,6 +42,9 @@ _SAVE: dict[str, dict[str, Any]] = {
     # Three times as fast as Pillow's default, for files a tenth larger.
     ".png": {"format": "PNG", "compress_level": 1},
 }
+NEAREST = "nearest.csv"
+_NEAREST_COLUMNS = ("path", "of", "rank", "similarity", "label", "nearest")
+"""``of``: the class that was looked through, empty for all; ``nearest``: path of the known photograph."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,8 @@ def run_folder(options: ExplainOptions) -> int:
     """Explain every photograph of a source: a strip ``OUT/<name>.jpg`` each, ``.png`` where it is a full page
     or a figure, and ``OUT/index.csv``.
 
+    Where an index is searched, ``OUT/nearest.csv`` has a line for each known photograph that was near.
+
     A photograph that cannot be read is a row of the table; the others still come out.
 
     Returns:
@@ -87,13 +93,14 @@ def run_folder(options: ExplainOptions) -> int:
             stack.enter_context(parts)
         if options.weights is None:
             progress.note(default_notice())
-        explainers = options.open_explainers()
+        explainers = stack.enter_context(options.open_explainers())
         for explainer in explainers.values():
             explainer.speed_up()
         if parts:
             parts.begin(explainers)
         stack.enter_context(progress)
         table = _Table(explainers, options.top_k)
+        compared = [[*_NEAREST_COLUMNS]]
         for number, done in enumerate(_explain_all(options, explainers, images)):
             photo, name = done.photo, done.photo.found.name
             picture = pictures.add(name, number, done.picture.result()) if done.picture else ""
@@ -104,8 +111,12 @@ def run_folder(options: ExplainOptions) -> int:
             if failure:
                 progress.note(f"Left out {name}: {failure.error} ({failure.status})")
             table.add(done, picture)
+            for each in done.explained:
+                compared += _nearest_rows(name, each.explanation)
             progress.count(1, Counter([failure.status if failure else OK]))
-        pictures.add_index(table.rows)
+        pictures.add_table(table.rows)
+        if options.index_path:
+            pictures.add_table(compared, NEAREST)
     progress.summary([options.target_path / INDEX])
     return EXIT_SOME_FAILED if progress.failed else EXIT_OK
 
@@ -204,3 +215,13 @@ def _row(photo: _Photo, explanation: Explanation, top_k: int) -> Row:
         box=boxes[0],
         parts=tuple(box for box in boxes[1:] if box),
     )
+
+
+def _nearest_rows(name: str, explanation: Explanation) -> Iterator[list[str]]:
+    """The lines of ``NEAREST``: those of all classes, then of each likely one, nearest first."""
+    if explanation.nearest is None:
+        return
+    for of, found in [("", explanation.nearest.overall), *explanation.nearest.by_class.items()]:
+        for rank, near in enumerate(found, start=1):
+            cells = (of, str(rank), f"{near.similarity:.4f}", "|".join(near.labels), near.path)
+            yield [as_text(name), *cells]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from fgvc_cli.explain.explainer import Explainer
     from fgvc_cli.explain.folders import PartsFolder
     from fgvc_cli.explain.maps_file import MapsFile
+    from fgvc_cli.nearest.search import NearestIndex
+
+NEIGHBOURS = 6
+"""With ``--index`` alone; as many as a page shows in a row."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,9 @@ class ExplainOptions:
         parts_dir: new folder for the maps as numbers, or a file ending in .h5.
         top_k: classes to name; a picture shows the first of them.
         stages, cascade: settings of a multi-stage model to answer with; None: as trained.
+        nearest: known photographs to compare with, of each likely class and overall; None: as many as a page
+            shows where ``index`` is given, else none. For one model.
+        index: their index; None: that of the weights, see ``index.default_index``.
         overwrite: replace the picture, or the .h5, if it is there; a folder never is.
         quiet: nothing on stderr but errors.
     """
@@ -52,6 +61,8 @@ class ExplainOptions:
     cascade: float | None = None
     batch_size: int = 16
     workers: int = 2
+    nearest: int | None = None
+    index: Path | None = None
     overwrite: bool = False
     quiet: bool = False
 
@@ -87,6 +98,15 @@ class ExplainOptions:
             return expand_weights(())
         return expand_weights([self.weights] if isinstance(self.weights, str) else self.weights)
 
+    @property
+    def index_path(self) -> Path | None:
+        """The index to search, whether it is there or not; None where nothing is to be compared."""
+        if self.index is not None or self.nearest is None:
+            return self.index
+        from fgvc_cli.commands.index import default_index
+
+        return default_index(self.models[0].weights)
+
     def open_parts(self) -> PartsFolder | MapsFile:
         """Where the maps go as numbers: a context manager."""
         assert self.parts_dir is not None
@@ -114,8 +134,7 @@ class ExplainOptions:
             known = " or ".join(get_args(Page))
             raise FgvcError(f"--page got {self.page!r}, expected {known}.", None, EXIT_USAGE)
         pick_methods(self.methods, asked=self.target is not None or self.against is not None)
-        if self.page and len(self.models) > 1:
-            raise FgvcError("--page is for one model.", "Several --weights make a figure.", EXIT_USAGE)
+        self._check_comparison()
         if self.parts_dir and self.parts_in_file:
             check_writable(self.parts_dir, overwrite=self.overwrite)
         elif self.parts_dir:
@@ -131,11 +150,28 @@ class ExplainOptions:
         if picture.exists() and self.image.exists() and picture.samefile(self.image):
             raise FgvcError(f"--out {picture} is the photograph itself.", "Name another file.", EXIT_USAGE)
 
-    def open_explainers(self) -> dict[str, Explainer]:
+    def _check_comparison(self) -> None:
+        if self.nearest is not None and self.nearest < 1:
+            raise FgvcError(f"--nearest got {self.nearest}, expected 1 or more.", None, EXIT_USAGE)
+        several = [
+            name for name in ("page", "nearest", "index") if getattr(self, name) and len(self.models) > 1
+        ]
+        if several:
+            raise FgvcError(
+                f"--{several[0]} is for one model.", "Several --weights make a figure.", EXIT_USAGE
+            )
+        if self.index_path is not None:
+            from fgvc_cli.nearest.search import require_index
+
+            require_index(self.index_path, self.models[0].weights)
+
+    @contextmanager
+    def open_explainers(self) -> Iterator[dict[str, Explainer]]:
         """The models on their device, ready to explain, by label; of one model alone the label is empty.
 
         Raises:
-            FgvcError: weights or a device that are not there, a class that a model does not know.
+            FgvcError: weights or a device that are not there, a class that a model does not know, an index of
+                other weights.
         """
         from fgvc_cli.engine.device import pick_device
         from fgvc_cli.engine.weights import open_weights
@@ -145,15 +181,26 @@ class ExplainOptions:
         device = pick_device(self.device)
         looks = {"stages": self.stages, "cascade": self.cascade}
         asked = self.target is not None or self.against is not None
-        explainers = {}
-        for row in self.models:
-            checkpoint = open_weights(row.weights, options=looks)
-            checkpoint.model.to(device)
-            explainers[row.label if len(self.models) > 1 else ""] = Explainer(
-                checkpoint,
-                methods=pick_methods(self.methods, asked=asked),
-                target=self.target,
-                against=self.against,
-                top_k=self.top_k,
-            )
-        return explainers
+        with ExitStack() as stack:
+            explainers = {}
+            for row in self.models:
+                checkpoint = open_weights(row.weights, options=looks)
+                checkpoint.model.to(device)
+                explainers[row.label if len(self.models) > 1 else ""] = Explainer(
+                    checkpoint,
+                    methods=pick_methods(self.methods, asked=asked),
+                    target=self.target,
+                    against=self.against,
+                    top_k=self.top_k,
+                    index=stack.enter_context(self._open_index(checkpoint.sha256)),
+                    neighbours=self.nearest or NEIGHBOURS,
+                )
+            yield explainers
+
+    def _open_index(self, sha256: str) -> AbstractContextManager[NearestIndex | None]:
+        path = self.index_path
+        if path is None:
+            return nullcontext()
+        from fgvc_cli.nearest.search import NearestIndex
+
+        return NearestIndex(path, weights_sha256=sha256)

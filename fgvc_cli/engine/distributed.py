@@ -115,8 +115,8 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
 def _fresh_store() -> dist.Store:
     """Where processes find each other, without what those before a restart wrote.
 
-    On one machine TorchElastic keeps its store over a restart, and with it the addresses of processes that are
-    gone: the new ones would wait for them. Machines may count restarts differently, so there it stays as it is.
+    On one machine TorchElastic keeps its store over a restart, and with it the addresses of processes that
+    are gone: the new ones would wait for them. Machines may count restarts differently, so there it stays.
     """
     store, _, size = next(dist.rendezvous("env://"))
     alone = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size

@@ -10,7 +10,7 @@ Legend: B batch, P parts, K classes, S side of the model's input, h w rows and c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -20,16 +20,21 @@ from torch import Tensor
 from fgvc_cli.data.transforms import Geometry, eval_transform, input_geometry, normalize
 from fgvc_cli.engine.calibration import apply_temperature
 from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.explain.explanation import Box, Explanation
 from fgvc_cli.explain.method import Heats, Method
 from fgvc_cli.explain.question import Case, build_question
 from fgvc_cli.explain.stages import stage_maps, unlike
 from fgvc_cli.models.output import ModelOutput, Want, class_probs
+from fgvc_cli.nearest.search import Nearest, NearestIndex
 from fgvc_cli.predict.fold import fold_batch_norms
 
 _OWN: tuple[Want, ...] = ("heat", "boxes", "parts", "stages", "object_heat", "erased")
 """Asked of every model; what it does not have it leaves None, and the picture goes without."""
 _BOXES: tuple[Want, ...] = ("boxes", "parts")
+
+COMPARED_CLASSES = 3
+"""The most probable classes whose nearest known photographs are looked up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,8 @@ class Explainer:
         target: class to explain, None for the most probable one of each photograph.
         against: class to contrast it with, None for all others.
         top_k: how many classes to name; no more than the checkpoint has.
+        index: known photographs to compare with, see ``nearest``; it stays the caller's to close.
+        neighbours: how many of them, of each of the ``COMPARED_CLASSES`` most probable classes and overall.
 
     Raises:
         FgvcError: a class that the checkpoint does not know.
@@ -64,8 +71,11 @@ class Explainer:
         target: str | None = None,
         against: str | None = None,
         top_k: int = 5,
+        index: NearestIndex | None = None,
+        neighbours: int = 6,
     ):
         self.checkpoint = checkpoint
+        self._index, self._neighbours = index, neighbours
         self.methods = tuple(methods)
         self.question = build_question(
             checkpoint.classes, target, against, multi_label=checkpoint.multi_label
@@ -74,6 +84,7 @@ class Explainer:
         self._transform = eval_transform(checkpoint.preprocess)
         own = _BOXES if self.methods else _OWN
         wanted = [*own, *(want for method in self.methods for want in method.wants)]
+        wanted += ["embedding"] if index else []
         self._want: tuple[Want, ...] = tuple(dict.fromkeys(wanted))
 
     def prepare(self, image: Image.Image, longest_px: int | None = None) -> Prepared:
@@ -104,7 +115,7 @@ class Explainer:
         A look that a cascade did not take (its logits are NaN) is left out: its branch, its boxes, its map.
 
         Raises:
-            FgvcError: a method that cannot explain this model.
+            FgvcError: a method that cannot explain this model, an index for a model without embeddings.
         """
         model, preprocess = self.checkpoint.model, self.checkpoint.preprocess
         pixels = torch.stack([photo.pixels for photo in photos]).to(_device(model))
@@ -114,7 +125,24 @@ class Explainer:
         heats: Heats = {}
         for method in self.methods:
             heats |= method.maps(model, images, output, case)
-        return [self._one(photo, output, heats, case, row) for row, photo in enumerate(photos)]
+        nearest = self._nearest(output)
+        explained = [self._one(photo, output, heats, case, row) for row, photo in enumerate(photos)]
+        return [replace(each, nearest=near) for each, near in zip(explained, nearest, strict=True)]
+
+    def _nearest(self, output: ModelOutput) -> Sequence[Nearest | None]:
+        """What the index holds closest to each photograph."""
+        if self._index is None:
+            return [None] * len(output.probs)
+        if output.embedding is None:
+            raise FgvcError(
+                f"--nearest compares embeddings, and {self.checkpoint.name} gives none.",
+                "Leave it out.",
+                EXIT_USAGE,
+            )
+        count = min(COMPARED_CLASSES, self._top_k)
+        likeliest = output.probs.float().topk(count).indices.tolist()
+        classes = [[self.checkpoint.classes[i] for i in indices] for indices in likeliest]
+        return self._index.search(output.embedding.float().cpu().numpy(), classes, count=self._neighbours)
 
     def _one(self, photo: Prepared, output: ModelOutput, heats: Heats, case: Case, row: int) -> Explanation:
         checkpoint = self.checkpoint
@@ -152,9 +180,16 @@ class Explainer:
         return classes[int(case.targets[row])], rival
 
 
-def explain_photo(checkpoint: Checkpoint, image: Image.Image, *, top_k: int = 5) -> Explanation:
-    """What the model itself shows of one upright RGB photograph."""
-    explainer = Explainer(checkpoint, top_k=top_k)
+def explain_photo(
+    checkpoint: Checkpoint,
+    image: Image.Image,
+    *,
+    top_k: int = 5,
+    index: NearestIndex | None = None,
+    neighbours: int = 6,
+) -> Explanation:
+    """What the model itself shows of one upright RGB photograph; arguments as of ``Explainer``."""
+    explainer = Explainer(checkpoint, top_k=top_k, index=index, neighbours=neighbours)
     return explainer.explain([explainer.prepare(image)])[0]
 
 

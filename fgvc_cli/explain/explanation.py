@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.data.transforms import Geometry
+from fgvc_cli.nearest.search import Nearest
 
 Box = tuple[float, float, float, float]
 
@@ -64,6 +65,8 @@ class Explanation:
     why: tuple[str, str | None] | None = None
     """The class that the maps speak for, and the one it is held against, None for all others; None where
     they speak for none."""
+    nearest: Nearest | None = None
+    """The known photographs closest in embedding, where an index was searched."""
 
     @property
     def region(self) -> Box:

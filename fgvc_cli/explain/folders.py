@@ -39,10 +39,10 @@ class PicturesFolder(FolderSink):
         """Write the picture of a photograph, ``row`` being its number from 0; the name it has got."""
         return self._put(f"{safe_name(name)}{self.ending}", row, picture)
 
-    def add_index(self, rows: list[list[str]]) -> None:
-        """The table, header first."""
+    def add_table(self, rows: list[list[str]], name: str = INDEX) -> None:
+        """A table of all, header first."""
         try:
-            with (self._filling / INDEX).open("xb") as stream:
+            with (self._filling / name).open("xb") as stream:
                 csv_lines(stream, rows)
         except OSError as error:
             raise self._explain(error) from error

@@ -34,6 +34,7 @@ from fgvc_cli.explain.layout import (
 )
 from fgvc_cli.explain.legend import draw_legend
 from fgvc_cli.explain.looks import draw_looks
+from fgvc_cli.explain.nearest import draw_nearest
 from fgvc_cli.explain.panels import draw_map, draw_photo, fit
 
 PHOTO_SLOT = (880, 690)
@@ -72,7 +73,7 @@ def render(explanation: Explanation, title: str = "") -> Image.Image:
     else:
         grid = _grid(explanation, [None, *explanation.maps], 2)
         sections += [_under(why, grid), _answers_beside(explanation)]
-    return page(stack([*sections, draw_legend(explanation)]))
+    return page(stack([*sections, draw_legend(explanation), draw_nearest(explanation)]))
 
 
 def draw_bars(top: Sequence[tuple[str, float]], width: int) -> Section:

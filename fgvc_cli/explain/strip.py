@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from fgvc_cli.explain.explanation import HEAT, Explanation
 from fgvc_cli.explain.layout import BODY, GAP, INK, INNER, LABEL, PAPER, QUIET, SMALL, Section, page, stack
 from fgvc_cli.explain.looks import Panel, draw_row, further_looks, map_label
+from fgvc_cli.explain.nearest import draw_nearest_strip
 from fgvc_cli.explain.panels import draw_map, draw_photo
 from fgvc_cli.explain.render import draw_question
 
@@ -35,6 +36,7 @@ def draw_strip(explanation: Explanation, title: str = "") -> Image.Image:
         _header(explanation, title),
         draw_question(explanation),
         draw_row(panels, PANEL_PX, LEAST_PANEL_PX),
+        draw_nearest_strip(explanation),
     ]
     return page(stack(sections, GAP), margin=GAP)
 

@@ -13,6 +13,9 @@ CROP_PX = 224
 
 JPEG_QUALITY = 90
 
+SURROUNDINGS = 0.35
+"""Share of an object's longer side that its surroundings reach beyond it, on every side."""
+
 
 def cut_crop(image: Image.Image, box: Sequence[float], full_size: tuple[int, int] | None = None) -> bytes:
     """The box of a photograph as JPEG, its longer side at most ``CROP_PX``, never enlarged.
@@ -36,3 +39,27 @@ def cut_crop(image: Image.Image, box: Sequence[float], full_size: tuple[int, int
     stream = io.BytesIO()
     crop.save(stream, "JPEG", quality=JPEG_QUALITY)
     return stream.getvalue()
+
+
+def surroundings(box: Sequence[float] | None, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The square about an object with some room round it, as far as the photograph reaches.
+
+    A model's box may miss a tail or a bill; what is to be compared by eye must not.
+
+    Args:
+        box: xyxy pixels of the photograph; None, the whole photograph.
+        size: its (width, height).
+    """
+    if box is None:
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    side = (1 + 2 * SURROUNDINGS) * max(box[2] - box[0], box[3] - box[1], 1.0)
+    x1, x2 = _about((box[0] + box[2]) / 2, side, size[0])
+    y1, y2 = _about((box[1] + box[3]) / 2, side, size[1])
+    return x1, y1, x2, y2
+
+
+def _about(middle: float, length: float, limit: int) -> tuple[float, float]:
+    """An interval inside [0, limit], moved from its middle where it would reach out of it."""
+    length = min(length, limit)
+    start = min(max(middle - length / 2, 0.0), limit - length)
+    return start, start + length

@@ -39,13 +39,22 @@ class H5Rows:
     def __contains__(self, name: str) -> bool:
         return name in self._sets
 
-    def add(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
-        """A data set with as many blank rows as there are: NaN in floats, else 0 or empty."""
+    def add(
+        self, name: str, shape: tuple[int, ...], dtype: Any, *, description: str = "", compress: bool = True
+    ) -> None:
+        """A data set (N, *shape) with as many blank rows as there are: NaN in floats, else 0 or empty.
+
+        Args:
+            description: what its name does not say.
+            compress: not for numbers that are noise to a compressor and are read often.
+        """
         dtype = np.dtype(dtype)
         # Texts and JPEGs lie in a heap of the file that no filter reaches.
         filters: dict[str, Any] = {}
         if dtype.kind != "O":
-            filters = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+            filters = {"fletcher32": True}
+        if filters and compress:
+            filters |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
         row_bytes = max(1, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         chunk = min(CHUNK_ROWS, max(1, CHUNK_BYTES // row_bytes))
         self._sets[name] = self.file.create_dataset(
@@ -59,6 +68,12 @@ class H5Rows:
             **filters,
             fillvalue=np.nan if dtype.kind == "f" else None,
         )
+        self.describe(name, description)
+
+    def describe(self, name: str, description: str) -> None:
+        """Say of a data set what its name does not."""
+        if description:
+            self.file[name].attrs["description"] = description
 
     def append(self, count: int, columns: Mapping[str, Any]) -> None:
         """So many rows more; data sets that ``columns`` lacks stay blank there.
@@ -138,3 +153,14 @@ class _Disk(io.RawIOBase):
         except OSError as error:
             self._error = self._error or error
         super().close()
+
+
+def ragged(pieces: list[bytes]) -> np.ndarray:
+    """Pieces, not all empty, as h5py takes values of any length: of equal length, it wants one array."""
+    arrays = [np.frombuffer(piece, np.uint8) for piece in pieces]
+    if len({len(array) for array in arrays}) == 1:
+        return np.stack(arrays)
+    ragged = np.empty(len(arrays), object)
+    for i, array in enumerate(arrays):
+        ragged[i] = array
+    return ragged

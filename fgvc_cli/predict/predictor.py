@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
@@ -36,6 +36,9 @@ KEEP_BYTES = 1 << 30
 
 AHEAD_BYTES = 1 << 30
 """Decoded inputs that wait for the model."""
+
+CropBox = Callable[[Sequence[float] | None, tuple[int, int]], Sequence[float] | None]
+"""(object box, (width, height) of its photograph) -> what to cut of it, xyxy pixels, None for nothing."""
 
 Sources = str | Path | Iterable[str | Path] | Iterable[Found]
 
@@ -80,6 +83,7 @@ class Predictor:
         compile: ``torch.compile`` the model; goes on without where that fails.
         fast_decode: decode large JPEGs at a fraction of their size. Sizes and boxes stay those of the
             photograph, crops come from the smaller copy, predictions change a little.
+        crop_box: what crops show instead of the object box, such as ``crops.surroundings``.
         read: path -> photograph or failure, in place of ``read_image``, called from threads.
         on_event: gets one line for people on each choice and mishap.
 
@@ -105,6 +109,7 @@ class Predictor:
         amp: Amp = "none",
         compile: bool = False,
         fast_decode: bool = False,
+        crop_box: CropBox | None = None,
         read: Read | None = None,
         on_event: Callable[[str], None] | None = None,
     ):
@@ -134,6 +139,7 @@ class Predictor:
             settings=settings,
         )
         self._tell = on_event or (lambda text: None)
+        self._crop_box = crop_box or (lambda box, size: box)
         self._read = None if read is read_image else read
         self._workers = workers
         self._min_prob = min_prob
@@ -229,8 +235,11 @@ class Predictor:
             batch.take(step.launched.answers(), self.info.preprocess)
         if "crop" not in self.info.extras:
             return _Step(batch, None)
-        pairs = zip(batch.items, batch.boxes(), strict=True)
-        return _Step(batch, None, [pool.cut(item, box) for item, box in pairs])
+        answered, crops = {*batch.answered.tolist()}, []
+        for row, (item, box) in enumerate(zip(batch.items, batch.boxes(), strict=True)):
+            shown = self._crop_box(box, item.decoded[1:3]) if row in answered else None
+            crops.append(pool.cut(item, shown))
+        return _Step(batch, None, crops)
 
     def _block(self, step: _Step, first: int) -> Block:
         crops = None if step.crops is None else [crop.result() for crop in step.crops]

@@ -28,7 +28,7 @@ import numpy as np
 
 from fgvc_cli import __version__
 from fgvc_cli.predict.blocks import ARRAYS, OPTIONAL_ARRAYS, TEXTS, as_text
-from fgvc_cli.predict.h5_rows import H5Rows
+from fgvc_cli.predict.h5_rows import H5Rows, ragged
 from fgvc_cli.predict.rows import Block, RunInfo
 from fgvc_cli.predict.sinks import FileSink
 
@@ -64,12 +64,7 @@ class H5Sink(FileSink):
             self._add("crop", (), h5py.vlen_dtype(np.uint8))
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
-        self._rows.add(name, shape, dtype)
-        self._describe(name)
-
-    def _describe(self, name: str) -> None:
-        if name in DESCRIPTIONS:
-            self._rows.file[name].attrs["description"] = DESCRIPTIONS[name]
+        self._rows.add(name, shape, dtype, description=DESCRIPTIONS.get(name, ""))
 
     def _write(self, block: Block) -> None:
         columns: dict[str, Any] = {name: [as_text(text) for text in getattr(block, name)] for name in TEXTS}
@@ -82,7 +77,7 @@ class H5Sink(FileSink):
                     self._add(name, array.shape[1:], array.dtype)
                 columns[name] = array
         if "crop" in self._rows and block.crop and any(block.crop):
-            columns["crop"] = _ragged(block.crop)
+            columns["crop"] = ragged(block.crop)
         self._rows.append(len(block), columns)
 
     def _close(self, *, complete: bool) -> None:
@@ -92,19 +87,8 @@ class H5Sink(FileSink):
         for name in OPTIONAL_ARRAYS if complete else ():
             if name in self.extras and name not in self._rows:
                 self._rows.file.create_dataset(name, shape=(self._rows.count, 0), dtype=np.float32)
-                self._describe(name)
+                self._rows.describe(name, DESCRIPTIONS.get(name, ""))
         self._rows.close()
-
-
-def _ragged(pieces: list[bytes]) -> np.ndarray:
-    """Pieces, not all empty, as h5py takes values of any length: of equal length, it wants one array."""
-    arrays = [np.frombuffer(piece, np.uint8) for piece in pieces]
-    if len({len(array) for array in arrays}) == 1:
-        return np.stack(arrays)
-    ragged = np.empty(len(arrays), object)
-    for i, array in enumerate(arrays):
-        ragged[i] = array
-    return ragged
 
 
 def root_attributes(info: RunInfo) -> dict[str, Any]:
