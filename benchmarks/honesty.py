@@ -16,8 +16,9 @@ Per map, means over the pictures, for the class that the model answers:
   what was learnt. Beside it, as what unrelated maps have: with the method's map of the picture before.
 
 Telling parts are scored where the model is right. A method fails a test where it is not better than the
-better control, noise or a Gaussian in the middle that has never seen the picture: the 95 % interval of the
-paired difference (bootstrap) reaches 0.
+better control, noise of cells as coarse or a Gaussian in the middle, which has never seen the picture: the
+95 % interval of the paired difference (bootstrap) reaches 0. "Against the nearest" are maps for why the true
+species and not one that differs in a single part, scored on that part.
 
 Each picture is a line of ``--out``. The same command again leaves out what is done; ``--shard 0/3`` to
 ``2/3`` share the work between processes, and may share the file.

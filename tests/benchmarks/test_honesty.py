@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from honesty import correlation, curves, energy, points, randomised, ranks
-from honesty_table import CENTRE, collect, failed, read_lines
+from honesty import Bird, Model, correlation, curves, energy, points, randomised, ranks, score
+from honesty_table import AGAINST, CENTRE, collect, failed, read_lines
 
+from fgvc_cli.config import Preprocess
+from fgvc_cli.data.aviary import SPECIES, Truth, render_bird, slug
 from fgvc_cli.models.registry import create_model
 
 SIDE = 16
@@ -118,6 +121,41 @@ def test_norms_of_a_random_model_hold_the_statistics_of_the_pictures():
     torch.testing.assert_close(norm.running_mean, seen[0].mean(dim=(0, 2, 3)), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(norm.running_var, seen[0].var(dim=(0, 2, 3)), atol=1e-4, rtol=1e-3)
     assert norm.momentum is not None and not norm.training
+
+
+def test_one_picture_is_scored_for_its_class_and_against_each_that_differs_in_one_part():
+    rendering = render_bird(SPECIES[0], np.random.default_rng(0), 64)
+    truth = Truth("test", slug(SPECIES[0]), rendering.box, rendering.parts)
+    classes = tuple(sorted(slug(species) for species in SPECIES))
+    checkpoint = SimpleNamespace(classes=classes, preprocess=Preprocess(input_px=64, resize_px=64))
+    bird = Bird(truth, (64, 64), checkpoint)
+    assert bird.places["bird"] == [rendering.box]
+    # The copper cap against the black one, the plain breast against the spotted one.
+    crown, breast = rendering.parts["crown"], rendering.parts["breast"]
+    assert sorted(bird.places["telling part"]) == sorted([crown, breast])
+    rivals = {classes.index("black-capped-linnet"): [crown], classes.index("spotted-linnet"): [breast]}
+    assert bird.rivals == rivals
+
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = Model(create_model("crasmra-test_resnet", len(classes), input_px=64).eval(), images)
+    bird.target = int(model.probs(images).argmax())
+    methods = ["stages", "rollout", "gradcam", "occlusion"]
+    line, heats = score(model, model, images, bird, methods, {})
+    assert line["right"] == 1 and {"stage5", "gradcam-stage3", "occlusion"} <= {*heats}
+    assert not [name for name in heats if "rollout" in name]
+    assert line["rows"]["stage5"]["sanity"] == pytest.approx(1)  # the same weights
+    assert {"noise 2 x 2", "noise 12 x 12", CENTRE} <= {*line["rows"]}
+    # Maps that no class is asked of say nothing about a rival.
+    contrasts = {f"{name}{AGAINST}" for name in heats if name.startswith(("gradcam", "occlusion"))}
+    assert {*line["contrasts"]} == contrasts | {f"{CENTRE}{AGAINST}"}
+    assert all(len(rows) == 2 for rows in line["contrasts"].values())
+
+    bird.target = (bird.target + 1) % len(classes)
+    line, _ = score(model, None, images, bird, ["stages"], heats)
+    assert line["right"] == 0 and "point telling part" not in line["rows"]["stage5"]
+    assert line["rows"]["stage5"]["other picture"] == pytest.approx(1)
+    assert "sanity" not in line["rows"]["stage5"]
 
 
 def row(bird: float, deletion: float, cells: int = 7, **more: float) -> dict[str, float]:
