@@ -30,7 +30,7 @@ def explain(
         list[str] | None,
         typer.Option(
             help="Maps to draw: stages, object, rollout, gradcam, occlusion, occlusion-blur. Repeatable. "
-            "Default: what the model itself shows."
+            "Default: what the model itself shows. README says which can be believed."
         ),
     ] = None,
     target: Annotated[

@@ -20,7 +20,8 @@ class GradCam(Method):
     The score is ``Case.score`` of the fused probabilities in place of the class's logit. The feature maps
     come from the model's own answer (``want={"features"}``), so that nothing is hooked. A multi-stage ViT is
     explained by its first look: boxes carry no gradient to what they were cut from. Of a ViT's last stage the
-    map is that of the patches that enter its last block.
+    map is that of the patches that enter its last block. On the Aviary it fails tests that occlusion passes
+    (benchmarks/RESULTS.md, "Whether the maps are honest").
     """
 
     name = "gradcam"

@@ -39,31 +39,36 @@ class Occlusion(Method):
 
     def maps(self, model: nn.Module, images: Tensor, output: ModelOutput, case: Case) -> Heats:
         """One map of n x n cells: what each takes away, the mean over the windows that hide it."""
-        with torch.no_grad():
-            before = case.score(output.probs)
-            fill = self.fill(images)
-            rows = [self._losses(model, images[i], fill[i], _row(case, i)) for i in range(len(images))]
-            losses = before[:, None, None] - torch.stack(rows)
-            losses = torch.where(losses > LEAST_LOSS, losses, 0)
-            return {self.name: over_maximum(spread_losses(losses))}
+        return {self.name: self.heat(output.probs, self.hidden(model, images), case)}
+
+    @torch.no_grad()
+    def hidden(self, model: nn.Module, images: Tensor) -> Tensor:
+        """What the model answers with each window hidden: (B, positions squared, K), whatever is asked."""
+        fill = self.fill(images)
+        return torch.stack([self._probs(model, *pair) for pair in zip(images, fill, strict=True)])
+
+    def heat(self, probs: Tensor, hidden: Tensor, case: Case) -> Tensor:
+        """The map (B, n, n) of a question, from the answers before (B, K) and those of ``hidden``."""
+        after = case.repeated(hidden.shape[1]).score(hidden.flatten(0, 1)).view(-1, POSITIONS, POSITIONS)
+        losses = case.score(probs)[:, None, None] - after
+        return over_maximum(spread_losses(torch.where(losses > LEAST_LOSS, losses, 0)))
 
     def fill(self, images: Tensor) -> Tensor:
         """What is put in place of what is hidden, (B, 3, S, S)."""
         return torch.zeros_like(images)
 
     @staticmethod
-    def _losses(model: nn.Module, image: Tensor, fill: Tensor, case: Case) -> Tensor:
-        """The score of one image (3, S, S) with each window hidden, (positions, positions)."""
-        side = image.shape[-1]
-        scores = []
-        windows = list(_windows(side))
+    def _probs(model: nn.Module, image: Tensor, fill: Tensor) -> Tensor:
+        """The probabilities of one image (3, S, S) with each window hidden, (positions squared, K)."""
+        windows = list(_windows(image.shape[-1]))
+        probs = []
         for first in range(0, len(windows), _PASS):
             chunk = windows[first : first + _PASS]
             hidden = image.repeat(len(chunk), 1, 1, 1)
             for one, (rows, columns) in zip(hidden, chunk, strict=True):
                 one[:, rows, columns] = fill[:, rows, columns]
-            scores.append(case.repeated(len(chunk)).score(model(hidden).probs))
-        return torch.cat(scores).view(POSITIONS, POSITIONS)
+            probs.append(model(hidden).probs)
+        return torch.cat(probs)
 
 
 class OcclusionBlur(Occlusion):
@@ -94,7 +99,3 @@ def _windows(side: int) -> Iterator[tuple[slice, slice]]:
     for rows in spans:
         for columns in spans:
             yield rows, columns
-
-
-def _row(case: Case, row: int) -> Case:
-    return Case(case.targets[row : row + 1], None if case.rivals is None else case.rivals[row : row + 1])

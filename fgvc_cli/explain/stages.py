@@ -1,6 +1,8 @@
 """What the model itself says about where it looked: its stage maps, and the heat that its box comes from.
 
-Stage maps are the channel-averaged activations that Wang et al. (2025) draw in Figs. 4-6.
+Stage maps are the channel-averaged activations that Wang et al. (2025) draw in Figs. 4-6. Those of a CNN, and
+the heat made of them, find what stands out: with random weights they are much the same, so they are no
+evidence of what was learnt (benchmarks/RESULTS.md, "Whether the maps are honest").
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from fgvc_cli.explain.gradcam import GradCam, cam
 from fgvc_cli.explain.methods import METHODS, pick_methods
 from fgvc_cli.explain.occlusion import CELLS, POSITIONS, Occlusion, OcclusionBlur, spread_losses
 from fgvc_cli.explain.question import Case, Question
+from fgvc_cli.models.cells import align_maps
 from fgvc_cli.models.output import ModelOutput, StageMap, over_maximum
 from fgvc_cli.models.registry import create_model
 
@@ -115,6 +116,42 @@ def test_evidence_however_small_is_shown_and_none_is_nothing():
 
 
 @pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("timm-test_resnet", "backbone.layer4"),
+        ("crasmra-test_resnet", "cram.2"),
+        ("crasmra-test_vit", "cram.1"),
+    ],
+)
+def test_grad_cam_is_the_textbooks(families, name, layer):
+    """Hooks, a backward pass from the score written out, means of the gradients, ReLU (Eq. 1, 2)."""
+    model, kept = families[name], []
+    images = torch.randn(1, 3, FAMILIES[name], FAMILIES[name], generator=torch.Generator().manual_seed(3))
+
+    def keep(module, inputs, output):
+        # CRAM's input is the stage's map; of a plain network it is the layer's output.
+        kept.append(inputs[0] if layer.startswith("cram") else output)
+        kept[-1].retain_grad()
+
+    features = model(images, want=("features",)).features
+    stage = list(features)[int(layer[-1])] if layer.startswith("cram") else "last_stage"
+    with_evidence = 0
+    for target in range(4):
+        hook = model.get_submodule(layer).register_forward_hook(keep)
+        logs = model(images).probs[0].log()
+        hook.remove()
+        (logs[target] - torch.cat([logs[:target], logs[target + 1 :]]).logsumexp(0)).backward()
+        weights = kept[-1].grad[0].mean(dim=(1, 2))
+        raw = torch.einsum("c,chw->hw", weights, kept[-1][0]).detach()
+        model.zero_grad()
+        expected = align_maps(raw[None], features[stage].shift)[0].relu()
+        found = explain(GradCam(), model, images, Question(target=target))[f"gradcam-{stage}"][0]
+        torch.testing.assert_close(found, expected / expected.max().clamp_min(1e-12), atol=1e-3, rtol=1e-3)
+        with_evidence += int(expected.max() > 0)
+    assert with_evidence
+
+
+@pytest.mark.parametrize(
     ("target", "quarter"), [(0, (slice(6), slice(6))), (1, (slice(6, 12), slice(6, 12)))]
 )
 def test_occlusion_finds_what_each_class_lives_on(target, quarter):
@@ -126,6 +163,17 @@ def test_occlusion_finds_what_each_class_lives_on(target, quarter):
     )
     (contrast,) = explain(Occlusion(), Patch(), images, Question(target, 1 - target)).values()
     torch.testing.assert_close(heat, contrast)  # of two classes, all others are the other one
+
+
+def test_behind_windows_the_model_answers_once_for_all_questions():
+    images, model, method = torch.rand(2, 3, 48, 48), Patch(), Occlusion()
+    hidden = method.hidden(model, images)
+    assert hidden.shape == (2, POSITIONS**2, 2)
+    for target in (0, 1):
+        case = Question(target).ask(model(images).probs)
+        (alone,) = explain(method, model, images, Question(target)).values()
+        assert alone.max() == 1
+        torch.testing.assert_close(method.heat(model(images).probs, hidden, case), alone)
 
 
 def test_a_blur_hides_nothing_of_a_plain_picture():
