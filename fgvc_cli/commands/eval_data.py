@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,13 @@ def choose_data(
 ) -> tuple[LabelledSet, bool]:
     """The photographs, and whether they are those of the training, divided as there.
 
-    Without ``data`` and ``dataset``, they are.
+    Without ``data`` and ``dataset``, they are; and where ``data`` is where they lie now.
     """
     if not (data or dataset) or is_trained_data(checkpoint, data, dataset):
         return trained_data(checkpoint, data_root, split), True
+    moved = _moved_data(checkpoint, data) if data else None
+    if moved:
+        return moved, True
     return given_data(checkpoint, data, dataset, data_root), False
 
 
@@ -34,6 +38,19 @@ def is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | Non
     if data:
         return bool(trained["data"]) and Path(data).resolve() == Path(trained["data"]).resolve()
     return dataset == trained["dataset"]
+
+
+def _moved_data(checkpoint: Checkpoint, data: str) -> LabelledSet | None:
+    """The photographs of the training, divided as there, if ``data`` holds them: to take an unsplit folder for
+    new photographs because it has moved would measure on those that were trained on."""
+    trained = checkpoint.metadata["config"]
+    if not trained["data"]:
+        return None
+    with contextlib.suppress(FgvcError):
+        labelled = load_data(build(TrainConfig, {**trained, "data": data}))
+        if labelled.sha256() == checkpoint.metadata.get("data_sha256"):
+            return labelled
+    return None
 
 
 def given_data(

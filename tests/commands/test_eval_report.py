@@ -258,7 +258,22 @@ def test_what_cannot_work_is_one_line(world, tmp_path, monkeypatch, arguments, c
 
 def test_only_those_of_the_trainings_data_are_calibrated_on(world, tmp_path):
     shutil.copytree(world / "aviary", tmp_path / "other")
+    next((tmp_path / "other/train").rglob("*.jpg")).unlink()
     weights = world / "first/model.safetensors"
     result = fgvc("eval", "--weights", weights, "--data", tmp_path / "other", "--split", "val", "--calibrate",
                   tmp_path / "new.safetensors")  # fmt: skip
     assert result.exit_code == 2 and "those of the training" in result.stderr
+
+
+def test_photographs_that_moved_are_divided_as_in_training(world, tmp_path):
+    """Unsplit, as new photographs are: taken for new, those that were trained on would count."""
+    shutil.copytree(world / "aviary/test", tmp_path / "here")
+    train(tmp_path / "here", "timm-resnet10t", tmp_path / "run")
+    weights = tmp_path / "run/model.safetensors"
+    before = json.loads(evaluate("--weights", weights, "--json").stdout)
+    (tmp_path / "here").rename(tmp_path / "there")
+    after = json.loads(evaluate("--weights", weights, "--data", tmp_path / "there", "--json").stdout)
+    assert after["intervals"] == before["intervals"] and after["metrics"]["images"] == 3
+    next((tmp_path / "there").rglob("*.jpg")).unlink()
+    new = json.loads(evaluate("--weights", weights, "--data", tmp_path / "there", "--json").stdout)
+    assert new["metrics"]["images"] == 14
