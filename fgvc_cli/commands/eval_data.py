@@ -41,8 +41,10 @@ def is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | Non
 
 
 def _moved_data(checkpoint: Checkpoint, data: str) -> LabelledSet | None:
-    """The photographs of the training, divided as there, if ``data`` holds them: to take an unsplit folder for
-    new photographs because it has moved would measure on those that were trained on."""
+    """The photographs of the training, divided as there, if ``data`` holds them.
+
+    Taken for new ones because it moved, an unsplit folder would be measured on what was trained on, too.
+    """
     trained = checkpoint.metadata["config"]
     if not trained["data"]:
         return None
