@@ -189,7 +189,9 @@ def read_official(entry: KnownSet, data_root: Path) -> LabelledSet:
     root = locate(entry, data_root)
     try:
         listing = entry.load(root)
-        labels = {label for split in listing.splits.values() for example in split for label in example.labels}
+        # Of a published set every image has one: a number below 0 is a mistake here, not an image without.
+        examples = [example for split in listing.splits.values() for example in split]
+        labels = {label for example in examples for label in (example.label, *example.more)}
         if not labels <= set(range(len(listing.classes))):
             raise ValueError(f"labels from {min(labels)} to {max(labels)} for {len(listing.classes)} classes")
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
