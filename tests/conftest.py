@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,15 @@ def _one_thread():
 
     # Tiny tensors: a second thread costs more than it brings, and results stay the same on every machine.
     torch.set_num_threads(1)
+    # The engine looks for devices once: where a test has made some up by then, forked processes cannot train.
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts_arrive():
+    """Also where the tests run in the background of a script, which ignores Ctrl-C for all it starts."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from conftest import write_colours
 from safetensors import safe_open
 
 from fgvc_cli.commands import train as train_command
+from fgvc_cli.commands.run_folder import finished_run
 from fgvc_cli.engine import run_state, trainer
 from fgvc_cli.engine.run_state import state_path
 from fgvc_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
@@ -181,9 +182,11 @@ def test_killed_at_random_moments_and_resumed(workers, straight, tmp_path):
         process.join()
         if state_path(run).exists():
             reached.append(run_state.load_state(run).learner["updates"])
+        elif (run / "model.safetensors").exists() and finished_run(run):
+            break  # killed on its way out, with nothing left to do
         elif run.exists():
             shutil.rmtree(run)
-    assert process.exitcode == 0
+    assert process.exitcode == 0 or finished_run(run)
     assert reached == sorted(reached) and len({*reached}) >= 2, reached
     assert_same(run, straight[1])
 
