@@ -122,7 +122,8 @@ class ExplainOptions:
         """Refuse what can be known to fail.
 
         Raises:
-            FgvcError: a setting out of range, an unknown method, outputs that cannot be written.
+            FgvcError: a setting out of range, an unknown method, outputs that cannot be written or that do
+                not fit the source.
         """
         from fgvc_cli.atomic import check_writable
         from fgvc_cli.explain.methods import pick_methods
@@ -140,6 +141,13 @@ class ExplainOptions:
         elif self.parts_dir:
             check_folder(self.parts_dir)
         if self.many:
+            if self.target_path.suffix.lower() == ".png":
+                kind = "a folder" if self.image.is_dir() else "an archive"
+                raise FgvcError(
+                    f"--out {self.target_path} names a picture, but {self.image} is {kind} of photographs.",
+                    f"Name a folder: --out {self.target_path.with_suffix('')}",
+                    EXIT_USAGE,
+                )
             check_folder(self.target_path)
             if self.parts_dir and self.parts_dir.resolve() == self.target_path.resolve():
                 raise FgvcError("--parts-dir and --out are the same folder.", "Name two.", EXIT_USAGE)

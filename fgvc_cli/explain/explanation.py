@@ -17,7 +17,12 @@ HEAT = "heat"
 """The map from which the object's box comes; other maps are named as the model names its stage, or ``method``
 or ``method-stage`` after the method that made them."""
 
-_METHODS = {HEAT: "Object heat", "gradcam": "Grad-CAM", "rollout": "Attention rollout"}
+_METHODS = {
+    HEAT: "Object heat",
+    "gradcam": "Grad-CAM",
+    "hirescam": "HiResCAM",
+    "rollout": "Attention rollout",
+}
 """What people call a method, where that is not its name."""
 
 

@@ -20,7 +20,7 @@ class GradCam(Method):
     The score is ``Case.score`` of the fused probabilities in place of the class's logit. The feature maps
     come from the model's own answer (``want={"features"}``), so that nothing is hooked. A multi-stage ViT is
     explained by its first look: boxes carry no gradient to what they were cut from. Of a ViT's last stage the
-    map is that of the patches that enter its last block. On the Aviary it fails tests that occlusion passes
+    map is that of the patches that its pooling reads. On the Aviary it fails tests that occlusion passes
     (benchmarks/RESULTS.md, "Whether the maps are honest").
     """
 
@@ -37,15 +37,18 @@ class GradCam(Method):
             total = case.score(answer.probs).sum()
             slopes = torch.autograd.grad(total, [stage.values for stage in stages.values()])
         return {
-            f"{self.name}-{name}": cam(stage.values.detach(), slope, stage.shift)
+            f"{self.name}-{name}": self.cam(stage.values.detach(), slope, stage.shift)
             for (name, stage), slope in zip(stages.items(), slopes, strict=True)
         }
 
+    def cam(self, features: Tensor, slopes: Tensor, shift: float = 0.0) -> Tensor:
+        """Features and gradients (B, C, h, w) -> maps (B, h, w) in [0, 1], each cell in its place.
 
-def cam(features: Tensor, slopes: Tensor, shift: float = 0.0) -> Tensor:
-    """Features and gradients (B, C, h, w) -> maps (B, h, w) in [0, 1], each cell in its place.
+        All zeros where nothing speaks for the class.
+        """
+        weighted = self.weights(slopes.float()) * features.float()
+        return over_maximum(align_maps(weighted.sum(dim=1), shift))
 
-    All zeros where nothing speaks for the class.
-    """
-    weights = slopes.float().mean(dim=(-2, -1), keepdim=True)
-    return over_maximum(align_maps((weights * features.float()).sum(dim=1), shift))
+    def weights(self, slopes: Tensor) -> Tensor:
+        """What the features are multiplied by: (B, C, h, w) -> (B, C, 1, 1) or (B, C, h, w)."""
+        return slopes.mean(dim=(-2, -1), keepdim=True)

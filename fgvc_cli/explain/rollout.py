@@ -22,7 +22,7 @@ class Rollout(Method):
         if output.rollout is None:
             raise FgvcError(
                 "--method rollout needs a plain ViT: this model has no attention to follow through layers.",
-                "Try --method gradcam or --method stages.",
+                "Try --method occlusion or --method stages.",
                 EXIT_USAGE,
             )
         return {self.name: output.rollout}

@@ -19,7 +19,7 @@ from fgvc_cli.models.cells import align_maps, cell_shift, leaves
 from fgvc_cli.models.output import ModelOutput, StageMap, Want, class_probs, scale_maps
 from fgvc_cli.models.stage_plan import StagePlan, network_name
 from fgvc_cli.models.vit_encoder import record_rollout
-from fgvc_cli.models.vit_stages import Tail, VitStagePlan, is_vit, plan_tail
+from fgvc_cli.models.vit_stages import Tail, VitStagePlan, is_vit, plan_tail, run_last_block
 
 STAGES = ("stage3", "stage4", "stage5")
 LAST = "last_stage"
@@ -88,7 +88,7 @@ class Baseline(nn.Module):
             return None
         if not isinstance(plan, VitStagePlan):
             return plan
-        # What comes out of the last block reaches a class token through no patch: Grad-CAM takes what enters.
+        # Gradients are taken inside the last block, see ``run_last_block``.
         depth = plan.ends[-1]
         return replace(plan, ends=(*plan.ends[:-1], depth - 1, depth), shifts=(*plan.shifts, 0.0))
 
@@ -101,13 +101,15 @@ class Baseline(nn.Module):
         self, images: Tensor, plan: StagePlan | None, *, apart: bool
     ) -> tuple[Tensor, dict[str, StageMap]]:
         """What the network's head takes, and the maps (B, C, h, w) it is computed from: those of the stages,
-        of a ViT's last one what enters its last block; without stages the last alone, where ``apart``."""
+        of a ViT's last one what its pooling reads; without stages the last alone, where ``apart``."""
         if plan is not None:
             maps, state = [], plan.start(self.backbone, images)
-            for stage in range(len(plan.shifts)):
+            for stage in range(len(STAGES)):
                 x, state = plan.run(self.backbone, stage, state)
                 state = plan.put_back(state, x)
                 maps.append(x)
+            if isinstance(plan, VitStagePlan):
+                maps[-1], state = run_last_block(self.backbone, plan, maps[-1], state)
             named = zip(STAGES, maps, plan.shifts, strict=False)
             return plan.features(state), {name: StageMap(x, shift) for name, x, shift in named}
         if apart and is_vit(self.backbone):

@@ -57,8 +57,8 @@ class ModelOutput:
     stages: dict[str, Tensor] | None = None
     """Stage name -> (B, h, w), channel-averaged activation, each map scaled to [0, 1]."""
     features: dict[str, StageMap] | None = None
-    """Stage name -> the stage's own map. Of a ViT's last stage the tokens that enter its last block: what
-    comes out of it reaches a classifier that reads the class token through no patch at all."""
+    """Stage name -> the stage's own map. Of a ViT's last stage the patches that its pooling reads: of a
+    class token, which reads none that come out of the last block, those behind that block's first norm."""
     rollout: Tensor | None = None
     """Attention rollout of the first look, (B, h, w) in [0, 1]; None where attention cannot be mapped."""
     embedding: Tensor | None = None

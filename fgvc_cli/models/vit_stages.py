@@ -64,8 +64,12 @@ class VitStagePlan(StagePlan):
                 x = parts.blocks[i](x, rope=state.rope[i] if net.rope_mixed else state.rope)
         if stage == len(self.ends) - 1:
             x = parts.norm(x)
-        patches = x[:, self.prefix_tokens :].transpose(1, 2)
-        return patches.unflatten(2, state.grid), state._replace(sequence=x)
+        state = state._replace(sequence=x)
+        return self.patches(state), state
+
+    def patches(self, state: Tokens) -> Tensor:
+        """Patch tokens on their grid (B, D, h, w)."""
+        return state.sequence[:, self.prefix_tokens :].transpose(1, 2).unflatten(2, state.grid)
 
     def put_back(self, state: Tokens, onward: Tensor) -> Tokens:
         """The tokens with the patches of X_s (B, D, h, w) for their own; prefix tokens as they are."""
@@ -127,7 +131,7 @@ def plan_tail(net: nn.Module) -> VitStagePlan:
 
 
 class Tail:
-    """A ViT's ``forward_features`` that keeps the patches entering its last block.
+    """A ViT's ``forward_features`` that keeps the patches its pooling reads, see ``run_last_block``.
 
     What it returns is computed from that very tensor, so that gradients with respect to it are those of the
     network.
@@ -144,9 +148,44 @@ class Tail:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> tokens (B, P + N, D) behind the final norm."""
-        self.patches, state = self._plan.run(self._net, 0, self._plan.start(self._net, images))
-        _, state = self._plan.run(self._net, 1, self._plan.put_back(state, self.patches))
+        patches, state = self._plan.run(self._net, 0, self._plan.start(self._net, images))
+        self.patches, state = run_last_block(self._net, self._plan, patches, state)
         return state.sequence
+
+
+def run_last_block(
+    net: nn.Module, plan: VitStagePlan, patches: Tensor, state: Tokens
+) -> tuple[Tensor, Tokens]:
+    """Run the last stage of a plan, a single block, on ``patches`` (B, D, h, w) in the place of the state's.
+
+    Returns:
+        The patches (B, D, h, w) that the pooling reads, and the tokens behind the final norm. Where patches
+        are pooled they are those behind that norm. A class token reads patches for the last time inside the
+        block, through its first norm, and they are those behind it: a norm takes their length away, so that
+        the answer has no slope along it, and in front of it slope times feature sums to 0 at every place,
+        whatever the model does, but for rounding.
+    """
+    state, last = plan.put_back(state, patches), len(plan.ends) - 1
+    if not plan.prefix_tokens or getattr(net, "global_pool", "token") != "token":
+        pooled, after = plan.run(net, last, state)
+        return pooled, plan.put_back(after, pooled)
+    read = [patches]
+
+    def keep(_norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if inputs[0] is not state.sequence:
+            return None  # this norm stands behind the attention, which reads what enters
+        normed = state._replace(sequence=output)
+        read[0] = plan.patches(normed)
+        return plan.put_back(normed, read[0]).sequence
+
+    norm = getattr(net.blocks[-1], "norm1", None)  # type: ignore[index]
+    handle = norm.register_forward_hook(keep) if norm is not None else None
+    try:
+        _, after = plan.run(net, last, state)
+    finally:
+        if handle is not None:
+            handle.remove()
+    return read[0], after
 
 
 def _stage_ends(net: nn.Module, depth: int, depths: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -140,14 +140,16 @@ def test_one_picture_is_scored_for_its_class_and_against_each_that_differs_in_on
     torch.manual_seed(0)
     model = Model(create_model("crasmra-test_resnet", len(classes), input_px=64).eval(), images)
     bird.target = int(model.probs(images).argmax())
-    methods = ["stages", "rollout", "gradcam", "occlusion"]
+    methods = ["stages", "rollout", "gradcam", "hirescam", "occlusion"]
     line, heats = score(model, model, images, bird, methods, {})
     assert line["right"] == 1 and {"stage5", "gradcam-stage3", "occlusion"} <= {*heats}
     assert not [name for name in heats if "rollout" in name]
     assert line["rows"]["stage5"]["sanity"] == pytest.approx(1)  # the same weights
     assert {"noise 2 x 2", "noise 12 x 12", CENTRE} <= {*line["rows"]}
     # Maps that no class is asked of say nothing about a rival.
-    contrasts = {f"{name}{AGAINST}" for name in heats if name.startswith(("gradcam", "occlusion"))}
+    contrasts = {
+        f"{name}{AGAINST}" for name in heats if name.startswith(("gradcam", "hirescam", "occlusion"))
+    }
     assert {*line["contrasts"]} == contrasts | {f"{CENTRE}{AGAINST}"}
     assert all(len(rows) == 2 for rows in line["contrasts"].values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import h5py
@@ -186,6 +187,22 @@ def test_a_folder_gives_a_picture_each_and_a_table(photo, opened, capsys):
     assert sorted(os.listdir()) == ["photos.explain"]
 
 
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_picture_to_write_for_many_photographs_is_refused(photo, opened, archive):
+    source = photo.parent
+    if archive:
+        source = Path(shutil.make_archive("photos", "zip", photo.parent))
+    before = os.listdir()
+    for out in ("fig4.png", "fig4.PNG"):
+        with pytest.raises(FgvcError) as caught:
+            run(source, weights="any", device="cpu", out=Path(out))
+        kind = "an archive" if archive else "a folder"
+        told = f"--out {out} names a picture, but {source} is {kind} of photographs."
+        assert told in str(caught.value) and caught.value.hint == "Name a folder: --out fig4"
+        assert caught.value.exit_code == EXIT_USAGE
+    assert opened == [] and os.listdir() == before
+
+
 def test_full_pages_of_a_folder_on_request(photo, opened):
     run(photo.parent, weights="any", device="cpu", page="full", out=Path("why"))
     with Image.open("why/bird [red].jpg.png") as picture:
@@ -242,7 +259,7 @@ def test_raw_maps_are_16_bit_pictures_of_their_own_cells(photo, opened, many):
         ({"methods": ("gradcma",)}, "gradcam"),
         ({"target": "bees"}, "Nearest: bee"),
         ({"target": "bee", "against": "BEE"}, "both"),
-        ({"target": "bee", "methods": ("stages",)}, "gradcam or occlusion"),
+        ({"target": "bee", "methods": ("stages",)}, "occlusion or occlusion-blur or hirescam or gradcam"),
         ({"page": "poster"}, "full or strip"),
     ],
 )

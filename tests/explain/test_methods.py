@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import get_type_hints
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fgvc_cli.cli.explain import explain as explain_command
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.explain.gradcam import GradCam, cam
+from fgvc_cli.explain.gradcam import GradCam
+from fgvc_cli.explain.hirescam import HiResCam
 from fgvc_cli.explain.methods import METHODS, pick_methods
 from fgvc_cli.explain.occlusion import CELLS, POSITIONS, Occlusion, OcclusionBlur, spread_losses
 from fgvc_cli.explain.question import Case, Question
@@ -53,12 +58,14 @@ def test_every_method_answers_or_says_why_not(families, name, method):
         assert heat.isfinite().all() and heat.min() >= 0 and heat.max() <= 1
 
 
+@pytest.mark.parametrize("method", [GradCam(), HiResCam()], ids=lambda method: method.name)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_gradients_leave_nothing_behind_and_images_do_not_mix(families, name):
+def test_gradients_leave_nothing_behind_and_images_do_not_mix(families, name, method):
     model = families[name]
     images = torch.randn(2, 3, FAMILIES[name], FAMILIES[name], generator=torch.Generator().manual_seed(2))
-    both = explain(GradCam(), model, images, Question(target=1))
-    alone = explain(GradCam(), model, images[1:], Question(target=1))
+    both = explain(method, model, images, Question(target=1))
+    alone = explain(method, model, images[1:], Question(target=1))
+    assert all(key.startswith(f"{method.name}-") for key in both)
     for key, heat in both.items():
         torch.testing.assert_close(heat[1:], alone[key], atol=1e-3, rtol=1e-3)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -106,8 +113,56 @@ def test_grad_cam_is_its_equation():
     features = torch.tensor([[[[1.0, 0.0], [2.0, 0.0]], [[0.0, 3.0], [0.0, 1.0]]]])
     slopes = torch.tensor([[[[1.0, 1.0], [1.0, 1.0]], [[-1.0, 0.0], [-1.0, 0.0]]]])
     # Weights 1 and -1/2: 1, -1.5; 2, -0.5, of which what is below 0 speaks against.
-    torch.testing.assert_close(cam(features, slopes), torch.tensor([[[0.5, 0.0], [1.0, 0.0]]]))
-    assert cam(features, -torch.ones_like(slopes)).eq(0).all()
+    torch.testing.assert_close(GradCam().cam(features, slopes), torch.tensor([[[0.5, 0.0], [1.0, 0.0]]]))
+    assert GradCam().cam(features, -torch.ones_like(slopes)).eq(0).all()
+
+
+def test_hires_cam_is_its_equation_and_not_grad_cams():
+    features = torch.tensor([[[[1.0, 0.0], [2.0, 0.0]], [[4.0, 3.0], [0.0, 1.0]]]])
+    slopes = torch.tensor([[[[1.0, 1.0], [1.0, 1.0]], [[-1.0, 0.0], [-1.0, 2.0]]]])
+    # 1 - 4, 0; 2, 2: what is below 0 speaks against. The means are 1 and 0, and see the left column alone.
+    torch.testing.assert_close(HiResCam().cam(features, slopes), torch.tensor([[[0.0, 0.0], [1.0, 1.0]]]))
+    torch.testing.assert_close(GradCam().cam(features, slopes), torch.tensor([[[0.5, 0.0], [1.0, 0.0]]]))
+    assert HiResCam().cam(features, -torch.ones_like(slopes)).eq(0).all()
+
+
+class LinearHead(nn.Module):
+    """The images themselves are the stage; a logit is a bias and a weight (K, C, h, w) times each place."""
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, images, want=()):
+        features = images.detach().requires_grad_("features" in want)
+        logits = torch.einsum("bchw,kchw->bk", features, self.weight) + self.bias
+        return ModelOutput(
+            logits={"main": logits},
+            probs=logits.softmax(dim=-1),
+            features={"only": StageMap(features, 0.0)} if "features" in want else None,
+        )
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_hires_cam_is_what_each_place_adds_to_the_logits_and_grad_cam_only_behind_a_mean(pooled):
+    draw = torch.Generator().manual_seed(0)
+    images, bias = torch.rand(2, 5, 4, 6, generator=draw), torch.randn(3, generator=draw)
+    weight = torch.randn(3, 5, 4, 6, generator=draw)
+    if pooled:  # global average pooling, then a linear layer
+        weight = weight[..., :1, :1].expand_as(weight) / 24
+    model = LinearHead(weight, bias)
+    added = torch.einsum("bchw,chw->bhw", images, weight[0] - weight[2])
+    logits = model(images).logits["main"]
+    torch.testing.assert_close(added.sum(dim=(1, 2)) + bias[0] - bias[2], logits[:, 0] - logits[:, 2])
+
+    expected = added.relu() / added.amax(dim=(1, 2), keepdim=True)
+    (found,) = explain(HiResCam(), model, images, Question(target=0, against=2)).values()
+    (means,) = explain(GradCam(), model, images, Question(target=0, against=2)).values()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    if pooled:
+        torch.testing.assert_close(means, expected, atol=1e-4, rtol=1e-4)
+    else:
+        assert (means - expected).abs().amax(dim=(1, 2)).min() > 0.2
 
 
 def test_evidence_however_small_is_shown_and_none_is_nothing():
@@ -115,6 +170,7 @@ def test_evidence_however_small_is_shown_and_none_is_nothing():
     torch.testing.assert_close(over_maximum(maps), torch.tensor([[[1.0, 0.5]], [[0.0, 0.0]]]))
 
 
+@pytest.mark.parametrize("method", [GradCam(), HiResCam()], ids=lambda method: method.name)
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
@@ -123,8 +179,8 @@ def test_evidence_however_small_is_shown_and_none_is_nothing():
         ("crasmra-test_vit", "cram.1"),
     ],
 )
-def test_grad_cam_is_the_textbooks(families, name, layer):
-    """Hooks, a backward pass from the score written out, means of the gradients, ReLU (Eq. 1, 2)."""
+def test_gradient_maps_are_the_textbooks(families, name, layer, method):
+    """Hooks, a backward pass from the score written out, gradients or their means, ReLU (Eq. 1, 2)."""
     model, kept = families[name], []
     images = torch.randn(1, 3, FAMILIES[name], FAMILIES[name], generator=torch.Generator().manual_seed(3))
 
@@ -134,18 +190,20 @@ def test_grad_cam_is_the_textbooks(families, name, layer):
         kept[-1].retain_grad()
 
     features = model(images, want=("features",)).features
-    stage = list(features)[int(layer[-1])] if layer.startswith("cram") else "last_stage"
+    stage = list(features)[int(layer[-1])] if layer.startswith("cram") else "stage5"
     with_evidence = 0
     for target in range(4):
         hook = model.get_submodule(layer).register_forward_hook(keep)
         logs = model(images).probs[0].log()
         hook.remove()
         (logs[target] - torch.cat([logs[:target], logs[target + 1 :]]).logsumexp(0)).backward()
-        weights = kept[-1].grad[0].mean(dim=(1, 2))
-        raw = torch.einsum("c,chw->hw", weights, kept[-1][0]).detach()
+        slopes, values = kept[-1].grad[0], kept[-1].detach()[0]
+        if method.name == "gradcam":
+            slopes = slopes.mean(dim=(1, 2))[:, None, None].expand_as(values)
+        raw = torch.einsum("chw,chw->hw", slopes, values)
         model.zero_grad()
         expected = align_maps(raw[None], features[stage].shift)[0].relu()
-        found = explain(GradCam(), model, images, Question(target=target))[f"gradcam-{stage}"][0]
+        found = explain(method, model, images, Question(target=target))[f"{method.name}-{stage}"][0]
         torch.testing.assert_close(found, expected / expected.max().clamp_min(1e-12), atol=1e-3, rtol=1e-3)
         with_evidence += int(expected.max() > 0)
     assert with_evidence
@@ -190,12 +248,20 @@ def test_a_cell_has_the_mean_of_the_windows_that_hide_it():
     assert cells[0, :3, :3].tolist() == [[4, 2, 0], [2, 1, 0], [0, 0, 0]]
 
 
-def test_methods_are_picked_once_each_and_gradients_answer_for_a_class():
+def test_every_method_is_listed_where_people_look():
+    option = get_type_hints(explain_command, include_extras=True)["method"].__metadata__[0]
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"Maps to draw: {', '.join(METHODS)}." in option.help
+    assert f"`--method` ({', '.join(METHODS)})" in readme
+    assert all(f"| {name} " in readme for name in METHODS if METHODS[name].asks_class)
+
+
+def test_methods_are_picked_once_each_and_occlusion_answers_for_a_class():
     assert [m.name for m in pick_methods(("object", "stages", "object"))] == ["object", "stages"]
     assert pick_methods(()) == ()
-    assert [m.name for m in pick_methods((), asked=True)] == ["gradcam"]
+    assert [m.name for m in pick_methods((), asked=True)] == ["occlusion"]
     assert [m.name for m in pick_methods(("stages", "occlusion"), asked=True)] == ["stages", "occlusion"]
-    with pytest.raises(FgvcError, match="change nothing in stages, rollout"):
+    with pytest.raises(FgvcError, match="nothing in stages, rollout.*occlusion or .*or hirescam or gradcam"):
         pick_methods(("stages", "rollout"), asked=True)
     with pytest.raises(FgvcError, match="Nearest: rollout"):
         pick_methods(("roll-out",))

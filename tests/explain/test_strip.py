@@ -38,6 +38,7 @@ def test_a_strip_shows_the_box_on_the_photograph_and_on_the_heat():
 
 def test_methods_are_called_what_people_call_them():
     assert spoken("gradcam-stage3") == "Grad-CAM, stage 3"
+    assert spoken("hirescam-stage3") == "HiResCAM, stage 3"
     assert spoken("occlusion-blur") == "Occlusion, blur"
     assert spoken(HEAT) == "Object heat" and spoken("rollout") == "Attention rollout"
     assert spoken("last_stage") == "Last stage"

@@ -7,6 +7,7 @@ import copy
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import ResPostBlock
 from torch import nn
 
 from fgvc_cli.config import CraSmraConfig, Loss, TrainConfig
@@ -66,6 +67,36 @@ def test_stages_together_are_the_whole_network(kind):
     for x, other in zip(maps[:2], expected[:2], strict=True):
         assert x.shape == (2, net.embed_dim, *net.patch_embed.grid_size)
         torch.testing.assert_close(x, other)
+
+
+def last_slopes(net, images):
+    """What the tail keeps, and the slope of some mixture of the pooled features along it."""
+    tail = vit_stages.Tail(net, vit_stages.plan_tail(net))
+    features = tail(images)
+    torch.testing.assert_close(features, net.forward_features(images))
+    pooled = net.forward_head(features, pre_logits=True)
+    score = (pooled * torch.linspace(-1, 1, pooled.shape[1])).sum()
+    return tail.patches, torch.autograd.grad(score, tail.patches)[0]
+
+
+def test_slope_times_patch_of_the_last_stage_says_something(kind):
+    net, _, images = kind
+    patches, slopes = last_slopes(net, images)
+    assert patches.shape == (2, net.embed_dim, *net.patch_embed.grid_size)
+    products = patches * slopes
+    # In front of the norm that a class token sees them through, it is 1e-6 of its terms: rounding.
+    assert products.sum(dim=1).abs().max() > 1e-3 * products.abs().sum(dim=1).max()
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_of_a_norm_behind_the_attention_the_last_block_reads_what_enters():
+    torch.manual_seed(0)
+    net = build_backbone("vit_tiny_patch16_224", block_fn=ResPostBlock, **SMALL).eval()
+    patches, slopes = last_slopes(net, torch.randn(1, 3, 64, 64))
+    with torch.no_grad():
+        plan = vit_stages.plan_tail(net)
+        entering, _ = plan.run(net, 0, plan.start(net, torch.zeros(1, 3, 64, 64)))
+    assert patches.shape == entering.shape and slopes.abs().sum(dim=1).min() > 0
 
 
 def test_every_parameter_learns(kind):
