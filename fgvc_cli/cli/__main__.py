@@ -1,5 +1,0 @@
-"""``python -m fgvc_cli.cli``: what the ``fgvc`` script runs."""
-
-from fgvc_cli.cli import main
-
-main()
