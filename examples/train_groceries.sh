@@ -10,4 +10,4 @@ fgvc train --dataset grocery --model crasmra-mobilenetv2_100 --init "$1" \
   --set augment.color_jitter=0.3 --set loss.label_smoothing=0.1 --set ema_decay=0.995 \
   --set optim.name=sgd --set optim.warmup_epochs=2 --set optim.lr_backbone=0.004 \
   --set optim.lr_cram=0.015 --set optim.lr_heads=0.015 --set optim.lr_smram=0.004 \
-  --set options.fuse=weighted
+  --set options.fuse=weighted --set options.head_pool=avg

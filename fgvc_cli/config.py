@@ -59,8 +59,8 @@ class CraSmraConfig(BackboneOptions):
     """Ca, the unified channels of X_e; None: 512 for light, 1024 for pmg."""
     head_hidden: int = Field(512, ge=1)
     """Width of the classifier's hidden layer."""
-    head_pool: Literal["avg", "max", "top5"] = "avg"
-    """Pooling before each head: average, maximum, or mean of the 5 largest."""
+    head_pool: Literal["avg", "max", "top5"] = "top5"
+    """Pooling before each head: average, maximum, or mean of the 5 largest, which was measured to be best."""
     fuse: Literal["mean", "logits", "weighted"] = "mean"
     """Test output: mean of the four softmax (paper), softmax of summed logits, or a softmax mean with branch
     weights fitted on the validation split at the end of training (ours)."""

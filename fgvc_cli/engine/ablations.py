@@ -120,7 +120,7 @@ ABLATIONS: dict[str, Ablation] = {
             "crasmra",
             "Pooling before each head, ours",
             _sweep("options", "head_pool", ("avg", "max", "top5")),
-            "head_pool=avg",
+            "head_pool=top5",
         ),
         Ablation(
             "smram-map",
