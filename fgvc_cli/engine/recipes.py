@@ -112,8 +112,8 @@ def strong(setup: Setup) -> dict[str, Any]:
     gradients, an average of the weights that warms up by itself.
     Command: fgvc train --data birds --model crasmra-r50 --recipe strong
     Run time and score: six epochs of Grocery Store with a MobileNetV2 at 160 px took 8 minutes on a core and
-    gave 78.2 top-1, where rates four times as high without the average gave 81.7: raise them for so short a run.
-    Longer runs, and whether it beats the papers' recipes, are not measured.
+    gave 78.2 top-1, where rates four times as high without the average gave 81.7.
+    A run so short wants such rates. Longer runs, and whether it beats the papers' recipes, are not measured.
 
     Neither mixup nor CutMix: what tells fine classes apart is a small part, which a share of the area does
     not weigh (Huang et al. 2021, SnapMix), and both papers' modules look for that part. No RandAugment
