@@ -29,19 +29,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from honesty_scores import Box, Row, correlation, curves, points
 from honesty_table import AGAINST, CENTRE, collect, print_table, read_lines
-from localisation import inside, peak, telling_parts
-from scipy.stats import spearmanr
+from localisation import telling_parts
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.transforms.v2 import functional as v2
 
 from fgvc_cli.data.aviary import PARTS, SPECIES, Truth, differing_parts, read_boxes, slug
 from fgvc_cli.data.find import find_images
@@ -58,15 +56,11 @@ from fgvc_cli.explain.question import Case, Question
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.predict.fold import fold_batch_norms
 
-SHARES = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
-"""Of the picture, where the deletion and insertion curves are measured: closest where they are steep."""
 SANITY_EVERY = 3
 DRAWS = 3
 """Random models, one picture after another taking the next."""
 _REFIT = 16
 _PASS = 32
-Box = tuple[float, float, float, float]
-Row = dict[str, float | None]
 
 
 def main() -> None:
@@ -211,12 +205,6 @@ def score(
     return {"right": right, **ends, "rows": rows, "contrasts": contrasts}, heats
 
 
-def points(heat: Tensor, boxes: Sequence[Box], side: int, place: str) -> Row:
-    """Pointing game and energy of a map (1, h, w) for boxes in pixels."""
-    hit = bool(heat.max() > 0) and inside(peak(heat[0].numpy(), (0, 0, side, side)), boxes)
-    return {f"point {place}": float(hit), f"energy {place}": energy(heat, boxes, side)}
-
-
 def find_maps(model: Model, images: Tensor, cases: dict[str, Case], names: Sequence[str]) -> dict[str, Heats]:
     """Case -> the maps of every method that can explain the model; what shows one map twice has one name.
 
@@ -253,42 +241,6 @@ def controls(sides: Sequence[int]) -> Heats:
     return {f"noise {n} x {n}": torch.rand(1, n, n) for n in cells} | {CENTRE: centre}
 
 
-def curves(
-    probs: Callable[[Tensor], Tensor], images: Tensor, heats: Heats, target: int
-) -> tuple[dict[str, tuple[float, float]], Row]:
-    """Areas under the deletion and the insertion curve of each map (1, h, w) of one picture (1, 3, S, S), and
-    the probability of the whole, the greyed and the blurred picture."""
-    side = images.shape[-1]
-    grey = torch.zeros_like(images)
-    blurred = v2.gaussian_blur(images, [2 * (side // 8) + 1] * 2, [side / 16] * 2)
-    ends = probs(torch.cat([images, grey, blurred]))[:, target].tolist()
-    whole, shares = ends[0], torch.tensor(SHARES, dtype=torch.float64)
-    areas = {}
-    for name, heat in heats.items():
-        taken = (ranks(heat, side)[None, None] < shares[1:-1].view(-1, 1, 1, 1) * side**2).float()
-        shown = torch.cat([images * (1 - taken) + grey * taken, blurred * (1 - taken) + images * taken])
-        deletion, insertion = probs(shown)[:, target].double().chunk(2)
-        areas[name] = (
-            _area([whole, *deletion.tolist(), ends[1]], shares),
-            _area([ends[2], *insertion.tolist(), whole], shares),
-        )
-    return areas, dict(zip(("whole", "grey", "blurred"), ends, strict=True))
-
-
-def _area(values: Sequence[float], shares: Tensor) -> float:
-    return float(torch.trapezoid(torch.tensor(values, dtype=torch.float64), shares))
-
-
-def ranks(heat: Tensor, side: int) -> Tensor:
-    """Map (1, h, w) -> the place of each pixel in the order from the hottest on, int (S, S)."""
-    ties = torch.rand(1, 14, 14, generator=torch.Generator().manual_seed(0))
-    order = smooth(ties, side).flatten().argsort()
-    order = order[smooth(heat, side).flatten()[order].argsort(descending=True, stable=True)]
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    return rank.view(side, side)
-
-
 def randomised(model: nn.Module, images: Tensor, seed: int) -> nn.Module:
     """A copy with every weight drawn anew, as for training from nothing.
 
@@ -316,27 +268,6 @@ def randomised(model: nn.Module, images: Tensor, seed: int) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return drawn.eval()
-
-
-def smooth(heat: Tensor, side: int) -> Tensor:
-    """(1, h, w) -> (S, S), as it is drawn."""
-    return F.interpolate(heat[None].float(), (side, side), mode="bilinear")[0, 0]
-
-
-def energy(heat: Tensor, boxes: Sequence[Box], side: int) -> float:
-    """Share of a map (1, h, w) inside boxes in pixels; 0 of an empty one."""
-    mask = torch.zeros(side, side)
-    for x1, y1, x2, y2 in boxes:
-        mask[round(y1) : round(y2), round(x1) : round(x2)] = 1
-    values = smooth(heat, side)
-    return float((values * mask).sum() / values.sum().clamp_min(1e-12))
-
-
-def correlation(one: Tensor, other: Tensor) -> float | None:
-    """Spearman's, without its sign; None where a map is constant, which has no ranks."""
-    if one.min() == one.max() or other.min() == other.max():
-        return None
-    return abs(float(spearmanr(one.flatten().numpy(), other.flatten().numpy()).statistic))
 
 
 def _names(folder: Path, wanted: int) -> list[str]:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from honesty import Bird, Model, correlation, curves, energy, points, randomised, ranks, score
+from honesty import Bird, Model, randomised, score
+from honesty_scores import correlation, curves, energy, points, ranks
 from honesty_table import AGAINST, CENTRE, collect, failed, read_lines
 
 from fgvc_cli.config import Preprocess
