@@ -86,6 +86,7 @@ def test_correlation_has_no_sign_and_a_constant_map_none():
 
 @pytest.mark.parametrize(("name", "side"), [("crasmra-test_resnet", 64), ("vitms-test_vit", 160)])
 def test_a_random_model_keeps_no_weight_and_still_sees(name, side):
+    torch.manual_seed(0)  # among so many weights two may be close by chance
     trained = create_model(name, 4, input_px=side).eval()
     with torch.no_grad():
         for parameter in trained.parameters():
