@@ -24,10 +24,10 @@ from predict_speed import Cost, _costs, _predict
 
 from fgvc_cli.commands.explain_folder import run_folder
 from fgvc_cli.commands.explain_options import ExplainOptions
-from fgvc_cli.data.find import find_images
-from fgvc_cli.engine.allocator import keep_freed_memory
+from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.predict.predictor import Predictor
+from fgvc_cli.sources.find import find_images
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fgvc_cli.engine.intervals import mean_interval
+from fgvc_cli.evaluate.intervals import mean_interval
 
 CENTRE = "centre prior"
 AGAINST = ", against the nearest"

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from fgvc_cli.attention.crops import cut_boxes
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.attention.parts import cut_map, locate_parts
-from fgvc_cli.engine.allocator import keep_freed_memory
+from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.models.vit_encoder import encode

@@ -45,19 +45,18 @@ from torchvision.transforms import v2
 
 from fgvc_cli import create_model
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.find import Found, find_images
 from fgvc_cli.data.transforms import EvalTransform, normalize
-from fgvc_cli.engine.allocator import keep_freed_memory
 from fgvc_cli.engine.checkpoint import Checkpoint
-from fgvc_cli.engine.device import pick_device
+from fgvc_cli.engine.device import keep_freed_memory, pick_device
 from fgvc_cli.engine.weights import open_weights
+from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.predict.decode_pool import DecodePool, in_order
 from fgvc_cli.predict.decoder import DecodeSettings, Rule
-from fgvc_cli.predict.merge import merge_run
-from fgvc_cli.predict.outputs import Outputs
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
-from fgvc_cli.predict.resume import RunFolder, run_identity
-from fgvc_cli.predict.shards import ShardWriter
+from fgvc_cli.run.merge import merge_run
+from fgvc_cli.run.parts import ShardWriter
+from fgvc_cli.run.resume import RunFolder, run_identity
+from fgvc_cli.sources.find import Found, find_images
 
 EXTRAS = ("attention", "crop")
 

@@ -58,7 +58,7 @@ def _measure(arguments: argparse.Namespace) -> float:
     import torch.nn.functional as F
 
     from fgvc_cli.config import Loss
-    from fgvc_cli.engine.allocator import keep_freed_memory
+    from fgvc_cli.engine.device import keep_freed_memory
     from fgvc_cli.engine.losses import total_loss
     from fgvc_cli.models.registry import create_model
 

@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "create_model", "load_checkpoint"]
 
 _HOMES = {
-    "create_model": "fgvc_cli.models.registry",
-    "load_checkpoint": "fgvc_cli.engine.checkpoint",
-    "Predictor": "fgvc_cli.predict.predictor",
+    "create_model": ("fgvc_cli.models.registry", "create_model"),
+    "load_checkpoint": ("fgvc_cli.engine.weights", "open_weights"),
+    "Predictor": ("fgvc_cli.predict.predictor", "Predictor"),
 }
 
 
@@ -22,5 +22,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         import importlib
 
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        module, attribute = _HOMES[name]
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from fgvc_cli.atomic import check_folder, whole_folder
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import check_folder, whole_folder
 
 OURS = ("a.txt", "b.txt")
 

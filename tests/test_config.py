@@ -6,9 +6,8 @@ import math
 
 import pytest
 
-from fgvc_cli.config import CraSmraConfig, Preprocess, TrainConfig, config_sha256
+from fgvc_cli.config import CraSmraConfig, Preprocess, SetText, TrainConfig, apply_sets, build, config_sha256
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.sections import SetText, apply_sets, build
 
 
 def test_defaults_are_the_recipe_of_the_paper():

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fgvc_cli.config import Loss, Preprocess, TrainConfig
-from fgvc_cli.data.find import find_images
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict.predictor import Predictor
+from fgvc_cli.sources.find import find_images
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and there is none")
 

@@ -11,35 +11,76 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fgvc_cli"
 
-FORBIDDEN = {
-    "data": {"nearest", "models", "engine", "predict", "explain", "report", "commands", "attention"},
-    "attention": {"nearest", "models", "engine", "predict", "explain", "report", "commands", "data"},
-    "models": {"nearest", "engine", "predict", "explain", "report", "commands", "data"},
-    "engine": {"nearest", "predict", "explain", "report", "commands"},
-    "predict": {"nearest", "explain", "report", "commands"},
-    "nearest": {"explain", "report", "commands"},
-    "explain": {"commands", "report"},
-    "report": {"models", "engine", "nearest", "commands"},
-}
+LOW_TO_HIGH = (
+    ("", "errors", "files", "config"),
+    ("sources", "attention"),
+    ("data",),
+    ("datasets", "aviary"),
+    ("models",),
+    ("evaluate", "formats"),
+    ("engine",),
+    ("predict",),
+    ("run", "retrieval"),
+    ("explain",),
+    ("charts",),
+    ("report",),
+    ("commands",),
+    ("cli",),
+)
+"""Rooms of a level import no room of a higher one, nor each other."""
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of the package that a file imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports_of(name: str) -> set[str]:
+    """Modules of the package that a module imports, anywhere in it, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+            for alias in node.names:
+                member = f"{node.module}.{alias.name}"
+                found.add(member if member in MODULES else node.module)
         elif isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-    return {name.split(".")[1] for name in names if name.startswith("fgvc_cli.")}
+            found.update(alias.name for alias in node.names)
+    return {other for other in found if other in MODULES and other != name}
 
 
-@pytest.mark.parametrize("room", FORBIDDEN)
-def test_imports_point_one_way(room):
-    files = list((PACKAGE / room).glob("*.py"))
-    assert files
-    wrong = {f.name: imported_rooms(f) & FORBIDDEN[room] for f in files}
-    assert not {name: rooms for name, rooms in wrong.items() if rooms}
+def room_of(module: str) -> str:
+    return module.removeprefix("fgvc_cli").lstrip(".").split(".")[0]
+
+
+LEVEL = {room: level for level, rooms in enumerate(LOW_TO_HIGH) for room in rooms}
+
+
+def test_every_room_has_its_level():
+    assert {room_of(name) for name in MODULES} - {"__main__"} == set(LEVEL)
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"fgvc_cli", "fgvc_cli.__main__"}))
+def test_imports_point_one_way(name):
+    room = room_of(name)
+    upward = [
+        other
+        for other in imports_of(name)
+        if (other_room := room_of(other)) != room and other_room and LEVEL[other_room] >= max(LEVEL[room], 1)
+    ]
+    assert not upward
+
+
+def test_imports_make_no_circle():
+    """Deferred imports count: a circle within a room means that its files are one subject."""
+    below = {name: imports_of(name) - {"fgvc_cli"} for name in MODULES}
+    while free := [name for name, needs in below.items() if not needs]:
+        for name in free:
+            del below[name]
+        below = {name: needs.difference(free) for name, needs in below.items()}
+    assert not below
 
 
 def run_python(code: str) -> str:
@@ -73,12 +114,3 @@ def test_public_face_is_lazy_and_whole():
     assert all(callable(getattr(fgvc_cli, name)) for name in fgvc_cli.__all__ if name != "__version__")
     with pytest.raises(AttributeError):
         fgvc_cli.nothing  # noqa: B018
-
-
-def test_files_and_functions_stay_readable():
-    too_long = {}
-    for path in PACKAGE.rglob("*.py"):
-        text = path.read_text()
-        if len(text.splitlines()) > 350:
-            too_long[path.name] = len(text.splitlines())
-    assert not too_long

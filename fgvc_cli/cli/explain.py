@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from fgvc_cli.cli.options import BatchSize, Cascade, Device, Quiet, Stages, Workers
-
-Page = Literal["full", "strip"]
+from fgvc_cli.explain import Page
 
 
 def explain(

@@ -15,7 +15,9 @@ from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError
 
 Weights = Annotated[
     str | None,
-    typer.Option(help="model.safetensors of a training, or an embedded model (fgvc models lists them)."),
+    typer.Option(
+        help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them)."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of photographs.")]

@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.progress import Progress
 
-from fgvc_cli.atomic import AtomicFile, check_writable
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.data.check import Group, Member, Report, check_set
-from fgvc_cli.data.known import default_root, find_known, known_names, read_official
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import LabelledSet
+from fgvc_cli.datasets.check import Group, Member, Report, check_set
+from fgvc_cli.datasets.registry import default_root, find_known, known_names, read_official
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
+from fgvc_cli.files import AtomicFile, check_writable
 
 _SHOWN = 5
 COLUMNS = ("finding", "group", "path", "split", "label", "splits", "labels_differ", "detail")

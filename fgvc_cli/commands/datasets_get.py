@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.data.get import check_address, downloads_folder, get_known
-from fgvc_cli.data.known import default_root, find_known
-from fgvc_cli.data.present import look_for
+from fgvc_cli.datasets.get import check_address, downloads_folder, get_known
+from fgvc_cli.datasets.present import look_for
+from fgvc_cli.datasets.registry import default_root, find_known
 from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
-from fgvc_cli.folder_lock import LOCK, FolderLock
+from fgvc_cli.files import LOCK, FolderLock
 
 
 def run(name: str, data_root: str | None) -> int:

@@ -58,8 +58,7 @@ def run(request: EvalRequest) -> int:
     from functools import partial
 
     from fgvc_cli.commands.eval_measure import measure
-    from fgvc_cli.engine.allocator import keep_freed_memory
-    from fgvc_cli.engine.device import pick_device
+    from fgvc_cli.engine.device import keep_freed_memory, pick_device
     from fgvc_cli.engine.weights import default_notice, open_weights
 
     console = stderr_console()
@@ -111,12 +110,12 @@ def _check(request: EvalRequest) -> None:
     if request.overwrite and request.out is None and request.calibrate is None:
         raise FgvcError("--overwrite is for --out and --calibrate.", "Leave it out.", EXIT_USAGE)
     if request.out is not None:
-        from fgvc_cli.atomic import check_folder
         from fgvc_cli.commands.eval_report import REPORT_FILES
+        from fgvc_cli.files import check_folder
 
         check_folder(request.out, overwrite=request.overwrite, replaceable=REPORT_FILES)
     if request.calibrate is not None:
-        from fgvc_cli.atomic import check_writable
+        from fgvc_cli.files import check_writable
 
         _check_calibrate(request)
         check_writable(request.calibrate, overwrite=request.overwrite)
@@ -156,7 +155,7 @@ def _document(
     request: EvalRequest, measured: Measured, labelled: LabelledSet, own_data: bool
 ) -> dict[str, Any]:
     """Everything that ``--json`` prints."""
-    from fgvc_cli.engine.intervals import DRAWS, LEVEL, SEED
+    from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED
 
     checkpoint = measured.checkpoint
     calibration = _calibration(checkpoint, request.split if own_data else None, request.looks)
@@ -182,8 +181,8 @@ def _against(request: EvalRequest, measured: Measured, other: Measured) -> dict[
     """The comparison over the photographs that both could read, matched by path."""
     import numpy as np
 
-    from fgvc_cli.engine.comparison import compare
     from fgvc_cli.engine.weights import read_manifest
+    from fgvc_cli.evaluate.comparison import compare
 
     first, second = measured.right(), other.right()
     shared = [path for path in first if path in second]
@@ -223,9 +222,8 @@ def _calibrate(
     request: EvalRequest, checkpoint: Checkpoint, own_data: bool, measured_by: Callable[..., Measured]
 ) -> int:
     """Fit the temperature on the training's val split and write the model with it."""
-    from fgvc_cli.engine.calibration import Calibration, fit_temperature
-    from fgvc_cli.engine.recalibrate import write_calibrated
     from fgvc_cli.engine.weights import resolve_weights
+    from fgvc_cli.evaluate.calibration import Calibration, fit_temperature, write_calibrated
 
     if not own_data:
         raise FgvcError(

@@ -6,11 +6,10 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgvc_cli.config import TrainConfig
+from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.data.listing import NO_LABEL, Example
-from fgvc_cli.data.load import load_data
+from fgvc_cli.datasets.load import load_data
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.sections import build
 
 if TYPE_CHECKING:
     from fgvc_cli.data.labelled import LabelledSet

@@ -14,18 +14,19 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fgvc_cli.commands.eval_data import known_examples
-from fgvc_cli.data.boxes import TrueBoxes, load_boxes
 from fgvc_cli.data.geometry import input_geometry
-from fgvc_cli.data.images import DecodedImage, read_image
 from fgvc_cli.data.labelled import Example, LabelledSet
+from fgvc_cli.datasets.boxes import TrueBoxes
+from fgvc_cli.datasets.load import load_boxes
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.sources.images import DecodedImage, read_image
 
 if TYPE_CHECKING:
     import torch
 
     from fgvc_cli.engine.checkpoint import Checkpoint
-    from fgvc_cli.engine.evaluator import Evaluation
-    from fgvc_cli.engine.localisation import Located
+    from fgvc_cli.evaluate.evaluator import Evaluation
+    from fgvc_cli.evaluate.localisation import Located
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Measured:
         """Figures and intervals of where it looked; None where no box is known."""
         if not self.located:
             return None
-        from fgvc_cli.engine.localisation import localisation_metrics
+        from fgvc_cli.evaluate.localisation import localisation_metrics
 
         metrics, intervals = localisation_metrics([*self.located.values()])
         return {"metrics": metrics, "intervals": intervals}
@@ -80,8 +81,8 @@ def measure(
     """
     from fgvc_cli.data.loaders import LabelledImages, build_loader
     from fgvc_cli.data.transforms import eval_transform
-    from fgvc_cli.engine.evaluator import evaluate
-    from fgvc_cli.engine.multilabel import label_slots
+    from fgvc_cli.evaluate.evaluator import evaluate
+    from fgvc_cli.evaluate.multilabel import label_slots
 
     examples = known_examples(labelled, split, checkpoint.classes)
     truths = load_boxes(labelled.root, [e.path for e in examples]) if locate else {}
@@ -109,7 +110,7 @@ def measure(
 
 def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> dict[int, Located]:
     """The model's boxes and peaks in pixels of each photograph, through the geometry of its input."""
-    from fgvc_cli.engine.localisation import Located
+    from fgvc_cli.evaluate.localisation import Located
 
     boxes, peaks = measured.result.boxes, measured.result.peaks
     if boxes is None:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgvc_cli.atomic import whole_folder
+from fgvc_cli.charts.confused import ConfusedPair, draw_confused
+from fgvc_cli.charts.figures import draw_confusion, draw_reliability
 from fgvc_cli.commands.eval_measure import Measured
-from fgvc_cli.data.images import DecodedImage, read_image
-from fgvc_cli.engine.calibration import apply_temperature, reliability
-from fgvc_cli.engine.localisation import best_iou
-from fgvc_cli.engine.metrics import Confusion, class_figures, confusion, most_confused
-from fgvc_cli.explain.charts import draw_confusion, draw_reliability
-from fgvc_cli.explain.confused import ConfusedPair, draw_confused
-from fgvc_cli.predict.blocks import as_text
+from fgvc_cli.evaluate.calibration import apply_temperature, reliability
+from fgvc_cli.evaluate.localisation import best_iou
+from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, most_confused
+from fgvc_cli.files import whole_folder
+from fgvc_cli.formats.row_blocks import as_text
+from fgvc_cli.sources.images import DecodedImage, read_image
 
 if TYPE_CHECKING:
     from PIL import Image

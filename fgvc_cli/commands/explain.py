@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,6 @@ from fgvc_cli.errors import EXIT_OK, FgvcError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from fgvc_cli.explain.explanation import LabelledExplanation
 
 
 def run(options: ExplainOptions) -> int:
@@ -37,9 +34,11 @@ def run(options: ExplainOptions) -> int:
         from fgvc_cli.commands.explain_folder import run_folder
 
         return run_folder(options)
+    from fgvc_cli.commands.explain_folder import draw
+
     console = stderr_console()
-    from fgvc_cli.atomic import AtomicFile
     from fgvc_cli.explain.explanation import LabelledExplanation
+    from fgvc_cli.files import AtomicFile
 
     picture, name = options.target_path, options.image.name
     with AtomicFile(picture, overwrite=options.overwrite) as stream:
@@ -73,17 +72,8 @@ def run(options: ExplainOptions) -> int:
     return EXIT_OK
 
 
-def draw(explained: Sequence[LabelledExplanation], title: str, page: str) -> Image.Image:
-    """The picture of one model's explanation, a full page or a strip; of several models a row each."""
-    from fgvc_cli.explain import compare, render, strip
-
-    if len(explained) > 1:
-        return compare.draw_comparison(explained, title)
-    return (strip.draw_strip if page == "strip" else render.render)(explained[0].explanation, title=title)
-
-
 def _read(path: Path) -> Image.Image:
-    from fgvc_cli.data.images import DecodedImage, read_image
+    from fgvc_cli.sources.images import DecodedImage, read_image
 
     decoded = read_image(path)
     if isinstance(decoded, DecodedImage):

@@ -14,25 +14,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.commands.explain import draw
 from fgvc_cli.commands.explain_options import ExplainOptions
 from fgvc_cli.commands.predict_progress import PredictProgress
-from fgvc_cli.data.find import Found, find_images
-from fgvc_cli.data.images import OK, Failure, read_image
-from fgvc_cli.engine.allocator import keep_freed_memory
+from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import default_notice
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from fgvc_cli.explain.explainer import Explainer, Prepared
 from fgvc_cli.explain.explanation import Explanation, LabelledExplanation
 from fgvc_cli.explain.folders import INDEX, PicturesFolder
+from fgvc_cli.formats.csv_rows import csv_cells, csv_columns
+from fgvc_cli.formats.row_blocks import as_text
+from fgvc_cli.formats.rows import Row
 from fgvc_cli.predict.batching import delayed, until_full
-from fgvc_cli.predict.blocks import as_text
 from fgvc_cli.predict.decode_pool import in_order
-from fgvc_cli.predict.rows import Row
-from fgvc_cli.predict.sink_csv import csv_cells, csv_columns
+from fgvc_cli.sources.find import Found, find_images
+from fgvc_cli.sources.images import OK, Failure, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from PIL import Image
 
 KEEP_PX = 1600
 """Longest side of a photograph that waits to be drawn: the width of the widest picture."""
@@ -225,3 +226,12 @@ def _nearest_rows(name: str, explanation: Explanation) -> Iterator[list[str]]:
         for rank, near in enumerate(found, start=1):
             cells = (of, str(rank), f"{near.similarity:.4f}", "|".join(near.labels), near.path)
             yield [as_text(name), *cells]
+
+
+def draw(explained: Sequence[LabelledExplanation], title: str, page: str) -> Image.Image:
+    """The picture of one model's explanation, a full page or a strip; of several models a row each."""
+    from fgvc_cli.explain import compare, render, strip
+
+    if len(explained) > 1:
+        return compare.draw_comparison(explained, title)
+    return (strip.draw_strip if page == "strip" else render.render)(explained[0].explanation, title=title)

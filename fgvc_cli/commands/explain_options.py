@@ -9,15 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from fgvc_cli.cli.explain import Page
 from fgvc_cli.commands.explain_rows import ModelRow, expand_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.explain import Page
 
 if TYPE_CHECKING:
     from fgvc_cli.explain.explainer import Explainer
     from fgvc_cli.explain.folders import PartsFolder
     from fgvc_cli.explain.maps_file import MapsFile
-    from fgvc_cli.nearest.search import NearestIndex
+    from fgvc_cli.retrieval.search import NearestIndex
 
 NEIGHBOURS = 6
 """With ``--index`` alone; as many as a page shows in a row."""
@@ -69,7 +69,7 @@ class ExplainOptions:
     @property
     def many(self) -> bool:
         """Whether the source holds any number of photographs."""
-        from fgvc_cli.data.archives import is_archive
+        from fgvc_cli.sources.archives import is_archive
 
         return self.image.is_dir() or (is_archive(str(self.image)) and self.image.is_file())
 
@@ -125,9 +125,9 @@ class ExplainOptions:
             FgvcError: a setting out of range, an unknown method, outputs that cannot be written or that do
                 not fit the source.
         """
-        from fgvc_cli.atomic import check_writable
         from fgvc_cli.explain.methods import pick_methods
-        from fgvc_cli.predict.outputs import check_folder
+        from fgvc_cli.files import check_writable
+        from fgvc_cli.formats.outputs import check_folder
 
         if self.top_k < 1:
             raise FgvcError(f"--top-k got {self.top_k}, expected 1 or more.", None, EXIT_USAGE)
@@ -169,7 +169,7 @@ class ExplainOptions:
                 f"--{several[0]} is for one model.", "Several --weights make a figure.", EXIT_USAGE
             )
         if self.index_path is not None:
-            from fgvc_cli.nearest.search import require_index
+            from fgvc_cli.retrieval.search import require_index
 
             require_index(self.index_path, self.models[0].weights)
 
@@ -209,6 +209,6 @@ class ExplainOptions:
         path = self.index_path
         if path is None:
             return nullcontext()
-        from fgvc_cli.nearest.search import NearestIndex
+        from fgvc_cli.retrieval.search import NearestIndex
 
         return NearestIndex(path, weights_sha256=sha256)

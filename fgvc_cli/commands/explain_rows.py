@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fgvc_cli.engine.weights import MODEL_FILE
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 
@@ -53,10 +54,10 @@ def _expand(text: str) -> list[ModelRow]:
     path = Path(text)
     if not path.is_dir():
         # Trainings call their file all the same; the folder says which one it is.
-        named = path.resolve().parent.name if path.name == _checkpoint() else path.stem
+        named = path.resolve().parent.name if path.name == MODEL_FILE else path.stem
         return [ModelRow(named if path.suffix else text, text)]
-    if (path / _checkpoint()).is_file():
-        return [ModelRow(path.resolve().name, str(path / _checkpoint()))]
+    if (path / MODEL_FILE).is_file():
+        return [ModelRow(path.resolve().name, str(path / MODEL_FILE))]
     return _table_rows(path)
 
 
@@ -77,10 +78,4 @@ def _table_rows(folder: Path) -> list[ModelRow]:
         )
     first = min(seeds)
     names = order_variants(seeds[first])
-    return [ModelRow(name, str(folder / f"{name}-s{first}" / _checkpoint())) for name in names]
-
-
-def _checkpoint() -> str:
-    from fgvc_cli.engine.trainer import CHECKPOINT
-
-    return CHECKPOINT
+    return [ModelRow(name, str(folder / f"{name}-s{first}" / MODEL_FILE)) for name in names]

@@ -7,18 +7,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fgvc_cli.atomic import AtomicFile, check_writable
 from fgvc_cli.commands.console import stderr_console
 from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
+from fgvc_cli.files import AtomicFile, check_writable
 
 if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
-    from fgvc_cli.data.find import Found
     from fgvc_cli.engine.checkpoint import Checkpoint
     from fgvc_cli.engine.export import Format
     from fgvc_cli.engine.export_check import Difference
+    from fgvc_cli.sources.find import Found
 
 
 def run(
@@ -82,13 +82,13 @@ def _photos(source: str, console: Console) -> Iterable[tuple[str, Image.Image]]:
     Raises:
         FgvcError: at the call: a source that does not exist or holds no image.
     """
-    from fgvc_cli.data.find import find_images
+    from fgvc_cli.sources.find import find_images
 
     return _read(find_images([source]), source, console)
 
 
 def _read(found: Iterable[Found], source: str, console: Console) -> Iterator[tuple[str, Image.Image]]:
-    from fgvc_cli.data.images import Failure, read_image
+    from fgvc_cli.sources.images import Failure, read_image
 
     read = 0
     for item in found:

@@ -13,7 +13,7 @@ from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:
     from fgvc_cli.engine.checkpoint import Checkpoint
-    from fgvc_cli.predict.rows import Block
+    from fgvc_cli.formats.rows import Block
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -48,16 +48,16 @@ def run(request: IndexRequest) -> int:
     if request.split not in (None, *SPLITS):
         expected = f"--split got {request.split!r}, expected one of {', '.join(SPLITS)}."
         raise FgvcError(expected, None, EXIT_USAGE)
-    from fgvc_cli.atomic import check_writable
+    from fgvc_cli.files import check_writable
 
     out = request.out or default_index(request.weights)
     check_writable(out, overwrite=request.overwrite)
     # As for fgvc predict; read once, as torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from fgvc_cli.commands.predict_progress import PredictProgress
-    from fgvc_cli.engine.allocator import keep_freed_memory
+    from fgvc_cli.engine.device import keep_freed_memory
     from fgvc_cli.engine.weights import default_notice
-    from fgvc_cli.nearest.index_file import index_predictor, left_out, write_index
+    from fgvc_cli.retrieval.index_file import index_predictor, left_out, write_index
 
     progress = PredictProgress(stderr_console(), quiet=request.quiet, live=True)
     if request.weights is None:
@@ -100,7 +100,7 @@ def default_index(weights: str | None) -> Path:
     Beside the checkpoint; of an embedded model in the current folder, since its own is the installation's.
     """
     from fgvc_cli.engine.weights import resolve_weights
-    from fgvc_cli.nearest.index_file import index_path
+    from fgvc_cli.retrieval.index_file import index_path
 
     path, entry = resolve_weights(weights)
     return index_path(Path(path.name) if entry else path)

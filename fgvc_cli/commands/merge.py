@@ -18,8 +18,8 @@ def run(options: PredictOptions) -> int:
         FgvcError: a shard that is missing, incomplete, in use or of another run; extras that the rows do not
             carry; an output that exists or cannot be written.
     """
-    from fgvc_cli.predict.merge import merge_shards, merging_outputs
-    from fgvc_cli.predict.run_files import partial_folder
+    from fgvc_cli.run.merge import merge_shards, merging_outputs
+    from fgvc_cli.run.run_files import partial_folder
 
     progress = PredictProgress(stderr_console(), quiet=options.quiet, live=False)
     if not options.out:

@@ -49,7 +49,7 @@ def run(options: PredictOptions) -> int:
 
 
 def _to_stdout(options: PredictOptions, progress: PredictProgress) -> None:
-    from fgvc_cli.predict.sink_csv import StdoutSink
+    from fgvc_cli.formats.csv_rows import StdoutSink
 
     pick_shard(options, os.environ)  # which refuses torchrun without --out
     images = open_images(options, progress)
@@ -64,9 +64,9 @@ def _to_stdout(options: PredictOptions, progress: PredictProgress) -> None:
 
 def _to_files(options: PredictOptions, progress: PredictProgress) -> None:
     shard = pick_shard(options, os.environ)
-    from fgvc_cli.predict.merge import merge_run, merging_outputs
-    from fgvc_cli.predict.retry import mended_outputs
-    from fgvc_cli.predict.run_files import partial_folder, sweep_removed
+    from fgvc_cli.run.merge import merge_run, merging_outputs
+    from fgvc_cli.run.retry import mended_outputs
+    from fgvc_cli.run.run_files import partial_folder, sweep_removed
 
     outputs, root = options.outputs, partial_folder(options.out[0])
     sweep_removed(root)
@@ -103,7 +103,7 @@ def merge_hint(options: PredictOptions) -> str:
 def _kept(options: PredictOptions) -> bool:
     if not options.out:
         return False
-    from fgvc_cli.predict.run_files import partial_folder
+    from fgvc_cli.run.run_files import partial_folder
 
     return partial_folder(options.out[0]).is_dir()
 

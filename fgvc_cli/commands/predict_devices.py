@@ -19,7 +19,7 @@ from fgvc_cli.commands.predict_progress import PredictProgress
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError
 
 if TYPE_CHECKING:
-    from fgvc_cli.predict.rows import Block
+    from fgvc_cli.formats.rows import Block
 
 STOP_SECONDS = 30.0
 """How long a process may take to seal what it has before it is ended."""
@@ -35,8 +35,8 @@ def run_devices(options: PredictOptions, progress: PredictProgress) -> None:
         FgvcError: what a process was told, or that it died; devices that are not there.
     """
     from fgvc_cli.engine.device import pick_devices
-    from fgvc_cli.predict.merge import merge_shards
-    from fgvc_cli.predict.run_files import partial_folder
+    from fgvc_cli.run.merge import merge_shards
+    from fgvc_cli.run.run_files import partial_folder
 
     count = options.devices or 1
     arguments = [(options, i, count, device) for i, device in enumerate(pick_devices(options.device, count))]
@@ -162,7 +162,7 @@ def _seal_shard(pipe: Connection, options: PredictOptions, index: int, count: in
     """In a process of its own: predict and seal one shard."""
     signal.signal(signal.SIGTERM, _interrupt)
     from fgvc_cli.commands.predict_seal import open_folder, open_images, open_predictor, seal_rows
-    from fgvc_cli.predict.run_files import ShardOf
+    from fgvc_cli.run.run_files import ShardOf
 
     code = 0
     try:

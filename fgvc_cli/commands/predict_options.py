@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.predict.outputs import FLAGS, Outputs
+from fgvc_cli.formats.outputs import FLAGS, Outputs
 
 if TYPE_CHECKING:
-    from fgvc_cli.predict.rows import Extra
-    from fgvc_cli.predict.run_files import ShardOf
+    from fgvc_cli.formats.rows import Extra
+    from fgvc_cli.run.run_files import ShardOf
 
 
 BATCH_SIZE = 16
@@ -116,7 +116,7 @@ def pick_shard(options: PredictOptions, environment: Mapping[str, str]) -> Shard
     Raises:
         FgvcError: not i/n; a launcher beside --devices, --retry-failed or without --out.
     """
-    from fgvc_cli.predict.run_files import ShardOf, parse_shard
+    from fgvc_cli.run.run_files import ShardOf, parse_shard
 
     launched = launched_shard(environment)
     if launched and not options.shard:

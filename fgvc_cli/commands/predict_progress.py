@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 if TYPE_CHECKING:
-    from fgvc_cli.predict.rows import Block
+    from fgvc_cli.formats.rows import Block
 
 PLAIN_EVERY_SECONDS = 10.0
 WITH_PREDICTION = ("ok", "unsure")

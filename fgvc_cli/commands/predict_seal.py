@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
 
-    from fgvc_cli.data.find import Images
+    from fgvc_cli.formats.rows import Block
     from fgvc_cli.predict.predictor import Predictor
-    from fgvc_cli.predict.resume import RunFolder, ShardWalk
-    from fgvc_cli.predict.rows import Block
-    from fgvc_cli.predict.run_files import ShardOf
+    from fgvc_cli.run.resume import RunFolder, ShardWalk
+    from fgvc_cli.run.run_files import ShardOf
+    from fgvc_cli.sources.find import Images
 
 
 class Listener(Protocol):
@@ -39,10 +39,10 @@ def open_images(options: PredictOptions, progress: Listener, shard: ShardOf | No
     Raises:
         FgvcError: as ``find_images``.
     """
-    from fgvc_cli.data.find import STDIN, find_images
-    from fgvc_cli.data.remote import is_url
-    from fgvc_cli.predict.resume import ShardWalk
-    from fgvc_cli.predict.run_files import WHOLE
+    from fgvc_cli.run.resume import ShardWalk
+    from fgvc_cli.run.run_files import WHOLE
+    from fgvc_cli.sources.find import STDIN, find_images
+    from fgvc_cli.sources.remote import is_url
 
     images = find_images(list(options.sources), progress.on_unreadable, null=options.null)
     for line in images.notes:
@@ -56,7 +56,7 @@ def open_images(options: PredictOptions, progress: Listener, shard: ShardOf | No
 
 def _list_again(options: PredictOptions) -> Images:
     """The images of all shards, without a word on folders that cannot be listed."""
-    from fgvc_cli.data.find import find_images
+    from fgvc_cli.sources.find import find_images
 
     return find_images(list(options.sources), lambda folder, error: None, null=options.null)
 
@@ -71,7 +71,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf |
     Raises:
         FgvcError: weights or a device that are not there, settings that cannot be.
     """
-    from fgvc_cli.engine.allocator import keep_freed_memory
+    from fgvc_cli.engine.device import keep_freed_memory
     from fgvc_cli.engine.weights import default_notice, open_weights
     from fgvc_cli.predict.predictor import Predictor
 
@@ -124,8 +124,8 @@ def _batch_size(options: PredictOptions, progress: Listener, shard: ShardOf | No
 
 def _recorded(options: PredictOptions, shard: ShardOf | None, name: str) -> Any:
     """A setting of the run that this one goes on with or mends; None where there is none."""
-    from fgvc_cli.predict.retry import finished_setting
-    from fgvc_cli.predict.run_files import WHOLE, partial_folder, recorded_setting
+    from fgvc_cli.run.retry import finished_setting
+    from fgvc_cli.run.run_files import WHOLE, partial_folder, recorded_setting
 
     if options.restart:
         return None
@@ -150,8 +150,8 @@ def open_folder(options: PredictOptions, predictor: Predictor, shard: ShardOf) -
     Raises:
         FgvcError: on entering, see ``RunFolder``.
     """
-    from fgvc_cli.predict.resume import RunFolder, run_identity
-    from fgvc_cli.predict.run_files import partial_folder
+    from fgvc_cli.run.resume import RunFolder, run_identity
+    from fgvc_cli.run.run_files import partial_folder
 
     identity = run_identity(predictor.info, options.sources)
     return RunFolder(partial_folder(options.out[0]), identity, shard=shard, restart=options.restart)
@@ -171,10 +171,10 @@ def seal_rows(
         FgvcError: an output that has come into being since it was looked for; another list of images than
             before; a disk that is full; what the predictor raises.
     """
-    from fgvc_cli.predict.merge import merging_outputs
-    from fgvc_cli.predict.origin import Origin
-    from fgvc_cli.predict.retry import mended_outputs
-    from fgvc_cli.predict.shards import ShardWriter
+    from fgvc_cli.formats.provenance import Origin
+    from fgvc_cli.run.merge import merging_outputs
+    from fgvc_cli.run.parts import ShardWriter
+    from fgvc_cli.run.retry import mended_outputs
 
     # Again, now that the folder is locked: the process that held it may have just put them there.
     mended = mended_outputs(options.out, folder.root) if options.retry_failed else set()
@@ -210,8 +210,8 @@ def _whole_list(folder: RunFolder, images: ShardWalk, progress: Listener) -> Abs
     Raises:
         FgvcError: it has changed.
     """
-    from fgvc_cli.predict.file_list import ListRecord, check_list
-    from fgvc_cli.predict.run_files import LIST
+    from fgvc_cli.run.file_list import ListRecord, check_list
+    from fgvc_cli.run.run_files import LIST
 
     def on_total(total: int) -> None:
         progress.total = lambda: _share(total, folder.shard)
@@ -231,7 +231,7 @@ def _retry(
     predictor: Predictor,
     progress: Listener,
 ) -> None:
-    from fgvc_cli.predict.retry import retry_failed, take_apart
+    from fgvc_cli.run.retry import retry_failed, take_apart
 
     take_apart(options.out, folder, predictor.info)
     retry_failed(folder, images, predictor, progress.on_retried)

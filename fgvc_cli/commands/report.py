@@ -53,12 +53,11 @@ def run(
     page = out or Path(f"{predictions.stem}.html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise FgvcError(f"--out got {str(page)!r}, expected a name ending in .html.", None, EXIT_USAGE)
-    from fgvc_cli.atomic import AtomicFile
+    from fgvc_cli.files import AtomicFile
 
     with AtomicFile(page, overwrite=overwrite) as stream:
         from fgvc_cli.report.page import write_page
-        from fgvc_cli.report.pictures import PictureMaker, choose_rows
-        from fgvc_cli.report.recorded import recorded_images
+        from fgvc_cli.report.pictures import PictureMaker, choose_rows, recorded_images
         from fgvc_cli.report.table import read_table
 
         table = read_table(predictions)
@@ -92,7 +91,7 @@ def _crops(table: Table) -> Iterator[h5py.Dataset | None]:
     if "crop" not in table.info.extras:
         yield None
         return
-    from fgvc_cli.report.read_h5 import open_h5
+    from fgvc_cli.report.table import open_h5
 
     with open_h5(table.source) as file:
         yield file["crop"]

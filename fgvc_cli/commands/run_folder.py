@@ -34,8 +34,8 @@ def make_run_dir(run_dir: Path) -> None:
     Raises:
         FgvcError: it cannot be written into.
     """
+    from fgvc_cli.engine.logs import EVENT_FILES
     from fgvc_cli.engine.run_state import remove_state
-    from fgvc_cli.engine.tensorboard import EVENT_FILES
     from fgvc_cli.engine.trainer import RUN_FILES
 
     try:

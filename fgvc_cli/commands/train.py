@@ -18,9 +18,8 @@ from fgvc_cli.commands.train_settings import (
     with_labels,
     with_statistics,
 )
-from fgvc_cli.config import TrainConfig
+from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
-from fgvc_cli.sections import build
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +73,7 @@ def check_model_given(flags: dict[str, Any]) -> None:
 
 def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: bool) -> int:
     """Train with plain nested values of ``TrainConfig``, recipe and all; otherwise as ``run``."""
-    from fgvc_cli.data.load import load_data
+    from fgvc_cli.datasets.load import load_data
     from fgvc_cli.engine.distributed import find_world, restarts
     from fgvc_cli.engine.run_state import state_path
 
@@ -121,7 +120,7 @@ def resume(
     """
     given = {name: value for name, value in flags.items() if value is not None}
     _check_resume_options(given, sets, out, overwrite)
-    from fgvc_cli.data.load import load_data
+    from fgvc_cli.datasets.load import load_data
     from fgvc_cli.engine.distributed import find_world
     from fgvc_cli.engine.learner import seed_everything
     from fgvc_cli.engine.run_state import load_state, state_path
@@ -195,7 +194,7 @@ def _trainer(
     state: RunState | None = None,
 ) -> Trainer:
     from fgvc_cli.commands.train_progress import TrainProgress
-    from fgvc_cli.engine.allocator import keep_freed_memory
+    from fgvc_cli.engine.device import keep_freed_memory
     from fgvc_cli.engine.trainer import Trainer
 
     keep_freed_memory()
@@ -295,7 +294,7 @@ def _tell_finished(run_dir: Path) -> bool:
 
 
 def _print_result(checkpoint: Path, best_epoch: int, metrics: dict[str, dict[str, float]]) -> None:
-    from fgvc_cli.engine.multilabel import headline
+    from fgvc_cli.evaluate.multilabel import headline
 
     for split, values in metrics.items():
         print(f"{split} {headline(values)} of {values['images']:.0f} photographs")

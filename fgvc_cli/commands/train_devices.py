@@ -16,7 +16,7 @@ from typing import Self
 from rich.console import Console
 
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, FgvcError
-from fgvc_cli.folder_lock import FolderLock
+from fgvc_cli.files import FolderLock
 
 RESTARTS = 3
 """How often all processes start again after one died; each time from the last saved state."""

@@ -11,9 +11,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fgvc_cli.atomic import AtomicFile
-from fgvc_cli.engine.multilabel import headline
 from fgvc_cli.engine.trainer import METRICS
+from fgvc_cli.evaluate.multilabel import headline
+from fgvc_cli.files import AtomicFile
 
 CURVES = "curves.png"
 """In the run folder: what metrics.csv holds, drawn."""
@@ -95,7 +95,7 @@ class TrainProgress:
             return
         start = time.monotonic()
         try:
-            from fgvc_cli.explain.charts import draw_curves
+            from fgvc_cli.charts.figures import draw_curves
 
             rows = read_metrics(self.run_dir / METRICS)
             picture = draw_curves(rows, self.run_dir.resolve().name)

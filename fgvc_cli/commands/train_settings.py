@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from fgvc_cli.config import PAPER_INPUT_PX, TrainConfig
+from fgvc_cli.config import PAPER_INPUT_PX, TrainConfig, apply_sets, build, merge
 from fgvc_cli.engine.recipes import DEFAULT, Setup, find_recipe
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.sections import apply_sets, build, merge
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,7 +69,7 @@ def with_labels(config: TrainConfig, multi_label: bool) -> TrainConfig:
     Raises:
         FgvcError: settings that say otherwise, or that several labels do not go with.
     """
-    from fgvc_cli.engine.multilabel import check_labels
+    from fgvc_cli.evaluate.multilabel import check_labels
 
     check_labels(config.options.get("multi_label", multi_label), multi_label, config.sampling)
     return config.model_copy(update={"options": config.options | {"multi_label": multi_label}})

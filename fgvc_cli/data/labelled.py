@@ -1,6 +1,6 @@
 """Labelled sets of the user's: a folder with one folder per class, or a CSV. No pixel is read.
 
-The published data sets are in ``known.py``.
+The published data sets are in ``fgvc_cli.datasets``.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from fgvc_cli.data.deal import check_shares, deal
-from fgvc_cli.data.deal import hold_out_validation as hold_out_validation
-from fgvc_cli.data.find import EXTENSIONS
 from fgvc_cli.data.labelled_csv import CSV_FORM, SPLIT_NAMES, Found, read_csv
 from fgvc_cli.data.listing import NO_LABEL, SPLITS, Example, LabelledSet, first_names, natural_key
 from fgvc_cli.data.listing import missing_images as missing_images
+from fgvc_cli.data.split import check_shares, deal
+from fgvc_cli.data.split import hold_out_validation as hold_out_validation
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.sources.find import EXTENSIONS
+from fgvc_cli.sources.stored import is_left_behind
 
 _EXPECTED = f"Give a folder with one folder of images per class, or a .csv file ({CSV_FORM})."
 
@@ -34,7 +35,8 @@ def load_labelled(
 
     Folder: class folders at the top, or below ``train/``, ``val/`` (``valid/``, ``validation/``) and
     ``test/``. Images are found at any depth below their class folder (linked folders below that are
-    not followed); hidden names and files beside the class folders are left out. CSV: ``path,label``
+    not followed); hidden names, what systems leave behind (``LEFT_BEHIND``) and files beside the class
+    folders are left out. CSV: ``path,label``
     and perhaps ``split``; UTF-8; relative paths start at the CSV's folder; ``path,labels`` with ``a|b``
     makes a multi-label set, an empty field an image with none of the labels (see ``labelled_csv``). Classes
     are in natural order (``x2`` before ``x10``), examples ordered by class, then path.
@@ -134,7 +136,7 @@ def _all_classes(path: Path, found: _ByClass) -> tuple[str, ...]:
 
 
 def _read_folder(root: Path, for_training: bool = True) -> Found:
-    tops = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    tops = sorted(p.name for p in root.iterdir() if p.is_dir() and not is_left_behind(p.name))
     folders = [name for name in tops if name.lower() in SPLIT_NAMES]
     if not folders:
         return Found({None: _list_classes(root, root)})
@@ -160,7 +162,7 @@ def _read_folder(root: Path, for_training: bool = True) -> Found:
 
 def _list_classes(root: Path, top: Path) -> dict[tuple[str, ...], list[str]]:
     """Class folder of ``top`` -> its images, relative to ``root``."""
-    folders = sorted(p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = sorted(p.name for p in top.iterdir() if p.is_dir() and not is_left_behind(p.name))
     if not folders and any(_walk_images(top)):
         raise FgvcError(
             f"{top} has images but no class folders; expected one folder of images per class.",
@@ -174,7 +176,7 @@ def _walk_images(top: Path) -> Iterable[Path]:
         raise error  # os.walk would pass over an unreadable folder in silence
 
     for folder, below, files in os.walk(top, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
+        below[:] = [name for name in below if not is_left_behind(name)]
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not is_left_behind(name) and os.path.splitext(name)[1].lower() in EXTENSIONS:
                 yield Path(folder, name)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fgvc_cli.data.draws import Draw, EpochDraws
-from fgvc_cli.data.images import Failure, read_image
+from fgvc_cli.data.epoch_sampler import Draw, EpochDraws
 from fgvc_cli.data.listing import Example
 from fgvc_cli.data.transforms import Transform
+from fgvc_cli.sources.images import Failure, read_image
 
 
 class Batch(NamedTuple):

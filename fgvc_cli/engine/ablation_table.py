@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgvc_cli.atomic import AtomicFile
-from fgvc_cli.engine.intervals import Interval
-from fgvc_cli.engine.spread import mean_and_deviation, paired_interval, verdict
+from fgvc_cli.engine.seed_statistics import mean_and_deviation, paired_interval, verdict
 from fgvc_cli.engine.trainer import METRICS
+from fgvc_cli.evaluate.intervals import Interval
+from fgvc_cli.files import AtomicFile
 
 SPLITS = ("val", "test")
 """A choice may be made by val; test is what it is then worth. With ``fuse=weighted`` val is scored with equal

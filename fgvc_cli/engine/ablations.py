@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fgvc_cli.config import BaselineConfig, TrainConfig
+from fgvc_cli.config import BaselineConfig, TrainConfig, build, merge
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
-from fgvc_cli.sections import build, merge
 
 
 @dataclass(frozen=True)

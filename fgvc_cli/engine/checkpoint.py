@@ -13,13 +13,12 @@ from safetensors.torch import save
 from torch import nn
 
 from fgvc_cli import __version__
-from fgvc_cli.atomic import AtomicFile
-from fgvc_cli.config import Preprocess, TrainConfig, config_sha256
-from fgvc_cli.engine.calibration import Calibration
+from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.files import AtomicFile
 from fgvc_cli.models.registry import create_model, resolve
-from fgvc_cli.models.weight_files import CHECKPOINT_KEY, check_weight_file, read_tensors
-from fgvc_cli.sections import build
+from fgvc_cli.models.weights import CHECKPOINT_KEY, check_weight_file, read_tensors
 
 FORMAT = 1
 

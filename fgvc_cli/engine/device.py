@@ -1,6 +1,9 @@
-"""Which device a command computes on."""
+"""The device to compute on, and its memory."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
 
 import torch
 
@@ -42,3 +45,27 @@ def pick_devices(device: str, count: int) -> list[str]:
         message = f"--devices {count}: this machine has {present} CUDA devices."
         raise FgvcError(message, f"Use --devices {present or 1}, or --device cpu.", EXIT_USAGE)
     return [f"cuda:{i}" for i in range(count)]
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def keep_freed_memory() -> bool:
+    """Let this process reuse freed blocks instead of handing each back to the kernel.
+
+    Activations of a CNN are large blocks; by default glibc maps each afresh and the kernel zeroes its
+    pages at every step, a third or more of the time of a CPU training step (benchmarks/RESULTS.md).
+
+    Returns:
+        Whether it took effect; False where the C library is not glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        and mallopt(_M_TOP_PAD, 1 << 26)
+    )

@@ -25,9 +25,9 @@ from torch.export import Dim, ExportedProgram
 
 from fgvc_cli import __version__
 from fgvc_cli.data.transforms import normalize
-from fgvc_cli.engine.calibration import apply_temperature
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.evaluate.calibration import apply_temperature
 from fgvc_cli.models.output import Want
 
 Pixels = Literal["uint8", "float"]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fgvc_cli.data.aviary import SPECIES, render_bird
+from fgvc_cli.aviary.dataset import SPECIES, render_bird
 from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.export import Deployed, Pixels

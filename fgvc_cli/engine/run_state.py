@@ -17,11 +17,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fgvc_cli import __version__
-from fgvc_cli.atomic import AtomicFile
-from fgvc_cli.config import TrainConfig
+from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
-from fgvc_cli.models.weight_files import read_tensors
-from fgvc_cli.sections import build
+from fgvc_cli.files import AtomicFile
+from fgvc_cli.models.weights import read_tensors
 
 FOLDER, FILE = "last", "state.safetensors"
 STATE_KEY = "fgvc_state"

@@ -16,30 +16,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fgvc_cli.atomic import AtomicFile
 from fgvc_cli.config import TrainConfig
-from fgvc_cli.data.draws import EpochDraws
+from fgvc_cli.data.epoch_sampler import EpochDraws
 from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader, build_train_loader
 from fgvc_cli.data.transforms import eval_transform, train_transform
-from fgvc_cli.engine.calibration import Calibration, fit_temperature
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.distributed import ALONE, World
-from fgvc_cli.engine.evaluator import Evaluation, evaluate, join_evaluations
-from fgvc_cli.engine.fusion import fit_fuse_weights
 from fgvc_cli.engine.interrupts import interrupts_wait, sigterm_interrupts
 from fgvc_cli.engine.learner import Learner
+from fgvc_cli.engine.logs import MetricsFile, Observer, TensorBoard
 from fgvc_cli.engine.loop import TrainLoop
-from fgvc_cli.engine.metrics_file import MetricsFile
-from fgvc_cli.engine.multilabel import check_labels, rank
-from fgvc_cli.engine.observer import Observer
+from fgvc_cli.engine.losses import fit_fuse_weights
 from fgvc_cli.engine.run_state import Progress, RunState, remove_state, save_state, state_path
-from fgvc_cli.engine.tensorboard import TensorBoard
+from fgvc_cli.engine.weights import MODEL_FILE
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.folder_lock import FolderLock
-from fgvc_cli.models.weight_files import read_tensors
+from fgvc_cli.evaluate.calibration import Calibration, fit_temperature
+from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_evaluations
+from fgvc_cli.evaluate.multilabel import check_labels, rank
+from fgvc_cli.files import AtomicFile, FolderLock
+from fgvc_cli.models.weights import read_tensors
 
-CHECKPOINT, METRICS, CONFIG = "model.safetensors", "metrics.csv", "config.json"
+CHECKPOINT, METRICS, CONFIG = MODEL_FILE, "metrics.csv", "config.json"
 RUN_FILES = (CHECKPOINT, METRICS, CONFIG)
 """What a run folder holds, beside ``last/`` while the run is not finished."""
 

@@ -16,6 +16,9 @@ from fgvc_cli.errors import FgvcError
 if TYPE_CHECKING:
     from fgvc_cli.engine.checkpoint import Checkpoint
 
+MODEL_FILE = "model.safetensors"
+"""What a training leaves in its folder."""
+
 
 @dataclass(frozen=True)
 class WeightsEntry:
@@ -69,17 +72,25 @@ def read_manifest() -> Manifest:
     return Manifest(folder, document["default"], entries)
 
 
-def resolve_weights(weights: str | None) -> tuple[Path, WeightsEntry | None]:
-    """A manifest name, a file, or None for the default -> the file, and its entry if it is embedded.
+def resolve_weights(weights: Path | str | None) -> tuple[Path, WeightsEntry | None]:
+    """A manifest name, a file, the folder of a training, or None for the default -> the file, and its
+    entry if it is embedded.
 
     Raises:
         FgvcError: neither a name nor a file.
     """
     manifest = read_manifest()
-    name = manifest.default if weights is None else weights
+    name = manifest.default if weights is None else str(weights)
     if name in manifest.entries:
         return manifest.folder / manifest.entries[name].file, manifest.entries[name]
     path = Path(name)
+    if name and path.is_dir():
+        path /= MODEL_FILE
+        if not path.is_file():
+            raise FgvcError(
+                f"The folder {name} holds no {MODEL_FILE}.",
+                "Name the folder of a training that has saved one.",
+            )
     if not name or (not path.exists() and path.suffix == ""):
         raise FgvcError(
             f"--weights {name!r} is neither a file nor an embedded model.",
@@ -88,8 +99,8 @@ def resolve_weights(weights: str | None) -> tuple[Path, WeightsEntry | None]:
     return path, None
 
 
-def open_weights(weights: str | None, *, options: dict[str, Any] | None = None) -> Checkpoint:
-    """Load a checkpoint by name or file; embedded ones are checked against their sha256.
+def open_weights(weights: Path | str | None = None, *, options: dict[str, Any] | None = None) -> Checkpoint:
+    """Load a checkpoint by name, file or folder of a training; what is embedded is checked by its sha256.
 
     Args:
         options: as ``load_checkpoint``.

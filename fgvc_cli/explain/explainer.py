@@ -18,16 +18,16 @@ from PIL import Image
 from torch import Tensor
 
 from fgvc_cli.data.transforms import Geometry, eval_transform, input_geometry, normalize
-from fgvc_cli.engine.calibration import apply_temperature
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.evaluate.calibration import apply_temperature
 from fgvc_cli.explain.explanation import Box, Explanation
 from fgvc_cli.explain.method import Heats, Method
 from fgvc_cli.explain.question import Case, build_question
 from fgvc_cli.explain.stages import stage_maps, unlike
+from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput, Want, class_probs
-from fgvc_cli.nearest.search import Nearest, NearestIndex
-from fgvc_cli.predict.fold import fold_batch_norms
+from fgvc_cli.retrieval.search import Nearest, NearestIndex
 
 _OWN: tuple[Want, ...] = ("heat", "boxes", "parts", "stages", "object_heat", "erased")
 """Asked of every model; what it does not have it leaves None, and the picture goes without."""

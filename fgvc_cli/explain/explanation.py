@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.data.transforms import Geometry
-from fgvc_cli.nearest.search import Nearest
+from fgvc_cli.retrieval.search import Nearest
 
 Box = tuple[float, float, float, float]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fgvc_cli.atomic import reason
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.explain.explanation import LabelledExplanation
-from fgvc_cli.predict.blocks import as_text
-from fgvc_cli.predict.rows import Block
-from fgvc_cli.predict.sink_csv import csv_lines
-from fgvc_cli.predict.sink_folders import FolderSink, safe_name
+from fgvc_cli.files import reason
+from fgvc_cli.formats.csv_rows import csv_lines
+from fgvc_cli.formats.folders import FolderSink, safe_name
+from fgvc_cli.formats.row_blocks import as_text
+from fgvc_cli.formats.rows import Block
 
 INDEX = "index.csv"
 

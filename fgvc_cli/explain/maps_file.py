@@ -23,13 +23,13 @@ import h5py
 import numpy as np
 
 from fgvc_cli import __version__
-from fgvc_cli.atomic import AtomicFile
-from fgvc_cli.data.images import OK
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.explain.explainer import Explainer
 from fgvc_cli.explain.explanation import LabelledExplanation
-from fgvc_cli.predict.blocks import as_text
-from fgvc_cli.predict.h5_rows import H5Rows
+from fgvc_cli.files import AtomicFile
+from fgvc_cli.formats.h5_rows import H5Rows
+from fgvc_cli.formats.row_blocks import as_text
+from fgvc_cli.sources.images import OK
 
 SCHEMA_VERSION = 1
 _SHARED = ("path", "status", "error", "size")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
-from fgvc_cli.explain.gradcam import GradCam
-from fgvc_cli.explain.hirescam import HiResCam
+from fgvc_cli.explain.cam import GradCam, HiResCam
 from fgvc_cli.explain.method import Method
 from fgvc_cli.explain.occlusion import Occlusion, OcclusionBlur
 from fgvc_cli.explain.rollout import Rollout

@@ -28,8 +28,8 @@ from fgvc_cli.explain.layout import (
 )
 from fgvc_cli.explain.panels import BOX_LINE, FRAME_PX, fit, frame, whole_pixels
 from fgvc_cli.explain.text import ELLIPSIS, Face, one_line
-from fgvc_cli.nearest.search import Nearest, Neighbour
 from fgvc_cli.predict.crops import surroundings
+from fgvc_cli.retrieval.search import Nearest, Neighbour
 
 HEADING = "Nearest known photographs"
 COLUMNS = 7

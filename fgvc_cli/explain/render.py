@@ -33,9 +33,9 @@ from fgvc_cli.explain.layout import (
     stack,
 )
 from fgvc_cli.explain.legend import draw_legend
-from fgvc_cli.explain.looks import draw_looks
 from fgvc_cli.explain.nearest import draw_nearest
 from fgvc_cli.explain.panels import draw_map, draw_photo, fit
+from fgvc_cli.explain.stage_panels import draw_looks
 
 PHOTO_SLOT = (880, 690)
 CELL_ASPECT = 1.8

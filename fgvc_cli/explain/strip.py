@@ -8,10 +8,10 @@ from PIL import Image, ImageDraw
 
 from fgvc_cli.explain.explanation import HEAT, Explanation
 from fgvc_cli.explain.layout import BODY, GAP, INK, INNER, LABEL, PAPER, QUIET, SMALL, Section, page, stack
-from fgvc_cli.explain.looks import Panel, draw_row, further_looks, map_label
 from fgvc_cli.explain.nearest import draw_nearest_strip
 from fgvc_cli.explain.panels import draw_map, draw_photo
 from fgvc_cli.explain.render import draw_question
+from fgvc_cli.explain.stage_panels import Panel, draw_row, further_looks, map_label
 
 PANEL_PX, LEAST_PANEL_PX = 300, 70
 NAMED = 3

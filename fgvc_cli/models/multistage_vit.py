@@ -21,7 +21,7 @@ from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.attention.parts import cut_map, locate_parts
 from fgvc_cli.config import MultiStageVitConfig
 from fgvc_cli.models.backbones import checkpoint_gradients
-from fgvc_cli.models.looks import Looks, pick, spread
+from fgvc_cli.models.cascade import Looks, pick, spread
 from fgvc_cli.models.output import ModelOutput, StageMap, Want
 from fgvc_cli.models.vit_encoder import encode, plan_encoder
 from fgvc_cli.models.vit_stages import Tail, VitStagePlan, plan_tail

@@ -17,14 +17,15 @@ from fgvc_cli.config import (
     BaselineConfig,
     CraSmraConfig,
     MultiStageVitConfig,
+    Section,
+    build,
 )
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.backbones import build_backbone
 from fgvc_cli.models.baseline import Baseline
 from fgvc_cli.models.cra_smra import CraSmra
-from fgvc_cli.models.initial_weights import load_initial_weights
 from fgvc_cli.models.multistage_vit import MultiStageVit
-from fgvc_cli.sections import Section, build
+from fgvc_cli.models.weights import load_initial_weights
 
 CRA_SMRA_PAPER = "Wang et al. 2025"
 MULTI_STAGE_PAPER = "Conde & Turgutlu 2021"
@@ -84,7 +85,7 @@ class Resolved:
 
 
 def resolve(name: str) -> Resolved:
-    """Look a model name up without building it.
+    """Look a model name up without building it; a bare timm name means ``timm-<name>``.
 
     Raises:
         FgvcError: an unknown name, with the nearest known ones.
@@ -95,6 +96,8 @@ def resolve(name: str) -> Resolved:
     if dash and family in FAMILIES:
         _check_backbone(name, family, backbone)
         return Resolved(name, FAMILIES[family], backbone)
+    if timm.is_model(name):
+        return resolve(f"timm-{name}")
     near = nearest(name, [*NAMED, *_examples()])
     hint = f"Nearest: {', '.join(near)}." if near else "fgvc models lists them."
     raise FgvcError(

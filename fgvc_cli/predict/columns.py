@@ -12,10 +12,10 @@ import numpy as np
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.geometry import input_geometry
-from fgvc_cli.data.images import OK, Failure
+from fgvc_cli.formats.rows import UNSURE, Block, RunInfo
 from fgvc_cli.predict.decode_pool import Loaded
 from fgvc_cli.predict.forward import Answers
-from fgvc_cli.predict.rows import UNSURE, Block, RunInfo
+from fgvc_cli.sources.images import OK, Failure
 
 NO_MEMORY = Failure("no_memory", "not enough memory for the model, even with this image alone")
 

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.data.geometry import cut_input, resized_size
-from fgvc_cli.data.images import DecodedImage, Failure, read_image
-from fgvc_cli.data.sources import Stored
 from fgvc_cli.predict.crops import cut_crop
+from fgvc_cli.sources.images import DecodedImage, Failure, read_image
+from fgvc_cli.sources.stored import Stored
 
 Where = Path | Stored
 """What ``Found.path`` may be."""

@@ -17,17 +17,16 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 from torch import nn
 
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.find import Found, find_images
-from fgvc_cli.data.images import read_image
 from fgvc_cli.engine.device import pick_device
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.formats.rows import Block, Extra, Row, RunInfo
 from fgvc_cli.predict.batching import best_batch_size, delayed, until_full
 from fgvc_cli.predict.columns import Batch, build_block
 from fgvc_cli.predict.decode_pool import DecodePool, Loaded, in_order
 from fgvc_cli.predict.decoder import DecodeSettings, Read, Rule
-from fgvc_cli.predict.forward import Forward, Launched
-from fgvc_cli.predict.precision import Amp, Precision, choose_precision
-from fgvc_cli.predict.rows import Block, Extra, Row, RunInfo
+from fgvc_cli.predict.forward import Amp, Forward, Launched, Precision, choose_precision
+from fgvc_cli.sources.find import Found, find_images
+from fgvc_cli.sources.images import read_image
 
 AUTO: Literal["auto"] = "auto"
 

@@ -1,4 +1,4 @@
-"""Small pictures for a page: of the photographs where they are at hand, else of the stored crops."""
+"""The photographs of a prediction file where it says that they were, as long as they are there."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from fgvc_cli.data.find import find_images
-from fgvc_cli.data.images import Failure, read_image
-from fgvc_cli.data.sources import Stored
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.predict.blocks import as_text
+from fgvc_cli.formats.row_blocks import as_text
 from fgvc_cli.predict.decoder import BIG_PIXELS, TURNS
-from fgvc_cli.report.read_h5 import reading
-from fgvc_cli.report.table import Table
+from fgvc_cli.report.table import Table, reading
+from fgvc_cli.sources.archives import is_archive
+from fgvc_cli.sources.find import find_images
+from fgvc_cli.sources.images import Failure, read_image
+from fgvc_cli.sources.remote import local_path
+from fgvc_cli.sources.stored import Stored
 
 WEBP = {"quality": 70, "method": 2}
 """Two thirds of a JPEG that looks alike, at 2 ms a picture."""
@@ -192,3 +193,30 @@ def choose_rows(table: Table, limit: int, wrong: np.ndarray | None = None) -> li
     place = np.arange(len(rest)) - np.repeat(starts, np.diff(np.r_[starts, len(rest)]))
     spread = rest[by_class[np.argsort(place, kind="stable")]][: limit // 2]
     return np.sort(rows[np.concatenate([doubtful, spread])]).tolist()
+
+
+def recorded_images(table: Table) -> str | None:
+    """What the rows' paths are relative to, as ``PictureMaker`` takes it; None where it is not known or gone.
+
+    Relative sources are looked for where they were typed, then in the current folder and beside the
+    prediction file, with which they may have moved. What counts is that the first photograph with a
+    prediction is there: a folder of the same name may be another. No network is asked.
+    """
+    if table.origin is None:
+        return None
+    bases = (Path(file_name(table.origin.working_folder)), Path.cwd(), table.source.absolute().parent)
+    return next((root for base in dict.fromkeys(bases) if (root := _below(base, table))), None)
+
+
+def _below(base: Path, table: Table) -> str | None:
+    sources = table.origin.sources if table.origin else ()
+    answered = np.flatnonzero(table.answered)
+    first = file_name(table.rows.path[answered[0] if len(answered) else 0])
+    # One folder or archive: paths are relative to it. Else they are as given.
+    if len(sources) == 1:
+        source = base / file_name(local_path(sources[0]))
+        if is_archive(source.name) and source.is_file():
+            return str(source)
+        if source.is_dir():
+            return str(source) if (source / first).is_file() else None
+    return str(base) if os.path.isfile(base / first) else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fgvc_cli.predict.rows import TOLD_ABOVE
+from fgvc_cli.formats.rows import TOLD_ABOVE
 from fgvc_cli.report.table import Table
 
 

@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from skimage.measure import label
 from skimage.morphology import closing
 
-from fgvc_cli.attention.components import MAPS_AT_ONCE, close_maps, label_components, peak_boxes
-from fgvc_cli.attention.objects import MIN_AREA_SHARE, locate_objects
+from fgvc_cli.attention.objects import (
+    MAPS_AT_ONCE,
+    MIN_AREA_SHARE,
+    close_maps,
+    label_components,
+    locate_objects,
+    peak_boxes,
+)
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: boxes stay on the CPU")
 

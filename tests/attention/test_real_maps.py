@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgvc_cli.attention.components import peak_boxes
-from fgvc_cli.attention.objects import MIN_AREA_SHARE, locate_objects
+from fgvc_cli.attention.objects import MIN_AREA_SHARE, locate_objects, peak_boxes
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.images import DecodedImage, read_image
 from fgvc_cli.data.transforms import eval_transform, normalize
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.models.registry import create_model
+from fgvc_cli.sources.images import DecodedImage, read_image
 
 PHOTOS = sorted((Path(__file__).parents[2] / "examples" / "photos").glob("*.jpg"))
 

@@ -12,8 +12,8 @@ from honesty import Bird, Model, randomised, score
 from honesty_scores import correlation, curves, energy, points, ranks
 from honesty_table import AGAINST, CENTRE, collect, failed, read_lines
 
+from fgvc_cli.aviary.dataset import SPECIES, Truth, render_bird, slug
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.aviary import SPECIES, Truth, render_bird, slug
 from fgvc_cli.models.registry import create_model
 
 SIDE = 16

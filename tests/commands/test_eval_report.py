@@ -218,8 +218,7 @@ def test_a_model_of_other_training_data_is_pointed_out(world, tmp_path):
 def test_calibrate_writes_a_copy_with_the_temperature_of_the_training(world, tmp_path):
     source = world / "first/model.safetensors"
     trained = load_checkpoint(source)
-    from fgvc_cli.engine.calibration import Calibration
-    from fgvc_cli.engine.recalibrate import write_calibrated
+    from fgvc_cli.evaluate.calibration import Calibration, write_calibrated
 
     forgotten = tmp_path / "interrupted.safetensors"
     write_calibrated(source, forgotten, Calibration(1.0, "val", 6))

@@ -18,7 +18,7 @@ from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.nearest import index_file
+from fgvc_cli.retrieval import index_file
 
 CPU = ("--device", "cpu", "--workers", 0)
 

@@ -139,8 +139,8 @@ import sys, time
 from pathlib import Path
 from fake_predictor import FakePredictor, fake_images, fake_info
 from fgvc_cli.commands.predict import second_ctrl_c_ends
-from fgvc_cli.predict import shards
-from fgvc_cli.predict.shards import ShardWriter
+from fgvc_cli.run import parts as shards
+from fgvc_cli.run.parts import ShardWriter
 
 def hang(folder, block):
     print("sealing", flush=True)
@@ -204,7 +204,7 @@ def test_an_output_folder_that_becomes_read_only_is_one_line_and_resumable(weigh
     folder = listed(40)
     script = (
         "import errno, sys\n"
-        "import fgvc_cli.predict.shards as shards\n"
+        "import fgvc_cli.run.parts as shards\n"
         "def refuse(path): raise OSError(errno.EROFS, 'Read-only file system')\n"
         "shards.whole_file = refuse\n"
         "from fgvc_cli.cli import main\n"

@@ -12,7 +12,8 @@ from test_predict import model as model
 from test_predict import photos as photos
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.predict.run_files import LIST, read_document
+from fgvc_cli.files import read_document
+from fgvc_cli.run.run_files import LIST
 
 
 def interrupted(model, photos, out, at=2, **options):

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from fgvc_cli.charts import figures as charts
 from fgvc_cli.commands import train_progress
 from fgvc_cli.commands.train_progress import CURVES, TrainProgress, read_metrics
-from fgvc_cli.engine.metrics_file import MetricsFile
+from fgvc_cli.engine.logs import MetricsFile
 from fgvc_cli.engine.trainer import METRICS
-from fgvc_cli.explain import charts
 
 
 def row(epoch: int) -> dict[str, float]:

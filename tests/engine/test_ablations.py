@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fgvc_cli.commands.train_settings import plain_values, resolved_config
-from fgvc_cli.config import TrainConfig
+from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.ablations import ABLATIONS, find_ablation, table_cells
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.sections import build
 
 
 def configs(name: str, model: str, *sets: str, **flags) -> dict[str, TrainConfig]:

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from fgvc_cli.commands import train as train_command
 from fgvc_cli.engine.distributed import ALONE, World, find_world
-from fgvc_cli.engine.evaluator import Evaluation, join_evaluations
 from fgvc_cli.engine.meter import Meter
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, FgvcError
+from fgvc_cli.evaluate.evaluator import Evaluation, join_evaluations
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
-from fgvc_cli.config import MultiStageVitConfig, Preprocess
+from fgvc_cli.config import MultiStageVitConfig, Preprocess, build
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.export import FORMATS, METADATA_FILE, Deployed, describe, trace
 from fgvc_cli.engine.export_check import compare, generated_photos
@@ -18,7 +18,6 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict.predictor import Predictor
-from fgvc_cli.sections import build
 
 CLASSES = ("ant", "bee", "cat", "dog", "émeu")
 

@@ -7,13 +7,12 @@ import math
 import pytest
 
 from fgvc_cli.commands.train_settings import plain_values, resolved_config, settings_text
-from fgvc_cli.config import TrainConfig
+from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.optim import build_optimizer, build_schedule
 from fgvc_cli.engine.recipes import RECIPES, Setup, find_recipe
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.models.traits import backbone_traits
-from fgvc_cli.sections import build
 
 
 def config_of(model: str, *sets: str, **flags) -> TrainConfig:

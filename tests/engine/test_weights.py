@@ -77,3 +77,22 @@ def test_default_notice_says_what_serves_and_how_to_train_ones_own():
     for part in ("'groceries'", "81", "fgvc train --data"):
         assert part in notice
     assert "\n" not in notice
+
+
+def test_the_folder_of_a_training_stands_for_its_model(tmp_path):
+    file, _ = resolve_weights("aviary")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").symlink_to(file)
+    assert open_weights(str(tmp_path / "run")).classes == open_weights("aviary").classes
+    (tmp_path / "run" / "model.safetensors").unlink()
+    with pytest.raises(FgvcError, match=r"run holds no model\.safetensors"):
+        open_weights(tmp_path / "run")
+
+
+def test_the_public_name_takes_what_every_command_takes():
+    import fgvc_cli
+
+    assert (
+        fgvc_cli.load_checkpoint("aviary").classes
+        == fgvc_cli.load_checkpoint(resolve_weights("aviary")[0]).classes
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_looks import CUT, SHAPES, explanation, full
+from test_stage_panels import CUT, SHAPES, explanation, full
 
 from fgvc_cli.explain.compare import draw_comparison
 from fgvc_cli.explain.explanation import HEAT, LabelledExplanation

@@ -12,8 +12,7 @@ from torch import nn
 
 from fgvc_cli.cli.explain import explain as explain_command
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.explain.gradcam import GradCam
-from fgvc_cli.explain.hirescam import HiResCam
+from fgvc_cli.explain.cam import GradCam, HiResCam
 from fgvc_cli.explain.methods import METHODS, pick_methods
 from fgvc_cli.explain.occlusion import CELLS, POSITIONS, Occlusion, OcclusionBlur, spread_losses
 from fgvc_cli.explain.question import Case, Question

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from test_explainer import BrightnessModel, checkpoint, photo_with_spot
-from test_looks import SHAPES, explanation
+from test_stage_panels import SHAPES, explanation
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.explain import layout
@@ -22,7 +22,7 @@ from fgvc_cli.explain.panels import BOX_LINE
 from fgvc_cli.explain.render import render
 from fgvc_cli.explain.strip import draw_strip
 from fgvc_cli.explain.text import Face
-from fgvc_cli.nearest.search import Nearest, Neighbour
+from fgvc_cli.retrieval.search import Nearest, Neighbour
 
 RED, GREEN, BLUE = (200, 20, 20), (20, 180, 20), (20, 20, 200)
 

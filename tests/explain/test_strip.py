@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_looks import SHAPES, explanation, full
+from test_stage_panels import SHAPES, explanation, full
 
 from fgvc_cli.explain.explanation import HEAT, spoken
 from fgvc_cli.explain.layout import INNER, WIDTH

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fgvc_cli.config import CraSmraConfig
-from fgvc_cli.models.cram import STAGE_MODULES, Cram, conv_layer
+from fgvc_cli.models.cra_smra import STAGE_MODULES, Cram, conv_layer
 
 
 def make_cram(channels: int = 8, **options) -> Cram:

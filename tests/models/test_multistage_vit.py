@@ -9,14 +9,13 @@ from timm.models.vision_transformer import VisionTransformer
 
 from fgvc_cli.attention.crops import cut_boxes
 from fgvc_cli.attention.objects import locate_objects
-from fgvc_cli.config import Loss, MultiStageVitConfig
+from fgvc_cli.config import Loss, MultiStageVitConfig, build
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.models.vit_encoder import RecordAttention, encode, plan_encoder
-from fgvc_cli.models.weight_files import read_tensors
-from fgvc_cli.sections import build
+from fgvc_cli.models.weights import read_tensors
 
 ALL = ("heat", "boxes", "parts", "stages", "object_heat", "erased", "embedding", "stats")
 

@@ -278,3 +278,8 @@ def test_backbone_that_takes_no_such_option(name, option, argument):
     with pytest.raises(FgvcError, match=f"takes no {argument}") as caught:
         create_model(name, 3, options={option: {"padding": "same", "drop_path": 0.1}[option]})
     assert f"options.{option}" in caught.value.hint
+
+
+def test_a_bare_timm_name_is_the_plain_backbone():
+    assert registry.resolve("resnet18").name == "timm-resnet18"
+    assert registry.resolve("mobilenetv2_100").backbone == "mobilenetv2_100"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fgvc_cli.models.smram import Smram, diversity_loss, top_overlap
+from fgvc_cli.models.cra_smra import Smram, diversity_loss, top_overlap
 
 
 def test_identical_maps_give_two_thirds():

@@ -10,7 +10,7 @@ from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.models.weight_files import read_tensors
+from fgvc_cli.models.weights import read_tensors
 
 
 @pytest.fixture

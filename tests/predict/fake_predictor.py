@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.find import Found
-from fgvc_cli.predict.merge import merge_run
-from fgvc_cli.predict.outputs import Outputs
-from fgvc_cli.predict.resume import RunFolder, ShardWalk, run_identity
-from fgvc_cli.predict.rows import Block, RunInfo
-from fgvc_cli.predict.run_files import ShardOf, partial_folder
-from fgvc_cli.predict.shards import ShardWriter
+from fgvc_cli.formats.outputs import Outputs
+from fgvc_cli.formats.rows import Block, RunInfo
+from fgvc_cli.run.merge import merge_run
+from fgvc_cli.run.parts import ShardWriter
+from fgvc_cli.run.resume import RunFolder, ShardWalk, run_identity
+from fgvc_cli.run.run_files import ShardOf, partial_folder
+from fgvc_cli.sources.find import Found
 
 CLASSES = ("cat", "dog", "cow")
 

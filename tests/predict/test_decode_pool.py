@@ -18,16 +18,15 @@ from PIL import Image
 from torch import nn
 
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.find import Found
-from fgvc_cli.data.images import DecodedImage
-from fgvc_cli.data.sources import CannotRead, Stored
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
-from fgvc_cli.predict import decode_process
-from fgvc_cli.predict.decode_pool import DecodePool, in_order
-from fgvc_cli.predict.decode_process import FileTurn, ProcessDecoder
+from fgvc_cli.predict import decode_pool as decode_process
+from fgvc_cli.predict.decode_pool import DecodePool, FileTurn, ProcessDecoder, in_order
 from fgvc_cli.predict.decoder import Decoder, DecodeSettings, Rule
 from fgvc_cli.predict.predictor import Predictor
+from fgvc_cli.sources.find import Found
+from fgvc_cli.sources.images import DecodedImage
+from fgvc_cli.sources.stored import CannotRead, Stored
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are for POSIX")
 SETTINGS = DecodeSettings(Rule(32, 32, "squash"))
@@ -46,7 +45,7 @@ def deadly(path, prepare=None):
         time.sleep(60)
     return read(path, prepare)
 decoder.read_image = deadly
-from fgvc_cli.predict.decode_process import serve
+from fgvc_cli.predict.decode_pool import serve
 """
 
 
@@ -208,7 +207,7 @@ def test_closing_ends_every_worker(tmp_path, monkeypatch):
 def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
     code = f"""
 import tempfile, time
-from fgvc_cli.predict.decode_process import ProcessDecoder
+from fgvc_cli.predict.decode_pool import ProcessDecoder
 from fgvc_cli.predict.decoder import DecodeSettings, Rule
 print("main")
 decoder = ProcessDecoder(DecodeSettings(Rule(32, 32, "squash")), turns=tempfile.TemporaryFile().fileno())

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.images import DecodedImage, Failure
 from fgvc_cli.data.transforms import EvalTransform
 from fgvc_cli.predict import decoder as decoder_module
 from fgvc_cli.predict.crops import CROP_PX, cut_crop
 from fgvc_cli.predict.decoder import Decoder, DecodeSettings, Rule
+from fgvc_cli.sources.images import DecodedImage, Failure
 
 RULE = Rule(64, 72, "squash")
 
@@ -32,7 +32,7 @@ def opened(crop):
 
 def test_workers_import_neither_torch_nor_pydantic():
     code = (
-        "import sys, fgvc_cli.predict.decode_process;"
+        "import sys, fgvc_cli.predict.decode_pool;"
         "print([m for m in ('torch', 'pydantic', 'h5py') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

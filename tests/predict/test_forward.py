@@ -11,11 +11,11 @@ from PIL import Image
 from torch import nn
 
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.find import Found
-from fgvc_cli.data.images import DecodedImage, Failure
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.predict.predictor import Predictor
+from fgvc_cli.sources.find import Found
+from fgvc_cli.sources.images import DecodedImage, Failure
 
 PREPROCESS = Preprocess(input_px=32, resize_px=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 MESSAGES = {
@@ -170,7 +170,7 @@ def test_an_extra_that_the_model_does_not_give_is_one_line():
 
 @pytest.mark.parametrize(("gain", "expected"), [(1.4, "float32"), (1.6, "bf16")])
 def test_the_precision_that_a_probe_chose_is_recorded_and_told(monkeypatch, gain, expected):
-    from fgvc_cli.predict import precision
+    from fgvc_cli.predict import forward as precision
 
     monkeypatch.setattr(precision, "has_bf16", lambda device: True)
     monkeypatch.setattr(precision, "_gain", lambda run: gain)
@@ -180,7 +180,7 @@ def test_the_precision_that_a_probe_chose_is_recorded_and_told(monkeypatch, gain
 
 
 def test_the_probe_runs_both_precisions_and_a_cpu_without_bfloat16_is_not_probed(monkeypatch):
-    from fgvc_cli.predict import precision
+    from fgvc_cli.predict import forward as precision
 
     class Watched(Grey):
         seen = frozenset()

@@ -14,8 +14,6 @@ from PIL import Image
 from torch import nn
 
 from fgvc_cli.config import Preprocess, TrainConfig
-from fgvc_cli.data.find import Found, find_images
-from fgvc_cli.data.images import DecodedImage, Failure
 from fgvc_cli.data.transforms import EvalTransform, normalize
 from fgvc_cli.engine.checkpoint import save_checkpoint
 from fgvc_cli.errors import FgvcError
@@ -23,6 +21,8 @@ from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict.crops import cut_crop
 from fgvc_cli.predict.predictor import Predictor
+from fgvc_cli.sources.find import Found, find_images
+from fgvc_cli.sources.images import DecodedImage, Failure
 
 CLASSES = ("red", "green", "blue")
 PREPROCESS = Preprocess(input_px=32, resize_px=48, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

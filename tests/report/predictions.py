@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.config import Preprocess
-from fgvc_cli.predict.rows import Block, RunInfo
-from fgvc_cli.predict.sink_csv import CsvSink
-from fgvc_cli.predict.sink_h5 import H5Sink
+from fgvc_cli.formats.csv_rows import CsvSink
+from fgvc_cli.formats.h5 import H5Sink
+from fgvc_cli.formats.rows import Block, RunInfo
 from fgvc_cli.report.table import Table
 
 CLASSES = ("ant", "bee", "cat")

@@ -33,7 +33,7 @@ def test_hdf5_and_csv_tell_the_same_rows(tmp_path):
 
 
 def test_csv_in_batches_is_one_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("fgvc_cli.report.read_csv.BATCH_ROWS", 2)
+    monkeypatch.setattr("fgvc_cli.report.table.BATCH_ROWS", 2)
     table = read_table(write_csv(tmp_path / "p.csv", block([("cat", 0.5 + i / 100) for i in range(5)])))
     assert table.info.classes == ("ant", "cat")
     assert table.rows.topk_prob[:, 0].round(2).tolist() == pytest.approx([0.5, 0.51, 0.52, 0.53, 0.54])

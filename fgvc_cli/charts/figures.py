@@ -1,0 +1,302 @@
+"""Numbers as pictures: training curves, confusion matrix, reliability diagram. PNG bytes, one style.
+
+Drawn with matplotlib's Figure objects alone, which need no display and leave an application's own pyplot as
+it is. Colours are Okabe & Ito's, apart for every kind of colour blindness; each line also has its own marker.
+
+Legend: K classes, B bins.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fgvc_cli.evaluate.intervals import share_interval
+from fgvc_cli.explain.explanation import spoken
+from fgvc_cli.explain.layout import INK, QUIET, TRACK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fgvc_cli.evaluate.calibration import Reliability
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DPI = 160
+MATRIX_CLASSES = 40
+"""More classes than this are not named in a confusion matrix: the names could not be read."""
+NAMED_CLASSES = 30
+"""Then so many, those with most mistakes, are shown by name."""
+CELL_CLASSES = 31
+"""Up to so many rows, the counts are written into the cells."""
+
+_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Arial Unicode MS")
+"""The first comes with matplotlib; the others, where a machine has them, for letters that it lacks."""
+
+_SAID = {"cram": "CRAM", "smram": "SMRAM", "div": "L_div"}
+"""Names of columns that are written otherwise in print."""
+
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": TRACK,
+    "axes.axisbelow": True,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+    "savefig.dpi": DPI,
+    # A class may be called $5.
+    "text.parse_math": False,
+}
+
+
+def draw_curves(rows: Sequence[dict[str, float]], title: str = "") -> bytes:
+    """How training went: loss, validation top-1 of each branch, learning rates, over the epochs.
+
+    Args:
+        rows: lines of metrics.csv; what a line lacks, or holds as NaN, is left out of its curve.
+    """
+    with _styled():
+        figure = _figure(8.4, 10.2)
+        losses, tops, rates = figure.subplots(3, 1, sharex=True, height_ratios=(1.15, 1.15, 0.75))
+        _draw_series(losses, _series(rows, "loss", "Total"))
+        validation = _series(rows, "val_nll", "")
+        for points in validation.values():
+            losses.plot(*points, color=QUIET, linestyle="--", label="Validation NLL")
+        # The terms lie far below their weighted sum.
+        losses.set_yscale("log")
+        losses.yaxis.set_major_formatter("{x:g}")
+        _finish_axes(losses, "Loss")
+        _draw_series(tops, _series(rows, "val_top1", "Fused", scale=100))
+        _mark_best(tops, rows)
+        _finish_axes(tops, "Validation top-1, %")
+        _draw_series(rates, _merged(_series(rows, "lr", "All")))
+        _finish_axes(rates, "Largest learning rate")
+        rates.set_xlabel("Epoch")
+        rates.xaxis.get_major_locator().set_params(integer=True)
+        return _png(figure, title)
+
+
+def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str = "") -> bytes:
+    """Who is taken for whom: rows are the truth, shaded by the share of the row.
+
+    Above ``MATRIX_CLASSES`` the classes with most mistakes, theirs and in their name, are shown, and all the
+    others as one row and column, whose common cell stays empty. A class neither shown nor guessed is out.
+
+    Args:
+        matrix: images, int (K, K), see ``engine.metrics.confusion``.
+    """
+    seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
+    matrix, classes = matrix[np.ix_(seen, seen)], [classes[i] for i in seen.tolist()]
+    shown = len(classes) if len(classes) <= MATRIX_CLASSES else NAMED_CLASSES
+    counts, names = _gather(matrix, classes, shown)
+    whole = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, whole, out=np.zeros(counts.shape), where=whole > 0)
+    if shown < len(classes):
+        # Right ones and mistakes of the others among themselves: neither dark nor pale would be true.
+        counts[-1, -1] = shares[-1, -1] = 0
+        title = f"{title}: the {shown} classes with most mistakes" if title else title
+    side = 2.6 + 0.36 * len(names)
+    with _styled():
+        figure = _figure(side + 1.2, side)
+        axes = figure.subplots()
+        axes.grid(False)
+        image = axes.imshow(100 * shares, cmap=_paper_map(), vmin=0, vmax=100)
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(length=0, labelsize=11)
+        for edge in axes.spines.values():
+            edge.set_visible(False)
+        axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
+        axes.grid(True, which="minor", color="white", linewidth=1.0)
+        axes.tick_params(which="minor", length=0)
+        if len(names) <= CELL_CLASSES:
+            _write_counts(axes, counts, shares)
+        axes.set_xlabel("Taken for")
+        axes.set_ylabel("Truth")
+        bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+        bar.set_label("% of the class")
+        bar.outline.set_visible(False)
+        return _png(figure, title)
+
+
+def draw_reliability(panels: Sequence[tuple[str, Reliability]], title: str = "") -> bytes:
+    """How often the model is right where it is so sure (Guo et al. 2017, Fig. 4), one panel beside the other.
+
+    Each bar has its 95 % interval: a bin of few photographs says little. Below, how many lie in each bin.
+
+    Args:
+        panels: (name, figures), such as before and after the temperature.
+    """
+    with _styled():
+        figure = _figure(5.2 * len(panels) + 0.6, 7.4, gap=0.06)
+        grid: Any = {"sharex": True, "sharey": "row", "height_ratios": (3.2, 1), "squeeze": False}
+        upper, lower = figure.subplots(2, len(panels), **grid)
+        for axes, histogram, (name, figures) in zip(upper, lower, panels, strict=True):
+            _draw_reliability_panel(axes, name, figures)
+            _draw_histogram(histogram, figures)
+        upper[0].set_ylabel("Right, %")
+        lower[0].set_ylabel("Photographs, %")
+        return _png(figure, title)
+
+
+def _draw_reliability_panel(axes: Axes, name: str, figures: Reliability) -> None:
+    filled = figures.images > 0
+    edges = np.linspace(0, 100, len(figures.images) + 1)
+    accuracy, sure = 100 * figures.accuracy[filled], 100 * figures.confidence[filled]
+    images = figures.images[filled].tolist()
+    ends = [share_interval(round(a * n / 100), n) for a, n in zip(accuracy, images, strict=True)]
+    low, high = 100 * np.array(ends).T
+    axes.plot([0, 100], [0, 100], color=QUIET, linestyle="--", linewidth=1.5)
+    axes.bar(edges[:-1][filled], accuracy, edges[1], align="edge", color=COLORS[5], edgecolor="white")
+    axes.vlines(sure, low, high, color=COLORS[0], linewidth=2)
+    axes.plot(sure, accuracy, "o", color=COLORS[0])
+    axes.set_title(name)
+    axes.set_title(f"ECE {100 * figures.error:.2f} %", loc="right")
+    axes.set(xlim=(0, 101), ylim=(0, 102))
+
+
+def _draw_histogram(axes: Axes, figures: Reliability) -> None:
+    edges = np.linspace(0, 100, len(figures.images) + 1)
+    shares = 100 * figures.images / figures.images.sum()
+    axes.bar(edges[:-1], shares, edges[1], align="edge", color=QUIET, edgecolor="white")
+    axes.set_xlabel("Confidence, %")
+
+
+Points = tuple[tuple[float, ...], tuple[float, ...]]
+"""Epochs and values of one curve."""
+
+
+def _series(rows: Sequence[dict[str, float]], prefix: str, whole: str, scale: float = 1) -> dict[str, Points]:
+    """Label -> points of the columns ``prefix`` (labelled ``whole``) and ``prefix_<name>``."""
+    series = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name != prefix and not name.startswith(f"{prefix}_"):
+            continue
+        given = [(row["epoch"], scale * row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+        label = name.removeprefix(prefix).lstrip("_")
+        if given:
+            epochs, values = zip(*given, strict=True)
+            series[_SAID.get(label, spoken(label)) or whole] = (epochs, values)
+    return series
+
+
+def _merged(series: dict[str, Points]) -> dict[str, Points]:
+    """Curves that lie on each other as one, with all their labels."""
+    labels: dict[Points, list[str]] = {}
+    for label, points in series.items():
+        labels.setdefault(points, []).append(label)
+    return {", ".join(names): points for points, names in labels.items()}
+
+
+def _draw_series(axes: Axes, series: dict[str, Points]) -> None:
+    for index, (label, (epochs, values)) in enumerate(series.items()):
+        axes.plot(
+            epochs,
+            values,
+            label=label,
+            color=COLORS[index % len(COLORS)],
+            marker=MARKERS[index % len(MARKERS)],
+            linewidth=3.0 if index == 0 else 1.8,
+            # Of many epochs some are enough to tell the lines apart.
+            markevery=max(1, len(epochs) // 12),
+        )
+
+
+def _mark_best(axes: Axes, rows: Sequence[dict[str, float]]) -> None:
+    """The epoch that is kept: the best on validation, as the trainer ranks them."""
+    ranked = [row for row in rows if math.isfinite(row.get("val_top1", math.nan))]
+    if not ranked:
+        return
+    best = max(ranked, key=lambda row: (row["val_top1"], -row.get("val_nll", 0.0)))
+    axes.axvline(best["epoch"], color=QUIET, linestyle=":", linewidth=1.5)
+    axes.set_title(f"best: {100 * best['val_top1']:.2f} % after epoch {best['epoch']:.0f}", loc="right")
+
+
+def _finish_axes(axes: Axes, title: str) -> None:
+    axes.set_title(title)
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=11)
+
+
+def _gather(matrix: np.ndarray, classes: Sequence[str], shown: int) -> tuple[np.ndarray, list[str]]:
+    """The ``shown`` classes with most mistakes, in their own order, and the rest as one last class."""
+    names = [_short(name) for name in classes]
+    if shown >= len(classes):
+        return matrix, names
+    wrong = matrix - np.diag(matrix.diagonal())
+    mistakes = wrong.sum(axis=0) + wrong.sum(axis=1)
+    kept = np.sort(np.argsort(-mistakes, kind="stable")[:shown])
+    place = np.full(len(classes), shown)
+    place[kept] = np.arange(shown)
+    counts = np.zeros((shown + 1, shown + 1), matrix.dtype)
+    np.add.at(counts, (place[:, None], place[None, :]), matrix)
+    return counts, [*(names[i] for i in kept), f"{len(classes) - shown} others"]
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        ink = "white" if shares[row, column] > 0.5 else INK
+        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=10, color=ink)
+
+
+def _short(name: str, limit: int = 24) -> str:
+    name = name.replace("_", " ")
+    return name if len(name) <= limit else f"{name[: limit - 1].rstrip()}…"
+
+
+def _paper_map() -> Any:
+    """White to dark blue, even in lightness."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("paper", ["#ffffff", "#9fc8e4", COLORS[0], "#06243b"])
+
+
+def _styled() -> AbstractContextManager[None]:
+    from matplotlib import rc_context
+    from matplotlib.font_manager import fontManager
+
+    installed = {*fontManager.get_font_names()}
+    return rc_context(_STYLE | {"font.sans-serif": [name for name in _FONTS if name in installed]})
+
+
+def _figure(width: float, height: float, gap: float = 0.02) -> Figure:
+    """A figure in inches that draws without a display; ``gap`` is that between columns, a share of one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=gap))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure, title: str) -> bytes:
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        # Letters that no typeface has are boxes; that is plain to see.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # Without the writer's version: equal numbers give equal files.
+        figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()

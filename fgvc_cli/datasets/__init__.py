@@ -1,0 +1,1 @@
+"""Published labelled sets: what they are, how to get and to check them."""

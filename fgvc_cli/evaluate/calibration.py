@@ -1,0 +1,161 @@
+"""A temperature for a checkpoint that has none, or another: an interrupted training stores T = 1."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from scipy.optimize import brentq
+from torch import Tensor
+
+from fgvc_cli.files import AtomicFile
+from fgvc_cli.models.weights import CHECKPOINT_KEY, read_tensors
+
+TEMPERATURES = (0.05, 20.0)
+"""Least and largest temperature that is fitted."""
+
+_TINY = torch.finfo(torch.float32).tiny
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature and where it comes from; a checkpoint stores it."""
+
+    temperature: float
+    split: str
+    """What it was fitted on: there, calibrated figures are not held out."""
+    images: int
+    """N of the fit."""
+
+    @property
+    def clamped(self) -> bool:
+        """Whether the split asks for a temperature beyond ``TEMPERATURES``."""
+        return self.temperature in TEMPERATURES
+
+
+def apply_temperature(probs: Tensor, temperature: float) -> Tensor:
+    """softmax(log p / T): below 1 sharper, above 1 flatter, 1 is the identity.
+
+    No class overtakes another, but two closer than float32 can tell may become equal: whoever needs the same
+    top-k as without a temperature takes the indices from ``probs`` and gathers.
+
+    Args:
+        probs: (B, K), rows summing to 1; a probability of 0 counts as the smallest normal float32.
+
+    Returns:
+        float32 (B, K), rows summing to 1, on the same device.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"the temperature is {temperature}, expected a positive number")
+    probs = probs.float()
+    if temperature == 1:
+        return probs
+    return (_log(probs) / temperature).softmax(dim=-1)
+
+
+def fit_temperature(probs: Tensor, labels: Tensor) -> float:
+    """The temperature that makes the true labels most likely, within ``TEMPERATURES``.
+
+    Guo et al. minimise the NLL alone, which has no minimum where every image is right, as on many a small
+    split. Ours counts one image more, the mean of all, its label drawn from the probabilities as they are
+    (Platt 1999 smooths his targets likewise): few images move the temperature little, and from some hundreds
+    on it makes no difference. The sum is convex in 1/T; the zero of its slope is bracketed, so that equal
+    inputs give equal answers.
+
+    Args:
+        probs: (N, K), fused, of validation images.
+        labels: int64 (N,).
+
+    Returns:
+        T; 1 where no temperature is better than another (no image, uniform probabilities).
+    """
+    count = len(labels)
+    if not count or abs(_slope(1.0, probs, labels)) < 1e-9 * count:
+        return 1.0
+    least, largest = TEMPERATURES
+    if _slope(1 / largest, probs, labels) >= 0:
+        return largest
+    if _slope(1 / least, probs, labels) <= 0:
+        return least
+    return 1 / brentq(_slope, 1 / largest, 1 / least, args=(probs, labels), xtol=1e-8)
+
+
+class Reliability(NamedTuple):
+    """Images by confidence, the largest probability of each, in B bins of equal width over (0, 1]."""
+
+    images: np.ndarray
+    """int (B,)."""
+    confidence: np.ndarray
+    """Mean of the bin's images, float64 (B,); NaN in an empty bin."""
+    accuracy: np.ndarray
+    """Share of the bin's images that are right, as ``confidence``."""
+
+    @property
+    def error(self) -> float:
+        """ECE (Guo et al., eq. 3): sum over bins of n_bin / N * |accuracy - mean confidence|."""
+        filled = self.images > 0
+        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
+        return float((gaps * self.images[filled]).sum() / self.images.sum())
+
+
+def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
+    """What a reliability diagram shows; each bin has its upper edge.
+
+    Args:
+        probs: (N, K), N at least 1.
+        labels: int64 (N,).
+    """
+    top = probs.double().max(dim=1)
+    confidence, right = top.values.numpy(), (top.indices == labels).numpy()
+    index = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    images = np.bincount(index, minlength=bins)
+    sums = [np.bincount(index, weights=values, minlength=bins) for values in (confidence, right)]
+    means = [np.divide(total, images, out=np.full(bins, np.nan), where=images > 0) for total in sums]
+    return Reliability(images, *means)
+
+
+def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """A share in [0, 1], 0 is calibrated; see ``reliability``."""
+    return reliability(probs, labels, bins).error
+
+
+def _log(probs: Tensor) -> Tensor:
+    return probs.clamp_min(_TINY).log()
+
+
+def _slope(sharpness: float, probs: Tensor, labels: Tensor) -> float:
+    """Derivative with respect to 1/T of the NLL summed over N images and the one that is their mean."""
+    own, mean = 0.0, 0.0
+    # In pieces: float64 copies of a large split are not made whole.
+    for rows, truth in zip(probs.split(_ROWS), labels.split(_ROWS), strict=True):
+        logs = _log(rows.double())
+        expected = ((sharpness * logs).softmax(dim=-1) * logs).sum(dim=-1)
+        own += float((expected - logs.gather(1, truth[:, None]).squeeze(1)).sum())
+        mean += float((expected - (logs.softmax(dim=-1) * logs).sum(dim=-1)).sum())
+    return own + mean / len(labels)
+
+
+def write_calibrated(source: Path, out: Path, calibration: Calibration, *, overwrite: bool = False) -> None:
+    """Copy a checkpoint, all as it is but for its calibration; the figures it stores were measured without.
+
+    Args:
+        source: a checkpoint (``load_checkpoint`` has read it).
+        out: the file to write, whole or not at all.
+
+    Raises:
+        FgvcError: as ``AtomicFile``.
+    """
+    tensors, header = read_tensors(source)
+    document = json.loads(header[CHECKPOINT_KEY]) | {"calibration": asdict(calibration)}
+    with AtomicFile(out, overwrite=overwrite) as stream:
+        stream.write(save(tensors, metadata=header | {CHECKPOINT_KEY: json.dumps(document)}))

@@ -1,0 +1,1 @@
+"""Rows of predictions and their files."""

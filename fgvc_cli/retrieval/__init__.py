@@ -1,0 +1,1 @@
+"""An index of embeddings and exact search in it."""

@@ -1,0 +1,156 @@
+"""The index of a model: embeddings of labelled photographs with a small picture of each, in one HDF5 file.
+
+It stands alone: the photographs may move or go. Legend: N photographs, D embedding width, L labels of the
+photograph with most of them (1 but for multi-label data).
+
+    path         (N,) UTF-8, relative to the folder of the data
+    class_index  (N, L) int32 into the attribute ``class_names``; -1 where a photograph has fewer
+    size         (N, 2) int32: width, height of the upright photograph, pixels
+    box          (N, 4) float32: the model's object box, see the attribute ``box_convention``; NaN without one
+    embedding    (N, D) float16, ``ModelOutput.embedding`` scaled to length 1
+    thumbnail    (N,) bytes of a JPEG as uint8 of any length, ``crops.CROP_PX`` pixels at most: the square
+                 about the object with room round it, since what tells look-alikes apart is small in the whole
+                 photograph and may lie just outside the box
+
+Root attributes: ``format``, ``schema_version``, ``metric`` (cosine), ``dataset``, ``split``, and those of a
+file of predictions, ``weights_sha256``, ``class_names``, ``preprocessing`` and ``fgvc_version`` among them.
+Embeddings are not compressed: gzip takes 20 % off them, and every search reads them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from fgvc_cli.data.listing import Example
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import AtomicFile
+from fgvc_cli.formats.h5 import root_attributes
+from fgvc_cli.formats.h5_rows import H5Rows, ragged
+from fgvc_cli.formats.row_blocks import as_text, has_prediction
+from fgvc_cli.formats.rows import Block
+from fgvc_cli.predict.crops import surroundings
+from fgvc_cli.predict.predictor import Predictor, TrainedModel
+from fgvc_cli.sources.find import Found
+
+FORMAT = "fgvc index"
+SCHEMA_VERSION = 1
+METRIC = "cosine"
+ENDING = ".index.h5"
+
+
+def index_path(weights: Path) -> Path:
+    """Where the index of a checkpoint lies: beside it, under its stem."""
+    return weights.with_name(f"{weights.stem}{ENDING}")
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings (B, D) as they are stored and compared: scaled to length 1, then float16.
+
+    float16 moves a cosine by 0.001 at most, and makes the search exact (see ``search``).
+    """
+    values = np.asarray(embeddings, np.float64)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return (values / np.where(lengths > 0, lengths, 1)).astype(np.float16)
+
+
+def index_predictor(checkpoint: TrainedModel, **options: Any) -> Predictor:
+    """A predictor that gives what an index holds.
+
+    Args:
+        options: of ``Predictor``: device, batch_size, workers, amp, on_event.
+    """
+    return Predictor(checkpoint, top_k=1, extras=("crop", "embedding"), crop_box=surroundings, **options)
+
+
+def write_index(
+    out: Path,
+    predictor: Predictor,
+    root: Path,
+    examples: Sequence[Example],
+    *,
+    dataset: str,
+    split: str,
+    overwrite: bool = False,
+    on_block: Callable[[Block], None] | None = None,
+) -> int:
+    """Embed photographs and write the index, whole or not at all, in memory that does not grow with them.
+
+    A photograph that cannot be read is left out; its row of the block says why.
+
+    Args:
+        predictor: from ``index_predictor``.
+        root: the folder of the data.
+        examples: their labels are indices into the model's classes; the rows keep their order.
+        dataset, split: recorded, for people.
+        on_block: told of each batch.
+
+    Returns:
+        How many photographs the index holds.
+
+    Raises:
+        FgvcError: the file cannot be written, a model without embeddings, no readable photograph.
+    """
+    with AtomicFile(out, overwrite=overwrite) as stream, closing(H5Rows(stream.name)) as table:
+        attributes = root_attributes(predictor.info) | {
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "metric": METRIC,
+            "dataset": dataset,
+            "split": split,
+        }
+        for name, value in attributes.items():
+            table.file.attrs[name] = value
+        _add_sets(table, max(len(example.labels) for example in examples))
+        images = (Found(root / example.path, example.path) for example in examples)
+        with closing(predictor.blocks(images)) as blocks:
+            for block in blocks:
+                _append(table, block, examples[block.first : block.first + len(block)])
+                if on_block:
+                    on_block(block)
+        if not table.count:
+            raise FgvcError(f"No photograph of {dataset} could be read.", "Check the files named above.")
+        return table.count
+
+
+def _add_sets(table: H5Rows, labels: int) -> None:
+    table.add("path", (), h5py.string_dtype())
+    table.add("class_index", (labels,), np.int32, description="into class_names; -1: none")
+    table.add("size", (2,), np.int32, description="width, height of the upright photograph, pixels")
+    table.add("box", (4,), np.float32)
+    table.add("thumbnail", (), h5py.vlen_dtype(np.uint8), description="bytes of a JPEG, empty without one")
+
+
+def _append(table: H5Rows, block: Block, examples: Sequence[Example]) -> None:
+    """The rows of a block that the model answered for."""
+    kept = [row for row, status in enumerate(block.status) if has_prediction(status)]
+    if not kept or block.embedding is None:
+        return
+    vectors = unit(block.embedding[kept])
+    if "embedding" not in table:
+        note = "of length 1; compare by the scalar product"
+        table.add("embedding", vectors.shape[1:], vectors.dtype, description=note, compress=False)
+    width = table.file["class_index"].shape[1]
+    columns: dict[str, Any] = {
+        "path": [as_text(block.path[row]) for row in kept],
+        "class_index": [[*examples[row].labels, *[-1] * width][:width] for row in kept],
+        "size": block.size[kept],
+        "box": block.box[kept],
+        "embedding": vectors,
+    }
+    pictures = [block.crop[row] if block.crop else b"" for row in kept]
+    if any(pictures):
+        columns["thumbnail"] = ragged(pictures)
+    table.append(len(kept), columns)
+
+
+def left_out(block: Block) -> Iterator[str]:
+    """One line for each photograph of a block that is not in the index."""
+    for path, status, error in zip(block.path, block.status, block.error, strict=True):
+        if not has_prediction(status):
+            yield f"Left out {path}: {error} ({status})"

@@ -1,0 +1,237 @@
+"""Sealed rows on disk: one ``.npz`` per group of blocks, never touched again once it has its name.
+
+A shard holds plain numpy arrays (texts and JPEGs as bytes and their ends), no pickle; the zip around them
+keeps a CRC of each. ``rows-000000002000.npz`` begins with row 2000 of its folder.
+"""
+
+from __future__ import annotations
+
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import reason, whole_file
+from fgvc_cli.formats.row_blocks import ARRAYS, OPTIONAL_ARRAYS, TEXTS, as_text, block_bytes, join
+from fgvc_cli.formats.rows import Block
+
+SEAL_ROWS = 1000
+FIRST_SECONDS, SEAL_SECONDS = 2.0, 20.0
+"""What a kill can cost: little at first, twice as much after each group, so that a job that is killed again
+and again advances."""
+SEAL_BYTES = 64 << 20
+
+
+def shard_name(first: int) -> str:
+    """File name of the shard that begins with this row; names sort as the rows do."""
+    return f"rows-{first:012d}.npz"
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """The shards of a folder, in order."""
+    return sorted(folder.glob("rows-*.npz"))
+
+
+def write_shard(folder: Path, block: Block) -> Path:
+    """Seal a block: temporary file, fsync, rename.
+
+    Raises:
+        FgvcError: the disk is full, the folder has gone or cannot be written; what was sealed stays.
+    """
+    arrays: dict[str, Any] = {"first": np.int64(block.first)}
+    for name in TEXTS:
+        arrays |= _pack(name, [as_text(text).encode() for text in getattr(block, name)])
+    for name in (*ARRAYS, *OPTIONAL_ARRAYS):
+        if (column := getattr(block, name)) is not None:
+            arrays[name] = column
+    if block.crop is not None:
+        arrays |= _pack("crop", block.crop)
+    path = folder / shard_name(block.first)
+    try:
+        with whole_file(path) as stream:
+            np.savez(stream, **arrays)
+    except OSError as error:
+        if not folder.exists():
+            message = f"Could not write {path}: {reason(error)}; {folder} is gone and its rows are lost."
+            raise FgvcError(message, "The same command again begins anew.") from error
+        raise FgvcError(
+            f"Could not write {path}: {reason(error)}; the {block.first:,} rows before it are kept.",
+            "Free space or check the folder, then type the same command again.",
+        ) from error
+    return path
+
+
+def read_shard(path: Path) -> Block:
+    """A sealed block, checked against its CRCs.
+
+    Raises:
+        FgvcError: it is damaged or cannot be read.
+    """
+    with _Shard(path) as file:
+        texts = {name: file.texts(name) for name in TEXTS}
+        arrays = {name: file.array(name) for name in (*ARRAYS, *OPTIONAL_ARRAYS) if file.has(name)}
+        crop = file.pieces("crop") if file.has("crop_ends") else None
+        return Block(first=int(file.array("first")), crop=crop, **texts, **arrays)  # type: ignore[arg-type]
+
+
+def read_names(path: Path) -> tuple[int, list[str], list[str]]:
+    """First row, paths and statuses of a shard, without the rest of it.
+
+    Raises:
+        FgvcError: as ``read_shard``.
+    """
+    with _Shard(path) as file:
+        return int(file.array("first")), file.texts("path"), file.texts("status")
+
+
+def _pack(name: str, pieces: Sequence[bytes]) -> dict[str, np.ndarray]:
+    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    return {name: np.frombuffer(b"".join(pieces), np.uint8), f"{name}_ends": ends}
+
+
+class _Shard:
+    """An open shard; whatever is wrong inside the block becomes the user's line."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = np.load(self._path, allow_pickle=False)
+        except BaseException as error:
+            self._explain(error)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if error is not None:
+            self._explain(error)
+
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError | KeyError | ValueError | OSError):
+            raise FgvcError(
+                f"{self._path} is damaged: {' '.join(str(error).split())}.",
+                f"rm {self._path}, then the same command again reads its rows, and those after them, anew.",
+            ) from error
+
+    def has(self, name: str) -> bool:
+        return name in self._file.files
+
+    def array(self, name: str) -> np.ndarray:
+        return self._file[name]
+
+    def pieces(self, name: str) -> list[bytes]:
+        data, ends = self.array(name).tobytes(), self.array(f"{name}_ends").tolist()
+        starts = [0, *ends[:-1]]
+        return [data[start:end] for start, end in zip(starts, ends, strict=True)] if ends else []
+
+    def texts(self, name: str) -> list[str]:
+        return [piece.decode() for piece in self.pieces(name)]
+
+
+class ShardWriter:
+    """Gathers blocks and seals them in groups, in a thread of its own, so that the model does not wait.
+
+    A context manager: leaving it waits for the thread, and seals nothing more; ``flush`` does.
+
+    Args:
+        folder: where shards lie.
+        first: number of the next row.
+        rows, seconds, size_bytes: a group is sealed as soon as it reaches one of them; the first ones
+            sooner, see ``FIRST_SECONDS``.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first: int = 0,
+        rows: int = SEAL_ROWS,
+        seconds: float = SEAL_SECONDS,
+        size_bytes: int = SEAL_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._folder = folder
+        self.next_row = first
+        self._rows, self._seconds, self._bytes = rows, seconds, size_bytes
+        self._wait_seconds = min(FIRST_SECONDS, seconds)
+        self._clock = clock
+        self._pending: list[Block] = []
+        self._pending_bytes = 0
+        self._since = clock()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._sealing: Future[Path] | None = None
+        self._broken = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown()
+
+    def add(self, block: Block) -> None:
+        """Take the next rows.
+
+        Raises:
+            FgvcError: as ``write_shard``, for this group or the one before.
+        """
+        if block.first != self.next_row:
+            raise ValueError(f"row {block.first} came, row {self.next_row} was expected")
+        if not len(block):
+            return
+        self._pending.append(block)
+        self.next_row += len(block)
+        self._pending_bytes += block_bytes(block)
+        full = self.next_row - self._pending[0].first >= self._rows or self._pending_bytes >= self._bytes
+        if full or self._clock() - self._since >= self._wait_seconds:
+            self._seal()
+
+    def flush(self) -> None:
+        """Seal what is left, and wait until all of it is on disk; nothing after a group that failed.
+
+        Raises:
+            FgvcError: as ``write_shard``.
+        """
+        if self._pending and not self._broken:
+            self._seal()
+        self._wait()
+
+    def _seal(self) -> None:
+        self._wait()
+        blocks, self._pending, self._pending_bytes = self._pending, [], 0
+        self._since = self._clock()
+        self._wait_seconds = min(2 * self._wait_seconds, self._seconds)
+        self._sealing = self._pool.submit(lambda: write_shard(self._folder, join(blocks)))
+
+    def _wait(self) -> None:
+        sealing, self._sealing = self._sealing, None
+        if sealing:
+            self._broken = sealing.exception() is not None
+            sealing.result()
+
+
+def read_blocks(shards: Sequence[Path]) -> Iterator[Block]:
+    """The blocks of shards, one at a time.
+
+    Raises:
+        FgvcError: as ``read_shard``; rows between two shards are missing.
+    """
+    row = 0
+    for path in shards:
+        block = read_shard(path)
+        if block.first != row:
+            message = f"{path.parent} lacks rows {row:,} to {block.first - 1:,}."
+            raise FgvcError(message, "Type the command that predicted them again; it reads them anew.")
+        row += len(block)
+        yield block

@@ -1,0 +1,1 @@
+"""Where an image comes from: folders, lists, archives, stores; a failure is a value."""

@@ -1,0 +1,205 @@
+"""Finding photographs: folders, files, globs, lists, archives and URLs -> images, lazily and in order."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.sources.archives import archive_source, is_archive
+from fgvc_cli.sources.lists import as_given, list_source, read_list
+from fgvc_cli.sources.remote import is_url, local_path, remote_source
+from fgvc_cli.sources.stored import EXTENSIONS as EXTENSIONS
+from fgvc_cli.sources.stored import Found, Source, is_image_name, is_left_behind, no_image
+
+STDIN = "-"
+LIST = "@"
+
+Unreadable = Callable[[Any, OSError], None]
+"""Told of a folder, a Path or the text of a URL, and why it cannot be listed."""
+
+
+def warn_unreadable(folder: Path | str, error: OSError) -> None:
+    """The default of ``find_images``: one log line."""
+    logging.getLogger(__name__).warning("Left out folder %s: %s", folder, error.strerror or error)
+
+
+class Images(Iterator[Found]):
+    """The images of some sources, source by source, each to be taken once.
+
+    Taking one opens nothing and, below a folder that has been listed, looks nothing up, so that passing over
+    those of an earlier run is quick (``archive_source`` names the exception).
+    """
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self._chain = itertools.chain.from_iterable(source.images for source in sources)
+
+    def __next__(self) -> Found:
+        return next(self._chain)
+
+    @property
+    def total(self) -> int | None:
+        """How many there are in all, from the moment that is known: at once for files, globs and lists in
+        files, when the last archive has been opened for those, never for folders and stdin."""
+        totals = [source.total for source in self._sources]
+        return None if None in totals else sum(total or 0 for total in totals)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user on what some sources cost."""
+        return [source.note for source in self._sources if source.note]
+
+
+def find_images(
+    sources: Sequence[str | Path],
+    on_unreadable: Unreadable = warn_unreadable,
+    *,
+    stdin: BinaryIO | BufferedIOBase | None = None,
+    null: bool = False,
+) -> Images:
+    """The images of sources as a user types them, source by source.
+
+    - A folder, with everything below, is walked lazily in the order of its sorted names; memory holds the
+      listings of one folder and of those above it. A name is relative to the folder; with several sources,
+      which may hold equal names, it starts with the folder as given. Hidden entries and what
+      systems leave behind (``LEFT_BEHIND``) are left out. A linked
+      folder is followed once, and not when it holds or lies in the folder being walked. A folder called x.jpg
+      is walked and also yielded, so that nothing called an image is without a row.
+    - A file, and each file that a glob matches, keeps its path as its name. The matches of a glob are held.
+    - An archive: see ``archive_source``. A URL: see ``remote_source``.
+    - ``@FILE`` is a list in a file, and ``-``, alone, one on stdin: see ``read_list``. What it names is
+      relative to the working directory, not to the list.
+
+    What exists under exactly the text of a source is that file or folder, so ``@eaDir`` may be one. Sources
+    that overlap give an image one row for each time it is met: telling would take memory for all of them.
+
+    Args:
+        on_unreadable: told of each sub-folder that cannot be listed; the walk goes on.
+        stdin: what ``-`` reads; None for the stdin of the process.
+        null: NUL rather than newline ends the entries of lists.
+
+    Raises:
+        FgvcError: at the call, not while iterating: a source that does not exist, matches nothing or holds
+            no image. While iterating: a list on stdin that is empty or no list.
+    """
+    if not sources:
+        raise FgvcError("No images given.", "Name folders, files, globs, or - for a list.", EXIT_USAGE)
+    texts = [local_path(os.fspath(source)) for source in sources]
+    if null and not any(text == STDIN or text.startswith(LIST) for text in texts):
+        raise FgvcError("-0 says how a list is separated.", "Give one as - or @FILE.", EXIT_USAGE)
+    if STDIN in texts:
+        if len(texts) > 1:
+            raise FgvcError("- reads the list of images from stdin and stands alone.", None, EXIT_USAGE)
+        return Images([Source(read_list(stdin or sys.stdin.buffer, null=null))])
+    several = len(texts) > 1
+    opened = [_open_source(text, several, on_unreadable, null) for text in texts]
+    return Images(list(itertools.chain.from_iterable(opened)))
+
+
+def _open_source(text: str, several: bool, on_unreadable: Unreadable, null: bool) -> list[Source]:
+    if not text:
+        raise FgvcError("An image source is empty text.", "Name a folder, a file or a glob.", EXIT_USAGE)
+    if is_url(text):
+        if is_archive(text):
+            raise FgvcError(f"Archives are not read over a network: {text}.", "Copy it here first.")
+        return [remote_source(text, on_unreadable, several=several)]
+    path = Path(text)
+    if path.is_dir():
+        prefix = f"{path.as_posix().rstrip('/')}/" if several and path != Path(".") else ""
+        _check_folder(path)
+        return [Source(_walk(path, prefix, on_unreadable))]
+    if os.path.lexists(text):
+        return [_open_file(text, several)]
+    if text.startswith(LIST):
+        return [list_source(text, Path(text.removeprefix(LIST)), null=null)]
+    if glob.has_magic(text):
+        return _open_glob(text)
+    hint = "" if path.is_absolute() else f" Relative paths start at {Path.cwd()}."
+    raise FgvcError(f"No such file or folder: {text}.", f"Name a folder, a file or a glob.{hint}")
+
+
+def _open_file(text: str, several: bool) -> Source:
+    if is_archive(text) and os.path.isfile(text):
+        return archive_source(text, several=several)
+    return Source(iter([as_given(text)]), 1)
+
+
+def _open_glob(text: str) -> list[Source]:
+    matches = sorted(name for name in glob.iglob(text, recursive=True) if not os.path.isdir(name))
+    if not matches:
+        raise FgvcError(f"No file matches {text!r}.", "Quote a glob, and use ** for all folders below.")
+    if not any(is_archive(name) for name in matches):
+        return [Source(map(as_given, matches), len(matches))]
+    # As if the shell had expanded it.
+    return [_open_file(name, several=True) for name in matches]
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        message = f"Cannot list {folder}: {error.strerror or error}."
+        raise FgvcError(message, "Check its permissions.") from error
+    if next(_walk(folder, "", lambda *_: None), None) is None:
+        raise FgvcError(*no_image(str(folder)))
+
+
+def _walk(root: Path, prefix: str, on_unreadable: Unreadable) -> Iterator[Found]:
+    real_root = os.path.realpath(root)
+    followed: set[str] = set()
+    # The folders on the way down, each as its relative path and its entries still to come, last one first.
+    stack: list[tuple[str, list[str]]] = [("", _list_folder(root, on_unreadable))]
+    while stack:
+        above, entries = stack[-1]
+        if not entries:
+            stack.pop()
+            continue
+        name = above + entries.pop()
+        path = root / name
+        if not name.endswith("/"):
+            yield Found(path, prefix + name)
+        elif not path.is_symlink() or _follow(os.path.realpath(path), real_root, followed):
+            stack.append((name, _list_folder(path, on_unreadable)))
+
+
+def _list_folder(folder: Path, on_unreadable: Unreadable) -> list[str]:
+    """Image files and, with a slash, sub-folders, sorted so that the whole walk is; last one first."""
+    names: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_left_behind(entry.name):
+                    continue
+                # "a/" sorts after "a-b/" and "a.jpg", just as the paths below it do.
+                if _is_folder(entry):
+                    names.append(f"{entry.name}/")
+                if is_image_name(entry.name):
+                    names.append(entry.name)
+    except OSError as error:
+        on_unreadable(folder, error)
+    names.sort(reverse=True)
+    return names
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
+
+
+def _follow(target: str, root: str, followed: set[str]) -> bool:
+    inside = target == root or target.startswith(os.path.join(root, ""))
+    around = root.startswith(os.path.join(target, ""))
+    if inside or around or target in followed:
+        return False
+    followed.add(target)
+    return True

@@ -1,0 +1,263 @@
+"""Decoding photographs: a file or stored image -> an upright RGB image, or the failure as a value.
+
+No torch here: this module is what a decoding worker imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import stat
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+
+# Pillow registers its plugins on first use, from whichever thread comes first; naming them here is safe.
+from PIL import (
+    AvifImagePlugin,  # noqa: F401
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageCms,
+    Jpeg2KImagePlugin,  # noqa: F401
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from fgvc_cli.sources.stored import CannotRead, FailureStatus, Stored
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
+"""What is decoded, in Pillow's names. Its other plugins stay shut to hostile files (EPS runs Ghostscript)."""
+
+MAX_PIXELS = 200_000_000
+"""Largest photograph, pixels: the largest phone sensors pass, decompression bombs do not. Decoding takes 4
+bytes per pixel, several times that where the mode has to be converted."""
+
+OK: Literal["ok"] = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """A photograph, upright as its EXIF says, mode RGB."""
+
+    image: Image.Image
+    full_size: tuple[int, int] | None = None
+    """(width, height) of the upright photograph, pixels, where ``image`` is a smaller copy of it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the upright photograph, pixels."""
+        return self.full_size or self.image.size
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no photograph."""
+
+    status: FailureStatus
+    error: str
+    """One line for people."""
+
+
+Prepare = Callable[[Image.Image], None]
+"""Called with an opened image before its pixels are decoded; may ask for a smaller copy (``Image.draft``)."""
+
+
+def read_image(path: Path | str | Stored, prepare: Prepare | None = None) -> DecodedImage | Failure:
+    """Decode one photograph; whatever the file holds, the answer is a value and nothing goes to stderr.
+
+    The first frame of an animation; ``to_rgb`` says what becomes of other modes. An EXIF that cannot be read
+    leaves the image as it is stored. Never waits for a FIFO or opens a device.
+
+    Args:
+        path: a file, or an image in an archive or a remote store.
+
+    Raises:
+        Nothing for a bad file.
+    """
+    try:
+        with path.open() if isinstance(path, Stored) else _open_file(path) as stream:
+            if not stream.read(1):
+                return Failure("empty", "the file has no bytes")
+            stream.seek(0)
+            return _decode(stream, prepare)
+    except CannotRead as error:
+        return Failure(error.status, _one_line(str(error)))
+    # Hostile files bring out any exception in Pillow: OSError, ValueError, TypeError, SyntaxError,
+    # IndexError, KeyError, struct.error, NotImplementedError, MemoryError.
+    except Exception as error:
+        return _failure(error)
+
+
+def _decode(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure:
+    """An open seekable stream -> the image in it; raises what the decoder raises."""
+    with Image.open(stream, formats=FORMATS) as image:
+        if (pixels := image.width * image.height) > MAX_PIXELS:
+            return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
+        stored_size = image.size
+        if prepare:
+            prepare(image)
+        # Only a JPEG comes smaller; a TIFF may change its size too, as Pillow turns it while it loads.
+        full_size = stored_size if image.size != stored_size else None
+        image.load()
+        upright = _orientation(image)
+        rgb = to_rgb(image)
+    if upright is None:
+        return DecodedImage(rgb, full_size)
+    if full_size and upright in _TURNED:
+        full_size = full_size[::-1]
+    return DecodedImage(rgb.transpose(upright), full_size)
+
+
+def _open_file(path: Path | str) -> BinaryIO:
+    """A regular file with bytes in it.
+
+    A stream rather than the path for Pillow: given a path, it maps raw formats into memory, and a file that
+    shrinks meanwhile would end the process with SIGBUS.
+    """
+    try:
+        info = os.stat(path)
+    except ValueError as error:
+        raise CannotRead("missing", f"no file can have this name: {error}") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise CannotRead("not_a_file", f"not a regular file but {_kind(info.st_mode)}")
+    if info.st_size == 0:  # some files of /proc say so, and reading them would wait
+        raise CannotRead("empty", "the file has no bytes")
+    return open(path, "rb")
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:200]
+
+
+def _failure(error: Exception) -> Failure:
+    line = _one_line(str(getattr(error, "strerror", None) or error))
+    if not isinstance(error, OSError):
+        line = f"{type(error).__name__}: {line}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Failure("missing", "no such file")
+    if isinstance(error, PermissionError):
+        return Failure("no_access", line)
+    if isinstance(error, UnidentifiedImageError):
+        return Failure("not_an_image", f"no header of {', '.join(FORMATS)} that can be read")
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return Failure("too_large", line)
+    if isinstance(error, EOFError) or "truncated" in line.lower():
+        return Failure("truncated", line)
+    return Failure("unreadable", line)
+
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+_TURNED = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+"""What swaps width and height."""
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """What turns a loaded image upright (Pillow has turned a TIFF already)."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except Exception:  # any exception, as in read_image; the pixels are good without the EXIF
+        return None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode Pillow decodes to RGB.
+
+    Transparency lies over white. Grey of 9 to 16 bits counts from black to white as a TIFF declares it (bits
+    per sample, and which end is white). 16-bit grey, and 32-bit integers that fit 16 bits, are divided by
+    257; other 32-bit integers and floats run from their own least to their greatest finite value; NaN becomes
+    the least.
+    LAB goes through its colour profile; embedded profiles of other modes are not applied.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_grey_bytes(_full_range(image))).convert("RGB")
+    if image.has_transparency_data or image.mode in ("La", "RGBa"):
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").point(image)
+    # A copy of a large photograph is as large again.
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _full_range(image: Image.Image) -> np.ndarray:
+    """Grey values (H, W); of a TIFF of 9 to 16 unsigned bits spread over 16 bits, 0 being black."""
+    grey = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    if grey.dtype != np.uint16 or tags.get(_SAMPLE_FORMAT, (1,))[0] != 1:
+        return grey
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    if 8 < bits < 16:
+        grey = (grey.astype(np.uint32).clip(max=(1 << bits) - 1) * 65535 // ((1 << bits) - 1)).astype(
+            np.uint16
+        )
+    # Pillow turns min-is-white round for 8 bits, not for more.
+    return 65535 - grey if tags.get(_PHOTOMETRIC) == 0 else grey
+
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+"""Tags of TIFF."""
+
+
+def _grey_bytes(grey: np.ndarray) -> np.ndarray:
+    """Grey values (H, W) of 16-bit, 32-bit or float -> uint8."""
+    if grey.dtype.kind in "iu" and grey.min() >= 0 and grey.max() <= 65535:
+        return (grey // 257).astype(np.uint8)
+    finite = np.isfinite(grey)
+    values = grey[finite].astype(np.float64)
+    if values.size == 0 or values.min() == values.max():
+        return np.zeros(grey.shape, np.uint8)
+    # float64 holds the span even of the widest float32 range.
+    shares = np.zeros(grey.shape, np.float64)
+    shares[finite] = (values - values.min()) / (values.max() - values.min())
+    return (shares * 255).round().astype(np.uint8)
+
+
+def _quiet_decoders() -> None:
+    """Keep the decoders' own remarks off stderr, once per process; what matters arrives as exceptions.
+
+    libtiff prints from C to file descriptor 2. Switching its handlers off is safe with threads, turning the
+    descriptor away around each file is not. Where Pillow hides the symbols (static builds), it prints on.
+    """
+    # Pillow's remarks on metadata, by both of its ways; an application that sets up logging still gets them.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    # Pillow warns at this size and raises at twice of it.
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+    with contextlib.suppress(OSError, AttributeError):
+        pillow = ctypes.CDLL(Image.core.__file__)
+        for setter in (pillow.TIFFSetErrorHandler, pillow.TIFFSetWarningHandler):
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
+
+
+_quiet_decoders()

@@ -1,0 +1,148 @@
+"""What every source of photographs shares: the image found, and one that lies elsewhere than in a file.
+
+No torch here: decoding workers import this.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+    | {".avif", ".jp2", ".j2k", ".jpx", ".jpf"}
+    # Images too, though not decoded: each becomes a row that says so, rather than vanish.
+    | {".heic", ".heif", ".jfif", ".mpo", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"}
+)
+"""Endings, in any case, that make a file of a folder an image; a file named by the user may have any."""
+
+MAX_BYTES = 1 << 30
+"""Largest file taken out of an archive or from a remote store: it is held whole, before decoding."""
+
+
+FailureStatus = Literal[
+    "missing",
+    "not_a_file",
+    "no_access",
+    "empty",
+    "not_an_image",
+    "truncated",
+    "too_large",
+    "unreadable",
+    "crashed",
+    "no_memory",
+]
+"""``crashed``: its decoder died; ``no_memory``: the model could not take it even alone."""
+
+
+class CannotRead(Exception):
+    """Why a source has no bytes for an image; ``read_image`` turns it into that failure.
+
+    Args:
+        status: the word for the row.
+        reason: one line for people.
+    """
+
+    def __init__(self, status: FailureStatus, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+class Stored(ABC):
+    """An image that is no file of its own: a member of an archive, an object of a remote store.
+
+    It is picklable and holds nothing open; any number of threads and processes may open it at once.
+    ``str()`` says where it lies.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def open(self) -> BinaryIO:
+        """A seekable stream of its bytes, on a handle of its own.
+
+        Raises:
+            CannotRead: there are none, and why.
+            Exception: whatever else went wrong; ``read_image`` makes a row of it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Lost(Stored):
+    """An image whose bytes are known to be out of reach."""
+
+    where: str
+    status: FailureStatus
+    reason: str
+
+    def open(self) -> BinaryIO:
+        """Never succeeds."""
+        raise CannotRead(self.status, self.reason)
+
+    def __str__(self) -> str:
+        return self.where
+
+
+class Found(NamedTuple):
+    """One image to read."""
+
+    path: Path | Stored
+    """Where it lies."""
+    name: str
+    """What the output calls it, with forward slashes."""
+
+
+@dataclass
+class Source:
+    """The images of one source as typed, each once, lazily."""
+
+    images: Iterator[Found]
+    total: int | None = None
+    """How many, once that is known."""
+    note: str = ""
+    """One line on what this source costs; empty where there is nothing to say."""
+
+
+LEFT_BEHIND = frozenset(
+    {
+        "@eadir",  # thumbnails of Synology drives
+        "@recycle",
+        "@recently-snapshot",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "recycler",
+        "__macosx",
+        "lost+found",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "icon\r",
+    }
+)
+"""What systems and network drives leave beside images, in lower case; its copies and thumbnails are nobody's
+images, and in several splits of a set they would be a leak."""
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a file or folder called ``name`` is passed over: hidden, or one of ``LEFT_BEHIND``."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the ending is one of ``EXTENSIONS``."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def no_image(where: str) -> tuple[str, str]:
+    """Message and hint of the error about a source without a single image."""
+    endings = " ".join(sorted(EXTENSIONS))
+    hint = (
+        f"Looked for {endings}, in all folders below; hidden ones, thumbnails and wastebaskets are left out."
+    )
+    return f"{where} holds no image.", hint

@@ -1,0 +1,121 @@
+"""Charts: legible PNGs of what they are given, whatever that is."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fgvc_cli.charts import figures as charts
+from fgvc_cli.charts.figures import draw_confusion, draw_curves, draw_reliability
+from fgvc_cli.evaluate.calibration import reliability
+
+ROWS = [
+    {"epoch": 1, "loss": 2.0, "loss_stage3": 1.5, "lr_backbone": 0.01, "val_top1": 0.2, "val_nll": 2.0},
+    {"epoch": 2, "loss": 1.0, "loss_stage3": 0.7, "lr_backbone": 0.1, "val_top1": 0.6, "val_nll": 1.1,
+     "val_top1_stage3": 0.5},
+    {"epoch": 3, "loss": float("nan"), "lr_backbone": 0.01, "val_top1": 0.5, "val_nll": 1.0},
+]  # fmt: skip
+
+
+def opened(png: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert image.format == "PNG" and min(image.size) > 500
+    assert np.asarray(image.convert("L")).std() > 5, "an empty picture"
+    return image
+
+
+def texts(monkeypatch, draw) -> list[str]:
+    """Every text that a chart holds."""
+    from matplotlib.text import Text
+
+    figures = []
+
+    def keep(figure, title):
+        figures.append(figure)
+        return b""
+
+    with monkeypatch.context() as patched:
+        patched.setattr(charts, "_png", keep)
+        draw()
+    return [text.get_text() for text in figures[0].findobj(Text) if text.get_text()]
+
+
+def test_curves_name_each_line_and_mark_the_kept_epoch(monkeypatch):
+    opened(draw_curves(ROWS, "run"))
+    said = texts(monkeypatch, lambda: draw_curves(ROWS))
+    assert {"Loss", "Total", "Stage 3", "Validation NLL", "Fused", "Largest learning rate"} <= {*said}
+    assert "best: 60.00 % after epoch 2" in said
+
+
+def test_curves_of_one_epoch_or_of_many():
+    opened(draw_curves(ROWS[:1]))
+    opened(draw_curves([{**ROWS[1], "epoch": i} for i in range(300)]))
+    opened(draw_curves([]))
+
+
+def test_confusion_holds_every_count(monkeypatch):
+    matrix = np.array([[41, 7], [0, 53]])
+    opened(draw_confusion(matrix, ["Gull", "Tern"]))
+    said = texts(monkeypatch, lambda: draw_confusion(np.pad(matrix, (0, 1)), ["Gull", "Tern", "Auk"]))
+    assert {"Gull", "Tern", "41", "7", "53"} <= {*said} and said.count("0") <= 1  # of the scale
+    assert "Auk" not in said
+
+
+def test_many_classes_are_gathered_and_none_is_lost(monkeypatch):
+    rng = np.random.default_rng(0)
+    matrix = np.diag(rng.integers(5, 9, 60)) + (rng.random((60, 60)) < 0.02)
+    counts, names = charts._gather(matrix, [str(i) for i in range(60)], 30)
+    assert counts.shape == (31, 31) and counts.sum() == matrix.sum()
+    assert names[-1] == "30 others" and len(names) == 31
+    kept = [int(name) for name in names[:-1]]
+    assert (counts[:-1, :-1] == matrix[np.ix_(kept, kept)]).all()
+    mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+    assert min(mistakes[kept]) >= max(mistakes[[i for i in range(60) if i not in kept]])
+    assert "30 others" in texts(monkeypatch, lambda: draw_confusion(matrix, names[:-1] * 2))
+
+
+def test_names_are_text_whatever_they_are(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened(draw_confusion(np.eye(3, dtype=int), ["$5_bill$", "鳥", "x" * 99]))
+    said = texts(monkeypatch, lambda: draw_confusion(np.eye(2, dtype=int), ["a_b", "x" * 99]))
+    assert "a b" in said and max(map(len, said)) < 30
+
+
+def test_reliability_shows_both_panels_with_their_error(monkeypatch):
+    probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
+    figures = reliability(probs, torch.tensor([0, 1, 1]))
+    panels = [("before", figures), ("after", figures)]
+    opened(draw_reliability(panels))
+    said = texts(monkeypatch, lambda: draw_reliability(panels))
+    assert said.count(f"ECE {100 * figures.error:.2f} %") == 2 and {"before", "after"} <= {*said}
+
+
+def test_equal_numbers_give_equal_files():
+    assert draw_curves(ROWS) == draw_curves(ROWS)
+
+
+def test_no_display_and_no_pyplot():
+    draw_curves(ROWS)
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_confused_pairs_of_any_number_and_without_photographs(count):
+    from fgvc_cli.charts.confused import ConfusedPair, draw_confused
+    from fgvc_cli.explain.layout import WIDTH
+
+    photo = Image.new("RGB", (40, 90), (10, 200, 30))
+    pair = ConfusedPair("Gull_" + "x" * 60, "Tern", 3, 9, photo, 0.7, None)
+    picture = draw_confused([pair] * count, "on a set", "most confused")
+    assert picture.width == WIDTH
+    colours = {colour for _, colour in picture.getcolors(1 << 24)}
+    assert (10, 200, 30) in colours
+    assert picture.height > 500 * ((count + 1) // 2)

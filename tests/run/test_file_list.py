@@ -1,0 +1,79 @@
+"""The list of a run is known whole before its rows are, so that no change of it goes unnoticed."""
+
+import pytest
+from fake_predictor import fake_images
+
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import read_document
+from fgvc_cli.run import file_list
+from fgvc_cli.run.file_list import ListRecord, check_list, summarise
+from fgvc_cli.run.run_files import LIST
+from fgvc_cli.sources.find import Found
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """The folder of a run over 95 images, with a mark after each ten."""
+    monkeypatch.setattr(file_list, "MARK_ROWS", 10)
+    totals = []
+    with ListRecord(tmp_path, lambda: fake_images(95), totals.append) as record:
+        record._thread.join()
+    assert totals == [95]
+    return tmp_path
+
+
+def test_the_same_list_is_told_apart_from_no_other(begun):
+    assert len(read_document(begun / LIST)["marks"]) == 10
+    assert check_list(begun, fake_images(95)) == 95
+
+
+def with_change(row, *instead):
+    for i, image in enumerate(fake_images(95)):
+        yield from [Found(name, name) for name in instead] if i == row else [image]
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (lambda: with_change(0, "other"), "rows 0 to 9 differ. Bring"),
+        (lambda: with_change(37, "other"), "rows 30 to 39 differ. Bring"),
+        (lambda: with_change(94, "other"), "rows 90 to 94 differ. Bring"),
+        (lambda: with_change(94), r"rows 90 to 94 differ \(95 then, 94 now\)"),
+        (lambda: with_change(50, "a", "b"), r"rows 50 to 59 differ \(95 then, 96 now\)"),
+        (lambda: fake_images(100), r"rows 90 to 99 differ \(95 then, 100 now\)"),
+        (lambda: fake_images(90), r"rows 90 to 94 differ \(95 then, 90 now\)"),
+        (lambda: fake_images(300), r"rows 90 to 99 differ \(95 then, 300 now\)"),
+        (lambda: iter(()), r"rows 0 to 9 differ \(95 then, 0 now\)"),
+    ],
+)
+def test_a_change_anywhere_is_refused_with_where_it_is(begun, images, words):
+    with pytest.raises(FgvcError, match=words) as caught:
+        check_list(begun, images())
+    assert f"rm {begun / LIST}" in str(caught.value) and "--restart" in str(caught.value)
+
+
+def test_names_that_run_into_each_other_are_told_apart(begun):
+    def summary(*names):
+        return summarise(Found(name, name) for name in names)
+
+    assert summary("ab", "c") != summary("a", "bc")
+    assert summary("a\udcff") == summary("a\udcff")
+
+
+def test_a_run_that_ends_first_stops_the_walk_and_leaves_no_half_list(tmp_path):
+    def endless():
+        while True:
+            yield Found("x", "x")
+
+    with ListRecord(tmp_path, endless, pytest.fail) as record:
+        assert record is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_is_gone_is_left_to_the_run_to_say(tmp_path):
+    def gone():
+        raise FgvcError("No such file or folder.")
+
+    with ListRecord(tmp_path, gone, pytest.fail) as record:
+        record._thread.join()
+    assert list(tmp_path.iterdir()) == []
