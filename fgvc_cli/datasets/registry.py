@@ -129,7 +129,7 @@ def find_known(name: str) -> KnownSet:
             f"Did you mean {' or '.join(close)}?" if close else None,
             EXIT_USAGE,
         )
-    entries: tuple[KnownSet, ...] = importlib.import_module(f"fgvc_cli.data.{_MODULES[name]}").ENTRIES
+    entries: tuple[KnownSet, ...] = importlib.import_module(f"fgvc_cli.datasets.{_MODULES[name]}").ENTRIES
     return next(entry for entry in entries if entry.key == name)
 
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from fgvc_cli.formats.sinks import Sink
 
 SINKS = {
-    ".csv": ("sink_csv", "CsvSink"),
-    ".jsonl": ("sink_jsonl", "JsonlSink"),
-    ".h5": ("sink_h5", "H5Sink"),
-    ".hdf5": ("sink_h5", "H5Sink"),
-    ".parquet": ("sink_parquet", "ParquetSink"),
+    ".csv": ("csv_rows", "CsvSink"),
+    ".jsonl": ("jsonl", "JsonlSink"),
+    ".h5": ("h5", "H5Sink"),
+    ".hdf5": ("h5", "H5Sink"),
+    ".parquet": ("parquet", "ParquetSink"),
 }
 """Ending of a file -> module and class of its sink, see ``FileSink``."""
 
@@ -119,7 +119,7 @@ class Outputs:
         sinks: list[Sink] = []
         for out in self.files:
             module, name = SINKS[out.suffix.lower()]
-            cls = getattr(importlib.import_module(f"fgvc_cli.predict.{module}"), name)
+            cls = getattr(importlib.import_module(f"fgvc_cli.formats.{module}"), name)
             sinks.append(cls(out, overwrite=True, extras=self.extras, origin=origin))
         from fgvc_cli.formats.folders import CropsFolder, MapsFolder
 

@@ -145,7 +145,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 def peak_kib(folder: Path, rows: int, out: str) -> int:
     """A whole run in a process of its own: sealing and merging fake rows."""
-    script = Path(__file__).with_name("fake_predictor.py")
+    script = Path(__file__).parents[1] / "predict" / "fake_predictor.py"
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, script, folder, str(rows), "0", out]
