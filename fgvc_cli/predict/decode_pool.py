@@ -100,10 +100,10 @@ class ProcessDecoder:
         if isinstance(held, Failure):
             return Decoded(held)
         try:
-            failure, width, height = self._ask("load", number, held)
+            failure, width, height, note = self._ask("load", number, held)
         except _Died as death:
             return Decoded(Failure("crashed", str(death)))
-        return Decoded(failure, width, height, None if failure else self._pixels.copy())
+        return Decoded(failure, width, height, None if failure else self._pixels.copy(), note)
 
     def cut(self, number: int, path: Where, box: Sequence[float] | None) -> bytes:
         """As ``Decoder.cut``; empty where the process dies over it."""
@@ -212,7 +212,7 @@ def serve(socket_fd: str, pixels_fd: str, turns_fd: str) -> None:
             decoded = decoder.load(*request)
             if decoded.pixels is not None:
                 pixels[:] = decoded.pixels
-            connection.send(decoded[:3])
+            connection.send((*decoded[:3], decoded.note))
     except (EOFError, ConnectionError):
         os._exit(0)  # nothing to tidy up, and a parent that may wait
 

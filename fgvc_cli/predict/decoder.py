@@ -50,6 +50,8 @@ class Decoded(NamedTuple):
     height: int = 0
     pixels: np.ndarray | None = None
     """uint8 (S, S, 3)."""
+    note: str = ""
+    """See ``DecodedImage.note``."""
 
 
 class Turn(Protocol):
@@ -98,7 +100,7 @@ class Decoder:
                 reason = str(error) or "out of memory"
                 return Decoded(Failure("unreadable", f"cannot be resized: {reason}"))
             self._keep(number, photo)
-            return Decoded(None, *photo.size, pixels)
+            return Decoded(None, *photo.size, pixels, photo.note)
 
     def cut(self, number: int, path: Where | None, box: Sequence[float] | None) -> bytes | None:
         """The crop of a photograph that ``load`` has seen, as JPEG, and the end of its being kept.

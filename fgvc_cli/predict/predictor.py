@@ -141,6 +141,7 @@ class Predictor:
         self._crop_box = crop_box or (lambda box, size: box)
         self._read = None if read is read_image else read
         self._workers = workers
+        self._noted: set[str] = set()
         self._min_prob = min_prob
         self._fast_decode = fast_decode
         self._forward = Forward(
@@ -225,6 +226,9 @@ class Predictor:
             failure = item.decoded.failure
             if failure and failure.status == "crashed":
                 self._tell(f"A decoder died and was replaced. {item.found.name}: {failure.error}.")
+            if (note := item.decoded.note) and note not in self._noted:
+                self._noted.add(note)
+                self._tell(f"{item.found.name} {note}. (Said once per run.)")
         pixels = [item.decoded.pixels for item in items if item.decoded.pixels is not None]
         return _Step(batch, self._forward.launch(pixels) if pixels else None)
 

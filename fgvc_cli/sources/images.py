@@ -34,6 +34,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from fgvc_cli.sources.depth import is_deep, read_deep
 from fgvc_cli.sources.stored import CannotRead, FailureStatus, Stored
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
@@ -53,6 +54,9 @@ class DecodedImage:
     image: Image.Image
     full_size: tuple[int, int] | None = None
     """(width, height) of the upright photograph, pixels, where ``image`` is a smaller copy of it."""
+
+    note: str = ""
+    """What the user should know about how it was read; said once per run."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -101,6 +105,11 @@ def read_image(path: Path | str | Stored, prepare: Prepare | None = None) -> Dec
 
 def _decode(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure:
     """An open seekable stream -> the image in it; raises what the decoder raises."""
+    if is_deep(stream):
+        deep, orientation, used = read_deep(stream, MAX_PIXELS, prepare)
+        upright = _UPRIGHT.get(orientation)
+        rgb = deep if upright is None else deep.transpose(upright)
+        return DecodedImage(rgb, note="" if used >= 1 / 16 else NARROW)
     with Image.open(stream, formats=FORMATS) as image:
         if (pixels := image.width * image.height) > MAX_PIXELS:
             return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
@@ -109,14 +118,31 @@ def _decode(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure
             prepare(image)
         # Only a JPEG comes smaller; a TIFF may change its size too, as Pillow turns it while it loads.
         full_size = stored_size if image.size != stored_size else None
+        sixteen_bits = "16" in str(image.tile[0][3]) if image.tile else False
         image.load()
         upright = _orientation(image)
         rgb = to_rgb(image)
+        note = NARROW if sixteen_bits and _is_narrow(image) else ""
     if upright is None:
-        return DecodedImage(rgb, full_size)
+        return DecodedImage(rgb, full_size, note)
     if full_size and upright in _TURNED:
         full_size = full_size[::-1]
-    return DecodedImage(rgb.transpose(upright), full_size)
+    return DecodedImage(rgb.transpose(upright), full_size, note)
+
+
+NARROW = (
+    "uses under 1/16 of its range, and is read by its declared depth: if its values have fewer bits than the "
+    "file declares (12 in 16), it comes out dark; scale such files up first"
+)
+
+
+def _is_narrow(image: Image.Image) -> bool:
+    """Whether an image that was stored with 16 bits holds no value of more than 12."""
+    if image.mode.startswith("I"):
+        return image.getextrema()[1] < 4096  # type: ignore[operator]
+    # Pillow has kept the high byte only.
+    colours = image.convert("RGB").getextrema() if image.mode != "RGB" else image.getextrema()
+    return max(high for _, high in colours) < 16  # type: ignore[misc]
 
 
 def _open_file(path: Path | str) -> BinaryIO:
@@ -188,14 +214,13 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode Pillow decodes to RGB.
 
-    Transparency lies over white. Grey of 9 to 16 bits counts from black to white as a TIFF declares it (bits
-    per sample, and which end is white). 16-bit grey, and 32-bit integers that fit 16 bits, are divided by
-    257; other 32-bit integers and floats run from their own least to their greatest finite value; NaN becomes
-    the least.
+    Transparency lies over white. 16-bit grey, and 32-bit integers that fit 16 bits, are divided by 257; other
+    32-bit integers and floats run from their own least to their greatest finite value; NaN becomes the least.
+    (TIFFs of more than 8 bits go through ``depth`` instead.)
     LAB goes through its colour profile; embedded profiles of other modes are not applied.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_grey_bytes(_full_range(image))).convert("RGB")
+        return Image.fromarray(_grey_bytes(np.asarray(image))).convert("RGB")
     if image.has_transparency_data or image.mode in ("La", "RGBa"):
         rgba = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -206,25 +231,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").point(image)
     # A copy of a large photograph is as large again.
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _full_range(image: Image.Image) -> np.ndarray:
-    """Grey values (H, W); of a TIFF of 9 to 16 unsigned bits spread over 16 bits, 0 being black."""
-    grey = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
-    if grey.dtype != np.uint16 or tags.get(_SAMPLE_FORMAT, (1,))[0] != 1:
-        return grey
-    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    if 8 < bits < 16:
-        grey = (grey.astype(np.uint32).clip(max=(1 << bits) - 1) * 65535 // ((1 << bits) - 1)).astype(
-            np.uint16
-        )
-    # Pillow turns min-is-white round for 8 bits, not for more.
-    return 65535 - grey if tags.get(_PHOTOMETRIC) == 0 else grey
-
-
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-"""Tags of TIFF."""
 
 
 def _grey_bytes(grey: np.ndarray) -> np.ndarray:
