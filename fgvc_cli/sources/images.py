@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -26,10 +26,10 @@ from PIL import (
     Image,
     ImageCms,
     Jpeg2KImagePlugin,  # noqa: F401
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
+    JpegImagePlugin,
+    PngImagePlugin,
     PpmImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
+    TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
@@ -119,7 +119,11 @@ def _decode(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure
         # Only a JPEG comes smaller; a TIFF may change its size too, as Pillow turns it while it loads.
         full_size = stored_size if image.size != stored_size else None
         sixteen_bits = "16" in str(image.tile[0][3]) if image.tile else False
-        image.load()
+        if not isinstance(image.info.get("xmp", b""), bytes):
+            del image.info[
+                "xmp"
+            ]  # a tag of the wrong type, which Pillow would trip over while it turns a TIFF
+        _load(image, stream)
         upright = _orientation(image)
         rgb = to_rgb(image)
         note = NARROW if sixteen_bits and _is_narrow(image) else ""
@@ -143,6 +147,77 @@ def _is_narrow(image: Image.Image) -> bool:
     # Pillow has kept the high byte only.
     colours = image.convert("RGB").getextrema() if image.mode != "RGB" else image.getextrema()
     return max(high for _, high in colours) < 16  # type: ignore[misc]
+
+
+def _load(image: Image.Image, stream: BinaryIO) -> None:
+    """Decode the pixels; a JPEG that lacks only its end marker has them all.
+
+    libjpeg waits for the marker, in a progressive file always, in others at times. Whether anything else is
+    missing shows when different bytes are put in its place: where the last scan is whole, no pixel changes.
+
+    Raises:
+        Exception: what the decoder raises.
+    """
+    tile = list(getattr(image, "tile", ()))
+    try:
+        image.load()
+    except OSError as error:
+        if type(image) is not JpegImagePlugin.JpegImageFile or "truncated" not in str(error):
+            raise
+        end = _end_of(stream)
+        if not _has_all_scans(stream):
+            raise
+        first = None
+        for missing in (bytes(_MISSING), b"\xb5" * _MISSING):
+            image.tile, image.fp = tile[:], stream
+            setattr(image, "load_read", _reader(stream, end + missing + b"\xff\xd9"))  # noqa: B010 - no type knows it
+            image.load()
+            pixels = hash(image.tobytes())
+            if first not in (None, pixels):
+                raise
+            first = pixels
+
+
+_MISSING = 256
+"""Bytes of a scan that are tried at the end of a JPEG; 1 bit of them changes the pixels after it."""
+
+
+def _end_of(stream: BinaryIO) -> bytes:
+    """What completes a last byte that may be half of an escape."""
+    stream.seek(-1, os.SEEK_END)
+    return b"\0" if stream.read(1) == b"\xff" else b""
+
+
+def _reader(stream: BinaryIO, end: bytes) -> Callable[[int], bytes]:
+    ends = iter((end,))
+    return lambda count: stream.read(count) or next(ends, b"")
+
+
+def _has_all_scans(stream: BinaryIO) -> bool:
+    """Whether the scans that a JPEG begins hold every coefficient of every component to its last bit."""
+    stream.seek(0)
+    data = stream.read()
+    components: set[int] = set()
+    bits_left: dict[tuple[int, int], int] = {}
+    place = 2
+    while 0 <= (place := data.find(b"\xff", place)) < len(data) - 4:
+        marker = data[place + 1]
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
+            place += 1 if marker == 0xFF else 2
+            continue
+        length = int.from_bytes(data[place + 2 : place + 4], "big")
+        body = data[place + 4 : place + 2 + length]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            components = {*body[6::3]}
+        elif marker == 0xDA:
+            count = body[0]
+            for component in body[1 : 1 + 2 * count : 2]:
+                for coefficient in range(body[-3], body[-2] + 1):
+                    bits_left[component, coefficient] = body[-1] & 15
+        place += 2 + length
+    return bool(components) and all(
+        bits_left.get((component, coefficient)) == 0 for component in components for coefficient in range(64)
+    )
 
 
 def _open_file(path: Path | str) -> BinaryIO:
@@ -206,7 +281,10 @@ _TURNED = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 def _orientation(image: Image.Image) -> Image.Transpose | None:
     """What turns a loaded image upright (Pillow has turned a TIFF already)."""
     try:
-        return _UPRIGHT.get(image.getexif().get(0x0112, 1))
+        orientation = image.getexif().get(0x0112, 1)
+        if isinstance(orientation, tuple | bytes):  # some writers store a list of one, some bytes or a text
+            orientation = orientation[0]
+        return _UPRIGHT.get(int(orientation))
     except Exception:  # any exception, as in read_image; the pixels are good without the EXIF
         return None
 
@@ -245,6 +323,82 @@ def _grey_bytes(grey: np.ndarray) -> np.ndarray:
     shares = np.zeros(grey.shape, np.float64)
     shares[finite] = (values - values.min()) / (values.max() - values.min())
     return (shares * 255).round().astype(np.uint8)
+
+
+_NEEDED_CHUNKS = (b"tRNS", b"acTL", b"fcTL", b"fdAT")
+"""What of a PNG may be left out by its rules and still decides how it looks."""
+
+
+def _spare_the_pixels() -> None:
+    """Make Pillow pass over metadata that is damaged or larger than it takes, once per process.
+
+    Its own switch for that (``LOAD_TRUNCATED_IMAGES``) would also fill up what is cut short. The limits
+    themselves stay: a text that unpacks to gigabytes is passed over, not unpacked.
+    """
+
+    def pass_over(read: Callable[..., Any], otherwise: Any = None) -> Callable[..., Any]:
+        """``read``, for which any failure but of the file itself (OSError) is no matter."""
+
+        def attempt(*args: Any) -> Any:
+            try:
+                return read(*args)
+            except OSError:
+                raise
+            except Exception:
+                return otherwise
+
+        return attempt
+
+    def chunk(read: Callable[..., bytes]) -> Callable[..., bytes]:
+        tried = pass_over(read)
+
+        def attempt(self: PngImagePlugin.PngStream, place: int, length: int) -> bytes:
+            tried(self, place, length)
+            assert self.fp is not None
+            self.fp.seek(place + length)
+            return b""
+
+        return attempt
+
+    def check_sum(self: PngImagePlugin.ChunkStream, name: bytes, data: bytes) -> None:
+        if name[0] & 32 and name not in _NEEDED_CHUNKS:
+            self.crc_skip(name, data)
+        else:
+            check(self, name, data)
+
+    def profile(read: Callable[..., None]) -> Callable[..., None]:
+        def attempt(self: JpegImagePlugin.JpegImageFile, marker: int) -> None:
+            read(self, marker)
+            # The piece of a profile that is too short for its own number stops Pillow later.
+            self.icclist[:] = [piece for piece in self.icclist if len(piece) > 14]
+
+        return attempt
+
+    def after_pixels(read: Callable[..., None]) -> Callable[..., None]:
+        def attempt(self: Any) -> None:
+            with contextlib.suppress(Exception):
+                read(self)
+
+        return attempt
+
+    png = PngImagePlugin.PngStream
+    for name in ("iCCP", "tEXt", "zTXt", "iTXt", "eXIf", "gAMA", "cHRM", "sRGB", "pHYs"):
+        setattr(png, f"chunk_{name}", chunk(getattr(png, f"chunk_{name}")))
+    check = PngImagePlugin.ChunkStream.crc
+    PngImagePlugin.ChunkStream.crc = check_sum  # type: ignore[method-assign, assignment]
+    # What follows the pixels, and turning a TIFF upright, which reads its EXIF.
+    for kind in (PngImagePlugin.PngImageFile, TiffImagePlugin.TiffImageFile):
+        kind.load_end = after_pixels(kind.load_end)  # type: ignore[method-assign]
+    markers = JpegImagePlugin.MARKER
+    for marker in (*range(0xFFE0, 0xFFF0), 0xFFFE):
+        name, what, read = markers[marker]
+        markers[marker] = (name, what, read and profile(pass_over(read)))
+    jpeg = JpegImagePlugin.JpegImageFile
+    jpeg._getmp = pass_over(jpeg._getmp)  # type: ignore[method-assign]
+    jpeg._read_dpi_from_exif = pass_over(jpeg._read_dpi_from_exif)  # type: ignore[method-assign]
+
+
+_spare_the_pixels()
 
 
 def _quiet_decoders() -> None:

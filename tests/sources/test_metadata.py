@@ -1,0 +1,172 @@
+"""Metadata that is damaged, huge or of the wrong type never costs the pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvc_cli.sources.images import DecodedImage, Failure, read_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+PICTURE = Image.fromarray(PIXELS)
+BIG = zlib.compress(b"a" * 3_000_000)
+
+
+def encoded(form: str, image: Image.Image = PICTURE, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+PNG, JPEG = encoded("PNG"), encoded("JPEG")
+
+
+def decoded(tmp_path, data: bytes) -> np.ndarray:
+    (tmp_path / "a").write_bytes(data)
+    photo = read_image(tmp_path / "a")
+    assert isinstance(photo, DecodedImage), photo
+    return np.asarray(photo.image)
+
+
+def chunk(name: bytes, body: bytes, check: int | None = None) -> bytes:
+    check = zlib.crc32(name + body) if check is None else check
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", check)
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+CHUNKS = {
+    b"tEXt": [b"", b"k\0" + b"v" * 70_000_000],
+    b"zTXt": [b"k\0\0" + BIG, b"k\0\1x", b"k\0\0junk"],
+    b"iTXt": [b"k\0\1\0\0\0" + BIG, b"k"],
+    b"iCCP": [b"", b"x", b"n\0", b"n\0\7x", b"n\0\0" + BIG],
+    b"eXIf": [b"", b"junk"],
+    b"gAMA": [b"", b"abc"],
+    b"cHRM": [b"a" * 31],
+    b"sRGB": [b""],
+    b"pHYs": [b"a" * 8],
+    b"abCd": [b"of a stranger"],
+}
+
+
+@pytest.mark.parametrize("check", [None, 0], ids=["", "wrong check sum"])
+@pytest.mark.parametrize("name", CHUNKS)
+def test_chunks_of_a_png(tmp_path, name, check):
+    for body in CHUNKS[name]:
+        extra = chunk(name, body, check)
+        np.testing.assert_array_equal(decoded(tmp_path, PNG[:33] + extra + PNG[33:]), PIXELS)
+        np.testing.assert_array_equal(decoded(tmp_path, PNG[:-12] + extra + PNG[-12:]), PIXELS)
+    cut = chunk(name, b"k\0" + b"v" * 100)[:-50]
+    np.testing.assert_array_equal(decoded(tmp_path, PNG[:-12] + cut), PIXELS)
+
+
+def test_a_png_whose_pixels_are_damaged_still_fails(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG[: len(PNG) // 2])
+    assert isinstance(read_image(tmp_path / "a.png"), Failure)
+    wrong = PNG[:29] + bytes(4) + PNG[33:]  # check sum of the header
+    (tmp_path / "a.png").write_bytes(wrong)
+    assert isinstance(read_image(tmp_path / "a.png"), Failure)
+
+
+STARTS = [
+    b"JFIF\0",
+    b"Exif\0\0",
+    b"Exif\0\0II*\0\x08\0\0\0",
+    b"ICC_PROFILE\0",
+    b"MPF\0II*\0\x08\0\0\0",
+    b"Adobe",
+]
+STARTS += [b"Photoshop 3.0\x008BIM\x03\xed\0\0", b"FPXR\0", b"http://ns.adobe.com/xap/1.0/\0"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("start", STARTS)
+def test_segments_of_a_jpeg(tmp_path, start):
+    wanted = np.asarray(Image.open(io.BytesIO(JPEG)))
+    for marker in (*range(0xE0, 0xF0), 0xFE):
+        for extra in (b"", b"\0", b"\1\1"):
+            data = JPEG[:2] + segment(marker, start + extra) + JPEG[2:]
+            np.testing.assert_array_equal(decoded(tmp_path, data), wanted)
+
+
+def test_an_index_of_further_pictures_without_their_number(tmp_path):
+    entry = struct.pack("<HHHI4s", 1, 0xB000, 7, 4, b"0100")
+    data = JPEG[:2] + segment(0xE2, b"MPF\0II*\0\x08\0\0\0" + entry + bytes(4)) + JPEG[2:]
+    np.testing.assert_array_equal(decoded(tmp_path, data), np.asarray(Image.open(io.BytesIO(JPEG))))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("tag", [700, 282, 305, 34675, 34665])
+@pytest.mark.parametrize("kind", range(1, 17))
+@pytest.mark.parametrize("count", [1, 3])
+def test_tags_of_a_tiff_in_wrong_types(tmp_path, tag, kind, count):
+    raw = PICTURE.tobytes()
+    place = 8 + len(raw)
+    tags = {256: 60, 257: 40, 259: 1, 262: 2, 273: 8, 277: 3, 278: 40, 279: len(raw)}
+    entries = [struct.pack("<HHIHH", number, 3, 1, value, 0) for number, value in tags.items()]
+    entries += [struct.pack("<HHII", 258, 3, 3, place), struct.pack("<HHII", tag, kind, count, place)]
+    entries.sort(key=lambda entry: struct.unpack_from("<H", entry))
+    data = b"II" + struct.pack("<HI", 42, place + 40) + raw
+    data += struct.pack("<HHH", 8, 8, 8).ljust(40, b"1")
+    data += struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    np.testing.assert_array_equal(decoded(tmp_path, data), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(2, b"6\0\0\0"), (4, b"\0\0\0\6"), (1, b"\6\0\0\0"), (3, b"\0\6\0\0")]
+)
+def test_an_orientation_of_any_type_is_followed(tmp_path, kind, value):
+    exif = b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHI", 0x0112, kind, 1) + value + bytes(4)
+    upright = decoded(tmp_path, PNG[:33] + chunk(b"eXIf", exif) + PNG[33:])
+    np.testing.assert_array_equal(upright, np.rot90(PIXELS, -1))
+
+
+@pytest.mark.parametrize("form", ["WEBP", "AVIF"])
+def test_huge_profiles(tmp_path, form):
+    plain, huge = (encoded(form, icc_profile=profile) for profile in (b"", b"x" * 3_000_000))
+    np.testing.assert_array_equal(decoded(tmp_path, plain), decoded(tmp_path, huge))
+
+
+SMOOTH = Image.fromarray(PIXELS).resize((600, 400))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("missing", [1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(tmp_path, progressive, missing, mode):
+    whole = encoded("JPEG", SMOOTH.convert(mode), progressive=progressive, quality=90)
+    assert whole.endswith(b"\xff\xd9")
+    np.testing.assert_array_equal(decoded(tmp_path, whole[:-missing]), decoded(tmp_path, whole))
+
+
+def test_a_smaller_copy_of_a_jpeg_without_its_end_marker(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded("JPEG", SMOOTH, progressive=True)[:-2])
+    asked: list[tuple[int, int]] = []
+
+    def smaller(image):
+        asked.append(image.size)
+        image.draft(None, (150, 100))
+
+    photo = read_image(path, smaller)
+    assert isinstance(photo, DecodedImage)
+    assert (photo.image.size, photo.size, len(asked)) == ((150, 100), (600, 400), 1)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_more_is_truncated(tmp_path, progressive):
+    whole = encoded("JPEG", SMOOTH, progressive=progressive, quality=90)
+    scans = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\xda"]
+    # Within a scan, and between two of them: the picture would be there, less sharp.
+    for end in [len(whole) - 12, len(whole) - 300, len(whole) // 2, *scans[1:]]:
+        (tmp_path / "a.jpg").write_bytes(whole[:end])
+        failure = read_image(tmp_path / "a.jpg")
+        assert isinstance(failure, Failure), end
+        assert failure.status == "truncated"
