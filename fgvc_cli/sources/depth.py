@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
@@ -26,26 +26,36 @@ _COLOURS = {_WHITE_0: 1, _BLACK_0: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4}
 """Photometric interpretation -> samples that are colour; what is not here is not read in this depth."""
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _MAX, _FORMAT, _FORMAT_MAX = 258, 262, 274, 277, 281, 339, 341
+_SUBFILE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 330, 50706
 _BLOCK_VALUES = 1 << 20
 MAX_SAMPLES = 64
 """Per pixel; those beyond the colours and an alpha are not shown, but are held while the file is read."""
 
 
-def is_deep(stream: BinaryIO) -> bool:
-    """Whether an open file is a TIFF for ``read_deep``; the stream is at its start again."""
+def kind_of_tiff(stream: BinaryIO) -> Literal["deep", "raw", ""]:
+    """Whether an open file is a TIFF for ``read_deep``, one that a camera wrote as RAW, or neither.
+
+    A RAW file looks like a small TIFF, that of its thumbnail. The stream is at its start again.
+    """
     try:
-        header = stream.read(8)
+        header = stream.read(10)
         if header[:4] not in MAGIC:
-            return False
+            return ""
+        if header[8:10] == b"CR":
+            return "raw"
+        header = header[:8]
         if b"+" in header[:4]:
-            header += stream.read(8)
+            stream.seek(0)
+            header = stream.read(16)
         directory = ImageFileDirectory_v2(header)
         stream.seek(directory.next)
         directory.load(stream)
+        if _DNG_VERSION in directory or (_SUB_DIRECTORIES in directory and directory.get(_SUBFILE, 0) & 1):
+            return "raw"
         bits, formats = directory.get(_BITS, (1,)), directory.get(_FORMAT, (1,))
-        return max(bits) > 8 or not {*formats} <= {_UNSIGNED, _UNDEFINED}
+        return "deep" if max(bits) > 8 or not {*formats} <= {_UNSIGNED, _UNDEFINED} else ""
     except Exception:  # any exception, as in ``read_image``: Pillow says what is wrong with the file
-        return False
+        return ""
     finally:
         stream.seek(0)
 

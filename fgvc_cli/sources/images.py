@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
+import io
 import logging
 import os
 import stat
@@ -34,7 +36,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from fgvc_cli.sources.depth import is_deep, read_deep
+from fgvc_cli.sources.depth import kind_of_tiff, read_deep
 from fgvc_cli.sources.stored import CannotRead, FailureStatus, Stored
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
@@ -78,7 +80,8 @@ Prepare = Callable[[Image.Image], None]
 
 
 def read_image(path: Path | str | Stored, prepare: Prepare | None = None) -> DecodedImage | Failure:
-    """Decode one photograph; whatever the file holds, the answer is a value and nothing goes to stderr.
+    """Decode one photograph; whatever the file holds, the answer is a value and nothing goes to stderr (but
+    for a line of LibRaw's on a damaged RAW file).
 
     The first frame of an animation; ``to_rgb`` says what becomes of other modes. An EXIF that cannot be read
     leaves the image as it is stored. Never waits for a FIFO or opens a device.
@@ -105,12 +108,18 @@ def read_image(path: Path | str | Stored, prepare: Prepare | None = None) -> Dec
 
 def _decode(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure:
     """An open seekable stream -> the image in it; raises what the decoder raises."""
-    if is_deep(stream):
+    kind = _kind_of(stream)
+    if kind == "raw":
+        return _decode_raw(stream, prepare)
+    if kind == "deep":
         deep, orientation, used = read_deep(stream, MAX_PIXELS, prepare)
         upright = _UPRIGHT.get(orientation)
         rgb = deep if upright is None else deep.transpose(upright)
         return DecodedImage(rgb, note="" if used >= 1 / 16 else NARROW)
-    with Image.open(stream, formats=FORMATS) as image:
+    if kind == "heif":
+        _extra("pillow_heif", "heif", "HEIC").register_heif_opener()
+        turned = _is_turned_by_container(stream)
+    with Image.open(stream, formats=("HEIF",) if kind == "heif" else FORMATS) as image:
         if (pixels := image.width * image.height) > MAX_PIXELS:
             return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
         stored_size = image.size
@@ -125,6 +134,8 @@ def _decode(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure
             ]  # a tag of the wrong type, which Pillow would trip over while it turns a TIFF
         _load(image, stream)
         upright = _orientation(image)
+        if kind == "heif" and not turned:
+            upright = _UPRIGHT.get(image.info.get("original_orientation") or 1)
         rgb = to_rgb(image)
         note = NARROW if sixteen_bits and _is_narrow(image) else ""
     if upright is None:
@@ -147,6 +158,92 @@ def _is_narrow(image: Image.Image) -> bool:
     # Pillow has kept the high byte only.
     colours = image.convert("RGB").getextrema() if image.mode != "RGB" else image.getextrema()
     return max(high for _, high in colours) < 16  # type: ignore[misc]
+
+
+def _kind_of(stream: BinaryIO) -> Literal["deep", "raw", "heif", ""]:
+    """What of a file Pillow alone would miss, by its first bytes; the stream is at its start again."""
+    start = stream.read(64)
+    stream.seek(0)
+    if start[4:8] == b"ftyp":
+        brands = [start[at : at + 4] for at in (8, *range(16, min(int.from_bytes(start[:4], "big"), 64), 4))]
+        if brands[0] == b"crx ":
+            return "raw"
+        return "heif" if _HEIF_BRANDS.intersection(brands) and not _AVIF_BRANDS.intersection(brands) else ""
+    return "raw" if start[:4] in _RAW_MAGIC else kind_of_tiff(stream)
+
+
+def _is_turned_by_container(stream: BinaryIO) -> bool:
+    """Whether a HEIC says itself how it is held, as those of telephones; its EXIF then repeats that."""
+    place, found = 0, False
+    while header := stream.read(16):
+        size, name = int.from_bytes(header[:4], "big"), header[4:8]
+        if name == b"meta":
+            stream.seek(place)
+            properties = stream.read(min(size, 1 << 22))
+            found = b"irot" in properties or b"imir" in properties
+        if found or size < 8:
+            break
+        place = stream.seek(place + size)
+    stream.seek(0)
+    return found
+
+
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_RAW_MAGIC = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
+"""Of ORF and RW2; other RAW files start as TIFF or, CR3, as MP4 does."""
+
+
+def _extra(package: str, extra: str, what: str) -> Any:
+    """A package of an optional extra.
+
+    Raises:
+        CannotRead: it is not installed; says what to type.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        reason = f"{what} is read with an extra that is not installed: pip install 'fgvc[{extra}]'"
+        raise CannotRead("unreadable", reason) from error
+
+
+def _decode_raw(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure:
+    """The preview that a camera has put into its RAW file, or, without one, the developed image.
+
+    The size is that of the preview. An EXIF of its own holds it upright, or else that of the file.
+    """
+    rawpy = _extra("rawpy", "raw", "camera RAW")
+    with rawpy.imread(stream) as raw:
+        if (pixels := raw.sizes.raw_width * raw.sizes.raw_height) > MAX_PIXELS:
+            return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
+        try:
+            thumb = raw.extract_thumb()
+        except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError):
+            if prepare:
+                prepare(Image.new("1", (raw.sizes.width, raw.sizes.height)))
+            return DecodedImage(Image.fromarray(raw.postprocess(use_camera_wb=True)))
+        upright = _UPRIGHT.get(_RAW_FLIPS.get(raw.sizes.flip, 1))
+    if thumb.format == rawpy.ThumbFormat.BITMAP:
+        if prepare:
+            prepare(Image.new("1", thumb.data.shape[1::-1]))
+        photo: DecodedImage | Failure = DecodedImage(Image.fromarray(thumb.data))
+    else:
+        preview = io.BytesIO(thumb.data)
+        with Image.open(preview, formats=FORMATS) as image:
+            if 0x0112 in image.getexif():
+                upright = None
+        preview.seek(0)
+        photo = _decode(preview, prepare)
+    if isinstance(photo, Failure) or upright is None:
+        return photo
+    full_size = photo.full_size
+    if full_size and upright in _TURNED:
+        full_size = full_size[::-1]
+    return DecodedImage(photo.image.transpose(upright), full_size, photo.note)
+
+
+_RAW_FLIPS = {1: 2, 3: 3, 2: 4, 4: 5, 6: 6, 7: 7, 5: 8}
+"""How LibRaw notes an orientation -> EXIF's number."""
 
 
 def _load(image: Image.Image, stream: BinaryIO) -> None:

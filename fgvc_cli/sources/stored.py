@@ -15,8 +15,9 @@ from typing import BinaryIO, Literal, NamedTuple
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
     | {".avif", ".jp2", ".j2k", ".jpx", ".jpf"}
-    # Images too, though not decoded: each becomes a row that says so, rather than vanish.
-    | {".heic", ".heif", ".jfif", ".mpo", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"}
+    | {".jfif", ".mpo"}
+    # With the extras heif and raw; without them each becomes a row that says so, rather than vanish.
+    | {".heic", ".heif", ".hif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"}
 )
 """Endings, in any case, that make a file of a folder an image; a file named by the user may have any."""
 
