@@ -24,6 +24,14 @@ from fgvc_cli.cli.options import (
 )
 
 
+def _print_formats(wanted: bool) -> None:
+    if wanted:
+        from fgvc_cli.sources.stored import EXTENSIONS
+
+        typer.echo(" ".join(sorted(EXTENSIONS)))
+        raise typer.Exit()
+
+
 def predict(
     sources: Annotated[
         list[str],
@@ -72,6 +80,15 @@ def predict(
         bool, typer.Option("--retry-failed", help="Read again only what failed; all else stays as it is.")
     ] = False,
     null: Annotated[bool, typer.Option("-0", "--null", help="Lists end their entries with NUL.")] = False,
+    all_files: Annotated[
+        bool, typer.Option("--all-files", help="Try files of any name in folders and archives, by content.")
+    ] = False,
+    formats: Annotated[
+        bool,
+        typer.Option(
+            "--formats", callback=_print_formats, is_eager=True, help="Print the endings that make an image."
+        ),
+    ] = False,
     quiet: Quiet = False,
 ) -> int:
     """Classify photographs: one row each, with the object's box; a file that cannot be read says why.
@@ -108,6 +125,7 @@ def predict(
         restart=restart,
         retry_failed=retry_failed,
         null=null,
+        all_files=all_files,
         quiet=quiet,
     )
     return command.run(options)

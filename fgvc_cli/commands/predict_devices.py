@@ -137,6 +137,7 @@ class PipeProgress:
     def __init__(self, pipe: Connection):
         self._pipe = pipe
         self.total: Callable[[], int | None] = lambda: None
+        self.passed_over: Callable[[], list[str]] = list
 
     def note(self, text: str) -> None:
         """A line for people."""
@@ -175,6 +176,8 @@ def _seal_shard(pipe: Connection, options: PredictOptions, index: int, count: in
         predictor = open_predictor(options, progress, shard)
         with open_folder(options, predictor, shard) as folder:
             seal_rows(options, folder, images, predictor, progress)
+        for line in progress.passed_over() if index == 0 else ():  # each walks past all files
+            progress.note(line)
     except FgvcError as error:
         pipe.send(("error", error.message, error.hint, error.exit_code))
     except BrokenPipeError:  # the parent is gone

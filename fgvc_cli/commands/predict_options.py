@@ -48,6 +48,7 @@ class PredictOptions:
     restart: bool = False
     retry_failed: bool = False
     null: bool = False
+    all_files: bool = False
     quiet: bool = False
 
     @property

@@ -35,6 +35,8 @@ class PredictProgress:
         self.folders_left_out = 0
         self.total: Callable[[], int | None] = lambda: None
         """How many rows there will be, where that is known by now."""
+        self.passed_over: Callable[[], list[str]] = list
+        """Lines on files that were met and have no row."""
         self._earlier = self._retried = 0
         self._live = live and not quiet and console.is_terminal and not console.is_dumb_terminal
         self._progress = Progress(
@@ -118,6 +120,8 @@ class PredictProgress:
     def summary(self, outs: Sequence[Path]) -> None:
         """The closing lines: rows, failures by status, where they are."""
         self.note(f"{self._speed()}: {self._fates()}.")
+        for line in self.passed_over():
+            self.note(line)
         if self.folders_left_out:
             self.note(f"Folders that could not be listed: {self.folders_left_out:,}.")
         if outs:

@@ -25,6 +25,7 @@ class Listener(Protocol):
     """What is told how far it is: ``PredictProgress``, or the pipe to it from another process."""
 
     total: Callable[[], int | None]
+    passed_over: Callable[[], list[str]]
 
     def note(self, text: str) -> None: ...
     def resumed(self, rows: int, statuses: Counter[str]) -> None: ...
@@ -41,10 +42,11 @@ def open_images(options: PredictOptions, progress: Listener, shard: ShardOf | No
     """
     from fgvc_cli.run.resume import ShardWalk
     from fgvc_cli.run.run_files import WHOLE
-    from fgvc_cli.sources.find import STDIN, find_images
+    from fgvc_cli.sources.find import STDIN
     from fgvc_cli.sources.remote import is_url
 
-    images = find_images(list(options.sources), progress.on_unreadable, null=options.null)
+    images = _find(options, progress.on_unreadable)
+    progress.passed_over = lambda: images.passed_over
     for line in images.notes:
         progress.note(line)
     shard = shard or WHOLE
@@ -56,9 +58,14 @@ def open_images(options: PredictOptions, progress: Listener, shard: ShardOf | No
 
 def _list_again(options: PredictOptions) -> Images:
     """The images of all shards, without a word on folders that cannot be listed."""
+    return _find(options, lambda folder, error: None)
+
+
+def _find(options: PredictOptions, on_unreadable: Callable[[Path | str, OSError], None]) -> Images:
     from fgvc_cli.sources.find import find_images
 
-    return find_images(list(options.sources), lambda folder, error: None, null=options.null)
+    sources = list(options.sources)
+    return find_images(sources, on_unreadable, null=options.null, all_files=options.all_files)
 
 
 def _share(total: int | None, shard: ShardOf) -> int | None:

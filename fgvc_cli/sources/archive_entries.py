@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from fgvc_cli.sources.stored import MAX_BYTES, CannotRead, is_image_name, is_left_behind
+from fgvc_cli.sources.stored import MAX_BYTES, CannotRead, Pick, is_left_behind
 
 if TYPE_CHECKING:
     from fgvc_cli.sources.images import FailureStatus
@@ -64,18 +64,19 @@ class Entry(NamedTuple):
         return cls(name, *_FIELDS.unpack_from(packed, len(packed) - _FIELDS.size))
 
 
-def image_member(name: str) -> str | None:
+def image_member(name: str, pick: Pick | None = None) -> str | None:
     """The name of a member as a row calls it, or None for what is no image or hidden.
 
     Like tar and unzip, without a leading ``/`` and without ``..``, so that no name leads out of a folder.
     """
+    pick = pick or Pick()
     name = name.split("\0")[0]
-    if not is_image_name(name.rstrip("/")):
-        return None
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    if not parts or any(map(is_left_behind, parts)):
+    folder = name.endswith("/")
+    # A folder of an archive is an entry beside what lies in it.
+    if not parts or (any(map(is_left_behind, parts)) if folder else any(map(pick.leaves, parts))):
         return None
-    return "/".join(parts)
+    return "/".join(parts) if pick.takes(parts[-1], folder=folder) else None
 
 
 def stamp_of(stream: BinaryIO) -> Stamp:

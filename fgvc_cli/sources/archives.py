@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.sources.archive_entries import FILE, WHY, Damaged, Entry, Stamp, stamp_of
-from fgvc_cli.sources.stored import Found, Lost, Source, Stored, no_image
+from fgvc_cli.sources.stored import Found, Lost, Pick, Source, Stored, no_image
 from fgvc_cli.sources.tars import TarMember, compressed_images, open_compressed, tar_entries
 from fgvc_cli.sources.zips import ZipMember, zip_entries
 
@@ -19,7 +19,7 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar
 NOT_READ = (".tar.zst", ".tzst", ".tar.lz4", ".7z", ".rar")
 """Archives that are refused rather than called broken images."""
 
-Listing = Callable[[BinaryIO], Iterator[Entry]]
+Listing = Callable[[BinaryIO, Pick | None], Iterator[Entry]]
 BUFFER_BYTES = 1 << 16
 LOST = "the archive is damaged, and what follows is lost: "
 
@@ -29,7 +29,7 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(ENDINGS + NOT_READ)
 
 
-def archive_source(text: str, *, several: bool) -> Source:
+def archive_source(text: str, *, several: bool, pick: Pick | None = None) -> Source:
     """The images of an archive, named as its members; with several sources, behind the archive as given.
 
     Members of .zip and plain .tar come in the order of their sorted names; the list of them is made when the
@@ -52,15 +52,20 @@ def archive_source(text: str, *, several: bool) -> Source:
             start = stream.read(4)
             stream.seek(0)
             if open_compressed(stream):
-                return _front_to_back(text, archive, prefix)
+                return _front_to_back(text, archive, prefix, pick)
             listing = zip_entries if start in (b"PK\3\4", b"PK\5\6") or _is_zip_name(text) else tar_entries
-            if next(listing(stream), None) is None:
+            if next(listing(stream, _silent(pick)), None) is None:
                 raise FgvcError(*no_image(archive))
     except (OSError, Damaged) as error:
         raise _refusal(archive, error) from error
     source = Source(iter(()))
-    source.images = _sorted_images(source, text, prefix, listing)
+    source.images = _sorted_images(source, text, prefix, listing, pick)
     return source
+
+
+def _silent(pick: Pick | None) -> Pick:
+    """The same choice, which counts elsewhere."""
+    return Pick(bool(pick and pick.all_files))
 
 
 def _is_zip_name(text: str) -> bool:
@@ -72,8 +77,8 @@ def _refusal(archive: str, error: Exception) -> FgvcError:
     return FgvcError(f"Cannot read {archive}: {reason}.", "Check that it is whole, or unpack it.")
 
 
-def _front_to_back(text: str, archive: str, prefix: str) -> Source:
-    first = next(_compressed(text, archive, prefix), None)
+def _front_to_back(text: str, archive: str, prefix: str, pick: Pick | None) -> Source:
+    first = next(_compressed(text, archive, prefix, _silent(pick)), None)
     if first is None:
         raise FgvcError(*no_image(archive))
     if isinstance(first.path, Lost) and first.name == archive:
@@ -82,16 +87,16 @@ def _front_to_back(text: str, archive: str, prefix: str) -> Source:
         f"{archive} is compressed: read front to back by one thread, rows in its own order, "
         "a resumed run from its start. A .zip or plain .tar has none of these costs."
     )
-    return Source(_compressed(text, archive, prefix), note=note)
+    return Source(_compressed(text, archive, prefix, pick), note=note)
 
 
-def _compressed(text: str, archive: str, prefix: str) -> Iterator[Found]:
+def _compressed(text: str, archive: str, prefix: str, pick: Pick | None) -> Iterator[Found]:
     try:
         with open(text, "rb") as packed:
             if (stream := open_compressed(packed)) is None:
                 raise Damaged("changed while it was read")
             with stream:
-                yield from compressed_images(stream, archive, prefix)
+                yield from compressed_images(stream, archive, prefix, pick)
     except (OSError, Damaged) as error:
         yield _damage(archive, error)
 
@@ -101,14 +106,16 @@ def _damage(archive: str, error: Exception) -> Found:
     return Found(Lost(archive, "truncated", f"{LOST}{error}"), archive)
 
 
-def _sorted_images(source: Source, text: str, prefix: str, listing: Listing) -> Iterator[Found]:
+def _sorted_images(
+    source: Source, text: str, prefix: str, listing: Listing, pick: Pick | None
+) -> Iterator[Found]:
     packed: list[bytes] = []
     damage: list[Found] = []
     stamp: Stamp = (0, 0)
     try:
         with open(text, "rb", buffering=BUFFER_BYTES if listing is zip_entries else -1) as stream:
             stamp = stamp_of(stream)
-            for entry in listing(stream):
+            for entry in listing(stream, pick):
                 packed.append(entry.pack())
     except (OSError, Damaged) as error:
         damage = [_damage(Path(text).as_posix(), error)]

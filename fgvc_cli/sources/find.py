@@ -17,7 +17,7 @@ from fgvc_cli.sources.archives import archive_source, is_archive
 from fgvc_cli.sources.lists import as_given, list_source, read_list
 from fgvc_cli.sources.remote import is_url, local_path, remote_source
 from fgvc_cli.sources.stored import EXTENSIONS as EXTENSIONS
-from fgvc_cli.sources.stored import Found, Source, is_image_name, is_left_behind, no_image
+from fgvc_cli.sources.stored import Found, Pick, Source, no_image
 
 STDIN = "-"
 LIST = "@"
@@ -38,8 +38,9 @@ class Images(Iterator[Found]):
     those of an earlier run is quick (``archive_source`` names the exception).
     """
 
-    def __init__(self, sources: Sequence[Source]):
+    def __init__(self, sources: Sequence[Source], pick: Pick | None = None):
         self._sources = sources
+        self._pick = pick or Pick()
         self._chain = itertools.chain.from_iterable(source.images for source in sources)
 
     def __next__(self) -> Found:
@@ -53,6 +54,11 @@ class Images(Iterator[Found]):
         return None if None in totals else sum(total or 0 for total in totals)
 
     @property
+    def passed_over(self) -> list[str]:
+        """Lines for the user on what was met so far and is no image by its name."""
+        return self._pick.lines()
+
+    @property
     def notes(self) -> list[str]:
         """Lines for the user on what some sources cost."""
         return [source.note for source in self._sources if source.note]
@@ -64,6 +70,7 @@ def find_images(
     *,
     stdin: BinaryIO | BufferedIOBase | None = None,
     null: bool = False,
+    all_files: bool = False,
 ) -> Images:
     """The images of sources as a user types them, source by source.
 
@@ -85,6 +92,7 @@ def find_images(
         on_unreadable: told of each sub-folder that cannot be listed; the walk goes on.
         stdin: what ``-`` reads; None for the stdin of the process.
         null: NUL rather than newline ends the entries of lists.
+        all_files: of folders and archives, try files of any name by their content.
 
     Raises:
         FgvcError: at the call, not while iterating: a source that does not exist, matches nothing or holds
@@ -100,63 +108,64 @@ def find_images(
             raise FgvcError("- reads the list of images from stdin and stands alone.", None, EXIT_USAGE)
         return Images([Source(read_list(stdin or sys.stdin.buffer, null=null))])
     several = len(texts) > 1
-    opened = [_open_source(text, several, on_unreadable, null) for text in texts]
-    return Images(list(itertools.chain.from_iterable(opened)))
+    pick = Pick(all_files)
+    opened = [_open_source(text, several, on_unreadable, null, pick) for text in texts]
+    return Images(list(itertools.chain.from_iterable(opened)), pick)
 
 
-def _open_source(text: str, several: bool, on_unreadable: Unreadable, null: bool) -> list[Source]:
+def _open_source(text: str, several: bool, on_unreadable: Unreadable, null: bool, pick: Pick) -> list[Source]:
     if not text:
         raise FgvcError("An image source is empty text.", "Name a folder, a file or a glob.", EXIT_USAGE)
     if is_url(text):
         if is_archive(text):
             raise FgvcError(f"Archives are not read over a network: {text}.", "Copy it here first.")
-        return [remote_source(text, on_unreadable, several=several)]
+        return [remote_source(text, on_unreadable, several=several, pick=pick)]
     path = Path(text)
     if path.is_dir():
         prefix = f"{path.as_posix().rstrip('/')}/" if several and path != Path(".") else ""
-        _check_folder(path)
-        return [Source(_walk(path, prefix, on_unreadable))]
+        _check_folder(path, pick)
+        return [Source(_walk(path, prefix, on_unreadable, pick))]
     if os.path.lexists(text):
-        return [_open_file(text, several)]
+        return [_open_file(text, several, pick)]
     if text.startswith(LIST):
         return [list_source(text, Path(text.removeprefix(LIST)), null=null)]
     if glob.has_magic(text):
-        return _open_glob(text)
+        return _open_glob(text, pick)
     hint = "" if path.is_absolute() else f" Relative paths start at {Path.cwd()}."
     raise FgvcError(f"No such file or folder: {text}.", f"Name a folder, a file or a glob.{hint}")
 
 
-def _open_file(text: str, several: bool) -> Source:
+def _open_file(text: str, several: bool, pick: Pick) -> Source:
     if is_archive(text) and os.path.isfile(text):
-        return archive_source(text, several=several)
+        return archive_source(text, several=several, pick=pick)
     return Source(iter([as_given(text)]), 1)
 
 
-def _open_glob(text: str) -> list[Source]:
+def _open_glob(text: str, pick: Pick) -> list[Source]:
     matches = sorted(name for name in glob.iglob(text, recursive=True) if not os.path.isdir(name))
     if not matches:
         raise FgvcError(f"No file matches {text!r}.", "Quote a glob, and use ** for all folders below.")
     if not any(is_archive(name) for name in matches):
         return [Source(map(as_given, matches), len(matches))]
     # As if the shell had expanded it.
-    return [_open_file(name, several=True) for name in matches]
+    return [_open_file(name, True, pick) for name in matches]
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, pick: Pick) -> None:
     try:
         os.scandir(folder).close()
     except OSError as error:
         message = f"Cannot list {folder}: {error.strerror or error}."
         raise FgvcError(message, "Check its permissions.") from error
-    if next(_walk(folder, "", lambda *_: None), None) is None:
+    if next(_walk(folder, "", lambda *_: None, Pick(pick.all_files)), None) is None:
         raise FgvcError(*no_image(str(folder)))
 
 
-def _walk(root: Path, prefix: str, on_unreadable: Unreadable) -> Iterator[Found]:
+def _walk(root: Path, prefix: str, on_unreadable: Unreadable, pick: Pick) -> Iterator[Found]:
     real_root = os.path.realpath(root)
     followed: set[str] = set()
     # The folders on the way down, each as its relative path and its entries still to come, last one first.
-    stack: list[tuple[str, list[str]]] = [("", _list_folder(root, on_unreadable))]
+    stack: list[tuple[str, list[str]]] = [("", _list_folder(root, on_unreadable, pick))]
     while stack:
         above, entries = stack[-1]
         if not entries:
@@ -167,21 +176,22 @@ def _walk(root: Path, prefix: str, on_unreadable: Unreadable) -> Iterator[Found]
         if not name.endswith("/"):
             yield Found(path, prefix + name)
         elif not path.is_symlink() or _follow(os.path.realpath(path), real_root, followed):
-            stack.append((name, _list_folder(path, on_unreadable)))
+            stack.append((name, _list_folder(path, on_unreadable, pick)))
 
 
-def _list_folder(folder: Path, on_unreadable: Unreadable) -> list[str]:
+def _list_folder(folder: Path, on_unreadable: Unreadable, pick: Pick) -> list[str]:
     """Image files and, with a slash, sub-folders, sorted so that the whole walk is; last one first."""
     names: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if is_left_behind(entry.name):
+                if pick.leaves(entry.name):
                     continue
                 # "a/" sorts after "a-b/" and "a.jpg", just as the paths below it do.
-                if _is_folder(entry):
+                folder_below = _is_folder(entry)
+                if folder_below:
                     names.append(f"{entry.name}/")
-                if is_image_name(entry.name):
+                if pick.takes(entry.name, folder=folder_below):
                     names.append(entry.name)
     except OSError as error:
         on_unreadable(folder, error)

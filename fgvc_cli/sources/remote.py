@@ -19,10 +19,9 @@ from fgvc_cli.sources.stored import (
     MAX_BYTES,
     CannotRead,
     Found,
+    Pick,
     Source,
     Stored,
-    is_image_name,
-    is_left_behind,
     no_image,
 )
 
@@ -88,7 +87,9 @@ class _Listed(NamedTuple):
     size: int | None
 
 
-def remote_source(url: str, on_unreadable: TellUnreadable, *, several: bool) -> Source:
+def remote_source(
+    url: str, on_unreadable: TellUnreadable, *, several: bool, pick: Pick | None = None
+) -> Source:
     """The images of a remote folder (with everything below), glob or file, in the order of a local walk.
 
     Names are those of local sources, the URL as typed being the folder as given. Memory holds the listings
@@ -105,8 +106,9 @@ def remote_source(url: str, on_unreadable: TellUnreadable, *, several: bool) -> 
         raise FgvcError(f"Cannot read {url}: {error}.") from error
     try:
         if files.isdir(path):
-            walk = _walk(files, url, path, f"{url.rstrip('/')}/" if several else "", on_unreadable)
-            if next(_walk(files, url, path, "", lambda *_: None), None) is None:
+            pick = pick or Pick()
+            walk = _walk(files, url, path, f"{url.rstrip('/')}/" if several else "", on_unreadable, pick)
+            if next(_walk(files, url, path, "", lambda *_: None, Pick(pick.all_files)), None) is None:
                 files.ls(path, detail=True)  # says why, where the walk did not
                 raise FgvcError(*no_image(url))
             return Source(walk)
@@ -162,9 +164,11 @@ def _matches(files: Any, url: str, path: str) -> list[Found]:
     ]
 
 
-def _walk(files: Any, url: str, root: str, prefix: str, on_unreadable: TellUnreadable) -> Iterator[Found]:
+def _walk(
+    files: Any, url: str, root: str, prefix: str, on_unreadable: TellUnreadable, pick: Pick
+) -> Iterator[Found]:
     # The folders on the way down, each as its name relative to the root and its entries, last one first.
-    stack = [("", _list_folder(files, url, root, on_unreadable))]
+    stack = [("", _list_folder(files, url, root, on_unreadable, pick))]
     while stack:
         above, entries = stack[-1]
         if not entries:
@@ -173,12 +177,12 @@ def _walk(files: Any, url: str, root: str, prefix: str, on_unreadable: TellUnrea
         entry = entries.pop()
         name = above + entry.name
         if entry.name.endswith("/"):
-            stack.append((name, _list_folder(files, url, entry.path, on_unreadable)))
+            stack.append((name, _list_folder(files, url, entry.path, on_unreadable, pick)))
         else:
             yield Found(RemoteFile(url, entry.path, entry.size), prefix + name)
 
 
-def _list_folder(files: Any, url: str, path: str, on_unreadable: TellUnreadable) -> list[_Listed]:
+def _list_folder(files: Any, url: str, path: str, on_unreadable: TellUnreadable, pick: Pick) -> list[_Listed]:
     try:
         infos = files.ls(path, detail=True)
     except Exception as error:  # each store has exceptions of its own
@@ -190,12 +194,13 @@ def _list_folder(files: Any, url: str, path: str, on_unreadable: TellUnreadable)
         where = info["name"]
         name = where.rstrip("/").rsplit("/", 1)[-1]
         # Object stores list a folder's own marker among its entries.
-        if is_left_behind(name) or where.strip("/") == path.strip("/"):
+        if where.strip("/") == path.strip("/") or pick.leaves(name):
             continue
         size = info.get("size")
-        if info.get("type") == "directory":
+        folder = info.get("type") == "directory"
+        if folder:
             entries.append(_Listed(f"{name}/", where, None))
             size = None
-        if is_image_name(name):
+        if pick.takes(name, folder=folder):
             entries.append(_Listed(name, where, size))
     return sorted(entries, reverse=True, key=lambda entry: entry.name)

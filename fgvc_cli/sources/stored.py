@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,51 @@ def is_left_behind(name: str) -> bool:
 def is_image_name(name: str) -> bool:
     """Whether the ending is one of ``EXTENSIONS``."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+class Pick:
+    """Which entries of folders and archives are images, and a count of what is passed over.
+
+    Args:
+        all_files: take files of any name; their content decides.
+    """
+
+    def __init__(self, all_files: bool = False):
+        self.all_files = all_files
+        self.left_behind: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+
+    def leaves(self, name: str) -> bool:
+        """Whether an entry is what a system leaves behind; counts it. A folder counts once."""
+        if not is_left_behind(name):
+            return False
+        # Names starting with a dot may be of any number.
+        self.left_behind["._*" if name.startswith("._") else "hidden" if name[0] == "." else name] += 1
+        return True
+
+    def takes(self, name: str, *, folder: bool = False) -> bool:
+        """Whether an entry is an image by its name; counts a file that is not."""
+        if is_image_name(name):
+            return True
+        if folder:
+            return False
+        if not self.all_files:
+            self.others[os.path.splitext(name)[1].lower()[:12] or "without an ending"] += 1
+        return self.all_files
+
+    def lines(self) -> list[str]:
+        """What was passed over, for the user."""
+        kinds = (
+            (self.left_behind, "entries that systems leave behind passed over"),
+            (self.others, "other files passed over"),
+        )
+        return [f"{counts.total():,} {what} ({_largest(counts)})." for counts, what in kinds if counts]
+
+
+def _largest(counts: Counter[str]) -> str:
+    shown = counts.most_common(6)
+    rest = counts.total() - sum(count for _, count in shown)
+    return ", ".join([f"{kind} {count:,}" for kind, count in shown] + [f"others {rest:,}"] * bool(rest))
 
 
 def no_image(where: str) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from fgvc_cli.sources.archive_entries import (
     image_member,
     open_unchanged,
 )
-from fgvc_cli.sources.stored import MAX_BYTES, CannotRead, Found, Lost, Stored
+from fgvc_cli.sources.stored import MAX_BYTES, CannotRead, Found, Lost, Pick, Stored
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 MAX_HEADER_BYTES = 1 << 20
@@ -121,7 +121,7 @@ def tar_members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise Damaged(f"damaged at byte {tar.offset}")
 
 
-def tar_entries(stream: BinaryIO) -> Iterator[Entry]:
+def tar_entries(stream: BinaryIO, pick: Pick | None = None) -> Iterator[Entry]:
     """The images of a plain tar archive, in its order; links to images in it lead to their bytes.
 
     Raises:
@@ -134,7 +134,7 @@ def tar_entries(stream: BinaryIO) -> Iterator[Entry]:
         for member in tar_members(stream):
             if target := _target(member):
                 links[_normal(member.name)] = target
-            if (name := image_member(member.name)) is None:
+            if (name := image_member(_named(member), pick)) is None:
                 continue
             if target:
                 waiting.append((name, target))
@@ -156,6 +156,11 @@ def _kind(member: tarfile.TarInfo) -> int:
     if not member.isreg():
         return SPECIAL
     return TOO_LARGE if member.size > MAX_BYTES else FILE
+
+
+def _named(member: tarfile.TarInfo) -> str:
+    """With a slash behind a folder."""
+    return f"{member.name}/" if member.isdir() else member.name
 
 
 def _normal(name: str) -> str:
@@ -191,14 +196,16 @@ def _follow_links(stream: BinaryIO, waiting: list[tuple[str, str]], links: dict[
         yield Entry(name, *places.get(ends[name], (OUTSIDE, 0, 0)))
 
 
-def compressed_images(stream: BinaryIO, archive: str, prefix: str) -> Iterator[Found]:
+def compressed_images(
+    stream: BinaryIO, archive: str, prefix: str, pick: Pick | None = None
+) -> Iterator[Found]:
     """The images of a tar archive from its decompressed stream, in its order, each with its bytes.
 
     Raises:
         Damaged: after all that could be read.
     """
     for member in tar_members(stream):
-        if (name := image_member(member.name)) is None:
+        if (name := image_member(_named(member), pick)) is None:
             continue
         where, row = f"{archive}/{name}", prefix + name
         kind = LINK if _target(member) else _kind(member)

@@ -28,7 +28,7 @@ from fgvc_cli.sources.archive_entries import (
     image_member,
     open_unchanged,
 )
-from fgvc_cli.sources.stored import MAX_BYTES, CannotRead
+from fgvc_cli.sources.stored import MAX_BYTES, CannotRead, Pick
 from fgvc_cli.sources.stored import Stored as StoredImage
 
 STORED, DEFLATED, BZIPPED, LZMA = 0, 8, 12, 14
@@ -108,7 +108,7 @@ def _lzma(packed: bytes, size: int) -> tuple[lzma.LZMADecompressor, bytes]:
     return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[settings]), packed[4 + length :]
 
 
-def zip_entries(stream: BinaryIO) -> Iterator[Entry]:
+def zip_entries(stream: BinaryIO, pick: Pick | None = None) -> Iterator[Entry]:
     """The images of a zip archive, in the order of its directory.
 
     Raises:
@@ -126,7 +126,7 @@ def zip_entries(stream: BinaryIO) -> Iterator[Entry]:
         extra = stream.read(extra_len)
         stream.seek(comment_len, io.SEEK_CUR)
         size -= RECORD.size + name_len + extra_len + comment_len
-        name = image_member(_name(raw, flags))
+        name = image_member(_name(raw, flags), pick)
         if name is not None:
             full, packed, at = _wide(extra, full, packed, at)
             is_link = made >> 8 == UNIX and stat.S_ISLNK(mode >> 16)

@@ -18,6 +18,7 @@ from fgvc_cli.sources import remote
 from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.images import DecodedImage, read_image
 from fgvc_cli.sources.remote import RemoteFile
+from fgvc_cli.sources.stored import Pick
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_the_marker_that_object_stores_keep_for_a_folder_is_no_image():
         {"name": "bucket/x.jpg/b.jpg", "type": "directory", "size": 0},
     ]
     store = SimpleNamespace(ls=lambda path, detail: infos)
-    listed = remote._list_folder(store, "s3://bucket/x.jpg/", "bucket/x.jpg", lambda *_: None)
+    listed = remote._list_folder(store, "s3://bucket/x.jpg/", "bucket/x.jpg", lambda *_: None, Pick())
     assert [(entry.name, entry.size) for entry in reversed(listed)] == [
         ("a.jpg", 5),
         ("b.jpg", None),
