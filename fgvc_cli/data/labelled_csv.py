@@ -2,12 +2,13 @@
 
 ``path,label`` says what an image shows. ``path,labels`` (plural) says all that it shows, joined by ``|``, and
 makes the set multi-label: ``leaf.jpg,rust|scab``, where ``leaf.jpg,`` has none of the labels. Each may have a
-column ``split``.
+column ``split``. Columns may be parted by ``;`` or tabs instead.
 """
 
 from __future__ import annotations
 
 import csv
+import posixpath
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -75,8 +76,12 @@ def read_listing(path: Path) -> tuple[Found, dict[str, int]]:
     try:
         # -sig: spreadsheets write a byte order mark; strict: a stray quote must not swallow lines
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            delimiter = _delimiter(file.readline())
+            file.seek(0)
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             header = [cell.strip().lower() for cell in next(reader, [])]
+            while header and not header[-1]:  # trailing commas, as spreadsheets write them
+                header.pop()
             found.multi_label = "labels" in header and "label" not in header
             label_column = "labels" if found.multi_label else "label"
             absent = [column for column in ("path", label_column) if column not in header]
@@ -85,12 +90,26 @@ def read_listing(path: Path) -> tuple[Found, dict[str, int]]:
                     f"{path} line 1: no column {' and '.join(absent)} in {','.join(header)!r}.",
                     f"Write {CSV_FORM}.",
                 )
+            twice = [column for column in ("path", label_column, "split") if header.count(column) > 1]
+            if twice:
+                raise FgvcError(
+                    f"{path} line 1: the column {twice[0]} is there {header.count(twice[0])} times.",
+                    "Remove or rename all but one.",
+                )
+            places: dict[str, str] = {}
             for cells in reader:
                 where = f"{path} line {reader.line_num}"
+                if cells and not any(cell.strip() for cell in cells):
+                    continue  # only commas: a row that was emptied in a spreadsheet
+                while len(cells) > len(header) and not cells[-1].strip():
+                    cells.pop()
                 image, labels, split = _read_row(cells, header, label_column, where, path.parent)
-                if image in line_of:
+                # One file, however its path is written: a/../a/x.jpg is a/x.jpg.
+                if (earlier := places.setdefault(posixpath.normpath(image), image)) in line_of:
+                    written = "" if earlier == image else f" as {earlier}"
                     raise FgvcError(
-                        f"{where}: {image} is on line {line_of[image]} too; expected it once ({_MULTI_FORM})."
+                        f"{where}: {image} is on line {line_of[earlier]} too{written}; "
+                        f"expected it once ({_MULTI_FORM})."
                     )
                 line_of[image] = reader.line_num
                 found.images.setdefault(split, {}).setdefault(labels, []).append(image)
@@ -103,6 +122,15 @@ def read_listing(path: Path) -> tuple[Found, dict[str, int]]:
             "Write a|b where both are there, and leave it empty where none is.",
         )
     return found, line_of
+
+
+def _delimiter(first_line: str) -> str:
+    """What parts the columns of a header: a comma, or what spreadsheets of other countries write."""
+    for delimiter in (",", ";", "\t"):
+        columns = [cell.strip(' "\r\n').lower() for cell in first_line.split(delimiter)]
+        if "path" in columns and ("label" in columns or "labels" in columns):
+            return delimiter
+    return ","
 
 
 def _read_row(

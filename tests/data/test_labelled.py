@@ -185,7 +185,7 @@ def test_csv_with_splits(tmp_path: Path, encoding: str) -> None:
     ("text", "parts"),
     [
         ("", ["line 1", "no column path and label"]),
-        ("path;label\na1.jpg;a\n", ["line 1", "no column path and label", "path;label"]),
+        ("path|label\na1.jpg|a\n", ["line 1", "no column path and label", "path|label"]),
         ("path,class\na1.jpg,a\n", ["line 1", "no column label", "path,class", "path,label,split"]),
         ("path,label\n", ["no images"]),
         ("path,label\na1.jpg,a\n\nb1.jpg,b\n", ["line 3", "empty line", "path,label"]),
@@ -373,3 +373,42 @@ def test_images_without_a_label_are_dealt_like_a_class(tmp_path: Path) -> None:
     listing = load_labelled(write_multi(tmp_path, "path,labels", *lines), val_share=0.2, test_share=0.2)
     bare = {split: sum(not e.labels for e in examples) for split, examples in listing.splits.items()}
     assert bare == {"train": 12, "val": 4, "test": 4}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_as_spreadsheets_write_it(tmp_path: Path, delimiter: str) -> None:
+    """Other delimiters; commas behind the last column; rows that were emptied."""
+    rows = [
+        "path,label,,",
+        "a1.jpg,a,,",
+        "a2.jpg,a",
+        ",,,",
+        "a3.jpg,a,",
+        "b1.jpg,b",
+        "b2.jpg,b",
+        "b3.jpg,b",
+        ",,",
+    ]
+    listing = load_labelled(write_csv(tmp_path, "\n".join(rows).replace(",", delimiter) + "\n"))
+    assert listing.classes == ("a", "b")
+    assert sum(listing.counts().values()) == 6
+
+
+def test_csv_with_a_comma_in_a_name_beside_other_delimiters(tmp_path: Path) -> None:
+    rows = ["path;label", "a1.jpg;Wren, winter", "a2.jpg;Wren, winter", "b1.jpg;b", "b2.jpg;b"]
+    assert {*load_labelled(write_csv(tmp_path, "\n".join(rows))).classes} == {"b", "Wren, winter"}
+
+
+@pytest.mark.parametrize("header", ["path,label,label", "path,path,label", "path,label,split,Split"])
+def test_csv_with_a_column_twice_is_refused(tmp_path: Path, header: str) -> None:
+    filled = ",".join(["a1.jpg", *["a"] * header.count(",")])
+    error = refusal(write_csv(tmp_path, f"{header}\n{filled}\n"))
+    assert "line 1" in str(error)
+    assert "is there 2 times" in str(error)
+
+
+def test_csv_with_one_image_under_two_paths_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.jpg").touch()
+    error = refusal(write_csv(tmp_path, "path,label\na/x.jpg,a\nb1.jpg,b\na/../a/x.jpg,b\n"))
+    assert "line 4: a/../a/x.jpg is on line 2 too as a/x.jpg" in str(error)
