@@ -72,18 +72,22 @@ def input_geometry(width: int, height: int, preprocess: ResizeRule) -> Geometry:
 
 
 def cut_input(
-    image: Image.Image, preprocess: ResizeRule, full_size: tuple[int, int] | None = None
+    image: Image.Image,
+    preprocess: ResizeRule,
+    full_size: tuple[int, int] | None = None,
+    corner: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Resize by the rule and cut the centre: upright RGB image -> the model's input, S x S.
 
     Args:
         full_size: (width, height) of the photograph where ``image`` is a copy of it at another scale; the
             input then shows what it would show of the photograph itself.
+        corner: (left, top) of the cut in the resized image, pixels, where it is not the centre.
     """
     width, height = full_size or image.size
     geometry = input_geometry(width, height, preprocess)
     side = preprocess.input_px
-    left, top = int(geometry.offset_x), int(geometry.offset_y)
+    left, top = corner or (int(geometry.offset_x), int(geometry.offset_y))
     # Resizing just the part that is kept equals resize-then-crop, and never builds a huge strip for a
     # panorama.
     x1, y1, x2, y2 = (

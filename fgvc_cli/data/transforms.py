@@ -51,6 +51,27 @@ def eval_transform(preprocess: Preprocess) -> Transform:
     return EvalTransform(preprocess)
 
 
+class _ResizeAndCut(torch.nn.Module):
+    """As evaluation does it, of the centre or of a place drawn at random: the resized image is never built,
+    which of a photograph of 30,000 x 12 takes gigabytes."""
+
+    def __init__(self, preprocess: Preprocess, *, at_random: bool):
+        super().__init__()
+        self.preprocess = preprocess
+        self.at_random = at_random
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        if not self.at_random:
+            return cut_input(image, self.preprocess)
+        width, height = resized_size(image.width, image.height, self.preprocess)
+        # The draws of torchvision's RandomCrop, in its order.
+        top, left = (self._draw(length - self.preprocess.input_px) for length in (height, width))
+        return cut_input(image, self.preprocess, corner=(left, top))
+
+    def _draw(self, room: int) -> int:
+        return int(torch.randint(0, room + 1, (1,))) if room else 0
+
+
 def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
     """The augmented training transform: upright RGB image -> uint8 (3, T, T), T = augment.train_px or S."""
     side = augment.train_px or preprocess.input_px
@@ -59,9 +80,8 @@ def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
     if augment.crop == "resized":
         steps.append(v2.RandomResizedCrop(side, scale=(augment.scale_min, 1.0), antialias=True))
     else:
-        whole = [resize_px, resize_px] if preprocess.resize_rule == "squash" else [resize_px]
-        steps.append(v2.Resize(whole, antialias=True))
-        steps.append(v2.CenterCrop(side) if augment.crop == "center" else v2.RandomCrop(side))
+        resized = preprocess.model_copy(update={"input_px": side, "resize_px": max(resize_px, side)})
+        steps.append(_ResizeAndCut(resized, at_random=augment.crop == "random"))
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
     if augment.rand_augment:

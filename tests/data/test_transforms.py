@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from fgvc_cli.config import Augment, Preprocess
 from fgvc_cli.data.transforms import (
@@ -15,6 +16,7 @@ from fgvc_cli.data.transforms import (
     input_geometry,
     mix_transform,
     normalize,
+    resized_size,
     train_transform,
 )
 
@@ -148,3 +150,45 @@ def test_both_take_turns_and_neither_is_none():
     seen = {bool((mixed(mixup=1.0, cutmix=1.0)[0] % 1 == 0).all()) for _ in range(12)}
     assert seen == {True, False}
     assert mix_transform(Augment(), 3) is None
+
+
+ODD_SIZES = [(640, 480), (481, 641), (101, 99), (17, 1500), (1500, 17), (33, 33), (225, 224)]
+
+
+@pytest.mark.parametrize("size", ODD_SIZES)
+@pytest.mark.parametrize("rule", RULES)
+def test_training_without_augmentation_sees_what_evaluation_sees(size, rule):
+    preprocess = Preprocess(input_px=64, resize_px=75, resize_rule=rule)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    trained = train_transform(preprocess, Augment(crop="center", flip=False))(image)
+    assert torch.equal(trained, eval_transform(preprocess)(image))
+
+
+@pytest.mark.parametrize("size", ODD_SIZES)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_random_crop_is_one_of_the_resized_image(size, rule):
+    preprocess = Preprocess(input_px=64, resize_px=75, resize_rule=rule)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    transform = train_transform(preprocess, Augment(crop="random", flip=False))
+    whole = image.resize(resized_size(*size, preprocess), Image.Resampling.BILINEAR)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        got = transform(image)
+        torch.manual_seed(seed)
+        wanted = v2.functional.pil_to_tensor(v2.RandomCrop(64)(whole))
+        assert (got.int() - wanted.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_training_on_a_strip_never_builds_the_resized_image(monkeypatch, crop):
+    sizes = []
+    resize = Image.Image.resize
+
+    def recorded(self, size, *args, **options):
+        sizes.append(tuple(size))
+        return resize(self, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    preprocess = Preprocess(input_px=64, resize_px=75, resize_rule="shorter")
+    train_transform(preprocess, Augment(crop=crop))(Image.new("RGB", (30_000, 12)))
+    assert sizes == [(64, 64)]
