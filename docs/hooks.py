@@ -144,8 +144,6 @@ def command_section(words: tuple[str, ...], command: Any) -> Iterator[str]:
         yield ""
     options = [p for p in command.params if is_option(p) and not getattr(p, "hidden", False)]
     options = [p for p in options if "--help" not in p.opts]
-    if not options:
-        return
     panels = dict.fromkeys(getattr(p, "rich_help_panel", None) or "" for p in options)
     for panel in panels:
         if len(panels) > 1:
@@ -227,9 +225,9 @@ def _default(info: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return {None: "none"}.get(value, str(value)) if not isinstance(value, dict | list | tuple) else (
-        ", ".join(str(part) for part in value)
-    )
+    if isinstance(value, dict | list | tuple):
+        return ", ".join(str(part) for part in value)
+    return "none" if value is None else str(value)
 
 
 def settings_page() -> str:
@@ -241,8 +239,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from the program. Each is set with `--set NAME=VALUE`; `fgvc train ... --show-config` prints "
-        "what a training would use, and a recipe (`fgvc recipes`) may choose other values than the defaults here.",
+        "Generated from the program. Each is set with `--set NAME=VALUE`. A recipe (`fgvc recipes`) may choose "
+        "other values than the defaults here: `fgvc train ... --show-config` prints what a training would use.",
         "",
     ]
     train = config.TrainConfig
@@ -279,7 +277,7 @@ def python_page() -> str:
         "    print(row.path, row.labels[0], row.probs[0], row.box)",
         "```",
         "",
-        "`import fgvc_cli` gives the names below; they are imported on first use. What is not listed here may change.",
+        "`import fgvc_cli` gives the names below, imported on first use. What is not listed here may change.",
         "",
         "## Public names",
         "",
