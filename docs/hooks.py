@@ -239,8 +239,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from the program. Each is set with `--set NAME=VALUE`. A recipe (`fgvc recipes`) may choose "
-        "other values than the defaults here: `fgvc train ... --show-config` prints what a training would use.",
+        "Generated from the program. Each is set with `--set NAME=VALUE`. A recipe (`fgvc recipes`) may "
+        "choose others than these defaults: `fgvc train ... --show-config` prints what a training would use.",
         "",
     ]
     train = config.TrainConfig
