@@ -131,14 +131,14 @@ def command_section(words: tuple[str, ...], command: Any) -> Iterator[str]:
     yield from ("", "```text", usage_line(words, command), "```", "")
     children = getattr(command, "commands", {})
     if children:
-        yield from ("| command | |", "|---|---|")
+        yield from ("| command | what it does |", "|---|---|")
         for name, child in children.items():
             summary = inspect.cleandoc(child.help or "").split("\n")[0]
             yield f"| `{' '.join(('fgvc', *words, name))}` | {cell(summary)} |"
         yield ""
     arguments = [p for p in command.params if not is_option(p)]
     if arguments:
-        yield from ("| argument | |", "|---|---|")
+        yield from ("| argument | meaning |", "|---|---|")
         for parameter in arguments:
             yield f"| `{(parameter.name or '').upper()}` | {cell(getattr(parameter, 'help', '') or '')} |"
         yield ""
@@ -148,7 +148,7 @@ def command_section(words: tuple[str, ...], command: Any) -> Iterator[str]:
     for panel in panels:
         if len(panels) > 1:
             yield from (f"**{panel or 'Options'}**", "")
-        yield from ("| option | value | |", "|---|---|---|")
+        yield from ("| option | value | meaning |", "|---|---|---|")
         for parameter in options:
             if (getattr(parameter, "rich_help_panel", None) or "") != panel:
                 continue
@@ -203,7 +203,7 @@ def settings_tables(cls: Any, docs: dict[str, tuple[str, dict[str, str]]], prefi
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         texts |= docs.get(base.__name__, ("", {}))[1]
-    yield from ("| `--set` | value | default | |", "|---|---|---|---|")
+    yield from ("| `--set` | value | default | meaning |", "|---|---|---|---|")
     for name, info in cls.model_fields.items():
         if hasattr(info.annotation, "model_fields"):
             continue
