@@ -2,7 +2,7 @@
 # Table 3 of CRA-SMRA on the Grocery Store set with a MobileNetV2: the plain backbone, its stages' heads alone,
 # CBAM, CRAM, CRAM and SMRAM, three seeds each, every row with the same epochs, augmentation and rates.
 # Fifteen trainings of 10 to 25 minutes on one shared CPU core; measured figures: benchmarks/RESULTS.md.
-# With the average in front of each head, the default then. The same command again goes on where it was cut.
+# With average pooling in front of each head, the default then. The same command again resumes.
 #   usage: FGVC_DATA=/data examples/table3_grocery.sh mobilenetv2_100.safetensors
 set -euo pipefail
 fgvc train --dataset grocery --model crasmra-mobilenetv2_100 --init "$1" \

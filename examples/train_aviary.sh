@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The embedded model `aviary`, from nothing but the ImageNet weights of a MobileNetV2.
+# The embedded model `aviary`, from the ImageNet weights of a MobileNetV2.
 # Measured 2026-11-20 on two shared CPU cores (one thread): 13 minutes beside two other trainings; val top-1
 # 95.0 % of 120, test top-1 97.5 % of 240.
 #   usage: examples/train_aviary.sh mobilenetv2_100.safetensors
@@ -10,4 +10,4 @@ fgvc train --data aviary --model crasmra-mobilenetv2_100 --init "$1" \
   --set augment.color_jitter=0.2 --set ema_decay=0.98 \
   --set optim.name=sgd --set optim.warmup_epochs=1 --set optim.lr_backbone=0.004 \
   --set optim.lr_cram=0.015 --set optim.lr_heads=0.015 --set optim.lr_smram=0.004 \
-  --set options.head_pool=avg  # the default was another then; with top5 it is better: benchmarks/RESULTS.md
+  --set options.head_pool=avg  # the default then; top5 is better: benchmarks/RESULTS.md

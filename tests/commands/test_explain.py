@@ -398,10 +398,10 @@ def test_maps_in_one_file_are_rows_of_photographs(photo, opened):
     assert Path("maps.h5").read_bytes() == before and sorted(os.listdir()) == ["maps.h5", "photos.explain"]
 
 
-def test_the_readme_reads_the_maps_back(photo, opened, capsys):
+def test_the_guide_reads_the_maps_back(photo, opened, capsys):
     run(photo, weights="any", device="cpu", parts_dir=Path("maps.h5"), quiet=True)
     capsys.readouterr()
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    examples = [block.partition("```")[0] for block in readme.split("```python\n")[1:]]
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "explaining.md").read_text()
+    examples = [block.partition("```")[0] for block in guide.split("```python\n")[1:]]
     exec(next(each for each in examples if "maps.h5" in each).replace("stage5", "last"))
     assert "bird [red].jpg" in capsys.readouterr().out

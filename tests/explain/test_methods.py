@@ -249,10 +249,11 @@ def test_a_cell_has_the_mean_of_the_windows_that_hide_it():
 
 def test_every_method_is_listed_where_people_look():
     option = get_type_hints(explain_command, include_extras=True)["method"].__metadata__[0]
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    guides = Path(__file__).parents[2] / "docs" / "guides"
+    text = "".join((guides / name).read_text() for name in ("explaining.md", "maps.md"))
     assert f"Maps to draw: {', '.join(METHODS)}." in option.help
-    assert f"`--method` ({', '.join(METHODS)})" in readme
-    assert all(f"| {name} " in readme for name in METHODS if METHODS[name].asks_class)
+    assert f"`--method` ({', '.join(f'`{name}`' for name in METHODS)})" in text
+    assert all(f"| {name} " in text for name in METHODS if METHODS[name].asks_class)
 
 
 def test_methods_are_picked_once_each_and_occlusion_answers_for_a_class():
