@@ -30,7 +30,7 @@ def explain(
         typer.Option(
             help="Maps to draw: stages, object, rollout, occlusion, occlusion-blur, hirescam, gradcam. "
             "Repeatable. Default: what the model itself shows; for a class, occlusion, which is slow "
-            "(100 passes) and passes every test that README lists."
+            "(100 passes) and passes every test of honesty (docs, Which map to believe)."
         ),
     ] = None,
     target: Annotated[
