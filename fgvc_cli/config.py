@@ -158,6 +158,12 @@ class CraSmraConfig(BackboneOptions):
     """Train with SMRAM and its diversity loss (Eq. 7-9); never part of the test graph."""
     reduction: int = Field(16, ge=1)
     """r of the shared MLP, C -> C/r -> C (Eq. 2)."""
+    min_hidden: int = Field(1, ge=1)
+    """Least width of that MLP's hidden layer (ours): C/16 leaves an EfficientNet-Lite0 2, 7 and 80."""
+    mask_norm: Literal["none", "layer"] = "none"
+    """LayerNorm on the pooled vectors in front of the MLP (ours), or none (paper)."""
+    mask_init: Literal["default", "zero"] = "default"
+    """Start of the MLP's second layer: torch's default, or zeros (ours), so that every I is 0.5 at first."""
     mask_sum: Literal["after_mlp", "before_mlp"] = "after_mlp"
     """MLP(avg) + MLP(max), as CBAM, or MLP(avg + max) (Eq. 1)."""
     softmax_of: Literal["mask", "logits"] = "mask"
@@ -299,6 +305,8 @@ class Optim(Section):
     """SMRAM (paper)."""
     lr_cram: float = Field(0.006, ge=0)
     """CRAM with its Conv_layer (paper)."""
+    lr_mask: float | None = Field(None, ge=0)
+    """The MLP behind CRAM's mask (Eq. 2) alone; None: as ``lr_cram``."""
     lr_heads: float = Field(0.002, ge=0)
     """Heads (the paper does not say); a plain baseline's classifier too, so that comparisons are fair."""
     momentum: Share = 0.9
