@@ -152,10 +152,12 @@ def test_compile_is_asked_for_and_what_it_makes_is_trained(monkeypatch):
 def test_meter_is_the_mean_over_images_and_survives_its_state():
     meter = Meter()
     meter.add({"loss": torch.tensor(1.0), "x": torch.tensor(4.0)}, 3)
-    meter.add({"loss": torch.tensor(3.0)}, 1)
+    meter.add({"loss": torch.tensor(3.0), "suppressed_stage3": torch.tensor([0.0, 1.0, 1.0])}, 1)
+    meter.add({"suppressed_stage3": torch.tensor([0.0, 1.0, 0.0]), "loss": torch.tensor(2.0)}, 4)
     other = Meter()
     other.load(meter.state(), CPU)
-    assert meter.means() == other.means() == {"loss": 1.5, "x": 3.0} and other.images == 4
+    means = {"loss": 1.75, "x": 1.5, "suppressed_stage3": 6 / 8 / 3, "mask_variation_stage3": 1.0}
+    assert meter.means() == other.means() == pytest.approx(means) and other.images == 8
 
 
 def limit_memory(monkeypatch, learner, photographs, error=None):
