@@ -227,7 +227,9 @@ def test_joined_evaluation_counts_every_image_once():
     assert joined.metrics()["top1"] == 0.5
     figures = joined.metrics()
     assert figures["overlap"] == pytest.approx((3 * 0.2 + 0.6) / 4)
-    assert figures["mask_variation_stage3"] == pytest.approx(1 / 3), "channels that both parts always suppress"
+    assert figures["mask_variation_stage3"] == pytest.approx(1 / 3), (
+        "channels that both parts always suppress"
+    )
     assert joined.failures == ["3 bad", "1 bad", "0 bad"]
     assert joined.seconds == 0.3
     assert len(join_evaluations([make_evaluation([], 0)]).labels) == 0

@@ -156,7 +156,7 @@ def test_meter_is_the_mean_over_images_and_survives_its_state():
     meter.add({"suppressed_stage3": torch.tensor([0.0, 1.0, 0.0]), "loss": torch.tensor(2.0)}, 4)
     other = Meter()
     other.load(meter.state(), CPU)
-    means = {"loss": 1.75, "x": 1.5, "suppressed_stage3": 6 / 8 / 3, "mask_variation_stage3": 1.0}
+    means = {"loss": 1.75, "x": 1.5, "suppressed_stage3": 6 / 8 / 3, "mask_variation_stage3": 2 / 3}
     assert meter.means() == other.means() == pytest.approx(means) and other.images == 8
 
 
