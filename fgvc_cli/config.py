@@ -145,6 +145,9 @@ class BackboneOptions(Section):
     padding: Literal["own", "same"] = "own"
     """Padding of strided convolutions: the architecture's own, or TensorFlow's SAME, for weights that were
     trained with it (timm's ``pad_type``; EfficientNet and MobileNet families)."""
+    pretrained_tag: str | None = None
+    """Which of timm's weights the backbone starts from, e.g. ``tv_in1k``; None: timm's default, or the tag
+    that the model's name has."""
     multi_label: bool = False
     """Several labels per photograph, each with a probability of its own (sigmoid). The data decides it."""
 
@@ -318,7 +321,7 @@ class Optim(Section):
     schedule: Literal["cosine", "onecycle"] = "cosine"
     """Cosine decay after the warm-up, or one cycle (Smith & Topin 2017), frozen epochs having their own."""
     freeze_epochs: int = Field(0, ge=0)
-    """First epochs, in which the backbone rests while everything else learns."""
+    """First epochs, in which the backbone rests while everything else learns; it may be all of them."""
     layer_decay: float | None = Field(None, gt=0, le=1)
     """The backbone's learning rate falls by this factor per layer towards its start; None: one rate."""
 

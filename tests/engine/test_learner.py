@@ -214,3 +214,18 @@ def test_the_rate_of_a_frozen_backbone_is_0():
     assert (learner.rates()["lr_backbone"], learner.rates()["lr_heads"]) == (0, 0.1)
     learner.begin_epoch(2)
     assert learner.rates() == {"lr_backbone": 0.1, "lr_heads": 0.1}
+
+
+def test_a_backbone_frozen_to_the_end_never_changes():
+    learner = make_learner(make_config(optim={"freeze_epochs": 2}, epochs=2))
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    for epoch in (1, 2):
+        learner.begin_epoch(epoch)
+        updated(learner, make_batches(4))
+    after = learner.model.state_dict()
+    changed = {
+        name.partition(".")[0] for name, value in after.items() if not torch.equal(value, before[name])
+    }
+    assert "heads" in changed and "backbone" not in changed
+    with pytest.raises(FgvcError, match="freeze_epochs=3 keeps the backbone frozen longer than the 2 epochs"):
+        make_learner(make_config(optim={"freeze_epochs": 3}, epochs=2))
