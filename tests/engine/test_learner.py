@@ -229,3 +229,16 @@ def test_a_backbone_frozen_to_the_end_never_changes():
     assert "heads" in changed and "backbone" not in changed
     with pytest.raises(FgvcError, match="freeze_epochs=3 keeps the backbone frozen longer than the 2 epochs"):
         make_learner(make_config(optim={"freeze_epochs": 3}, epochs=2))
+
+
+def test_depthwise_convolutions_stay_in_float32_under_bf16_on_a_cpu():
+    images = torch.randn(2, 3, 32, 32)
+    learner = make_learner(make_config(amp="bf16", model="timm-mobilenetv2_035", ema_decay=0.9))
+    for model in (learner.model, learner.ema.module):
+        seen = set()
+        for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
+            kind = "depthwise" if conv.groups > 1 else "other"
+            conv.register_forward_hook(lambda m, given, out, kind=kind: seen.add((kind, out.dtype)))
+        with learner.autocast():
+            model(images)
+        assert seen == {("depthwise", torch.float32), ("other", torch.bfloat16)}
