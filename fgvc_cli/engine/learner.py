@@ -207,8 +207,8 @@ class Learner:
 def _depthwise_in_float32(model: nn.Module) -> None:
     """Leave a network's depthwise convolutions out of bf16 autocast.
 
-    oneDNN has no fast bf16 kernels for most of their gradients: in EfficientNet-Lite0 they take two thirds of a
-    step, and several times what they take in float32. Everything else keeps bf16.
+    oneDNN has no fast bf16 kernels for most of their gradients: in EfficientNet-Lite0 they take two thirds
+    of a step, and several times what they take in float32. Everything else keeps bf16.
     """
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1:

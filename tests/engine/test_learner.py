@@ -232,13 +232,16 @@ def test_a_backbone_frozen_to_the_end_never_changes():
 
 
 def test_depthwise_convolutions_stay_in_float32_under_bf16_on_a_cpu():
-    images = torch.randn(2, 3, 32, 32)
-    learner = make_learner(make_config(amp="bf16", model="timm-mobilenetv2_035", ema_decay=0.9))
+    learner = make_learner(make_config(amp="bf16", ema_decay=0.9), name="timm-mobilenetv2_035")
+    seen = set()
+
+    def note(conv, given, output):
+        seen.add(("depthwise" if conv.groups > 1 else "other", output.dtype))
+
     for model in (learner.model, learner.ema.module):
-        seen = set()
+        seen.clear()
         for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
-            kind = "depthwise" if conv.groups > 1 else "other"
-            conv.register_forward_hook(lambda m, given, out, kind=kind: seen.add((kind, out.dtype)))
+            conv.register_forward_hook(note)
         with learner.autocast():
-            model(images)
+            model(torch.randn(2, 3, 32, 32))
         assert seen == {("depthwise", torch.float32), ("other", torch.bfloat16)}
