@@ -23,7 +23,7 @@ from fgvc_cli.predict.decoder import BIG_PIXELS, TURNS
 from fgvc_cli.report.table import Table, reading
 from fgvc_cli.sources.archives import is_archive
 from fgvc_cli.sources.find import find_images
-from fgvc_cli.sources.images import Failure, read_image
+from fgvc_cli.sources.images import Failure, Reading, read_image
 from fgvc_cli.sources.remote import local_path
 from fgvc_cli.sources.stored import Stored
 
@@ -121,8 +121,9 @@ class PictureMaker:
         if where is None:
             return "missing"
         held: list[bool] = []
+        rule = Reading(raw=self.table.info.preprocess.raw)
         try:
-            photo = read_image(where, partial(self._prepare, held))
+            photo = read_image(where, partial(self._prepare, held), rule)
             if isinstance(photo, Failure):
                 return photo.status
             if photo.size != tuple(self.table.rows.size[row].tolist()):

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from fgvc_cli.sources.color import to_srgb
 from fgvc_cli.sources.stored import CannotRead
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -26,7 +27,7 @@ _COLOURS = {_WHITE_0: 1, _BLACK_0: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4}
 """Photometric interpretation -> samples that are colour; what is not here is not read in this depth."""
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _MAX, _FORMAT, _FORMAT_MAX = 258, 262, 274, 277, 281, 339, 341
-_SUBFILE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 330, 50706
+_SUBFILE, _SUB_DIRECTORIES, _PROFILE, _DNG_VERSION = 254, 330, 34675, 50706
 _BLOCK_VALUES = 1 << 20
 MAX_SAMPLES = 64
 """Per pixel; those beyond the colours and an alpha are not shown, but are held while the file is read."""
@@ -60,10 +61,20 @@ def kind_of_tiff(stream: BinaryIO) -> Literal["deep", "raw", ""]:
         stream.seek(0)
 
 
+NARROW = (
+    "uses under 1/16 of its range, and is read by its declared depth: if its values have fewer bits than the "
+    "file declares (12 in 16), it comes out dark; scale such files up first"
+)
+
+
 def read_deep(
-    stream: BinaryIO, max_pixels: int, before: Callable[[Image.Image], None] | None = None
-) -> tuple[Image.Image, int, float]:
-    """The first page of a TIFF -> an RGB image as it is stored, its EXIF orientation, and how much it uses.
+    stream: BinaryIO,
+    max_pixels: int,
+    before: Callable[[Image.Image], None] | None = None,
+    *,
+    use_profile: bool = True,
+) -> tuple[Image.Image, int, str]:
+    """The first page of a TIFF -> an RGB image as it is stored, its EXIF orientation, and a note for people.
 
     Integers run from black to white over the range of their declared bits, or up to MaxSampleValue where that
     declares fewer (2^n - 1); signed ones from the least to the greatest value of their type. Floats run from
@@ -72,9 +83,10 @@ def read_deep(
 
     Args:
         before: called with an empty image of the right size before the pixels are decoded.
+        use_profile: bring the colours of an embedded profile to those of sRGB.
 
     Returns:
-        The last is the fraction of the declared range that the values use; 1 for floats.
+        The last is empty where there is nothing to say.
 
     Raises:
         CannotRead: too many pixels, cut short, or a kind that is not read.
@@ -100,12 +112,18 @@ def read_deep(
         if photometric == _WHITE_0:
             colours = [255 - colours[0]]
         mode = {1: "L", 3: "RGB", 4: "CMYK"}[count]
-        image = Image.merge(mode, [Image.fromarray(colour) for colour in colours]).convert("RGB")
+        image = Image.merge(mode, [Image.fromarray(colour) for colour in colours])
+        note = NARROW if used < 1 / 16 else ""
+        tag = page.tags.get(_PROFILE)
+        if use_profile and tag and photometric != _WHITE_0:
+            image, problem = to_srgb(image, bytes(tag.value) if isinstance(tag.value, bytes) else b"")
+            note = note or problem
+        image = image.convert("RGB")
         if len(planes) > count and tuple(page.extrasamples[:1]) in ((1,), (2,)):
             alpha = Image.fromarray(_bytes(planes[count], floor, top))
             image = _over_white(image, alpha, premultiplied=page.extrasamples[0] == 1)
         orientation = page.tags.get(_ORIENTATION)
-        return image, int(orientation.value) if orientation else 1, used
+        return image, int(orientation.value) if orientation else 1, note
 
 
 def _check(page: Any, stream: BinaryIO, max_pixels: int) -> None:
