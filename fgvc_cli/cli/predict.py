@@ -83,6 +83,13 @@ def predict(
     all_files: Annotated[
         bool, typer.Option("--all-files", help="Try files of any name in folders and archives, by content.")
     ] = False,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="Look into archives that lie in folders and archives, one level.")
+    ] = False,
+    raw: Annotated[
+        str | None,
+        typer.Option(help="Camera RAW: preview or develop. Default: as the model was trained, preview."),
+    ] = None,
     formats: Annotated[
         bool,
         typer.Option(
@@ -126,6 +133,8 @@ def predict(
         retry_failed=retry_failed,
         null=null,
         all_files=all_files,
+        nested=nested,
+        raw=raw,
         quiet=quiet,
     )
     return command.run(options)

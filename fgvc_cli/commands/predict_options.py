@@ -49,6 +49,8 @@ class PredictOptions:
     retry_failed: bool = False
     null: bool = False
     all_files: bool = False
+    nested: bool = False
+    raw: str | None = None
     quiet: bool = False
 
     @property
@@ -71,6 +73,9 @@ class PredictOptions:
                 if getattr(self, name) not in (None, False):
                     message = f"--{name.replace('_', '-')} needs an output file."
                     raise FgvcError(message, "Add --out FILE.h5", EXIT_USAGE)
+        if self.raw not in (None, "preview", "develop"):
+            message = f"--raw got {self.raw!r}, expected preview or develop."
+            raise FgvcError(message, None, EXIT_USAGE)
         pieces = "--devices" if self.devices else "--shard" if self.shard else None
         if self.devices and self.shard:
             raise FgvcError("--devices splits the work itself.", "Leave --shard away.", EXIT_USAGE)
