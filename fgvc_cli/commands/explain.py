@@ -41,19 +41,22 @@ def run(options: ExplainOptions) -> int:
     console = stderr_console()
     from fgvc_cli.explain.explanation import LabelledExplanation
     from fgvc_cli.files import AtomicFile
+    from fgvc_cli.sources.images import Reading
 
     picture, name = options.target_path, options.image.name
     with (
         AtomicFile(picture, overwrite=options.overwrite) as stream,
         options.open_parts() if options.parts_dir else contextlib.nullcontext() as parts,
     ):
+        first = _read(options.image, Reading())
         if options.weights is None and not options.quiet:
             from fgvc_cli.engine.weights import default_notice
 
             console.print(default_notice(), markup=False)
         with options.open_explainers() as explainers:
             # Models may differ in what they make of a colour profile.
-            photographs = [_read(options.image, explainer.reading) for explainer in explainers.values()]
+            readings = [explainer.reading for explainer in explainers.values()]
+            photographs = [first if each == Reading() else _read(options.image, each) for each in readings]
             explained = [
                 LabelledExplanation(label, explainer.explain([explainer.prepare(photograph)])[0])
                 for (label, explainer), photograph in zip(explainers.items(), photographs, strict=True)

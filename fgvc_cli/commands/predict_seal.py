@@ -66,7 +66,12 @@ def _find(options: PredictOptions, on_unreadable: Callable[[Path | str, OSError]
 
     sources = list(options.sources)
     return find_images(
-        sources, on_unreadable, null=options.null, all_files=options.all_files, nested=options.nested
+        sources,
+        on_unreadable,
+        null=options.null,
+        all_files=options.all_files,
+        nested=options.nested,
+        frames=options.frame_choice,
     )
 
 
@@ -91,7 +96,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf |
     checkpoint = open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade})
     if options.raw:
         checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
-    return Predictor(
+    predictor = Predictor(
         checkpoint,
         device=device,
         batch_size=_batch_size(options, progress, shard),
@@ -104,6 +109,9 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf |
         fast_decode=options.fast_decode,
         on_event=progress.note,
     )
+    if choice := options.frame_choice:
+        predictor.info.settings["frames"] = {"limit": choice.limit, "every_s": choice.every_s}
+    return predictor
 
 
 def _amp(options: PredictOptions, device: str, shard: ShardOf | None) -> str:

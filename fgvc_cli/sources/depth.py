@@ -7,6 +7,7 @@ the first such file. Other TIFFs stay with Pillow. No torch here.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -14,9 +15,9 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from fgvc_cli.sources.color import to_srgb
+from fgvc_cli.sources.frames import tiff_directories
 from fgvc_cli.sources.stored import CannotRead
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -33,8 +34,11 @@ MAX_SAMPLES = 64
 """Per pixel; those beyond the colours and an alpha are not shown, but are held while the file is read."""
 
 
-def kind_of_tiff(stream: BinaryIO) -> Literal["deep", "raw", ""]:
+def kind_of_tiff(stream: BinaryIO, number: int = 0) -> Literal["deep", "raw", ""]:
     """Whether an open file is a TIFF for ``read_deep``, one that a camera wrote as RAW, or neither.
+
+    Args:
+        number: of the page that is looked at.
 
     A RAW file looks like a small TIFF, that of its thumbnail. The stream is at its start again.
     """
@@ -44,13 +48,8 @@ def kind_of_tiff(stream: BinaryIO) -> Literal["deep", "raw", ""]:
             return ""
         if header[8:10] == b"CR":
             return "raw"
-        header = header[:8]
-        if b"+" in header[:4]:
-            stream.seek(0)
-            header = stream.read(16)
-        directory = ImageFileDirectory_v2(header)
-        stream.seek(directory.next)
-        directory.load(stream)
+        stream.seek(0)
+        directory = next(itertools.islice(tiff_directories(stream), number, None))
         if _DNG_VERSION in directory or (_SUB_DIRECTORIES in directory and directory.get(_SUBFILE, 0) & 1):
             return "raw"
         bits, formats = directory.get(_BITS, (1,)), directory.get(_FORMAT, (1,))
@@ -73,8 +72,9 @@ def read_deep(
     before: Callable[[Image.Image], None] | None = None,
     *,
     use_profile: bool = True,
+    number: int = 0,
 ) -> tuple[Image.Image, int, str]:
-    """The first page of a TIFF -> an RGB image as it is stored, its EXIF orientation, and a note for people.
+    """A page of a TIFF -> an RGB image as it is stored, its EXIF orientation, and a note for people.
 
     Integers run from black to white over the range of their declared bits, or up to MaxSampleValue where that
     declares fewer (2^n - 1); signed ones from the least to the greatest value of their type. Floats run from
@@ -96,7 +96,7 @@ def read_deep(
 
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     with tifffile.TiffFile(stream) as tiff:
-        page: Any = tiff.pages[0]
+        page: Any = tiff.pages[number]
         _check(page, stream, max_pixels)
         if before:
             before(Image.new("1", (page.imagewidth, page.imagelength)))

@@ -40,6 +40,7 @@ from PIL import (
 
 from fgvc_cli.sources.color import to_srgb
 from fgvc_cli.sources.depth import NARROW, kind_of_tiff, read_deep
+from fgvc_cli.sources.frames import AS_VIDEO, Frame, read_video, video_format
 from fgvc_cli.sources.metadata import Info, without_metadata
 from fgvc_cli.sources.stored import CannotRead, FailureStatus, Stored
 
@@ -122,12 +123,16 @@ def read_image(
         Nothing for a bad file.
     """
     _quiet_decoders()
+    frame = path if isinstance(path, Frame) else None
+    path = frame.path if frame else path
     try:
         with path.open() if isinstance(path, Stored) else _open_file(path) as stream:
             if not stream.read(1):
                 return Failure("empty", "the file has no bytes")
             stream.seek(0)
-            return _decode(stream, prepare, rule)
+            if frame and frame.every_s:
+                return DecodedImage(read_video(stream, frame, MAX_PIXELS))
+            return _decode(stream, prepare, rule, frame.number if frame else 0)
     except CannotRead as error:
         return Failure(error.status, _one_line(str(error)))
     # Hostile files bring out any exception in Pillow: OSError, ValueError, TypeError, SyntaxError,
@@ -136,14 +141,22 @@ def read_image(
         return _failure(error)
 
 
-def _decode(stream: BinaryIO, prepare: Prepare | None, rule: ReadRule) -> DecodedImage | Failure:
-    """An open seekable stream -> the image in it; raises what the decoder raises."""
-    kind = _kind_of(stream)
+def _decode(
+    stream: BinaryIO, prepare: Prepare | None, rule: ReadRule, number: int = 0
+) -> DecodedImage | Failure:
+    """An open seekable stream -> an image in it; raises what the decoder raises.
+
+    Args:
+        number: of the frame or page.
+    """
+    kind = _kind_of(stream, number)
     if kind == "raw":
         return _decode_raw(stream, prepare, rule)
     if kind == "deep":
         use_profile = rule.color_profile == "srgb"
-        deep, orientation, notes = read_deep(stream, MAX_PIXELS, prepare, use_profile=use_profile)
+        deep, orientation, notes = read_deep(
+            stream, MAX_PIXELS, prepare, use_profile=use_profile, number=number
+        )
         upright = _UPRIGHT.get(orientation)
         return DecodedImage(deep if upright is None else deep.transpose(upright), note=notes)
     turned = kind == "heif" and _is_turned_by_container(stream)
@@ -152,6 +165,9 @@ def _decode(stream: BinaryIO, prepare: Prepare | None, rule: ReadRule) -> Decode
         if (pixels := image.width * image.height) > MAX_PIXELS:
             return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
         stored_size = image.size
+        if number:
+            image.seek(number)
+            stored_size = image.size
         if prepare:
             prepare(image)
         # Only a JPEG comes smaller; a TIFF may change its size too, as Pillow turns it while it loads.
@@ -225,16 +241,19 @@ def _is_narrow(image: Image.Image) -> bool:
     return max(high for _, high in colours) < 16  # type: ignore[misc]
 
 
-def _kind_of(stream: BinaryIO) -> Literal["deep", "raw", "heif", ""]:
-    """What of a file Pillow alone would miss, by its first bytes; the stream is at its start again."""
+def _kind_of(stream: BinaryIO, number: int = 0) -> Literal["deep", "raw", "heif", ""]:
+    """What of a file, or of a page of it, Pillow alone would miss, by its first bytes; the stream is at its
+    start again."""
     start = stream.read(64)
     stream.seek(0)
+    if video_format(start):
+        raise CannotRead("not_an_image", AS_VIDEO)
     if start[4:8] == b"ftyp":
         brands = [start[at : at + 4] for at in (8, *range(16, min(int.from_bytes(start[:4], "big"), 64), 4))]
         if brands[0] == b"crx ":
             return "raw"
         return "heif" if _HEIF_BRANDS.intersection(brands) and not _AVIF_BRANDS.intersection(brands) else ""
-    return "raw" if start[:4] in _RAW_MAGIC else kind_of_tiff(stream)
+    return "raw" if start[:4] in _RAW_MAGIC else kind_of_tiff(stream, number)
 
 
 def _is_turned_by_container(stream: BinaryIO) -> bool:

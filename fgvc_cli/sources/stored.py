@@ -136,6 +136,9 @@ def is_left_behind(name: str) -> bool:
     return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
+VIDEOS = (".mp4", ".mov", ".avi")
+"""Endings of videos, which are images only where their frames are asked for."""
+
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 """What makes a file named by the user an archive; which kind, its first bytes say."""
 ARCHIVES_NOT_READ = (".tar.zst", ".tzst", ".tar.lz4", ".7z", ".rar")
@@ -158,11 +161,13 @@ class Pick:
     Args:
         all_files: take files of any name; their content decides.
         nested: look into archives that lie in folders and archives; not into those in these.
+        videos: take videos.
     """
 
-    def __init__(self, all_files: bool = False, nested: bool = False):
+    def __init__(self, all_files: bool = False, nested: bool = False, videos: bool = False):
         self.all_files = all_files
         self.nested = nested
+        self.videos = videos
         self.left_behind: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
         self.archives: Counter[str] = Counter()
@@ -170,11 +175,11 @@ class Pick:
 
     def silent(self) -> Pick:
         """The same choice, which counts elsewhere."""
-        return Pick(self.all_files, self.nested)
+        return Pick(self.all_files, self.nested, self.videos)
 
     def within(self) -> Pick:
         """The choice in an archive that was met: one level, and the same counts."""
-        inner = Pick(self.all_files)
+        inner = Pick(self.all_files, videos=self.videos)
         inner.left_behind, inner.others, inner.archives = self.left_behind, self.others, self.archives
         return inner
 
@@ -192,7 +197,7 @@ class Pick:
 
     def takes(self, name: str, *, folder: bool = False) -> bool:
         """Whether an entry is an image by its name; counts a file that is not."""
-        if is_image_name(name):
+        if is_image_name(name) or (self.videos and not folder and name.lower().endswith(VIDEOS)):
             return True
         if folder:
             return False
