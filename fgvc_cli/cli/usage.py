@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
+from fgvc_cli.cli.help import HelpGroup
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK
 
 # Of click, which older typers import and newer ones bring along: by this way it is the same for both.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-class OneLineGroup(TyperGroup):
+class OneLineGroup(HelpGroup):
     """Commands whose usage errors are one line on stderr: what arrived, what was expected, what to type."""
 
     def main(
