@@ -191,7 +191,7 @@ def complain(arguments: list[str]) -> str | None:
     command = COMMANDS[words]
     if not words and rest and not rest[0].startswith("-"):
         return f"no command {rest[0]!r}"
-    at_once = {name for p in command.params if getattr(p, "is_eager", False) for name in p.opts}
+    at_once = {name for p in command.params if p.callback is not None for name in p.opts}
     if at_once.intersection(rest):
         return None  # parsing --install-completion writes into the shell's settings
     try:
