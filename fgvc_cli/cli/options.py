@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fgvc_cli.config import check_device_name
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError
 
 
@@ -243,12 +244,40 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 """Command -> two lines as they are typed, for the end of its help."""
 
 
+def check_given(values: Mapping[str, Any]) -> None:
+    """Check what takes no torch to check, so that a mistyped name is answered at once.
+
+    Args:
+        values: the options of a command, by parameter name.
+
+    Raises:
+        FgvcError: no such device, data set, folder or CSV of labelled images, or weights.
+    """
+    device, dataset, data = values.get("device"), values.get("dataset"), values.get("data")
+    weights = values.get("weights")
+    if device:
+        check_device_name(device)
+    if dataset:
+        from fgvc_cli.datasets.registry import find_known
+
+        find_known(dataset)
+    if data and not Path(data).exists():
+        from fgvc_cli.data.labelled import load_labelled
+
+        load_labelled(Path(data))  # raises: it says what it expects
+    if isinstance(weights, str):
+        from fgvc_cli.engine.weights import resolve_weights
+
+        resolve_weights(weights)
+
+
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
     """A user error becomes one line on stderr and its exit code; Ctrl-C exits 130."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
+            check_given(kwargs)
             code = command(*args, **kwargs)
         except FgvcError as error:
             print(f"fgvc: {error}", file=sys.stderr)
