@@ -7,6 +7,7 @@ the command line with ``--set section.field=value``. Nothing heavy is imported h
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -41,6 +42,18 @@ def _from_text(value: Any, annotation: Any) -> Any:
         return None
     kinds = (annotation, *get_args(annotation))
     return value.split(",") if any(get_origin(kind) is tuple for kind in kinds) else value
+
+
+def check_device_name(name: str) -> None:
+    """Check the spelling of a device, not that it is there.
+
+    Raises:
+        FgvcError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        number = f"cuda:{name}" if name.isdecimal() else None
+        hint = f"Did you mean --device {number}?" if number else None
+        raise FgvcError(f"--device got {name!r}, expected auto, cpu, cuda or cuda:N.", hint, EXIT_USAGE)
 
 
 def build(cls: type[Section], values: dict[str, Any]) -> Any:
