@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Collection, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import CraSmraConfig
 from fgvc_cli.models.backbones import plan_stages
 from fgvc_cli.models.cells import align_maps
-from fgvc_cli.models.output import ModelOutput, StageMap, Want, class_probs, scale_maps
+from fgvc_cli.models.output import FgvcModel, ModelOutput, StageMap, Want, class_probs, scale_maps
 from fgvc_cli.models.vit_encoder import record_rollout
 
 
@@ -235,7 +235,7 @@ class Head(nn.Sequential):
         )
 
 
-class CraSmra(nn.Module):
+class CraSmra(FgvcModel):
     """Backbone of which the last three stages (3, 4, 5) each pass through CRAM, with SMRAM while training.
 
     Args:
@@ -248,14 +248,11 @@ class CraSmra(nn.Module):
     """
 
     branches = BRANCHES
-    part_count = 0
+    config: CraSmraConfig
 
     def __init__(self, backbone: nn.Module, num_classes: int, config: CraSmraConfig):
-        super().__init__()
-        self.config = config
-        self.num_classes = num_classes
+        super().__init__(backbone, num_classes, config)
         self.plan = plan_stages(backbone, config.depths)
-        self.backbone = backbone
         ca = config.feature_channels
         module = STAGE_MODULES[config.channel_attention]
         self.cram = nn.ModuleList(module(channels, ca, config) for channels in self.plan.channels)
@@ -306,7 +303,11 @@ class CraSmra(nn.Module):
         weights = self.heads.get_buffer("fuse_weights").view(-1, 1, 1)
         return (class_probs(stacked, self.config.multi_label) * weights).sum(dim=0)
 
-    def for_inference(self) -> CraSmra:
+    def align(self) -> None:
+        """See ``FgvcModel.align``."""
+        self.plan = self.plan.aligned(self.backbone)
+
+    def for_inference(self) -> Self:
         """Evaluation mode with SMRAM taken out: the paper builds it only into the training graph."""
         self.smram = None
         return self.eval()

@@ -22,7 +22,7 @@ from fgvc_cli.attention.parts import cut_map, locate_parts
 from fgvc_cli.config import MultiStageVitConfig
 from fgvc_cli.models.backbones import checkpoint_gradients
 from fgvc_cli.models.cascade import Looks, pick, spread
-from fgvc_cli.models.output import ModelOutput, StageMap, Want
+from fgvc_cli.models.output import FgvcModel, ModelOutput, StageMap, Want
 from fgvc_cli.models.vit_encoder import encode, plan_encoder
 from fgvc_cli.models.vit_stages import Tail, VitStagePlan, plan_tail
 
@@ -45,7 +45,7 @@ class Classifier(nn.Sequential):
         )
 
 
-class MultiStageVit(nn.Module):
+class MultiStageVit(FgvcModel):
     """Main, object and parts branches over one plain ViT.
 
     Args:
@@ -58,12 +58,11 @@ class MultiStageVit(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, num_classes: int, config: MultiStageVitConfig):
-        super().__init__()
-        self.config = config
-        self.num_classes = num_classes
+        super().__init__(backbone, num_classes, config)
         self.plan = plan_encoder(backbone)
-        self.backbone = backbone
         self.heads = Classifier(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
+
+    config: MultiStageVitConfig
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -107,10 +106,6 @@ class MultiStageVit(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See ``backbones.checkpoint_gradients``."""
         checkpoint_gradients(self.backbone, enable)
-
-    def for_inference(self) -> MultiStageVit:
-        """Evaluation mode."""
-        return self.eval()
 
     @cached_property
     def _tail_plan(self) -> VitStagePlan:
