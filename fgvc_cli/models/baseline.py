@@ -60,7 +60,8 @@ class Baseline(FgvcModel):
             heat = scale_maps(align_maps(maps, self._shifts.get(stride, 0.0)))
             output.heat = heat if "heat" in want else None
             output.stages = self._stage_maps(apart, heat) if "stages" in want else None
-            output.boxes = locate_objects(heat, images.shape[-2:]) if "boxes" in want else None
+            if "boxes" in want:
+                output.boxes = locate_objects(heat, images.shape[-2:], **self.config.locating)
         output.features = apart if "features" in want else None
         if record:
             pooled_token = getattr(self.backbone, "global_pool", "token") == "token"

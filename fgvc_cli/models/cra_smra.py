@@ -281,7 +281,8 @@ class CraSmra(FgvcModel):
         if "heat" in want or "boxes" in want:
             heat = object_heat(maps)
             output.heat = heat if "heat" in want else None
-            output.boxes = locate_objects(heat, images.shape[-2:]) if "boxes" in want else None
+            if "boxes" in want:
+                output.boxes = locate_objects(heat, images.shape[-2:], **self.config.locating)
         if "features" in want:
             named = zip(BRANCHES, maps_before, self.plan.shifts, strict=False)
             output.features = {name: StageMap(x, shift) for name, x, shift in named}

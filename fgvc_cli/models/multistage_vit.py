@@ -117,7 +117,7 @@ class MultiStageVit(FgvcModel):
     ) -> None:
         """Boxes from the map, the object and the parts look; what is wanted of them goes into ``output``."""
         size = (images.shape[-2], images.shape[-1])
-        boxes = locate_objects(heat, size, self.config.threshold)
+        boxes = locate_objects(heat, size, self.config.threshold, **self.config.locating)
         output.boxes = boxes if "boxes" in want else None
         output.heat = heat.detach() if "heat" in want else None
         output.stages = {"main": heat.detach()} if "stages" in want else None
