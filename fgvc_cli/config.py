@@ -151,7 +151,7 @@ class BackboneOptions(Section):
     closing_px: int = Field(3, ge=1, le=255)
     """Side of the square that a binary map is closed with, an odd number of pixels; 1: none."""
     min_area: Share = 64**2 / 448**2
-    """Object box: components below this fraction of the image are specks (the authors' 64 x 64 of 448 x 448)."""
+    """Object box: components below this fraction of the image are specks (the authors' 64^2 of 448^2)."""
     multi_label: bool = False
     """Several labels per photograph, each with a probability of its own (sigmoid). The data decides it."""
 

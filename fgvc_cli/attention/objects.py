@@ -226,8 +226,8 @@ def locate_objects(
     and older, closes the map's own cells (grey, 3x3 of them) before the resizing, which bridges gaps of up to
     two cells and makes most boxes the whole image; it works on a grid of at most ``WORK_PX``.
 
-    scikit-image labels the maps one by one on the CPU; for maps on CUDA and the mean threshold, ``peak_boxes``
-    finds the same boxes for all of them there. No gradient.
+    scikit-image labels the maps one by one on the CPU; for maps on CUDA and the mean threshold,
+    ``peak_boxes`` finds the same boxes for all of them there. No gradient.
 
     Args:
         heat: (B, h, w), any finite range.
@@ -235,7 +235,7 @@ def locate_objects(
         threshold: a name in ``THRESHOLDS``.
         closing: ``binary`` or ``cells``.
         closing_px: side of the square of a binary closing, an odd number of pixels.
-        min_area: components below this fraction of the image are specks; the authors' is 64 x 64 of 448 x 448.
+        min_area: components below this fraction of the image are specks; the authors': 64^2 of 448^2.
 
     Returns:
         (B, 4) float32 on the device of ``heat``: xyxy pixels of ``size``, end-exclusive. The full image for a

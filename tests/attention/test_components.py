@@ -11,8 +11,8 @@ from skimage.morphology import closing
 
 from fgvc_cli.attention.objects import (
     MAPS_AT_ONCE,
-    close_mask,
     close_maps,
+    close_mask,
     label_components,
     locate_objects,
     peak_boxes,
