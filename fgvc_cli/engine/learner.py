@@ -203,10 +203,10 @@ class Learner:
 
 def _check_freeze(config: TrainConfig) -> None:
     frozen = config.optim.freeze_epochs
-    if frozen >= config.epochs:
+    if frozen > config.epochs:
         raise FgvcError(
-            f"optim.freeze_epochs={frozen} leaves no epoch of {config.epochs} in which the backbone learns.",
-            f"--epochs {frozen + 1} or more, or --set optim.freeze_epochs={config.epochs - 1}.",
+            f"optim.freeze_epochs={frozen} keeps the backbone frozen longer than the {config.epochs} epochs.",
+            f"--epochs {frozen + 1} or more; with --set optim.freeze_epochs={config.epochs} it never learns.",
             EXIT_USAGE,
         )
 
