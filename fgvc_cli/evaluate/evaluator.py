@@ -189,8 +189,7 @@ def peaks(heat: Tensor, input_px: int) -> Tensor:
     """Centre (B, 2) of the hottest cell of maps (B, h, w): x y pixels of the input, on the maps' device."""
     height, width = heat.shape[1:]
     hottest = heat.flatten(1).argmax(dim=1)
-    cell = torch.stack((hottest % width / width, hottest // width / height), dim=1)
-    return (cell + cell.new_tensor([0.5 / width, 0.5 / height])) * input_px
+    return torch.stack(((hottest % width + 0.5) / width, (hottest // width + 0.5) / height), 1) * input_px
 
 
 def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
