@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class Learner:
         self.backbone = self.model.get_submodule("backbone")
         self.freezable = [p for p in self.backbone.parameters() if p.requires_grad]
         self.frozen = False
-        self.forward = self._wrapped()
+        self._wrap()
 
     @property
     def kept(self) -> nn.Module:
@@ -98,11 +99,13 @@ class Learner:
         for parameter in self.freezable:
             parameter.requires_grad_(not frozen)
         if changed and self.world.size > 1:
-            self.forward = self._wrapped()
+            self._wrap()
 
-    def _wrapped(self) -> Callable[..., ModelOutput]:
-        forward = self.world.wrap(self.model)
-        return torch.compile(forward) if self.config.compile else forward
+    def _wrap(self) -> None:
+        self._wrapped = self.world.wrap(self.model)
+        self.forward: Callable[..., ModelOutput] = (
+            torch.compile(self._wrapped) if self.config.compile else self._wrapped
+        )
 
     def update(self, batches: Iterable[tuple[tuple[int, ...], Batch]], expected: int, meter: Meter) -> None:
         """One optimiser step over several batches, as if they were one.
@@ -125,14 +128,26 @@ class Learner:
     ) -> int:
         """Gradients of all batches; how many images of all processes they are from."""
         seen = 0
+        usable = self._usable(batches)
+        following = next(usable, None)
+        while following:
+            (numbers, batch, images), following = following, next(usable, None)
+            self._seed(*numbers)
+            # Processes exchange gradients once per update, with the last batch.
+            with self.world.without_exchange(self._wrapped) if following else contextlib.nullcontext():
+                # The average over the processes divides by their number.
+                self._add_gradients(batch, len(batch.labels) * self.world.size / expected, meter)
+            seen += images
+        return seen
+
+    def _usable(
+        self, batches: Iterable[tuple[tuple[int, ...], Batch]]
+    ) -> Iterator[tuple[tuple[int, ...], Batch, int]]:
+        """Those of which every process has enough, with the images of all processes in each."""
         for numbers, batch in batches:
             counts = self.world.counts(len(batch.labels))
             if min(counts) >= 2:
-                self._seed(*numbers)
-                # The average over the processes divides by their number.
-                self._add_gradients(batch, len(batch.labels) * self.world.size / expected, meter)
-                seen += sum(counts)
-        return seen
+                yield numbers, batch, sum(counts)
 
     def _seed(self, *numbers: int) -> None:
         """Randomness inside the model is a function of where training stands: nothing is to be remembered."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from fgvc_cli.commands import train as train_command
 from fgvc_cli.engine.distributed import ALONE, World, find_world
 from fgvc_cli.engine.meter import Meter
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.evaluator import Evaluation, join_evaluations
+from fgvc_cli.evaluate.calibration import apply_temperature, expected_calibration_error
+from fgvc_cli.evaluate.evaluator import Evaluation, join_judged
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
@@ -222,7 +224,7 @@ def make_evaluation(labels: list[int], overlap: float, first: int = 0) -> Evalua
 
 def test_joined_evaluation_counts_every_image_once():
     parts = [make_evaluation([0, 0, 1], 0.2), make_evaluation([2], 0.6, 1), make_evaluation([], 0)]
-    joined = join_evaluations(parts)
+    joined = join_judged([part.judged() for part in parts])
     assert joined.labels.tolist() == [0, 2, 0, 1], "in the order of the split"
     assert joined.metrics()["top1"] == 0.5
     figures = joined.metrics()
@@ -230,9 +232,42 @@ def test_joined_evaluation_counts_every_image_once():
     assert figures["mask_variation_stage3"] == pytest.approx(1 / 3), (
         "channels that both parts always suppress"
     )
-    assert joined.failures == ["3 bad", "1 bad", "0 bad"]
+    assert figures["unreadable"] == 3
     assert joined.seconds == 0.3
-    assert len(join_evaluations([make_evaluation([], 0)]).labels) == 0
+    assert len(join_judged([make_evaluation([], 0).judged()]).labels) == 0
+
+
+def test_what_is_gathered_does_not_grow_with_the_classes():
+    sizes = []
+    for classes in (10, 5000):
+        probs = torch.rand(30, classes).softmax(dim=1)
+        part = Evaluation(torch.arange(30) % 10, probs, {"main": probs}, {}, [], 1.0, torch.arange(30))
+        sizes.append(len(pickle.dumps(part.judged(2.0))))
+    assert sizes[0] == sizes[1]
+
+
+def test_figures_of_parts_are_those_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    probs = (4 * torch.randn(40, 7, generator=generator)).softmax(dim=1)
+    branch = probs.roll(1, 0)
+    branch[::3] = torch.nan
+    labels = torch.randint(0, 7, (40,), generator=generator)
+
+    def evaluation(rows):
+        indices = torch.arange(40)[rows]
+        return Evaluation(labels[rows], probs[rows], {"object": branch[rows]}, {}, ["bad"], 1.0, indices)
+
+    whole, parts = evaluation(slice(None)), [evaluation(slice(i, None, 3)) for i in range(3)]
+    expected = whole.metrics(1.7)
+    assert expected["top1"] == float((probs.argmax(1) == labels).float().mean())
+    assert expected["nll"] == pytest.approx(float(torch.nn.functional.nll_loss(probs.log(), labels)))
+    assert expected["ece"] == pytest.approx(expected_calibration_error(probs, labels))
+    calibrated = apply_temperature(probs, 1.7)
+    assert expected["ece_calibrated"] == pytest.approx(expected_calibration_error(calibrated, labels))
+    assert expected["reached_object"] == 26 / 40
+    found = join_judged([part.judged(1.7) for part in parts]).metrics()
+    assert found.pop("unreadable") == 3 and expected.pop("unreadable") == 1
+    assert found == pytest.approx(expected)
 
 
 def test_a_meter_adds_what_it_loads():
