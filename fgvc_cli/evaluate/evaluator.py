@@ -255,7 +255,5 @@ def join_judged(parts: Sequence[Judged]) -> Judged:
         },
         unreadable=sum(part.unreadable for part in parts),
         seconds=max(part.seconds for part in parts),
-        probs=None
-        if first.probs is None
-        else joined(part.probs for part in filled if part.probs is not None),
+        probs=joined(probs) if probs else None,
     )

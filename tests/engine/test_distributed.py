@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,11 +19,15 @@ from conftest import write_colours
 from safetensors.torch import load_file
 
 from fgvc_cli.commands import train as train_command
+from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.data.loaders import Batch
 from fgvc_cli.engine.distributed import ALONE, World, find_world
+from fgvc_cli.engine.learner import Learner
 from fgvc_cli.engine.meter import Meter
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import apply_temperature, expected_calibration_error
 from fgvc_cli.evaluate.evaluator import Evaluation, join_judged
+from fgvc_cli.models.registry import create_model
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
@@ -201,6 +207,52 @@ def test_alone_nothing_is_exchanged():
     assert ALONE.gather("x") == ["x"]
     assert ALONE.wrap(model) is model
     assert not ALONE.main_says(False)
+
+
+def test_the_process_that_starts_the_others_leaves_the_cards_alone(monkeypatch, tmp_path):
+    """A context on the first card would take its memory from the process that trains there."""
+    made, started = [], []
+
+    def trainer(model, config, data, run_dir, target, *_):
+        made.append(target)
+        return SimpleNamespace(prepare=lambda: None)
+
+    monkeypatch.setattr(train_command, "_trainer", trainer)
+    monkeypatch.setattr(train_command, "launch", lambda *words: started.append(words) or EXIT_OK)
+    config = TrainConfig(model="timm-test_vit", devices=2)
+    train_command._train(torch.nn.Linear(2, 2), config, None, tmp_path, torch.device("cuda"), ALONE)
+    assert made == [torch.device("cpu")]
+    assert started == [(tmp_path, 2, ["--device", "cuda"])]
+
+
+@pytest.mark.parametrize("world", [ALONE, World(1, 2, 1)])
+def test_one_device_for_several_processes_is_refused(monkeypatch, world):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(FgvcError, match="--device cuda:1 is one device, this trains on 2") as caught:
+        train_command._own_device("cuda:1", TrainConfig(model="timm-test_vit", devices=2), world)
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_gradients_are_exchanged_once_per_update():
+    class Watched(World):
+        calls = 0
+
+        def without_exchange(self, wrapped):
+            Watched.calls += 1
+            return nullcontext()
+
+    preprocess = {"input_px": 32, "resize_px": 32}
+    config = build(TrainConfig, {"model": "timm-test_resnet", "accumulate": 3, "preprocess": preprocess})
+    model, cpu = create_model("timm-test_resnet", 3, input_px=32), torch.device("cpu")
+    learner = Learner(model, config, classes=3, updates_per_epoch=1, device=cpu, world=Watched())
+    learner.begin_epoch(1)
+    made = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2).long(), torch.arange(2), [])
+    few = Batch(*(column[:1] for column in made[:3]), [])
+    meter = Meter()
+    # The last batch is too small for batch norm: the third is the one that gradients go out with.
+    learner.update([((1, i), batch) for i, batch in enumerate([made, made, made, few])], 7, meter)
+    assert Watched.calls == 2 and meter.images == 6
 
 
 def make_evaluation(labels: list[int], overlap: float, first: int = 0) -> Evaluation:
