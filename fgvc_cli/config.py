@@ -428,8 +428,10 @@ class TrainConfig(Section):
     """Share held out for the final test, where the set has no split at all."""
     workers: int = Field(2, ge=0)
     """Processes that decode."""
-    amp: Literal["none", "bf16", "fp16"] = "none"
-    """Autocast of the forward pass; with fp16 the loss is scaled against underflow of its gradients."""
+    amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
+    """Autocast of the forward pass: auto is bf16 on a card that has it, else none. none is strict float32;
+    with the others a card multiplies in TF32 what stays float32. With fp16 the loss is scaled against
+    underflow of its gradients."""
     compile: bool = False
     """Compile the model for training (``torch.compile``): a slow start, then faster steps."""
     grad_checkpointing: bool = False

@@ -175,8 +175,11 @@ def _train(
     from fgvc_cli.engine.distributed import ALONE, joined, restarts
 
     if config.devices > 1 and world == ALONE:
+        from torch import device
+
         stderr_console().print(settings_text(config), markup=False)
-        _trainer(model, config, data, run_dir, target, world).prepare()
+        # This process only starts the others: on a card it would take memory from the first of them.
+        _trainer(model, config, data, run_dir, device("cpu"), world).prepare()
         return launch(run_dir, config.devices, ["--device", target.type])
     if restarts() and gave_up(run_dir):
         return EXIT_ERROR
@@ -254,6 +257,13 @@ def _own_device(name: str, config: TrainConfig, world: World) -> torch.device:
     from fgvc_cli.engine.device import pick_device, pick_devices
     from fgvc_cli.engine.distributed import ALONE
 
+    if config.devices > 1 and name not in ("auto", "cpu", "cuda"):
+        pick_device(name)  # a name that is none is told first
+        raise FgvcError(
+            f"--device {name} is one device, this trains on {config.devices}.",
+            "Use --device auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses among several.",
+            EXIT_USAGE,
+        )
     if config.devices > 1 and world == ALONE:
         target = pick_device(pick_devices(name, config.devices)[0].partition(":")[0])
     else:

@@ -62,6 +62,7 @@ def save_checkpoint(
     calibration: Calibration | None = None,
     epoch: int = 0,
     finished: bool = False,
+    precision: str = "float32",
 ) -> None:
     """Write a checkpoint whole or not at all (temporary file, fsync, rename).
 
@@ -71,6 +72,7 @@ def save_checkpoint(
         calibration: None while none is fitted.
         epoch: after which the weights were as they are, from 1; 0: not known.
         finished: whether the training has come to its end.
+        precision: that ``metrics`` and ``calibration`` were measured in.
 
     Raises:
         FgvcError: the file cannot be written.
@@ -86,6 +88,7 @@ def save_checkpoint(
         "metrics": metrics,
         "epoch": epoch,
         "finished": finished,
+        "precision": precision,
         "config": config.model_dump(),
         "config_sha256": config_sha256(config),
         "fgvc_version": __version__,
