@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.data.listing import NO_LABEL, Example
-from fgvc_cli.datasets.load import load_data
+from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.errors import FgvcError
 
 if TYPE_CHECKING:

@@ -73,7 +73,7 @@ def check_model_given(flags: dict[str, Any]) -> None:
 
 def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: bool) -> int:
     """Train with plain nested values of ``TrainConfig``, recipe and all; otherwise as ``run``."""
-    from fgvc_cli.datasets.load import load_data
+    from fgvc_cli.datasets.registry import load_data
     from fgvc_cli.engine.distributed import find_world, restarts
     from fgvc_cli.engine.run_state import state_path
 
@@ -120,7 +120,7 @@ def resume(
     """
     given = {name: value for name, value in flags.items() if value is not None}
     _check_resume_options(given, sets, out, overwrite)
-    from fgvc_cli.datasets.load import load_data
+    from fgvc_cli.datasets.registry import load_data
     from fgvc_cli.engine.distributed import find_world
     from fgvc_cli.engine.learner import seed_everything
     from fgvc_cli.engine.run_state import load_state, state_path
