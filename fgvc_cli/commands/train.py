@@ -80,6 +80,8 @@ def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: b
     world = find_world()
     config: TrainConfig = build(TrainConfig, values)
     data = load_data(config)
+    if world.is_main:
+        tell_notes(data)
     config = with_labels(config, data.multi_label)
     values = values | {"options": config.options}
 
@@ -103,6 +105,12 @@ def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: b
     config = with_statistics(config, values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
     return _train(model, config, data, run_dir, target, world)
+
+
+def tell_notes(data: LabelledSet) -> None:
+    """Print what the listing of a set took in another way than it is written, and what no score will tell."""
+    for note in data.notes:
+        stderr_console().print(note, markup=False, soft_wrap=True)
 
 
 def resume(

@@ -70,7 +70,8 @@ def load_known(name: str, data_root: Path | None, *, val_share: float = 0.1, see
     Args:
         name: a key, such as ``"cub"``.
         data_root: the folder that holds the set's folder, or that folder itself; None: ``$FGVC_DATA``.
-        val_share: share of each training class held out, in (0, 1); unused with an official val.
+        val_share: fraction of each training class held out, in [0, 1), 0 for none; unused with an official
+            val.
         seed: of the hold-out.
 
     Raises:
@@ -224,6 +225,12 @@ def load_data(config: TrainConfig, *, for_training: bool = True) -> LabelledSet:
             EXIT_USAGE,
         )
     if config.dataset:
+        if config.split_by:
+            raise FgvcError(
+                f"--split-by is for data of your own; {config.dataset} has its published splits.",
+                "Leave it out.",
+                EXIT_USAGE,
+            )
         root = Path(config.data_root) if config.data_root else None
         return load_known(config.dataset, root, val_share=config.val_share, seed=config.split_seed)
     return load_labelled(
@@ -232,6 +239,8 @@ def load_data(config: TrainConfig, *, for_training: bool = True) -> LabelledSet:
         test_share=config.test_share,
         seed=config.split_seed,
         for_training=for_training,
+        split_by=config.split_by,
+        similar_names=config.similar_names,
     )
 
 
