@@ -423,9 +423,15 @@ class TrainConfig(Section):
     split_seed: int = Field(0, ge=0)
     """Of the deal into splits; apart from ``seed``, so that several seeds share one test split."""
     val_share: Share = 0.1
-    """Share of the training images held out to choose the checkpoint, where the set has no val split."""
+    """Share of the training images held out to choose the checkpoint, where the set has no val split; 0:
+    train on all of them and keep the last epoch."""
     test_share: Share = 0.2
     """Share held out for the final test, where the set has no split at all."""
+    split_by: str | None = None
+    """What stays on one side of a split that is made: ``folder`` (a camera or specimen in CLASS/CAMERA/),
+    ``column=NAME`` of the label file, or ``minutes=5`` (bursts by folder and EXIF time). None: each image."""
+    similar_names: Literal["refuse", "keep"] = "refuse"
+    """Whether classes whose names differ only by case or blanks are refused, or kept as different ones."""
     workers: int = Field(2, ge=0)
     """Processes that decode."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
