@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from fgvc_cli.engine.weights import open_weights as load_checkpoint
     from fgvc_cli.models.registry import create_model as create_model
     from fgvc_cli.predict.predictor import Predictor as Predictor
+    from fgvc_cli.report.page import report as report
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "__version__", "create_model", "export", "load_checkpoint"]
+__all__ = ["Predictor", "__version__", "create_model", "export", "load_checkpoint", "report"]
 
 _HOMES = {
     "create_model": ("fgvc_cli.models.registry", "create_model"),
     "load_checkpoint": ("fgvc_cli.engine.weights", "open_weights"),
     "Predictor": ("fgvc_cli.predict.predictor", "Predictor"),
     "export": ("fgvc_cli.engine.export", "export"),
+    "report": ("fgvc_cli.report.page", "report"),
 }
 """Public name -> module and name there."""
 
