@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.commands.eval_data import choose_data
 from fgvc_cli.commands.eval_text import format_document
+from fgvc_cli.engine.trained_data import choose_data
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:

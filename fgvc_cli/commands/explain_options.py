@@ -103,7 +103,7 @@ class ExplainOptions:
         """The index to search, whether it is there or not; None where nothing is to be compared."""
         if self.index is not None or self.nearest is None:
             return self.index
-        from fgvc_cli.commands.index import default_index
+        from fgvc_cli.retrieval.index_file import default_index
 
         return default_index(self.models[0].weights)
 

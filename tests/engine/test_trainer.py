@@ -12,13 +12,13 @@ import torch
 from fgvc_cli.commands import eval as eval_command
 from fgvc_cli.commands import train as train_command
 from fgvc_cli.commands.eval import EvalRequest
-from fgvc_cli.commands.eval_data import known_examples
 from fgvc_cli.commands.train_settings import plain_values
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.datasets.load import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
+from fgvc_cli.engine.trained_data import known_examples
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import fit_temperature
 from fgvc_cli.models.registry import create_model

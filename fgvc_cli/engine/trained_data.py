@@ -1,19 +1,16 @@
-"""Which labelled photographs ``fgvc eval`` measures on, and ``fgvc index`` shows."""
+"""The labelled images that go with a checkpoint: those of its training, divided as there, or others."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgvc_cli.config import TrainConfig, build
-from fgvc_cli.data.listing import NO_LABEL, Example
+from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.datasets.load import load_data
+from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.errors import FgvcError
-
-if TYPE_CHECKING:
-    from fgvc_cli.data.labelled import LabelledSet
-    from fgvc_cli.engine.checkpoint import Checkpoint
 
 
 def choose_data(

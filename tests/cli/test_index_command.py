@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import fgvc_cli
 from fgvc_cli.cli import app
 from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
+from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.retrieval import index_file
 
@@ -74,6 +76,18 @@ def test_the_default_is_the_training_split_beside_the_checkpoint(world):
     assert result.exit_code == 0 and result.stderr == "" and len(paths_of(out)) == 30
 
 
+def test_a_notebook_gets_the_same_index(world, capsys):
+    weights, data = world
+    written = fgvc_cli.index(str(weights), device="cpu", workers=0, quiet=True)
+    assert written.path == weights.parent / "model.index.h5" and capsys.readouterr().err == ""
+    assert (written.images, written.statuses) == (21, {"ok": 21})
+    assert fgvc("index", "--weights", weights, *CPU, "--out", "typed.h5").exit_code == 0
+    with h5py.File(written.path) as ours, h5py.File("typed.h5") as typed:
+        assert (ours["embedding"][:] == typed["embedding"][:]).all()
+    with pytest.raises(FgvcError, match="--split got 'tests', expected train, val, test or all"):
+        fgvc_cli.index(str(weights), split="tests")
+
+
 def test_other_photographs_are_all_taken_where_they_have_no_split(world, tmp_path):
     weights, data = world
     shutil.copytree(data, tmp_path / "more")
@@ -89,7 +103,7 @@ def test_other_photographs_are_all_taken_where_they_have_no_split(world, tmp_pat
     )
     assert result.exit_code == 1 and "no val split" in result.stderr
     result = fgvc("index", "--weights", weights, "--split", "tests")
-    assert result.exit_code == 2 and "train, val, test, all" in result.stderr
+    assert result.exit_code == 2 and "'train', 'val', 'test', 'all'" in result.stderr
     assert os.listdir() == ["m.h5"]
 
 
