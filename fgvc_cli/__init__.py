@@ -12,18 +12,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fgvc_cli.engine.export import export as export
     from fgvc_cli.engine.weights import open_weights as load_checkpoint
+    from fgvc_cli.explain.run import explain as explain
     from fgvc_cli.models.registry import create_model as create_model
     from fgvc_cli.predict.predictor import Predictor as Predictor
     from fgvc_cli.report.page import report as report
     from fgvc_cli.retrieval.index_file import index as index
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "__version__", "create_model", "export", "index", "load_checkpoint", "report"]
+__all__ = [
+    "Predictor",
+    "__version__",
+    "create_model",
+    "explain",
+    "export",
+    "index",
+    "load_checkpoint",
+    "report",
+]
 
 _HOMES = {
     "create_model": ("fgvc_cli.models.registry", "create_model"),
     "load_checkpoint": ("fgvc_cli.engine.weights", "open_weights"),
     "Predictor": ("fgvc_cli.predict.predictor", "Predictor"),
+    "explain": ("fgvc_cli.explain.run", "explain"),
     "export": ("fgvc_cli.engine.export", "export"),
     "index": ("fgvc_cli.retrieval.index_file", "index"),
     "report": ("fgvc_cli.report.page", "report"),

@@ -67,14 +67,15 @@ class ConsoleMessages(Messages):
         finally:
             self.seconds = time.monotonic() - start
 
-    def summary(self, statuses: Mapping[str, int], outs: Sequence[Path]) -> int:
+    def summary(self, statuses: Mapping[str, int], outs: Sequence[Path], *, unread_folders: int = 0) -> int:
         """Say how many images there were, how fast, what failed and where the rest is.
 
         Args:
             statuses: status of a row -> how many.
+            unread_folders: that could not be listed, so that their images have no row.
 
         Returns:
-            How many failed.
+            How many failed, those folders included.
         """
         rows, unsure = sum(statuses.values()), statuses.get("unsure", 0)
         failures = {k: n for k, n in statuses.items() if k not in WITH_PREDICTION and n}
@@ -85,8 +86,10 @@ class ConsoleMessages(Messages):
             f"{rows - failed - unsure:,} ok,{middle} {failed:,} failed{f' ({reasons})' if reasons else ''}"
         )
         self.note(f"{_pace(rows, None, self.seconds, 'images')}: {fates}.")
+        if unread_folders:
+            self.note(f"Folders that could not be listed: {unread_folders:,}.")
         self.note(f"Written to {', '.join(map(str, outs))}.")
-        return failed
+        return failed + unread_folders
 
 
 def spare_cores() -> None:

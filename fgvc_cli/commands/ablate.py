@@ -13,7 +13,6 @@ from typing import Any
 
 from fgvc_cli.commands import train as train_command
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.commands.run_folder import choose_run_dir, finished_run
 from fgvc_cli.commands.train_settings import plain_values, resolved_config
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.datasets.load import load_data
@@ -29,8 +28,7 @@ from fgvc_cli.engine.ablation_table import (
 )
 from fgvc_cli.engine.ablations import Ablation, Cell, find_ablation, table_cells
 from fgvc_cli.engine.distributed import find_world
-from fgvc_cli.engine.run_state import state_path
-from fgvc_cli.engine.trainer import CONFIG
+from fgvc_cli.engine.run_state import CONFIG, choose_run_dir, finished_run, state_path
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
 
 SCORES, SUMMARY, PICTURE = "results.csv", "summary.csv", "results.png"
@@ -264,7 +262,7 @@ def _scores(table: Table, finished: set[str]) -> list[Score]:
 
 def _tell(table: Table, finished: set[str], data_name: str) -> None:
     """The table on stdout, and the files beside the run folders."""
-    from fgvc_cli.charts.seed_statistics import draw_spread
+    from fgvc_cli.charts.figures import draw_spread
     from fgvc_cli.files import AtomicFile
 
     scores, reference = _scores(table, finished), table.ablation.reference

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.commands.run_folder import choose_run_dir, finished_run, make_run_dir
 from fgvc_cli.commands.train_devices import OnlyWarnings, errors_end_all, gave_up, launch
 from fgvc_cli.commands.train_settings import (
     as_json,
@@ -19,6 +18,7 @@ from fgvc_cli.commands.train_settings import (
     with_statistics,
 )
 from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.engine.run_state import choose_run_dir, finished_run, make_run_dir
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:
@@ -207,8 +207,7 @@ def _trainer(
 
 
 def _run(trainer: Trainer, state: RunState | None) -> int:
-    from fgvc_cli.engine.run_state import state_path
-    from fgvc_cli.engine.trainer import CHECKPOINT
+    from fgvc_cli.engine.run_state import CHECKPOINT, state_path
 
     console, run_dir, talks = stderr_console(), trainer.run_dir, trainer.world.is_main
     if talks:
@@ -283,7 +282,7 @@ def _as_option(field: str) -> str:
 
 def _tell_finished(run_dir: Path) -> bool:
     """Whether a run is finished; if so, say it and print its result again."""
-    from fgvc_cli.engine.trainer import CHECKPOINT
+    from fgvc_cli.engine.run_state import CHECKPOINT
 
     metadata = finished_run(run_dir)
     if metadata is None:

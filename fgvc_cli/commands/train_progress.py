@@ -11,7 +11,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fgvc_cli.engine.trainer import METRICS
+from fgvc_cli.engine.run_state import METRICS
 from fgvc_cli.evaluate.multilabel import headline
 from fgvc_cli.files import AtomicFile
 

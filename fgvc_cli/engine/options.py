@@ -12,6 +12,9 @@ from fgvc_cli.command import Messages, options
 Pixels = Literal["uint8", "float"]
 """What a graph takes: uint8 from 0 to 255, or float32 from 0 to 1."""
 
+Stages = Literal["main", "main+object", "all"]
+"""Of a multi-stage ViT: what it looks at."""
+
 
 @options
 class ExportOptions:
@@ -25,7 +28,7 @@ class ExportOptions:
     """Images to compare the graph with the model on; None: generated ones."""
     pixels: Pixels = "uint8"
     """What the graph takes."""
-    stages: str | None = None
+    stages: Stages | None = None
     """Of a multi-stage ViT; None: as trained."""
     tolerance: Annotated[float, Field(ge=0, le=1)] = 1e-3
     """Largest difference in a probability that passes."""

@@ -25,10 +25,10 @@ from PIL import Image
 from pydantic import Field
 
 from fgvc_cli import __version__
+from fgvc_cli.charts.colormap import color_table
 from fgvc_cli.command import Messages, command, options
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.explain.colormap import color_table
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.rows import TOLD_ABOVE
 from fgvc_cli.report.pictures import Picture, PictureMaker, choose_rows, recorded_images

@@ -12,7 +12,7 @@ from fgvc_cli.charts import figures as charts
 from fgvc_cli.commands import train_progress
 from fgvc_cli.commands.train_progress import CURVES, TrainProgress, read_metrics
 from fgvc_cli.engine.logs import MetricsFile
-from fgvc_cli.engine.trainer import METRICS
+from fgvc_cli.engine.run_state import METRICS
 
 
 def row(epoch: int) -> dict[str, float]:

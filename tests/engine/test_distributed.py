@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from fgvc_cli.commands import train as train_command
 from fgvc_cli.engine.distributed import ALONE, World, find_world
-from fgvc_cli.engine.meter import Meter
+from fgvc_cli.engine.learner import Meter
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.evaluator import Evaluation, join_evaluations
 

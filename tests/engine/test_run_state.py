@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from fgvc_cli.commands import train as train_command
-from fgvc_cli.commands.run_folder import make_run_dir
-from fgvc_cli.engine.run_state import pack, state_path, unpack
+from fgvc_cli.engine.run_state import make_run_dir, pack, state_path, unpack
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 

@@ -17,9 +17,8 @@ from conftest import write_colours
 from safetensors import safe_open
 
 from fgvc_cli.commands import train as train_command
-from fgvc_cli.commands.run_folder import finished_run
 from fgvc_cli.engine import run_state, trainer
-from fgvc_cli.engine.run_state import state_path
+from fgvc_cli.engine.run_state import finished_run, state_path
 from fgvc_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 
 resource = pytest.importorskip("resource", reason="kills and limits as POSIX has them")

@@ -16,7 +16,6 @@ from safetensors.torch import save
 from typer.testing import CliRunner
 
 from fgvc_cli.cli import app
-from fgvc_cli.commands.run_folder import finished_run
 from fgvc_cli.commands.train_devices import OnlyWarnings
 from fgvc_cli.config import Loss, Preprocess, TrainConfig
 from fgvc_cli.data.labelled import load_labelled
@@ -24,6 +23,7 @@ from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.engine.checkpoint import load_checkpoint
 from fgvc_cli.engine.losses import label_loss, part_loss
+from fgvc_cli.engine.run_state import finished_run
 from fgvc_cli.engine.trainer import Trainer
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.multilabel import headline, label_slots, multilabel_metrics, rank

@@ -1,70 +1,74 @@
-"""What ``fgvc explain`` was asked for, checked before anything is loaded."""
+"""What ``fgvc explain`` is asked for, checked before anything is loaded, and the models that it names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from fgvc_cli.commands.explain_rows import ModelRow, expand_weights
+from pydantic import Field
+
+from fgvc_cli.command import Messages, Several, options
+from fgvc_cli.engine.weights import MODEL_FILE
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.explain import Page
 
 if TYPE_CHECKING:
     from fgvc_cli.explain.explainer import Explainer
-    from fgvc_cli.explain.folders import PartsFolder
-    from fgvc_cli.explain.maps_file import MapsFile
+    from fgvc_cli.explain.outputs import MapsFile, PartsFolder
     from fgvc_cli.retrieval.search import NearestIndex
 
 NEIGHBOURS = 6
 """With ``--index`` alone; as many as a page shows in a row."""
 
 
-@dataclass(frozen=True)
+@options
 class ExplainOptions:
-    """One call of the command.
-
-    Attributes:
-        image: a photograph; a folder or an archive of them.
-        weights: manifest name, file or folder, see ``expand_weights``; several make a figure, a row for each.
-            None is the default.
-        out: the picture to appear, ending in .png, or a new folder for many. None is ``<stem>.explain.png``,
-            or ``<name>.explain``, in the current folder, never beside the photographs, where it would join
-            the data.
-        methods: whose maps to draw; none: what the model itself shows.
-        target, against: class names, see ``Question``.
-        page: how much of a page each picture is; None: a full one for one photograph, strips for many.
-        parts_dir: new folder for the maps as numbers, or a file ending in .h5.
-        top_k: classes to name; a picture shows the first of them.
-        stages, cascade: settings of a multi-stage model to answer with; None: as trained.
-        nearest: known photographs to compare with, of each likely class and overall; None: as many as a page
-            shows where ``index`` is given, else none. For one model.
-        index: their index; None: that of the weights, see ``index.default_index``.
-        overwrite: replace the picture, or the .h5, if it is there; a folder never is.
-        quiet: nothing on stderr but errors.
-    """
+    """What ``fgvc explain`` is asked for."""
 
     image: Path
-    weights: str | tuple[str, ...] | None = None
+    """An image; a folder or an archive of them."""
+    weights: Several = ()
+    """Embedded model, file or folder, see ``expand_weights``; several make a figure, a row for each; none:
+    the default."""
     out: Path | None = None
-    methods: tuple[str, ...] = ()
+    """The picture to appear, ending in .png, or a new folder for many. None is ``<stem>.explain.png``, or
+    ``<name>.explain``, in the current folder, never beside the images, where it would join the data."""
+    method: Several = ()
+    """Whose maps to draw; none: what the model itself shows."""
     target: str | None = None
+    """Class to explain; None: the most probable one."""
     against: str | None = None
-    page: Page | None = None
+    """Class to hold it against; None: all others together."""
+    page: Literal["full", "strip"] | None = None
+    """How much of a page each picture is; None: a full one for one image, strips for many."""
     parts_dir: Path | None = None
-    top_k: int = 5
+    """New folder for the maps as numbers, or a file ending in .h5."""
+    top_k: Annotated[int, Field(ge=1)] = 5
+    """Classes to name; a picture shows the first of them."""
     device: str = "auto"
-    stages: str | None = None
-    cascade: float | None = None
-    batch_size: int = 16
-    workers: int = 2
-    nearest: int | None = None
+    """auto, cpu, cuda or cuda:N."""
+    stages: Literal["main", "main+object", "all"] | None = None
+    """Of a multi-stage ViT; None: as trained."""
+    cascade: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of a multi-stage ViT: images this sure after a stage take no further one; None: as trained."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Images per forward pass."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Threads that read, and as many that draw."""
+    nearest: Annotated[int, Field(ge=1)] | None = None
+    """Known images to compare with, of each likely class and overall; None: as many as a page shows where
+    ``index`` is given, else none. For one model."""
     index: Path | None = None
+    """Their index; None: that of the weights, see ``default_index``."""
     overwrite: bool = False
+    """Replace the picture, or the .h5, if it is there; a folder never is."""
     quiet: bool = False
+    """Say nothing but errors."""
+    messages: Messages | None = None
+    """Who says what happens; None: lines on stderr."""
 
     @property
     def many(self) -> bool:
@@ -94,9 +98,7 @@ class ExplainOptions:
         Raises:
             FgvcError: see ``expand_weights``.
         """
-        if self.weights is None:
-            return expand_weights(())
-        return expand_weights([self.weights] if isinstance(self.weights, str) else self.weights)
+        return expand_weights(self.weights)
 
     @property
     def index_path(self) -> Path | None:
@@ -111,30 +113,25 @@ class ExplainOptions:
         """Where the maps go as numbers: a context manager."""
         assert self.parts_dir is not None
         if self.parts_in_file:
-            from fgvc_cli.explain.maps_file import MapsFile
+            from fgvc_cli.explain.outputs import MapsFile
 
             return MapsFile(self.parts_dir, overwrite=self.overwrite)
-        from fgvc_cli.explain.folders import PartsFolder
+        from fgvc_cli.explain.outputs import PartsFolder
 
         return PartsFolder(self.parts_dir)
 
     def check(self) -> None:
-        """Refuse what can be known to fail.
+        """Raise FgvcError for what can be known to fail.
 
         Raises:
-            FgvcError: a setting out of range, an unknown method, outputs that cannot be written or that do
+            FgvcError: an unknown method, outputs that cannot be written or that do
                 not fit the source.
         """
         from fgvc_cli.explain.methods import pick_methods
         from fgvc_cli.files import check_writable
         from fgvc_cli.formats.outputs import check_folder
 
-        if self.top_k < 1:
-            raise FgvcError(f"--top-k got {self.top_k}, expected 1 or more.", None, EXIT_USAGE)
-        if self.page not in (None, *get_args(Page)):
-            known = " or ".join(get_args(Page))
-            raise FgvcError(f"--page got {self.page!r}, expected {known}.", None, EXIT_USAGE)
-        pick_methods(self.methods, asked=self.target is not None or self.against is not None)
+        pick_methods(self.method, asked=self.target is not None or self.against is not None)
         self._check_comparison()
         if self.parts_dir and self.parts_in_file:
             check_writable(self.parts_dir, overwrite=self.overwrite)
@@ -159,8 +156,6 @@ class ExplainOptions:
             raise FgvcError(f"--out {picture} is the photograph itself.", "Name another file.", EXIT_USAGE)
 
     def _check_comparison(self) -> None:
-        if self.nearest is not None and self.nearest < 1:
-            raise FgvcError(f"--nearest got {self.nearest}, expected 1 or more.", None, EXIT_USAGE)
         several = [
             name for name in ("page", "nearest", "index") if getattr(self, name) and len(self.models) > 1
         ]
@@ -196,7 +191,7 @@ class ExplainOptions:
                 checkpoint.model.to(device)
                 explainers[row.label if len(self.models) > 1 else ""] = Explainer(
                     checkpoint,
-                    methods=pick_methods(self.methods, asked=asked),
+                    methods=pick_methods(self.method, asked=asked),
                     target=self.target,
                     against=self.against,
                     top_k=self.top_k,
@@ -212,3 +207,74 @@ class ExplainOptions:
         from fgvc_cli.retrieval.search import NearestIndex
 
         return NearestIndex(path, weights_sha256=sha256)
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model to explain."""
+
+    label: str
+    """In pictures, tables and file names."""
+    weights: str | None
+    """For ``open_weights``."""
+
+
+def expand_weights(given: Sequence[str]) -> list[ModelRow]:
+    """One row per model; none given is the default model.
+
+    A text is an embedded model, a checkpoint, the folder of a training, or the folder of a table
+    (``fgvc train --ablate``), which stands for all its rows with the first seed. ``LABEL=`` in front names
+    a row.
+
+    Raises:
+        FgvcError: a folder without a training, two rows of one label.
+    """
+    if not given:
+        return [ModelRow("", None)]
+    rows = [row for text in given for row in _expand(text)]
+    labels = [row.label for row in rows]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise FgvcError(
+            f"Two --weights are called {twice!r}.", f"Name them: --weights 'A={rows[0].weights}'", EXIT_USAGE
+        )
+    return rows
+
+
+def _expand(text: str) -> list[ModelRow]:
+    label, equals, rest = text.partition("=")
+    if equals and label and rest and not Path(text).exists() and "/" not in label:
+        rows = _expand(rest)
+        if len(rows) > 1:
+            raise FgvcError(
+                f"--weights {text!r} names {len(rows)} models.", "Leave the name out.", EXIT_USAGE
+            )
+        return [ModelRow(label, rows[0].weights)]
+    path = Path(text)
+    if not path.is_dir():
+        # Trainings call their file all the same; the folder says which one it is.
+        named = path.resolve().parent.name if path.name == MODEL_FILE else path.stem
+        return [ModelRow(named if path.suffix else text, text)]
+    if (path / MODEL_FILE).is_file():
+        return [ModelRow(path.resolve().name, str(path / MODEL_FILE))]
+    return _table_rows(path)
+
+
+def _table_rows(folder: Path) -> list[ModelRow]:
+    """The ended trainings of a table with its first seed, in the table's order."""
+    from fgvc_cli.engine.ablations import order_variants
+    from fgvc_cli.engine.run_state import finished_run
+
+    seeds: dict[int, list[str]] = {}
+    for run in sorted(folder.glob("*-s*")):
+        variant, _, seed = run.name.rpartition("-s")
+        if seed.isdecimal() and finished_run(run) is not None:
+            seeds.setdefault(int(seed), []).append(variant)
+    if not seeds:
+        raise FgvcError(
+            f"--weights {folder}: a folder without a finished training.",
+            "Expected a model.safetensors, the folder of a training, or that of fgvc train --ablate.",
+        )
+    first = min(seeds)
+    names = order_variants(seeds[first])
+    return [ModelRow(name, str(folder / f"{name}-s{first}" / MODEL_FILE)) for name in names]

@@ -14,18 +14,20 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fgvc_cli.commands import explain as command
-from fgvc_cli.commands.explain_options import ExplainOptions
-from fgvc_cli.commands.explain_rows import expand_weights
+import fgvc_cli
+from fgvc_cli.cli.explain import run as run_command
+from fgvc_cli.cli.progress import ConsoleMessages
 from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.engine.checkpoint import Checkpoint, save_checkpoint
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
+from fgvc_cli.explain.options import ExplainOptions, expand_weights
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.models.registry import create_model
 
 
 def run(image, **options) -> int:
-    return command.run(ExplainOptions(image, **options))
+    messages = ConsoleMessages(quiet=options.pop("quiet", False))
+    return run_command(ExplainOptions(image, **options), messages)
 
 
 class FixedModel(nn.Module):
@@ -54,7 +56,7 @@ def opened(monkeypatch) -> list[str | None]:
         )
 
     monkeypatch.setattr("fgvc_cli.engine.weights.open_weights", open_weights)
-    monkeypatch.setattr("fgvc_cli.engine.weights.default_notice", lambda: "using the default")
+    monkeypatch.setattr("fgvc_cli.explain.run.default_notice", lambda: "using the default")
     return asked
 
 
@@ -95,11 +97,23 @@ def test_the_exif_orientation_is_honoured(photo, opened, monkeypatch):
     exif[0x0112] = 6
     Image.new("RGB", (90, 60)).save(photo, exif=exif)
     seen = []
-    from fgvc_cli.explain import render
+    from fgvc_cli.explain import run as module
 
-    monkeypatch.setattr(render, "render", lambda e, title: seen.append(e.image.size) or e.image)
+    monkeypatch.setattr(module, "render", lambda e, title: seen.append(e.image.size) or e.image)
     run(photo, weights="any", device="cpu")
     assert seen == [(60, 90)]
+
+
+def test_a_notebook_gets_what_the_command_prints(photo, opened, capsys):
+    """Before and after a part of the room is imported, which puts the package in the function's place."""
+    explained = fgvc_cli.explain(photo, weights="any", device="cpu", top_k=3, quiet=True)
+    assert explained.out == Path("bird [red].explain.png") and explained.statuses == {"ok": 1}
+    ((guess, prob), *_) = explained.explanations[0].explanation.top
+    assert (guess, prob) == ("bee", 0.5) and capsys.readouterr() == ("", "")
+    from fgvc_cli.explain import pages  # noqa: F401
+
+    many = fgvc_cli.explain(str(photo.parent), weights=["any"], device="cpu", quiet=True)
+    assert many.statuses == {"ok": 1} and many.explanations == () and (many.out / "index.csv").is_file()
 
 
 def test_an_existing_picture_is_replaced_only_on_request(photo, opened, tmp_path):
@@ -239,7 +253,7 @@ def test_a_folder_that_holds_anything_is_never_replaced(photo, opened):
 
 def test_a_method_that_fails_on_the_way_leaves_no_folder(photo, opened):
     with pytest.raises(FgvcError, match="rollout needs a plain ViT"):
-        run(photo.parent, weights="any", device="cpu", methods=("rollout",), parts_dir=Path("parts"))
+        run(photo.parent, weights="any", device="cpu", method=("rollout",), parts_dir=Path("parts"))
     assert os.listdir() == []
 
 
@@ -256,10 +270,11 @@ def test_raw_maps_are_16_bit_pictures_of_their_own_cells(photo, opened, many):
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
-        ({"methods": ("gradcma",)}, "gradcam"),
+        ({"method": ("gradcma",)}, "gradcam"),
         ({"target": "bees"}, "Nearest: bee"),
         ({"target": "bee", "against": "BEE"}, "both"),
-        ({"target": "bee", "methods": ("stages",)}, "occlusion or occlusion-blur or hirescam or gradcam"),
+        ({"target": "bee", "method": ("features",)}, "occlusion or occlusion-blur or hirescam or gradcam"),
+        ({"method": ("stages",)}, "called features now"),
         ({"page": "poster"}, "full or strip"),
     ],
 )
@@ -355,7 +370,7 @@ def test_figures_of_a_folder_have_a_line_per_model_and_maps_in_one_file(photo, t
     weights = tuple(str(trained(tmp_path / name)) for name in ("plain", "size"))
     (photo.parent / "bad.jpg").touch()
     out, maps = Path("figures"), Path("maps.h5")
-    options = {"weights": weights, "device": "cpu", "methods": ("gradcam",), "out": out, "parts_dir": maps}
+    options = {"weights": weights, "device": "cpu", "method": ("gradcam",), "out": out, "parts_dir": maps}
     assert run(photo.parent, **options) == EXIT_SOME_FAILED
     rows = [*csv.DictReader((out / "index.csv").open())]
     assert [(row["path"], row["weights"], row["picture"]) for row in rows] == [
@@ -392,7 +407,7 @@ def test_maps_in_one_file_are_rows_of_photographs(photo, opened):
         assert file.attrs["weights_sha256"] == "0" * 64 and file.attrs["methods"] == "own"
         assert file.attrs["class_names"].tolist() == ["ant", "bee", "cat", "dog [red]"]
     before = Path("maps.h5").read_bytes()
-    for options in ({"out": Path("b")}, {"out": Path("c"), "overwrite": True, "methods": ("rollout",)}):
+    for options in ({"out": Path("b")}, {"out": Path("c"), "overwrite": True, "method": ("rollout",)}):
         with pytest.raises(FgvcError):
             run(photo.parent, weights="any", device="cpu", parts_dir=Path("maps.h5"), **options)
     assert Path("maps.h5").read_bytes() == before and sorted(os.listdir()) == ["maps.h5", "photos.explain"]

@@ -1,27 +1,31 @@
-"""The part of ``fgvc explain`` that takes many photographs: a folder of pictures, and a table of them.
+"""``fgvc explain``: images -> pictures of why a model answers as it does, and a table of them.
 
-Threads read ahead of the model and draw behind it; all of it is held for two batches at a time.
+Of a folder, threads read ahead of the model and draw behind it; all of it is held for two batches at a time.
 """
 
 from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.commands.explain_options import ExplainOptions
-from fgvc_cli.commands.predict_progress import PredictProgress
+from PIL import Image
+
+from fgvc_cli.command import Messages, command
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import default_notice
-from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
+from fgvc_cli.errors import FgvcError
 from fgvc_cli.explain.explainer import Explainer, Prepared
 from fgvc_cli.explain.explanation import Explanation, LabelledExplanation
-from fgvc_cli.explain.folders import INDEX, PicturesFolder
+from fgvc_cli.explain.options import ExplainOptions
+from fgvc_cli.explain.outputs import PicturesFolder
+from fgvc_cli.explain.pages import draw_comparison, draw_strip, render
+from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.csv_rows import csv_cells, csv_columns
 from fgvc_cli.formats.row_blocks import as_text
 from fgvc_cli.formats.rows import Row
@@ -29,11 +33,6 @@ from fgvc_cli.predict.batching import delayed, until_full
 from fgvc_cli.predict.decode_pool import in_order
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from PIL import Image
 
 KEEP_PX = 1600
 """Longest side of a photograph that waits to be drawn: the width of the widest picture."""
@@ -69,37 +68,82 @@ class _Done:
     picture: Future[bytes] | None = None
 
 
-def run_folder(options: ExplainOptions) -> int:
-    """Explain every photograph of a source: a strip ``OUT/<name>.jpg`` each, ``.png`` where it is a full page
-    or a figure, and ``OUT/index.csv``.
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """What was written, and of one image what was found."""
 
-    Where an index is searched, ``OUT/nearest.csv`` has a line for each known photograph that was near.
+    out: Path
+    """The picture, or the folder of them."""
+    statuses: dict[str, int]
+    """Status -> images."""
+    explanations: tuple[LabelledExplanation, ...] = ()
+    """Of one image, by each model; of many they are in the folder."""
+    unread_folders: int = 0
+    """That could not be listed."""
 
-    A photograph that cannot be read is a row of the table; the others still come out.
 
-    Returns:
-        0, or 3 where a photograph failed.
+@command(ExplainOptions)
+def explain(options: ExplainOptions) -> Explained:
+    """Draw why a model answers as it does, for one image, or all of a folder or archive.
+
+    Of many: a strip ``OUT/<name>.jpg`` each, ``.png`` where it is a full page or a figure, and
+    ``OUT/index.csv``. Where an index is searched, ``OUT/nearest.csv`` has a line for each known image that
+    was near. An image that cannot be read is a row of the table; the others still come out.
 
     Raises:
-        FgvcError: see ``ExplainOptions``; a source without an image; a folder that cannot be written.
+        FgvcError: what cannot be written (found out first), one image that cannot be read, a source without
+            an image, weights or a device that are not there, a class or a method that is not known.
     """
-    progress = PredictProgress(stderr_console(), quiet=options.quiet, live=True)
-    images = find_images([options.image], progress.on_unreadable)
-    progress.total = lambda: images.total
+    options.check()
+    messages = options.messages or Messages(quiet=options.quiet)
+    return _explain_many(options, messages) if options.many else _explain_one(options, messages)
+
+
+def _explain_one(options: ExplainOptions, messages: Messages) -> Explained:
+    picture, name = options.target_path, options.image.name
+    with AtomicFile(picture, overwrite=options.overwrite) as stream:
+        decoded = read_image(options.image)
+        if isinstance(decoded, Failure):
+            raise FgvcError(f"Cannot read {options.image}: {decoded.error} ({decoded.status}).")
+        image = decoded.image
+        with options.open_parts() if options.parts_dir else nullcontext() as parts:
+            if not options.weights:
+                messages.note(default_notice())
+            with options.open_explainers() as explainers:
+                explained = tuple(
+                    LabelledExplanation(label, explainer.explain([explainer.prepare(image)])[0])
+                    for label, explainer in explainers.items()
+                )
+            draw(explained, name, options.page or "full").save(stream, "PNG")
+            if parts:
+                parts.begin(explainers)
+                parts.add_maps(name, explained, size=image.size)
+    return Explained(picture, {OK: 1}, explained)
+
+
+def _explain_many(options: ExplainOptions, messages: Messages) -> Explained:
+    unread: list[Path | str] = []
+
+    def on_unreadable(folder: Path | str, error: OSError) -> None:
+        unread.append(folder)
+        messages.print(f"Left out folder {folder}: {error.strerror or error}")
+
+    images = find_images([options.image], on_unreadable)
     keep_freed_memory()
+    statuses: Counter[str] = Counter()
     with ExitStack() as stack:
         pictures = stack.enter_context(PicturesFolder(options.target_path, _ending(options)))
         parts = options.open_parts() if options.parts_dir else None
         if parts:
             stack.enter_context(parts)
-        if options.weights is None:
-            progress.note(default_notice())
+        if not options.weights:
+            messages.note(default_notice())
         explainers = stack.enter_context(options.open_explainers())
         for explainer in explainers.values():
             explainer.speed_up()
         if parts:
             parts.begin(explainers)
-        stack.enter_context(progress)
+        advance = stack.enter_context(messages.bar("explaining"))
         table = _Table(explainers, options.top_k)
         compared = [[*_NEAREST_COLUMNS]]
         for number, done in enumerate(_explain_all(options, explainers, images)):
@@ -110,16 +154,16 @@ def run_folder(options: ExplainOptions) -> int:
                 said = {"status": failure.status, "error": failure.error} if failure else {}
                 parts.add_maps(name, done.explained, size=photo.size or (0, 0), **said)
             if failure:
-                progress.note(f"Left out {name}: {failure.error} ({failure.status})")
+                messages.note(f"Left out {name}: {failure.error} ({failure.status})")
             table.add(done, picture)
             for each in done.explained:
                 compared += _nearest_rows(name, each.explanation)
-            progress.count(1, Counter([failure.status if failure else OK]))
+            statuses[failure.status if failure else OK] += 1
+            advance(total=images.total)
         pictures.add_table(table.rows)
         if options.index_path:
             pictures.add_table(compared, NEAREST)
-    progress.summary([options.target_path / INDEX])
-    return EXIT_SOME_FAILED if progress.failed else EXIT_OK
+    return Explained(options.target_path, dict(statuses), unread_folders=len(unread))
 
 
 def _ending(options: ExplainOptions) -> str:
@@ -230,8 +274,6 @@ def _nearest_rows(name: str, explanation: Explanation) -> Iterator[list[str]]:
 
 def draw(explained: Sequence[LabelledExplanation], title: str, page: str) -> Image.Image:
     """The picture of one model's explanation, a full page or a strip; of several models a row each."""
-    from fgvc_cli.explain import compare, render, strip
-
     if len(explained) > 1:
-        return compare.draw_comparison(explained, title)
-    return (strip.draw_strip if page == "strip" else render.render)(explained[0].explanation, title=title)
+        return draw_comparison(explained, title)
+    return (draw_strip if page == "strip" else render)(explained[0].explanation, title=title)
