@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fgvc_cli.engine.evaluate import evaluate as evaluate
     from fgvc_cli.engine.export import export as export
     from fgvc_cli.engine.weights import open_weights as load_checkpoint
     from fgvc_cli.explain.run import explain as explain
@@ -23,6 +24,7 @@ __all__ = [
     "Predictor",
     "__version__",
     "create_model",
+    "evaluate",
     "explain",
     "export",
     "index",
@@ -34,6 +36,7 @@ _HOMES = {
     "create_model": ("fgvc_cli.models.registry", "create_model"),
     "load_checkpoint": ("fgvc_cli.engine.weights", "open_weights"),
     "Predictor": ("fgvc_cli.predict.predictor", "Predictor"),
+    "evaluate": ("fgvc_cli.engine.evaluate", "evaluate"),
     "explain": ("fgvc_cli.explain.run", "explain"),
     "export": ("fgvc_cli.engine.export", "export"),
     "index": ("fgvc_cli.retrieval.index_file", "index"),

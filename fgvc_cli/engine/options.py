@@ -36,3 +36,39 @@ class ExportOptions:
     """Replace a file that is there."""
     messages: Messages = Messages()
     """Who says what happens."""
+
+
+@options
+class EvalOptions:
+    """What ``fgvc eval`` is asked for."""
+
+    weights: str | None = None
+    """File or folder of a training, or an embedded model; None: the default one."""
+    data: str | None = None
+    """Labelled folder or CSV; None, and no ``dataset``: what the checkpoint was trained on."""
+    dataset: str | None = None
+    """Known set in place of ``data``."""
+    data_root: str | None = None
+    """Folder that holds known sets; None: the environment's ``FGVC_DATA``."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Which images."""
+    against: str | None = None
+    """Second model, as ``weights``: compared on the same images."""
+    out: Path | None = None
+    """New folder for tables and pictures."""
+    overwrite: bool = False
+    """Replace what an earlier one wrote."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Images per forward pass."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Parallel readers of images."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    stages: Stages | None = None
+    """Of a multi-stage ViT; None: as trained."""
+    cascade: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of a multi-stage ViT: images this sure after a stage take no further one; None: as trained."""
+    calibrate: Path | None = None
+    """With the val split: fit the temperature, and write the model with it to this new file."""
+    messages: Messages | None = None
+    """Who says what happens; None: lines on stderr."""

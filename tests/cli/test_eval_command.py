@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import shutil
 from collections import Counter
@@ -12,9 +13,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import fgvc_cli
 from fgvc_cli.cli import app
-from fgvc_cli.commands.eval_report import REPORT_FILES
 from fgvc_cli.engine.checkpoint import load_checkpoint
+from fgvc_cli.engine.evaluate import REPORT_FILES
+from fgvc_cli.errors import FgvcError
 
 
 def fgvc(*arguments: object):
@@ -93,8 +96,24 @@ def test_the_tables_agree_with_each_other_and_with_the_metrics(report):
     assert np.mean(f1) == pytest.approx(document["metrics"]["macro_f1"], abs=1e-4)
 
 
+def test_a_notebook_gets_what_the_command_prints(world, report, capsys):
+    """Before and after a part of the room is imported, which puts the package in the function's place."""
+    weights = str(world / "first/model.safetensors")
+    measured = fgvc_cli.evaluate(weights, workers=0, device="cpu")
+    importlib.import_module("fgvc_cli.evaluate.metrics")
+
+    again = fgvc_cli.evaluate(weights=weights, workers=0, device="cpu")
+    assert capsys.readouterr().out == ""
+    for document in (measured.document, again.document, report[1]):
+        document["metrics"].pop("images_per_second", None)  # is never the same
+    assert measured.document == again.document == report[1]
+    assert measured.metrics["top1"] == report[1]["metrics"]["top1"]
+    with pytest.raises(FgvcError, match="--split got 'tset', expected train, val, test or all"):
+        fgvc_cli.evaluate(weights, split="tset")
+
+
 def test_many_classes_are_a_long_table(report, monkeypatch):
-    from fgvc_cli.commands import eval_report
+    from fgvc_cli.engine import evaluate as eval_report
 
     monkeypatch.setattr(eval_report, "WIDE_CLASSES", 1)
     matrix = np.array([[3, 0], [1, 2]])
@@ -195,7 +214,7 @@ def test_a_model_against_itself_shows_no_difference(world):
     ],
 )
 def test_the_verdict_needs_both_the_interval_and_the_test(interval, p, says):
-    from fgvc_cli.commands.eval_text import verdict
+    from fgvc_cli.cli.eval import verdict
 
     assert verdict({"difference_interval": interval, "p_value": p, "first": "A", "second": "B"}).startswith(
         says
