@@ -10,8 +10,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fgvc_cli.engine.ablate import ablate as ablate
     from fgvc_cli.engine.evaluate import evaluate as evaluate
     from fgvc_cli.engine.export import export as export
+    from fgvc_cli.engine.train import train as train
     from fgvc_cli.engine.weights import open_weights as load_checkpoint
     from fgvc_cli.explain.run import explain as explain
     from fgvc_cli.models.registry import create_model as create_model
@@ -23,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Predictor",
     "__version__",
+    "ablate",
     "create_model",
     "evaluate",
     "explain",
@@ -30,12 +33,15 @@ __all__ = [
     "index",
     "load_checkpoint",
     "report",
+    "train",
 ]
 
 _HOMES = {
     "create_model": ("fgvc_cli.models.registry", "create_model"),
     "load_checkpoint": ("fgvc_cli.engine.weights", "open_weights"),
     "Predictor": ("fgvc_cli.predict.predictor", "Predictor"),
+    "ablate": ("fgvc_cli.engine.ablate", "ablate"),
+    "train": ("fgvc_cli.engine.train", "train"),
     "evaluate": ("fgvc_cli.engine.evaluate", "evaluate"),
     "explain": ("fgvc_cli.explain.run", "explain"),
     "export": ("fgvc_cli.engine.export", "export"),

@@ -37,7 +37,9 @@ class ConsoleMessages(Messages):
         self.console.print(text, markup=False)
 
     @contextlib.contextmanager
-    def bar(self, text: str, total: int | None = None, *, unit: str = "images") -> Iterator[Advance]:
+    def bar(
+        self, text: str, total: int | None = None, *, unit: str = "images", lines: bool = False
+    ) -> Iterator[Advance]:
         """Draw how far the work is: how much of it, how fast, the time left where the total is known."""
         live = not self.quiet and self.console.is_terminal and not self.console.is_dumb_terminal
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=20))
@@ -56,7 +58,7 @@ class ConsoleMessages(Messages):
             known = progress.tasks[0].total
             line = f"{text or first}: {_pace(done, known, time.monotonic() - start, unit)}"
             progress.update(task, completed=done, description=line)
-            if not live and time.monotonic() - said > PLAIN_EVERY_SECONDS:
+            if lines and not live and time.monotonic() - said > PLAIN_EVERY_SECONDS:
                 said = time.monotonic()
                 self.note(line)
 

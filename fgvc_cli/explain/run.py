@@ -143,7 +143,7 @@ def _explain_many(options: ExplainOptions, messages: Messages) -> Explained:
             explainer.speed_up()
         if parts:
             parts.begin(explainers)
-        advance = stack.enter_context(messages.bar("explaining"))
+        advance = stack.enter_context(messages.bar("explaining", lines=True))
         table = _Table(explainers, options.top_k)
         compared = [[*_NEAREST_COLUMNS]]
         for number, done in enumerate(_explain_all(options, explainers, images)):

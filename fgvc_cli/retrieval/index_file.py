@@ -198,7 +198,7 @@ def index(options: IndexOptions) -> Indexed:
         checkpoint, device=options.device, batch_size=options.batch_size, workers=options.workers
     )
     statuses: Counter[str] = Counter()
-    with messages.bar("embedding", len(examples)) as advance:
+    with messages.bar("embedding", len(examples), lines=True) as advance:
 
         def on_block(block: Block) -> None:
             for line in left_out(block):

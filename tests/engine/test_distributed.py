@@ -15,7 +15,7 @@ import torch
 from conftest import write_colours
 from safetensors.torch import load_file
 
-from fgvc_cli.commands import train as train_command
+from fgvc_cli.engine import train as training
 from fgvc_cli.engine.distributed import ALONE, World, find_world
 from fgvc_cli.engine.learner import Meter
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, FgvcError
@@ -141,7 +141,7 @@ def test_no_process_outlives_the_one_that_started_them(data, tmp_path):
     with start_two(data, run_dir, epochs=1000) as parent:
         wait_for(1, run_dir)
         with pytest.raises(FgvcError, match="is in use by process"):
-            train_command.resume(run_dir, {}, sets=[], out=None, device="cpu", overwrite=False)
+            training.resume(run_dir, {}, device="cpu")
         parent.kill()
     deadline = time.monotonic() + 60
     while any(pid_of(rank, run_dir) for rank in (0, 1)) and time.monotonic() < deadline:
@@ -161,25 +161,23 @@ def test_an_error_of_the_user_ends_all_without_another_start(data, tmp_path):
 def test_resume_wants_as_many_processes_as_began(data, tmp_path, monkeypatch):
     flags = {"model": "timm-test_vit", "data": str(data), "pretrained": False, "input_px": 32, "epochs": 2}
     launched = []
-    monkeypatch.setattr(train_command, "launch", lambda *given: launched.append(given) or EXIT_OK)
+    monkeypatch.setattr(training, "_launch", lambda *given: launched.append(given))
     out = tmp_path / "run"
-    train_command.run(flags | {"devices": 2}, sets=[], out=out, device="cpu", overwrite=False)
-    train_command.resume(out, {"workers": 1}, sets=[], out=None, device="auto", overwrite=False)
+    training.train(**flags, devices=2, out=out, device="cpu")
+    training.resume(out, {"workers": 1})
     assert launched == [
         (out, 2, ["--device", "cpu"]),
         (out, 2, ["--device", "auto", "--workers", "1"]),
     ]
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(FgvcError, match="started with 2 processes, this is one of 3"):
-        train_command.resume(out, {}, sets=[], out=None, device="cpu", overwrite=False)
+        training.resume(out, {}, device="cpu")
 
 
 def test_synchronised_batch_norm_needs_cuda(data, tmp_path):
     flags = {"model": "timm-test_resnet", "data": str(data), "pretrained": False, "input_px": 32}
     with pytest.raises(FgvcError, match="needs CUDA") as caught:
-        train_command.run(
-            flags, sets=["sync_batchnorm=yes"], out=tmp_path / "run", device="cpu", overwrite=False
-        )
+        training.train(**flags, set=["sync_batchnorm=yes"], out=tmp_path / "run", device="cpu")
     assert caught.value.exit_code == EXIT_USAGE
     assert not (tmp_path / "run").exists()
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import fgvc_cli
-from fgvc_cli.commands import train as train_command
-from fgvc_cli.commands.train_settings import plain_values
+from fgvc_cli.cli.train import run as run_command
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.datasets.load import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
+from fgvc_cli.engine.options import TrainOptions
+from fgvc_cli.engine.settings import plain_values
 from fgvc_cli.engine.trained_data import known_examples
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import fit_temperature
@@ -28,7 +29,7 @@ FAST = ["optim.name=adamw", "optim.lr_backbone=0.002", "optim.lr_heads=0.005", "
 
 def train(data, out, *sets, **flags) -> int:
     values = TINY | {"data": str(data), "pretrained": False} | flags
-    return train_command.run(values, sets=[*FAST, *sets], out=out, device="cpu", overwrite=False)
+    return run_command(TrainOptions(**values, set=[*FAST, *sets], out=out, device="cpu"))
 
 
 def read_metrics(out) -> list[dict[str, str]]:
@@ -201,7 +202,7 @@ def test_labels_are_matched_by_name_not_by_number(trained, tmp_path):
 
 
 def test_input_px_keeps_the_papers_ratio_of_resizing():
-    values = plain_values({"model": "timm-resnet18", "input_px": 224}, [])
+    values = plain_values(TrainOptions("timm-resnet18", input_px=224))
     assert values["preprocess"] == {"input_px": 224, "resize_px": 275}
 
 
@@ -285,7 +286,7 @@ def test_overwriting_takes_the_old_model_away_first(colours, tmp_path, monkeypat
 
     monkeypatch.setattr(trainer_module.Trainer, "_train_epoch", interrupted)
     values = TINY | {"data": str(colours), "pretrained": False}
-    code = train_command.run(values, sets=FAST, out=tmp_path / "run", device="cpu", overwrite=True)
+    code = run_command(TrainOptions(**values, set=FAST, out=tmp_path / "run", device="cpu", overwrite=True))
     assert code == 130
     assert not (tmp_path / "run" / "model.safetensors").exists()
 

@@ -10,12 +10,13 @@ import sys
 import pytest
 import torch
 
-from fgvc_cli.commands import train as train_command
+from fgvc_cli.cli.train import run as run_command
 from fgvc_cli.config import Loss
 from fgvc_cli.data.loaders import LabelledImages
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import read_metadata
 from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.engine.options import TrainOptions
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.registry import create_model
 
@@ -26,7 +27,7 @@ CRASMRA, PLAIN = "crasmra-mobilenetv2_035", "timm-mobilenetv2_035"
 
 def train(data, out, *sets, model=PLAIN, **flags) -> int:
     values = TINY | {"data": str(data), "model": model} | flags
-    return train_command.run(values, sets=[*SETS, *sets], out=out, device="cpu", overwrite=False)
+    return run_command(TrainOptions(**values, set=[*SETS, *sets], out=out, device="cpu"))
 
 
 def read_metrics(out) -> list[dict[str, str]]:

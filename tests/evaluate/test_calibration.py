@@ -9,13 +9,14 @@ import torch
 
 import fgvc_cli
 from fgvc_cli.cli.eval import format_document
-from fgvc_cli.commands import train as train_command
+from fgvc_cli.cli.train import run as run_command
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.load import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
+from fgvc_cli.engine.options import TrainOptions
 from fgvc_cli.evaluate.calibration import (
     Calibration,
     apply_temperature,
@@ -169,7 +170,7 @@ def test_a_fitted_temperature_lowers_the_error():
 
 def train(data, out, **flags) -> int:
     values = LOOKS | {"data": str(data), "pretrained": False} | flags
-    return train_command.run(values, sets=SETS, out=out, device="cpu", overwrite=False)
+    return run_command(TrainOptions(**values, set=SETS, out=out, device="cpu"))
 
 
 @pytest.fixture(scope="module")

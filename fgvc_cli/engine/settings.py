@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from fgvc_cli.config import PAPER_INPUT_PX, TrainConfig, apply_sets, build, merge
+from fgvc_cli.engine.options import TrainOptions
 from fgvc_cli.engine.recipes import DEFAULT, Setup, find_recipe
+from fgvc_cli.engine.weights import resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-
-if TYPE_CHECKING:
-    from torch import nn
+from fgvc_cli.evaluate.multilabel import check_labels
+from fgvc_cli.models.registry import check_input_px, create_model, resolve
+from fgvc_cli.models.traits import backbone_traits
 
 _SECTION_HINT = "For example: --set preprocess.input_px=224"
+_FIELDS = (
+    *("model", "recipe", "data", "dataset", "data_root", "epochs", "batch_size", "seed", "init"),
+    *("pretrained", "amp", "workers", "devices"),
+)
+"""Options that are fields of ``TrainConfig``."""
 _SAID_ELSEWHERE = ("model", "data", "dataset", "data_root", "recipe", "workers")
 """Fields that the block of settings leaves out: the line above it says them, or they change no result."""
 
 
-def plain_values(flags: dict[str, Any], sets: list[str], processes: int = 1) -> dict[str, Any]:
-    """What the user gave, laid over the recipe.
+def plain_values(options: TrainOptions, processes: int = 1) -> dict[str, Any]:
+    """What the user gave, laid over the recipe: nested plain values of ``TrainConfig``.
 
     Args:
-        flags: TrainConfig fields given as options, ``input_px`` and ``stages``; None where not given.
-        sets: ``section.field=value`` assignments, laid over the flags.
         processes: that train together, where others started them; else ``devices`` says it.
 
     Raises:
-        FgvcError: an unknown model or recipe, a recipe of another family, an assignment that is none.
+        FgvcError: an unknown model or recipe, a recipe of another family, an assignment that is none, weights
+            to start from that are not there.
     """
-    from fgvc_cli.models.registry import resolve
-    from fgvc_cli.models.traits import backbone_traits
-
-    given = {name: value for name, value in flags.items() if value is not None}
-    input_px, stages = given.pop("input_px", None), given.pop("stages", None)
-    given = apply_sets(given, sets)
-    for section, field, value in (("preprocess", "input_px", input_px), ("options", "stages", stages)):
+    given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
+    given = apply_sets(given, list(options.set))
+    sections = (("preprocess", "input_px", options.input_px), ("options", "stages", options.stages))
+    for section, field, value in sections:
         inside = given.setdefault(section, {})
         if not isinstance(inside, dict):
             raise FgvcError(f"{section} is a section, got {inside!r}.", _SECTION_HINT, EXIT_USAGE)
@@ -42,6 +46,8 @@ def plain_values(flags: dict[str, Any], sets: list[str], processes: int = 1) -> 
             inside.setdefault(field, value)
     if processes > 1:
         given["devices"] = processes
+    if str(given.get("init", "none")).lower() not in ("none", "null"):
+        given["init"] = str(resolve_weights(str(given["init"]), option="--init")[0])
     resolved = resolve(str(given["model"]))
     family = resolved.name.partition("-")[0]
     recipe = find_recipe(str(given.pop("recipe", DEFAULT)), family)
@@ -70,8 +76,6 @@ def with_labels(config: TrainConfig, multi_label: bool) -> TrainConfig:
     Raises:
         FgvcError: settings that say otherwise, or that several labels do not go with.
     """
-    from fgvc_cli.evaluate.multilabel import check_labels
-
     check_labels(config.options.get("multi_label", multi_label), multi_label, config.sampling)
     return config.model_copy(update={"options": config.options | {"multi_label": multi_label}})
 
@@ -89,8 +93,6 @@ def resolved_config(values: dict[str, Any]) -> TrainConfig:
     Raises:
         FgvcError: settings or a model that do not work.
     """
-    from fgvc_cli.models.registry import check_input_px, create_model
-
     config: TrainConfig = build(TrainConfig, values)
     model = create_model(
         config.model, 2, input_px=config.preprocess.input_px, init=config.init, options=config.options
@@ -100,15 +102,8 @@ def resolved_config(values: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def as_json(config: TrainConfig) -> str:
-    """As ``config.json`` holds it, without a newline at the end."""
-    return json.dumps(config.model_dump(), indent=2)
-
-
 def settings_text(config: TrainConfig) -> str:
     """The recipe and, a line per section, what is not the default, each as ``--set`` takes it."""
-    from fgvc_cli.models.registry import resolve
-
     given, usual = config.model_dump(), TrainConfig(model=config.model).model_dump()
     usual["options"] = resolve(config.model).family.config().model_dump()
     lines = []

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fgvc_cli.cli import app
-from fgvc_cli.commands import train as train_command
+from fgvc_cli.engine import train as train_command
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import read_metadata
 

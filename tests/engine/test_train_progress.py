@@ -9,10 +9,11 @@ from PIL import Image
 from rich.console import Console
 
 from fgvc_cli.charts import figures as charts
-from fgvc_cli.commands import train_progress
-from fgvc_cli.commands.train_progress import CURVES, TrainProgress, read_metrics
+from fgvc_cli.cli.progress import ConsoleMessages
+from fgvc_cli.engine import train as train_progress
 from fgvc_cli.engine.logs import MetricsFile
 from fgvc_cli.engine.run_state import METRICS
+from fgvc_cli.engine.train import CURVES, TrainProgress, read_metrics
 
 
 def row(epoch: int) -> dict[str, float]:
@@ -20,8 +21,10 @@ def row(epoch: int) -> dict[str, float]:
 
 
 @pytest.fixture
-def console() -> Console:
-    return Console(file=io.StringIO(), width=200)
+def console() -> ConsoleMessages:
+    messages = ConsoleMessages()
+    messages.console = Console(file=io.StringIO(), width=200)
+    return messages
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def test_a_picture_that_fails_is_one_warning_and_ends_nothing(tmp_path, console,
     monkeypatch.setattr(charts, "draw_curves", fail)
     monkeypatch.setattr(train_progress, "CURVES_SHARE", float("inf"))
     train(TrainProgress(console, 3, tmp_path), 3)
-    said = console.file.getvalue()
+    said = console.console.file.getvalue()
     assert said.count("warning: no curves.png from here on: no font") == 1
     assert said.count("val top-1") == 3
 

@@ -1,35 +1,37 @@
-"""fgvc train --ablate: every row of a table with several seeds, one run folder each, gone on with if cut."""
+"""``fgvc train --ablate``: every row of a table with several seeds, one run folder each; resumed if cut."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import json
-import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgvc_cli.commands import train as train_command
-from fgvc_cli.commands.console import stderr_console
-from fgvc_cli.commands.train_settings import plain_values, resolved_config
+from fgvc_cli.charts.figures import draw_spread
+from fgvc_cli.command import Messages, command
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.datasets.load import load_data
+from fgvc_cli.engine import train as training
 from fgvc_cli.engine.ablation_table import (
     SPLITS,
+    Line,
     Score,
     read_scores,
     summarise,
-    summary_text,
     top1_by_seed,
     write_scores,
     write_summary,
 )
 from fgvc_cli.engine.ablations import Ablation, Cell, find_ablation, table_cells
-from fgvc_cli.engine.distributed import find_world
+from fgvc_cli.engine.distributed import EndedByAnother, find_world
+from fgvc_cli.engine.options import AblateOptions
 from fgvc_cli.engine.run_state import CONFIG, choose_run_dir, finished_run, state_path
-from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
+from fgvc_cli.engine.settings import plain_values, resolved_config
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted
+from fgvc_cli.files import AtomicFile
 
 SCORES, SUMMARY, PICTURE = "results.csv", "summary.csv", "results.png"
 FAILURE = "error.txt"
@@ -47,69 +49,69 @@ class Table:
     ablation: Ablation
     cells: list[Cell]
     folder: Path
-    device: str
-    overwrite: bool
-    resume_flags: dict[str, Any]
-    """What ``fgvc train --resume`` takes beside the run folder."""
+    options: AblateOptions
+    messages: Messages
 
     def run_dir(self, cell: Cell) -> Path:
         """Of one training."""
         return self.folder / cell.name
 
 
-def run(flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str, overwrite: bool) -> int:
-    """Train a table; each of its trainings is what ``fgvc train`` does with the same settings.
+@dataclass(frozen=True)
+class Ablated:
+    """What the finished trainings of a table say."""
 
-    Args:
-        flags: as ``commands.train.run``, with ``ablate`` and ``seeds``.
-        out: folder of the run folders; None chooses ``runs/<model>-<data>-<table>``.
+    folder: Path
+    """Of the run folders, and of results.csv, summary.csv and results.png."""
+    reference: str
+    """The row that the others are compared with."""
+    lines: tuple[Line, ...]
+    """Row by split; empty where no training is finished."""
+    failures: dict[str, str]
+    """Training -> why it failed."""
 
-    Returns:
-        0, or 1 where a training failed, or 130.
+
+@command(AblateOptions)
+def ablate(options: AblateOptions) -> Ablated:
+    """Train a table; each of its trainings is what ``train`` does with the same settings.
+
+    Without ``out``, its folder is ``runs/<model>-<data>-<table>``.
 
     Raises:
         FgvcError: before anything is trained: settings that do not work for a row, a folder that holds
             another training.
+        Interrupted: Ctrl-C; the same call again goes on.
     """
-    ablation, seeds = _read_request(flags, sets)
-    own = ("ablate", "seeds", "show_config")
-    values = plain_values({name: value for name, value in flags.items() if name not in own}, sets)
-    cells = table_cells(ablation, values, seeds)
+    ablation, cells, values = _read_options(options)
     configs = {cell.name: resolved_config(cell.values) for cell in cells}
-    if flags.get("show_config"):
-        print(json.dumps({name: config.model_dump() for name, config in configs.items()}, indent=2))
-        return EXIT_OK
     base: TrainConfig = build(TrainConfig, values)
     data = load_data(base)
-    folder = choose_run_dir(out, base, data.name, overwrite=True)
-    folder = folder if out else folder.with_name(f"{folder.name}-{ablation.name}")
-    resume_flags = {name: flags.get(name) for name in ("workers", "data", "data_root")}
-    table = Table(ablation, cells, folder, device, overwrite, resume_flags)
-    if not overwrite:
+    folder = choose_run_dir(options.out, base, data.name, overwrite=True)
+    folder = folder if options.out else folder.with_name(f"{folder.name}-{ablation.name}")
+    table = Table(ablation, cells, folder, options, options.messages or Messages())
+    if not options.overwrite:
         for cell in cells:
             _check_folder(table.run_dir(cell), configs[cell.name], data.sha256())
     failures = _train_all(table, data.name)
-    if failures is None:
-        return EXIT_INTERRUPTED
-    _tell(table, {cell.name for cell in cells} - {*failures}, data.name)
-    for name, why in failures.items():
-        print(f"fgvc: {name} failed: {why}", file=sys.stderr)
-    if failures:
-        print("fgvc: The same command again tries these once more.", file=sys.stderr)
-    return EXIT_ERROR if failures else EXIT_OK
+    lines = _write_results(table, {cell.name for cell in cells} - {*failures}, data.name)
+    return Ablated(folder, ablation.reference, tuple(lines), failures)
 
 
-def _read_request(flags: dict[str, Any], sets: list[str]) -> tuple[Ablation, list[int]]:
-    if not flags.get("ablate"):
-        raise FgvcError("--seeds goes with --ablate.", "One training takes --seed.", EXIT_USAGE)
-    train_command.check_model_given(flags)
-    ablation = find_ablation(flags["ablate"])
-    if flags.get("seed") is not None or any(text.partition("=")[0].strip() == "seed" for text in sets):
+def ablation_configs(options: AblateOptions) -> dict[str, TrainConfig]:
+    """Name of each training of a table -> its settings; nothing is trained."""
+    return {cell.name: resolved_config(cell.values) for cell in _read_options(options)[1]}
+
+
+def _read_options(options: AblateOptions) -> tuple[Ablation, list[Cell], dict[str, Any]]:
+    """The table, its trainings, and the values of the training that they vary."""
+    training.check_model_given(options)
+    ablation = find_ablation(options.ablate)
+    given = {text.partition("=")[0].strip() for text in options.set}
+    if options.seed is not None or "seed" in given:
         raise FgvcError(
             "--ablate trains with several seeds, got one.", "For example: --seeds 0,1,2", EXIT_USAGE
         )
-    given = {text.partition("=")[0].strip() for text in sets}
-    given |= {"options.stages"} if flags.get("stages") else set()
+    given |= {"options.stages"} if options.stages else set()
     for path in sorted(given & ablation.paths):
         raise FgvcError(f"{path} is what --ablate {ablation.name} varies.", "Leave it out.", EXIT_USAGE)
     if find_world().size > 1:
@@ -118,7 +120,9 @@ def _read_request(flags: dict[str, Any], sets: list[str]) -> tuple[Ablation, lis
             "Without torchrun: --devices N.",
             EXIT_USAGE,
         )
-    return ablation, _read_seeds(flags.get("seeds") or "0,1,2")
+    seeds = _read_seeds("0,1,2" if options.seeds is None else options.seeds)
+    values = plain_values(options)
+    return ablation, table_cells(ablation, values, seeds), values
 
 
 def _read_seeds(text: str) -> list[int]:
@@ -185,32 +189,34 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _train_all(table: Table, data_name: str) -> dict[str, str] | None:
+def _train_all(table: Table, data_name: str) -> dict[str, str]:
     """Every training that is not finished; a failed one does not end the others.
 
     Returns:
-        Name -> why it failed; None where Ctrl-C came.
+        Name -> why it failed.
+
+    Raises:
+        Interrupted: Ctrl-C.
     """
-    console, cells = stderr_console(), table.cells
-    done = {cell.name for cell in cells if not table.overwrite and finished_run(table.run_dir(cell))}
-    console.print(
+    messages, cells, overwrite = table.messages, table.cells, table.options.overwrite
+    done = {cell.name for cell in cells if not overwrite and finished_run(table.run_dir(cell))}
+    messages.note(
         f"{table.ablation.name} on {data_name}: {len(cells)} trainings in {table.folder}, "
-        f"{len(done)} of them finished.\n{table.ablation.about}.",
-        markup=False,
+        f"{len(done)} of them finished.\n{table.ablation.about}."
     )
     failures: dict[str, str] = {}
     for number, cell in enumerate(cells, start=1):
         if cell.name in done:
             continue
-        console.print(f"\n[{number}/{len(cells)}] {cell.name}", markup=False)
+        messages.note(f"\n[{number}/{len(cells)}] {cell.name}")
         try:
             why = _train_cell(table, cell)
         except KeyboardInterrupt:
-            console.print("To go on: the same command again.", markup=False)
-            return None
+            messages.note("To go on: the same command again.")
+            raise Interrupted from None
         if why is not None:
             failures[cell.name] = why
-            console.print(f"{cell.name} failed: {why}", markup=False)
+            messages.note(f"{cell.name} failed: {why}")
         else:
             done.add(cell.name)
             write_scores(table.folder / SCORES, _scores(table, done))
@@ -223,19 +229,21 @@ def _train_cell(table: Table, cell: Cell) -> str | None:
     Raises:
         KeyboardInterrupt: Ctrl-C; what was done is saved.
     """
-    run_dir = table.run_dir(cell)
+    run_dir, options = table.run_dir(cell), table.options
     try:
-        # Of a table only the table itself is data.
-        with contextlib.redirect_stdout(sys.stderr):
-            if state_path(run_dir).is_file() and not table.overwrite:
-                code = train_command.resume(
-                    run_dir, table.resume_flags, sets=[], out=None, device=table.device, overwrite=False
-                )
-            else:
-                # Nothing to go on from, so what an earlier attempt left may go.
-                code = train_command.start(cell.values, out=run_dir, device=table.device, overwrite=True)
+        if state_path(run_dir).is_file() and not options.overwrite:
+            moved = {name: getattr(options, name) for name in ("workers", "data", "data_root")}
+            given = {name: value for name, value in moved.items() if value is not None}
+            trained = training.resume(run_dir, given, device=options.device, messages=table.messages)
+        else:
+            # Nothing to go on from, so what an earlier attempt left may go.
+            trained = training.start(
+                cell.values, out=run_dir, device=options.device, overwrite=True, messages=table.messages
+            )
     except FgvcError as error:
         return str(error)
+    except EndedByAnother:
+        return "its processes ended with an error, see above"
     # torch, timm and the decoders raise anything, and a night of trainings must not end with the first.
     except Exception as error:
         text = " ".join(str(error).split())
@@ -244,10 +252,10 @@ def _train_cell(table: Table, cell: Cell) -> str | None:
         return f"{type(error).__name__}: {text[:200]}"
     finally:
         gc.collect()
-    if code == EXIT_INTERRUPTED:
-        raise KeyboardInterrupt
     (run_dir / FAILURE).unlink(missing_ok=True)
-    return None if code == EXIT_OK else "its processes ended with an error, see above"
+    if not trained.told:
+        table.messages.note(trained.text)
+    return None
 
 
 def _scores(table: Table, finished: set[str]) -> list[Score]:
@@ -260,14 +268,11 @@ def _scores(table: Table, finished: set[str]) -> list[Score]:
     return scores
 
 
-def _tell(table: Table, finished: set[str], data_name: str) -> None:
-    """The table on stdout, and the files beside the run folders."""
-    from fgvc_cli.charts.figures import draw_spread
-    from fgvc_cli.files import AtomicFile
-
+def _write_results(table: Table, finished: set[str], data_name: str) -> list[Line]:
+    """The files beside the run folders; the lines of the table."""
     scores, reference = _scores(table, finished), table.ablation.reference
     if not scores:
-        return
+        return []
     names = [variant.name for variant in table.ablation.variants]
     lines = summarise(scores, names, reference)
     write_scores(table.folder / SCORES, scores)
@@ -281,9 +286,4 @@ def _tell(table: Table, finished: set[str], data_name: str) -> None:
     title = f"{table.ablation.name}: {model} on {data_name}, {seeds} seeds (bar: one standard deviation)"
     with AtomicFile(table.folder / PICTURE, overwrite=True) as stream:
         stream.write(draw_spread(names, groups, reference=reference, title=title))
-    print(summary_text(lines, reference))
-    # A row that lacks seeds has had less chance of a bad one.
-    best = max((line for line in lines if line.split == "val"), key=lambda line: (line.seeds, line.top1))
-    than = f"; than {reference}: {best.verdict}" if best.verdict else ""
-    print(f"\nhighest mean on val, by which to choose: {best.variant}{than}")
-    print(f"{SCORES}, {SUMMARY} and {PICTURE} are in {table.folder}")
+    return lines
