@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import train_options
 
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.ablations import ABLATIONS, find_ablation, table_cells
@@ -12,7 +13,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 
 def configs(name: str, model: str, *sets: str, **flags) -> dict[str, TrainConfig]:
-    values = plain_values(TrainOptions(model, input_px=64, **flags, set=sets))
+    values = plain_values(train_options(sets, model=model, input_px=64, **flags))
     return {cell.name: build(TrainConfig, cell.values) for cell in table_cells(ABLATIONS[name], values, [0])}
 
 

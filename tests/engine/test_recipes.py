@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from conftest import train_options
 
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.optim import build_optimizer, build_schedule
@@ -19,7 +20,7 @@ from fgvc_cli.models.traits import backbone_traits
 
 
 def config_of(model: str, *sets: str, **flags) -> TrainConfig:
-    return build(TrainConfig, plain_values(TrainOptions(model, **flags, set=sets)))
+    return build(TrainConfig, plain_values(train_options(sets, model=model, **flags)))
 
 
 def test_the_papers_sizes_keep_their_ratio():

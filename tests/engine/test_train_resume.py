@@ -13,7 +13,7 @@ import signal
 
 import pytest
 import torch
-from conftest import write_colours
+from conftest import train_options, write_colours
 from safetensors import safe_open
 
 from fgvc_cli.cli.train import run as run_command
@@ -47,7 +47,7 @@ TIMES = ("seconds", "images_per_second", "val_images_per_second")
 
 def train(data, out, *sets, **flags) -> int:
     values = PLAIN | {"data": str(data), "pretrained": False} | flags
-    return run_command(TrainOptions(**values, set=[*SETS, *sets], out=out, device="cpu"))
+    return run_command(train_options([*SETS, *sets], **values, out=out, device="cpu"))
 
 
 def resume(run, **flags) -> int:

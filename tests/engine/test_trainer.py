@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import train_options
 
 import fgvc_cli
 from fgvc_cli.cli.train import run as run_command
@@ -29,7 +30,7 @@ FAST = ["optim.name=adamw", "optim.lr_backbone=0.002", "optim.lr_heads=0.005", "
 
 def train(data, out, *sets, **flags) -> int:
     values = TINY | {"data": str(data), "pretrained": False} | flags
-    return run_command(TrainOptions(**values, set=[*FAST, *sets], out=out, device="cpu"))
+    return run_command(train_options([*FAST, *sets], **values, out=out, device="cpu"))
 
 
 def read_metrics(out) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from conftest import train_options
 
 from fgvc_cli.cli.train import run as run_command
 from fgvc_cli.config import Loss
@@ -16,7 +17,6 @@ from fgvc_cli.data.loaders import LabelledImages
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import read_metadata
 from fgvc_cli.engine.losses import total_loss
-from fgvc_cli.engine.options import TrainOptions
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.registry import create_model
 
@@ -27,7 +27,7 @@ CRASMRA, PLAIN = "crasmra-mobilenetv2_035", "timm-mobilenetv2_035"
 
 def train(data, out, *sets, model=PLAIN, **flags) -> int:
     values = TINY | {"data": str(data), "model": model} | flags
-    return run_command(TrainOptions(**values, set=[*SETS, *sets], out=out, device="cpu"))
+    return run_command(train_options([*SETS, *sets], **values, out=out, device="cpu"))
 
 
 def read_metrics(out) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import train_options
 
 import fgvc_cli
 from fgvc_cli.cli.eval import format_document
@@ -16,7 +17,6 @@ from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.load import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
-from fgvc_cli.engine.options import TrainOptions
 from fgvc_cli.evaluate.calibration import (
     Calibration,
     apply_temperature,
@@ -170,7 +170,7 @@ def test_a_fitted_temperature_lowers_the_error():
 
 def train(data, out, **flags) -> int:
     values = LOOKS | {"data": str(data), "pretrained": False} | flags
-    return run_command(TrainOptions(**values, set=SETS, out=out, device="cpu"))
+    return run_command(train_options(SETS, **values, out=out, device="cpu"))
 
 
 @pytest.fixture(scope="module")
