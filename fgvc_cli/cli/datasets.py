@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgvc_cli.cli.help import HelpCommand, HelpGroup
 from fgvc_cli.cli.options import DataRoot, Workers, guarded
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
-    from fgvc_cli.datasets.present import Presence
+    from fgvc_cli.datasets.registry import Presence
 
-datasets_app = typer.Typer(help="Labelled data sets: list, get, check, make. Alone, it lists them.")
-make_app = typer.Typer(help="Make a data set.", no_args_is_help=True)
+datasets_app = typer.Typer(
+    cls=HelpGroup, help="Labelled data sets: list, get, check, make. Alone, it lists them."
+)
+make_app = typer.Typer(cls=HelpGroup, help="Make a data set.", no_args_is_help=True)
 datasets_app.add_typer(make_app, name="make")
 
 _NO_ROOT = "Give --data-root DIR or set FGVC_DATA=DIR to see which are here."
@@ -38,12 +41,11 @@ def _alone(context: typer.Context, data_root: DataRoot = None, as_json: Json = F
         )
 
 
-@datasets_app.command("list")
+@datasets_app.command("list", cls=HelpCommand)
 @guarded
 def list_datasets(data_root: DataRoot = None, as_json: Json = False) -> int:
     """List the known data sets: their counts, whether they are here and whole, and how to get them."""
-    from fgvc_cli.datasets.present import look_for_sets
-    from fgvc_cli.datasets.registry import default_root
+    from fgvc_cli.datasets.registry import default_root, look_for_sets
 
     root = Path(data_root) if data_root else default_root()
     found = look_for_sets(root)
@@ -72,7 +74,7 @@ def list_datasets(data_root: DataRoot = None, as_json: Json = False) -> int:
     return EXIT_OK
 
 
-@datasets_app.command("get")
+@datasets_app.command("get", cls=HelpCommand)
 @guarded
 def get_dataset(
     name: Annotated[str, typer.Argument(help="A known set, e.g. cub.")],
@@ -105,7 +107,7 @@ def get_dataset(
     return EXIT_OK
 
 
-@datasets_app.command("check")
+@datasets_app.command("check", cls=HelpCommand)
 @guarded
 def check_dataset(
     source: Annotated[str, typer.Argument(help="Class-per-folder folder, CSV, or known set.")],
@@ -145,7 +147,7 @@ def check_dataset(
     return EXIT_OK if report.clean else EXIT_SOME_FAILED
 
 
-@make_app.command("aviary")
+@make_app.command("aviary", cls=HelpCommand)
 @guarded
 def make_aviary(
     out: Annotated[Path, typer.Argument(help="New folder.")],

@@ -176,6 +176,7 @@ def summary(report: Report, out: Path | None) -> str:
     lines += _section("groups with different labels", [_group_text(data, group) for group in wrong])
     few = [f"{name}: {count}" for name, count in sorted(report.tiny.items(), key=lambda item: item[1])]
     lines += _section(f"tiny classes ({_counted(data)})", few)
+    lines += [f"  {note}" for note in data.notes]
     if not report.clean:
         lines.append(f"All findings: {out}" if out else "All findings: --out report.csv, or --json")
     return "\n".join(lines)
@@ -235,6 +236,7 @@ def as_document(report: Report) -> dict[str, Any]:
         ],
         "groups": groups,
         "tiny_classes": report.tiny,
+        "notes": list(data.notes),
     }
 
 

@@ -26,7 +26,7 @@ from fgvc_cli.data.labelled import Example, LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.boxes import TrueBoxes
-from fgvc_cli.datasets.load import load_boxes
+from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import keep_freed_memory, pick_device
 from fgvc_cli.engine.options import EvalOptions
@@ -49,7 +49,7 @@ from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, most_
 from fgvc_cli.evaluate.multilabel import label_slots
 from fgvc_cli.files import check_folder, check_writable, whole_folder
 from fgvc_cli.formats.row_blocks import as_text
-from fgvc_cli.sources.images import DecodedImage, read_image
+from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
 
 METRICS, PER_CLASS, CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"
 PREDICTIONS, CONFUSION_PNG = "predictions.csv", "confusion.png"
@@ -244,7 +244,8 @@ def measure(
     examples = known_examples(labelled, split, checkpoint.classes)
     truths = load_boxes(labelled.root, [e.path for e in examples]) if locate else {}
     slots = label_slots(labelled, len(checkpoint.classes), checkpoint.multi_label)
-    images = LabelledImages(labelled.root, examples, eval_transform(checkpoint.preprocess), slots)
+    preprocess = checkpoint.preprocess
+    images = LabelledImages(labelled.root, examples, eval_transform(preprocess), slots, preprocess)
     loader = build_loader(images, batch_size=batch_size, workers=workers)
     with messages.bar("evaluating", len(examples)) as advance:
         result = evaluate_model(
@@ -270,7 +271,8 @@ def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> d
     if boxes is None:
         return {}
     chosen = [(i, path) for i, path in enumerate(measured.paths()) if path in truths]
-    sizes = _upright_sizes([measured.root / path for _, path in chosen], workers)
+    files = [measured.root / path for _, path in chosen]
+    sizes = _upright_sizes(files, measured.checkpoint.preprocess, workers)
     located = {}
     for (i, path), size in zip(chosen, sizes, strict=True):
         if size is None:
@@ -285,10 +287,10 @@ def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> d
     return located
 
 
-def _upright_sizes(files: Sequence[Path], workers: int) -> list[tuple[int, int] | None]:
+def _upright_sizes(files: Sequence[Path], rule: ReadRule, workers: int) -> list[tuple[int, int] | None]:
     """(width, height) of photographs that were read a moment ago; None where one has gone meanwhile."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        photos = pool.map(partial(read_image, prepare=_least), files)
+        photos = pool.map(partial(read_image, prepare=_least, rule=rule), files)
         return [photo.size if isinstance(photo, DecodedImage) else None for photo in photos]
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fgvc_cli import __version__
-from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.config import TrainConfig, stored_config
 from fgvc_cli.engine.checkpoint import read_metadata
 from fgvc_cli.engine.logs import EVENT_FILES
 from fgvc_cli.engine.weights import MODEL_FILE
@@ -123,7 +123,7 @@ def load_state(run_dir: Path) -> RunState:
             "pip install --upgrade fgvc",
         )
     return RunState(
-        config=build(TrainConfig, document["config"]),
+        config=stored_config(document["config"]),
         data_sha256=document["data_sha256"],
         classes=tuple(document["classes"]),
         progress=Progress(**document["progress"]),

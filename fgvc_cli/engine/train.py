@@ -19,7 +19,7 @@ from torch import nn
 from fgvc_cli.command import Messages, command
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.data.labelled import LabelledSet
-from fgvc_cli.datasets.load import load_data
+from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine.device import keep_freed_memory, pick_device, pick_devices
 from fgvc_cli.engine.distributed import (
     ALONE,
@@ -138,6 +138,10 @@ def start(
     world = find_world()
     config: TrainConfig = build(TrainConfig, values)
     data = load_data(config)
+    if world.is_main:
+        # What the listing took in another way than it is written, and what no score will tell.
+        for note in data.notes:
+            messages.note(note)
     config = with_labels(config, data.multi_label)
     values = values | {"options": config.options}
     # Only the main one of several processes looks at the folder: the others may see its files.
@@ -222,7 +226,8 @@ def _train(
 ) -> Trained:
     if config.devices > 1 and world == ALONE:
         messages.note(settings_text(config))
-        _trainer(model, config, data, run_dir, target, world, messages).prepare()
+        # This process only starts the others: on a card it would take memory from the first of them.
+        _trainer(model, config, data, run_dir, torch.device("cpu"), world, messages).prepare()
         return _launch(run_dir, config.devices, ["--device", target.type])
     if restarts() and gave_up(run_dir):
         raise EndedByAnother
@@ -293,6 +298,13 @@ def _own_device(name: str, config: TrainConfig, world: World) -> torch.device:
     Raises:
         FgvcError: fewer devices than processes; settings that need CUDA.
     """
+    if config.devices > 1 and name not in ("auto", "cpu", "cuda"):
+        pick_device(name)  # a name that is none is told first
+        raise FgvcError(
+            f"--device {name} is one device, this trains on {config.devices}.",
+            "Use --device auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses among several.",
+            EXIT_USAGE,
+        )
     if config.devices > 1 and world == ALONE:
         target = pick_device(pick_devices(name, config.devices)[0].partition(":")[0])
     else:

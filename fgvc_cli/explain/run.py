@@ -32,7 +32,7 @@ from fgvc_cli.formats.rows import Row
 from fgvc_cli.predict.batching import delayed, until_full
 from fgvc_cli.predict.decode_pool import in_order
 from fgvc_cli.sources.find import Found, find_images
-from fgvc_cli.sources.images import OK, Failure, read_image
+from fgvc_cli.sources.images import OK, DecodedImage, Failure, Reading, read_image
 
 KEEP_PX = 1600
 """Longest side of a photograph that waits to be drawn: the width of the widest picture."""
@@ -101,24 +101,33 @@ def explain(options: ExplainOptions) -> Explained:
 
 def _explain_one(options: ExplainOptions, messages: Messages) -> Explained:
     picture, name = options.target_path, options.image.name
-    with AtomicFile(picture, overwrite=options.overwrite) as stream:
-        decoded = read_image(options.image)
-        if isinstance(decoded, Failure):
-            raise FgvcError(f"Cannot read {options.image}: {decoded.error} ({decoded.status}).")
-        image = decoded.image
-        with options.open_parts() if options.parts_dir else nullcontext() as parts:
-            if not options.weights:
-                messages.note(default_notice())
-            with options.open_explainers() as explainers:
-                explained = tuple(
-                    LabelledExplanation(label, explainer.explain([explainer.prepare(image)])[0])
-                    for label, explainer in explainers.items()
-                )
-            draw(explained, name, options.page or "full").save(stream, "PNG")
-            if parts:
-                parts.begin(explainers)
-                parts.add_maps(name, explained, size=image.size)
+    with (
+        AtomicFile(picture, overwrite=options.overwrite) as stream,
+        options.open_parts() if options.parts_dir else nullcontext() as parts,
+    ):
+        first = _read(options.image, Reading())
+        if not options.weights:
+            messages.note(default_notice())
+        with options.open_explainers() as explainers:
+            # Models may differ in what they make of a colour profile.
+            readings = [explainer.reading for explainer in explainers.values()]
+            images = [first if each == Reading() else _read(options.image, each) for each in readings]
+            explained = tuple(
+                LabelledExplanation(label, explainer.explain([explainer.prepare(image)])[0])
+                for (label, explainer), image in zip(explainers.items(), images, strict=True)
+            )
+        draw(explained, name, options.page or "full").save(stream, "PNG")
+        if parts:
+            parts.begin(explainers)
+            parts.add_maps(name, explained, size=images[0].size)
     return Explained(picture, {OK: 1}, explained)
+
+
+def _read(path: Path, reading: Reading) -> Image.Image:
+    decoded = read_image(path, rule=reading)
+    if isinstance(decoded, Failure):
+        raise FgvcError(f"Cannot read {path}: {decoded.error} ({decoded.status}).")
+    return decoded.image
 
 
 def _explain_many(options: ExplainOptions, messages: Messages) -> Explained:
@@ -179,12 +188,16 @@ def _explain_all(
     readers, painters = ThreadPoolExecutor(threads, "read"), ThreadPoolExecutor(threads, "draw")
 
     def read(found: Found) -> _Photo:
-        decoded = read_image(found.path)
-        if isinstance(decoded, Failure):
-            return _Photo(found, (), decoded, None)
-        image = decoded.image
-        prepared = tuple(explainer.prepare(image, KEEP_PX) for explainer in explainers.values())
-        return _Photo(found, prepared, None, decoded.size)
+        # Models may differ in what they make of a colour profile.
+        by_rule: dict[Reading, DecodedImage] = {}
+        for explainer in explainers.values():
+            if explainer.reading not in by_rule:
+                decoded = read_image(found.path, rule=explainer.reading)
+                if isinstance(decoded, Failure):
+                    return _Photo(found, (), decoded, None)
+                by_rule[explainer.reading] = decoded
+        prepared = tuple(each.prepare(by_rule[each.reading].image, KEEP_PX) for each in explainers.values())
+        return _Photo(found, prepared, None, next(iter(by_rule.values())).size)
 
     def paint(photo: _Photo, explained: tuple[LabelledExplanation, ...]) -> bytes:
         stream = io.BytesIO()

@@ -317,7 +317,9 @@ def report(options: ReportOptions) -> Report:
             maker.check()
         truth = None
         if options.labels:
-            labels = read_labels(options.labels, table.rows.path, multi_label=table.info.multi_label)
+            several = table.info.multi_label
+            paths = table.rows.path
+            labels = read_labels(options.labels, paths, multi_label=several, on_note=messages.note)
             truth = build_truth(table, labels)
         rows = choose_rows(table, options.thumbs, truth.wrong(table) if truth else None)
         with _crops(table) as crops:
