@@ -36,26 +36,26 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
+_HOMES: dict[str, tuple[str, ...]] = {
     "create_model": ("fgvc_cli.models.registry", "create_model"),
     "load_checkpoint": ("fgvc_cli.engine.weights", "open_weights"),
     "Predictor": ("fgvc_cli.predict.predictor", "Predictor"),
-    "ablate": ("fgvc_cli.engine.ablate", "ablate"),
-    "train": ("fgvc_cli.engine.train", "train"),
-    "evaluate": ("fgvc_cli.engine.evaluate", "evaluate"),
-    "explain": ("fgvc_cli.explain.run", "explain"),
-    "export": ("fgvc_cli.engine.export", "export"),
-    "index": ("fgvc_cli.retrieval.index_file", "index"),
-    "report": ("fgvc_cli.report.page", "report"),
+    "ablate": ("fgvc_cli.engine.ablate", "ablate", "fgvc_cli.engine.options.AblateOptions"),
+    "train": ("fgvc_cli.engine.train", "train", "fgvc_cli.engine.options.TrainOptions"),
+    "evaluate": ("fgvc_cli.engine.evaluate", "evaluate", "fgvc_cli.engine.options.EvalOptions"),
+    "explain": ("fgvc_cli.explain.run", "explain", "fgvc_cli.explain.options.ExplainOptions"),
+    "export": ("fgvc_cli.engine.export", "export", "fgvc_cli.engine.options.ExportOptions"),
+    "index": ("fgvc_cli.retrieval.index_file", "index", "fgvc_cli.retrieval.options.IndexOptions"),
+    "report": ("fgvc_cli.report.page", "report", "fgvc_cli.report.page.ReportOptions"),
 }
-"""Public name -> module and name there."""
+"""Public name -> module and name there; of a command also the class of its options, its arguments."""
 
 
 def find_public(name: str) -> Any:
     """What a public name stands for, imported now."""
     import importlib
 
-    module, attribute = _HOMES[name]
+    module, attribute, *_ = _HOMES[name]
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -88,7 +88,7 @@ def ablate(options: AblateOptions) -> Ablated:
     data = load_data(base)
     folder = choose_run_dir(options.out, base, data.name, overwrite=True)
     folder = folder if options.out else folder.with_name(f"{folder.name}-{ablation.name}")
-    table = Table(ablation, cells, folder, options, options.messages or Messages())
+    table = Table(ablation, cells, folder, options, options.messages or Messages(quiet=options.quiet))
     if not options.overwrite:
         for cell in cells:
             _check_folder(table.run_dir(cell), configs[cell.name], data.sha256())

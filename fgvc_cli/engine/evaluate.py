@@ -111,7 +111,7 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
             labels the checkpoint does not know, an output that is there already.
     """
     _check(options)
-    messages = options.messages or Messages()
+    messages = options.messages or Messages(quiet=options.quiet)
     if options.weights is None:
         messages.note(default_notice())
     checkpoint = open_weights(options.weights, options=_stage_options(options))

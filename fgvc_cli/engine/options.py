@@ -35,8 +35,10 @@ class ExportOptions:
     """Largest difference in a probability that passes."""
     overwrite: bool = False
     """Replace a file that is there."""
-    messages: Messages = Messages()
-    """Who says what happens."""
+    quiet: bool = False
+    """Say nothing but warnings."""
+    messages: Messages | None = None
+    """Who says what happens; None: lines on stderr."""
 
 
 @options
@@ -71,6 +73,8 @@ class EvalOptions:
     """Of a multi-stage ViT: images this sure after a stage take no further one; None: as trained."""
     calibrate: Path | None = None
     """With the val split: fit the temperature, and write the model with it to this new file."""
+    quiet: bool = False
+    """Say nothing but warnings."""
     messages: Messages | None = None
     """Who says what happens; None: lines on stderr."""
 
@@ -120,6 +124,8 @@ class TrainOptions:
     resume: Path | None = None
     """Go on with this interrupted run folder, by its own settings; only ``device``, ``workers`` and where the
     data lie may be given."""
+    quiet: bool = False
+    """Say nothing but warnings."""
     messages: Messages | None = None
     """Who says what happens; None: lines on stderr."""
 
@@ -136,6 +142,6 @@ class AblateOptions(TrainOptions):
 
 def given_options(asked: TrainOptions, *but: str) -> list[str]:
     """Options, as they are typed, that are not at their defaults."""
-    names = [f.name for f in fields(asked) if f.name not in ("messages", *but)]
+    names = [f.name for f in fields(asked) if f.name not in ("quiet", "messages", *but)]
     defaults = {f.name: f.default for f in fields(asked)}
     return [f"--{name.replace('_', '-')}" for name in names if getattr(asked, name) != defaults[name]]

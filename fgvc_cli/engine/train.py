@@ -97,17 +97,18 @@ def train(options: TrainOptions) -> Trained:
         Interrupted: Ctrl-C or SIGTERM; what was done is saved.
         EndedByAnother: one of several processes failed, and has said why.
     """
+    messages = options.messages or Messages(quiet=options.quiet)
     if options.resume is not None:
         _check_resume_options(options)
         given = {name: getattr(options, name) for name in _MAY_DIFFER if getattr(options, name) is not None}
-        return resume(options.resume, given, device=options.device, messages=options.messages)
+        return resume(options.resume, given, device=options.device, messages=messages)
     check_model_given(options)
     return start(
         plain_values(options, find_world().size),
         out=options.out,
         device=options.device,
         overwrite=options.overwrite,
-        messages=options.messages,
+        messages=messages,
     )
 
 
