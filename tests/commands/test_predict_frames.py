@@ -73,6 +73,7 @@ def test_shards_and_resuming_give_the_same(model, clips, tmp_path):
         run(clips, out=parts[0], frames="all", per_file=parts[1], shard=shard)
     assert merge.run(PredictOptions(sources=(), out=(parts[0],), per_file=parts[1])) == 0
     resumed = tmp_path / "resumed.csv", tmp_path / "resumed-files.csv"
+    model.batches = 0
     interrupted(model, clips, resumed[0], frames="all", per_file=resumed[1])
     assert run(clips, out=resumed[0], frames="all", per_file=resumed[1]) == 0
     for one, other in ((parts, whole), (resumed, whole)):
