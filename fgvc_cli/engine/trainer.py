@@ -124,6 +124,7 @@ class Trainer:
         self.loop = TrainLoop(
             self.learner, draws, loader, observer, progress, warn=self._warn, save=self._save_state
         )
+        self._warned_of_masks = False
         self.table = MetricsFile(run_dir / METRICS, progress.rows)
         # Made here, so that a missing library is told before a run folder is.
         self.board = TensorBoard(run_dir, progress.epoch) if config.tensorboard and world.is_main else None
@@ -175,6 +176,7 @@ class Trainer:
             with interrupts_wait():
                 self._close_epoch(row, evaluation)
             self.observer.on_epoch(epoch, self.table.rows[-1], self.best_epoch == epoch)
+            self._warn_of_fixed_masks(epoch)
 
     @property
     def best_epoch(self) -> int:
@@ -185,6 +187,23 @@ class Trainer:
         epochs = self.loop.progress.epoch - 1
         waited = epochs - self.best_epoch
         return epochs >= self.config.epochs or waited >= (self.config.patience or math.inf)
+
+    def _warn_of_fixed_masks(self, epoch: int) -> None:
+        """Once per run, and not for an epoch in which a mask has hardly begun to learn."""
+        if self._warned_of_masks or epoch == 1 < self.config.epochs:
+            return
+        kind = "val_mask_variation_"
+        row = self.table.rows[-1]
+        fixed = [
+            name.removeprefix(kind) for name, value in row.items() if name.startswith(kind) and value < 0.01
+        ]
+        if fixed:
+            self._warned_of_masks = True
+            self.observer.on_warning(
+                f"CRAM is a fixed gate in {', '.join(fixed)}: under 1 % of channels are suppressed in some "
+                "images and not in others (mask_variation in metrics.csv), so it re-attends to nothing. Try "
+                "--set options.mask_norm=layer --set options.min_hidden=32"
+            )
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         return self.loop.run_epoch()
