@@ -30,8 +30,12 @@ MAPS_AT_ONCE = 256
 """Maps in flight: bounds the working memory to about 0.7 GB for a grid of 224 x 224."""
 
 ROUNDS_PER_CHECK = 3
-"""Rounds of labelling between two looks at the result, each of which makes the host wait for the device.
-Blobs take about five rounds, spirals and noise of single pixels up to seven."""
+"""Rounds of labelling between two looks at the result, on the CPU."""
+
+CUDA_ROUNDS = 10
+"""Rounds of labelling on a card, where a look at the result would make the host wait. Each joins pieces of a
+component to a higher neighbour and so at least halves their number; blobs, spirals, mazes and noise of single
+pixels take four to seven (tests/attention/test_components.py)."""
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -72,11 +76,11 @@ def label_components(mask: Tensor) -> Tensor:
     links = _block_links(mask)
     rows, columns = (height + 1) // 2, (width + 1) // 2
     labels = torch.arange(rows * columns, device=mask.device).expand(batch, -1).view(batch, rows, columns)
-    while True:
-        for _ in range(ROUNDS_PER_CHECK):
+    settled = False
+    while not settled:
+        for _ in range(CUDA_ROUNDS if mask.is_cuda else ROUNDS_PER_CHECK):
             previous, labels = labels, _hook(labels, links)
-        if torch.equal(previous, labels):
-            break
+        settled = mask.is_cuda or torch.equal(previous, labels)
     pixels = labels[:, :, None, :, None].expand(-1, -1, 2, -1, 2).reshape(batch, 2 * rows, 2 * columns)
     return torch.where(mask, pixels[:, :height, :width], -1)
 
@@ -139,8 +143,7 @@ def _hook(labels: Tensor, links: list[Link]) -> Tensor:
 def peak_boxes(heat: Tensor, size: tuple[int, int], min_area_px: int, binary_px: int | None = None) -> Tensor:
     """Boxes of the components that hold the maps' highest cells, thresholded at the mean.
 
-    The steps of ``objects.locate_objects`` for all maps at once. The device is waited for while components
-    are labelled, and nowhere else.
+    The steps of ``objects.locate_objects`` for all maps at once; a card is not waited for.
 
     Args:
         heat: (B, h, w), any finite range.

@@ -29,8 +29,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Settings to start from: crasmra-paper, vitms-paper or strong; fgvc recipes describes them. "
-            "Default: that of the model's paper."
+            help="Settings to start from: crasmra-paper, vitms-paper, strong or probe; fgvc recipes "
+            "describes them. Default: that of the model's paper."
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: 200; vitms and strong: 30.")] = None,
@@ -50,7 +50,7 @@ def train(
         ),
     ] = None,
     stages: Stages = None,
-    amp: Annotated[str | None, typer.Option(help="none, bf16 or fp16.")] = None,
+    amp: Annotated[str | None, typer.Option(help="Precision: auto, none (float32), bf16 or fp16.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: 2.")] = None,
     device: Device = "auto",
     devices: Annotated[

@@ -160,7 +160,8 @@ class MultiStageVit(FgvcModel):
             return None, None
         config, size = self.config, images.shape[-2:]
         if config.part_map == "object" and object_heat is not None:
-            whole = boxes.new_tensor([0, 0, size[1], size[0]]).expand_as(boxes)
+            nothing = torch.zeros_like(boxes[:, 0])
+            whole = torch.stack([nothing, nothing, nothing + size[1], nothing + size[0]], 1)
             maps = cut_map(pick(object_heat, rows), pick(whole, rows), size, self.plan.side)
         else:
             maps = cut_map(pick(heat.detach(), rows), pick(boxes, rows), size, self.plan.side)
@@ -197,7 +198,7 @@ class MultiStageVit(FgvcModel):
     def _choose(self, batch: int, device: torch.device) -> Tensor | None:
         """Which images of a batch are erased, or None; drawn on the CPU: every device draws the same."""
         chosen = (torch.rand(batch) < self.config.erase_prob).nonzero().flatten()
-        return chosen.to(device) if len(chosen) else None
+        return chosen.to(device, non_blocking=True) if len(chosen) else None
 
     def _erase(self, view: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """The batch with the chosen images erased (2.3), and their maps from before, (n, h, w)."""

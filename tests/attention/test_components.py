@@ -10,7 +10,10 @@ from skimage.measure import label
 from skimage.morphology import closing
 
 from fgvc_cli.attention.objects import (
+    CUDA_ROUNDS,
     MAPS_AT_ONCE,
+    _block_links,
+    _hook,
     close_maps,
     close_mask,
     label_components,
@@ -216,6 +219,43 @@ def test_closing_of_masks_is_that_of_scikit_image_on_a_clear_plane(side):
         expected = padded[side : side + 40, side : side + 53]
         np.testing.assert_array_equal(close_mask(mask, side), expected)
         np.testing.assert_array_equal(found, expected)
+
+
+def maze(side, seed):
+    """One component of long winding paths: a spanning tree drawn at random over every fourth cell."""
+    rng, mask = np.random.default_rng(seed), torch.zeros(side, side, dtype=torch.bool)
+    path, seen = [(0, 0)], {(0, 0)}
+    while path:
+        y, x = path[-1]
+        around = [(y + dy, x + dx) for dy, dx in ((0, 4), (4, 0), (0, -4), (-4, 0))]
+        new = [place for place in around if min(place) >= 0 and max(place) < side and place not in seen]
+        if not new:
+            path.pop()
+            continue
+        to = new[rng.integers(len(new))]
+        seen.add(to)
+        path.append(to)
+        mask[min(y, to[0]) : max(y, to[0]) + 1, min(x, to[1]) : max(x, to[1]) + 1] = True
+    return mask
+
+
+def rounds_of_labelling(masks):
+    """After how many rounds no label changes any more."""
+    links = _block_links(masks)
+    rows, columns = (-(-side // 2) for side in masks.shape[1:])
+    labels = torch.arange(rows * columns).expand(len(masks), -1).view(len(masks), rows, columns)
+    for count in range(50):
+        previous, labels = labels, _hook(labels, links)
+        if previous.equal(labels):
+            return count
+    raise AssertionError("labels do not settle")
+
+
+def test_the_rounds_on_a_card_are_enough_with_room_to_spare():
+    noise = [torch.rand(2, 224, 224, generator=generator(9)) < fraction for fraction in (0.3, 0.4, 0.5)]
+    paths = torch.stack([maze(224, 0), maze(224, 1), snake(224), snake(224, 3), spiral(224), spiral(224, 3)])
+    needed = [rounds_of_labelling(masks) for masks in [*noise, paths, paths.flip(2), paths.mT]]
+    assert 4 <= max(needed) <= CUDA_ROUNDS - 3
 
 
 @needs_cuda
