@@ -37,7 +37,7 @@ def halved(tensor: torch.Tensor) -> torch.Tensor:
     """A weight as float16 where that keeps its values."""
     if (
         tensor.dtype != torch.float32
-        or tensor.dim() < 2
+        or tensor.numel() < SMALL
         or tensor.abs().max() > torch.finfo(torch.float16).max
     ):
         return tensor
