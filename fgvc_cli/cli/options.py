@@ -60,6 +60,10 @@ Embeddings = Annotated[bool, typer.Option("--embeddings", help="Store embeddings
 Logits = Annotated[bool, typer.Option("--logits", help="Store the scores of all classes there.")]
 CropsDir = Annotated[Path | None, typer.Option(help="New folder for a JPEG of each object.")]
 MapsDir = Annotated[Path | None, typer.Option(help="New folder for a 16-bit PNG of each attention map.")]
+PerFile = Annotated[
+    Path | None,
+    typer.Option(help="One more .csv, a row per file: of its frames, the mean of their probabilities."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors on stderr.")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder that holds known sets. Default: $FGVC_DATA.")]
 
