@@ -44,6 +44,7 @@ def run(options: ExplainOptions) -> int:
     from fgvc_cli.sources.images import Reading
 
     picture, name = options.target_path, options.image.name
+    path = options.image.resolve().as_posix()
     with (
         AtomicFile(picture, overwrite=options.overwrite) as stream,
         options.open_parts() if options.parts_dir else contextlib.nullcontext() as parts,
@@ -58,7 +59,7 @@ def run(options: ExplainOptions) -> int:
             readings = [explainer.reading for explainer in explainers.values()]
             photographs = [first if each == Reading() else _read(options.image, each) for each in readings]
             explained = [
-                LabelledExplanation(label, explainer.explain([explainer.prepare(photograph)])[0])
+                LabelledExplanation(label, explainer.explain([explainer.prepare(photograph, path=path)])[0])
                 for (label, explainer), photograph in zip(explainers.items(), photographs, strict=True)
             ]
         draw(explained, name, options.page or "full").save(stream, "PNG")

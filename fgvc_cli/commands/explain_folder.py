@@ -143,7 +143,9 @@ def _explain_all(
                 if isinstance(decoded, Failure):
                     return _Photo(found, (), decoded, None)
                 by_rule[explainer.reading] = decoded
-        prepared = tuple(each.prepare(by_rule[each.reading].image, KEEP_PX) for each in explainers.values())
+        prepared = tuple(
+            each.prepare(by_rule[each.reading].image, KEEP_PX, found.name) for each in explainers.values()
+        )
         return _Photo(found, prepared, None, next(iter(by_rule.values())).size)
 
     def paint(photo: _Photo, explained: tuple[LabelledExplanation, ...]) -> bytes:

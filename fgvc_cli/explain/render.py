@@ -102,9 +102,10 @@ def draw_question(explanation: Explanation) -> Section | None:
     target, rival = explanation.why
     section = Image.new("RGB", (INNER, round(LABEL.px * 1.3)), PAPER)
     draw = ImageDraw.Draw(section)
-    words = [("Why", QUIET), (target, ACCENT), ("and not", QUIET), (rival or "another class", INK)]
+    words = [("Why", QUIET), (target, ACCENT), *([("and not", QUIET), (rival, INK)] if rival else [])]
     space = LABEL.px / 3
-    room = (INNER - sum(LABEL.width(text) + space for text, _ in words[::2])) / 2 - space
+    names = len(words) // 2
+    room = (INNER - sum(LABEL.width(text) + space for text, _ in words[::2])) / names - space
     x = 0.0
     for index, (text, color) in enumerate(words):
         shown = LABEL.shorten(text, room) if index % 2 else text

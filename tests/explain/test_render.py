@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +15,7 @@ from fgvc_cli.explain.colormap import color_table
 from fgvc_cli.explain.explanation import HEAT, Explanation
 from fgvc_cli.explain.layout import ACCENT, INNER, MUTED, WIDTH
 from fgvc_cli.explain.panels import BOX_LINE, UNSEEN_VEIL, draw_map, draw_photo, fit
-from fgvc_cli.explain.render import draw_bars, draw_branches, render
+from fgvc_cli.explain.render import draw_bars, draw_branches, draw_question, render
 from fgvc_cli.explain.text import ELLIPSIS, Face
 
 SQUASH = Preprocess(input_px=80, resize_px=100)
@@ -240,3 +242,18 @@ def test_the_legend_shows_the_map_from_low_to_high():
     lows = np.nonzero((page == low).all(axis=-1))[1]
     highs = np.nonzero((page == high).all(axis=-1))[1]
     assert lows.max() < highs.min() < INNER // 2
+
+
+def test_a_class_held_against_none_is_asked_about_alone(monkeypatch):
+    said: list[str] = []
+    draw = Face.draw
+
+    def keep(face, pen, at, text, *rest, **named):
+        said.append(text)
+        return draw(face, pen, at, text, *rest, **named)
+
+    monkeypatch.setattr(Face, "draw", keep)
+    draw_question(replace(explanation((80, 80)), why=("gull", None)))
+    assert said == ["Why", "gull"]
+    draw_question(replace(explanation((80, 80)), why=("gull", "tern")))
+    assert said[2:] == ["Why", "gull", "and not", "tern"]
