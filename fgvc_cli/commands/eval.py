@@ -223,7 +223,7 @@ def _calibrate(
 ) -> int:
     """Fit the temperature on the training's val split and write the model with it."""
     from fgvc_cli.engine.weights import resolve_weights
-    from fgvc_cli.evaluate.calibration import Calibration, fit_temperature, write_calibrated
+    from fgvc_cli.evaluate.calibration import fit_calibration, write_calibrated
 
     if not own_data:
         raise FgvcError(
@@ -233,7 +233,9 @@ def _calibrate(
         )
     assert request.calibrate is not None
     result = measured_by(checkpoint, locate=False).result
-    calibration = Calibration(fit_temperature(result.probs, result.labels), "val", len(result.labels))
+    calibration = fit_calibration(result.probs, result.labels, "val")
+    if calibration.refused:
+        raise FgvcError(f"Nothing is written: {calibration.in_words}.", "Put more images into the val split.")
     source = resolve_weights(request.weights)[0]
     write_calibrated(source, request.calibrate, calibration, overwrite=request.overwrite)
     before, after = (result.metrics(calibration.temperature)[name] for name in ("ece", "ece_calibrated"))
@@ -262,6 +264,7 @@ def _calibration(
         "temperature": checkpoint.temperature,
         "fitted_on": fitted["split"],
         "fitted_images": fitted["images"],
+        "refused": bool(fitted.get("refused")),
         "held_out": own_split not in (fitted["split"], "all"),
         "same_looks": all(value in (None, trained.get(name)) for name, value in looks.items()),
     }

@@ -80,9 +80,12 @@ def _calibration_lines(document: dict[str, Any]) -> list[str]:
         return ["  temperature: none in this checkpoint, prob is as the model gives it"]
     split, images = calibration["fitted_on"], calibration["fitted_images"]
     value = calibration["temperature"]
-    lines = [f"  temperature {value:.3f}, fitted on the {split} split of the training ({images} photographs)"]
+    counted = f"{images:,} image{'' if images == 1 else 's'}"
+    lines = [f"  temperature {value:.3f}, fitted on the {split} split of the training ({counted})"]
+    if calibration["refused"]:
+        lines = [f"  not calibrated: {counted} of the {split} split were too few to trust a temperature"]
     if not calibration["held_out"]:
-        lines.append("  nll_calibrated and ece_calibrated are not held out: the fit saw these photographs")
+        lines.append("  nll_calibrated and ece_calibrated are not held out: the fit saw these images")
     if not calibration["same_looks"]:
         lines.append("  the temperature was fitted with other looks than these: those of the training")
     if any(name.startswith("reached_") for name in document["metrics"]):

@@ -31,7 +31,7 @@ from fgvc_cli.engine.losses import fit_fuse_weights
 from fgvc_cli.engine.run_state import Progress, RunState, remove_state, save_state, state_path
 from fgvc_cli.engine.weights import MODEL_FILE
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration, fit_temperature
+from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_evaluations
 from fgvc_cli.evaluate.multilabel import check_labels, rank
 from fgvc_cli.files import AtomicFile, FolderLock
@@ -296,12 +296,13 @@ class Trainer:
         return TrainResult(path, self.best.epoch, metrics)
 
     def _calibrate(self, validation: Evaluation) -> Calibration:
-        temperature = fit_temperature(validation.probs, validation.labels)
-        calibration = Calibration(temperature, "val", len(validation.labels))
+        calibration = fit_calibration(validation.probs, validation.labels, "val")
+        if calibration.refused:
+            self.observer.on_warning(calibration.in_words)
         if calibration.clamped:
             self.observer.on_warning(
-                f"the temperature that calibrates prob stopped at its limit of {temperature:g}, fitted on "
-                f"{calibration.images} photographs of the val split: do not read prob as a share"
+                f"the temperature that calibrates prob stopped at its limit of {calibration.temperature:g}, "
+                f"fitted on {calibration.images} images of the val split: do not read prob as a share"
             )
         return calibration
 

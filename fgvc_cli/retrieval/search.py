@@ -62,8 +62,8 @@ class Nearest:
     """Of what data they are, for people: set and split."""
 
     def without(self, path: str, count: int) -> Nearest:
-        """The same without the image itself, which an index of its own folder holds (the file of that name whose
-        embedding is equal), and of the others the first ``count``.
+        """The same without the image itself, which an index of its own folder holds (the file of that name
+        whose embedding is equal), and of the others the first ``count``.
 
         Args:
             path: of the image, as far as it is known; empty leaves all in.

@@ -173,7 +173,7 @@ def explain(model, index, **options):
 def test_the_likeliest_classes_are_looked_up_by_the_models_embedding():
     index = FakeIndex()
     explained = explain(Embeds({}), index, neighbours=4)
-    assert index.asked == ([[3.0, 4.0]], [["bee", "ant", "cat"]], 4)
+    assert index.asked == ([[3.0, 4.0]], [["bee", "ant", "cat"]], 5), "one more, as the image itself goes"
     assert explained.nearest.overall is ANTS
     explain(Embeds({}), index, top_k=2)
     assert index.asked[1] == [["bee", "ant"]]
