@@ -109,8 +109,9 @@ def fit_calibration(probs: Tensor, labels: Tensor, split: str) -> Calibration:
     """Fit a temperature where that can be trusted to help, else keep 1.
 
     Few images make a fit that suits them alone: with 6, an ECE has gone from 29 to 42 %. Below
-    ``LEAST_IMAGES`` nothing is fitted. Below ``SURE_IMAGES`` the fit is cross-validated (``FOLDS`` parts, each scored by the
-    temperature of the others), and kept if the NLL of images left out falls by more than its standard error.
+    ``LEAST_IMAGES`` nothing is fitted. Below ``SURE_IMAGES`` the fit is cross-validated (``FOLDS`` parts,
+    each scored by the temperature of the others), and kept if the NLL of images left out falls by more than
+    its standard error.
 
     Args:
         probs, labels: as ``fit_temperature``, in the order of classes, so that folds are alike.
