@@ -17,8 +17,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.sparse import coo_array
 
 from fgvc_cli.evaluate.intervals import share_interval
+from fgvc_cli.evaluate.metrics import Matrix, mistakes
 from fgvc_cli.explain.explanation import spoken
 from fgvc_cli.explain.layout import INK, QUIET, TRACK
 
@@ -96,17 +98,17 @@ def draw_curves(rows: Sequence[dict[str, float]], title: str = "") -> bytes:
         return _png(figure, title)
 
 
-def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str = "") -> bytes:
+def draw_confusion(matrix: Matrix, classes: Sequence[str], title: str = "") -> bytes:
     """Who is taken for whom: rows are the truth, shaded by the share of the row.
 
     Above ``MATRIX_CLASSES`` the classes with most mistakes, theirs and in their name, are shown, and all the
     others as one row and column, whose common cell stays empty. A class neither shown nor guessed is out.
 
     Args:
-        matrix: images, int (K, K), see ``engine.metrics.confusion``.
+        matrix: images, int (K, K), see ``evaluate.metrics.confusion``.
     """
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-    matrix, classes = matrix[np.ix_(seen, seen)], [classes[i] for i in seen.tolist()]
+    matrix, classes = matrix[seen][:, seen], [classes[i] for i in seen.tolist()]
     shown = len(classes) if len(classes) <= MATRIX_CLASSES else NAMED_CLASSES
     counts, names = _gather(matrix, classes, shown)
     whole = counts.sum(axis=1, keepdims=True)
@@ -252,19 +254,20 @@ def _finish_axes(axes: Axes, title: str) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=11)
 
 
-def _gather(matrix: np.ndarray, classes: Sequence[str], shown: int) -> tuple[np.ndarray, list[str]]:
+def _gather(matrix: Matrix, classes: Sequence[str], shown: int) -> tuple[np.ndarray, list[str]]:
     """The ``shown`` classes with most mistakes, in their own order, and the rest as one last class."""
     names = [_short(name) for name in classes]
+    cells = coo_array(matrix)
     if shown >= len(classes):
-        return matrix, names
-    wrong = matrix - np.diag(matrix.diagonal())
-    mistakes = wrong.sum(axis=0) + wrong.sum(axis=1)
-    kept = np.sort(np.argsort(-mistakes, kind="stable")[:shown])
+        return cells.toarray(), names
+    labels, guesses, counts = mistakes(matrix)
+    wrong = np.bincount(np.concatenate([labels, guesses]), np.tile(counts, 2), minlength=len(classes))
+    kept = np.sort(np.argsort(-wrong, kind="stable")[:shown])
     place = np.full(len(classes), shown)
     place[kept] = np.arange(shown)
-    counts = np.zeros((shown + 1, shown + 1), matrix.dtype)
-    np.add.at(counts, (place[:, None], place[None, :]), matrix)
-    return counts, [*(names[i] for i in kept), f"{len(classes) - shown} others"]
+    gathered = np.zeros((shown + 1, shown + 1), np.int64)
+    np.add.at(gathered, (place[cells.row], place[cells.col]), cells.data)
+    return gathered, [*(names[i] for i in kept), f"{len(classes) - shown} others"]
 
 
 def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:

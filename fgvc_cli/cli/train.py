@@ -50,7 +50,7 @@ def train(
         ),
     ] = None,
     stages: Stages = None,
-    amp: Annotated[str | None, typer.Option(help="none, bf16 or fp16.")] = None,
+    amp: Annotated[str | None, typer.Option(help="Precision: auto, none (float32), bf16 or fp16.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: 2.")] = None,
     device: Device = "auto",
     devices: Annotated[

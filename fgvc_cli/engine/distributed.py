@@ -42,9 +42,9 @@ class World:
         """The ``count`` of every process, by rank."""
         if self.size == 1:
             return [count]
-        every = torch.zeros(self.size, dtype=torch.int64)
-        dist.all_gather_into_tensor(every, torch.tensor([count]))
-        return every.tolist()
+        every = [torch.zeros((), dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(every, torch.tensor(count))
+        return [int(one) for one in every]
 
     def main_says(self, answer: bool) -> bool:
         """The main process's answer, for all; the others' own does not count."""
@@ -72,7 +72,20 @@ class World:
 
         Wrap again when other parameters learn: those that rest take no part in the averaging.
         """
-        return DistributedDataParallel(model) if self.size > 1 else model
+        if self.size == 1:
+            return model
+        # The gradients are what is sent: no copy of them. Buffers stay each process's own until validation.
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+    def without_exchange(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """While active, gradients of what ``wrap`` gave add up in each process by itself."""
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum over the processes of each value, on the CPU."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
 
     def synchronize_batchnorm(self, model: nn.Module) -> nn.Module:
         """Batch norms that take their statistics from all processes' batches; CUDA only."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.data.transforms import mix_transform, normalize
+from fgvc_cli.engine.device import Precision, computing, float32_products, usual_precision
 from fgvc_cli.engine.distributed import ALONE, World
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.engine.meter import Meter
@@ -23,7 +24,11 @@ from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.output import ModelOutput
 
-AMP_TYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+def training_precision(amp: str, device: torch.device) -> Precision:
+    """What ``config.amp`` means on a device."""
+    named: dict[str, Precision] = {"none": "float32", "bf16": "bf16", "fp16": "fp16"}
+    return named.get(amp) or usual_precision(device)
 
 
 def seed_everything(seed: int) -> None:
@@ -70,7 +75,8 @@ class Learner:
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.epochs, updates_per_epoch)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        self.precision = training_precision(config.amp, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.ema = ModelEmaV3(self.model, config.ema_decay, use_warmup=True) if config.ema_decay else None
         self.mix = mix_transform(config.augment, classes)
         self.multi_label = bool(model.config.multi_label)  # type: ignore[union-attr]
@@ -79,7 +85,7 @@ class Learner:
         self.backbone = self.model.get_submodule("backbone")
         self.freezable = [p for p in self.backbone.parameters() if p.requires_grad]
         self.frozen = False
-        self.forward = self._wrapped()
+        self._wrap()
 
     @property
     def kept(self) -> nn.Module:
@@ -96,11 +102,13 @@ class Learner:
         for parameter in self.freezable:
             parameter.requires_grad_(not frozen)
         if changed and self.world.size > 1:
-            self.forward = self._wrapped()
+            self._wrap()
 
-    def _wrapped(self) -> Callable[..., ModelOutput]:
-        forward = self.world.wrap(self.model)
-        return torch.compile(forward) if self.config.compile else forward
+    def _wrap(self) -> None:
+        self._wrapped = self.world.wrap(self.model)
+        self.forward: Callable[..., ModelOutput] = (
+            torch.compile(self._wrapped) if self.config.compile else self._wrapped
+        )
 
     def update(self, batches: Iterable[tuple[tuple[int, ...], Batch]], expected: int, meter: Meter) -> None:
         """One optimiser step over several batches, as if they were one.
@@ -112,16 +120,37 @@ class Learner:
             meter: is given the loss, its terms, and the model's stats.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        # Of the backward pass too.
+        with float32_products(self.device, self.precision):
+            seen = self._add_batches(batches, expected, meter)
+            if seen:
+                self._step(expected / seen)
+
+    def _add_batches(
+        self, batches: Iterable[tuple[tuple[int, ...], Batch]], expected: int, meter: Meter
+    ) -> int:
+        """Gradients of all batches; how many images of all processes they are from."""
         seen = 0
+        usable = self._usable(batches)
+        following = next(usable, None)
+        while following:
+            (numbers, batch, images), following = following, next(usable, None)
+            self._seed(*numbers)
+            # Processes exchange gradients once per update, with the last batch.
+            with self.world.without_exchange(self._wrapped) if following else contextlib.nullcontext():
+                # The average over the processes divides by their number.
+                self._add_gradients(batch, len(batch.labels) * self.world.size / expected, meter)
+            seen += images
+        return seen
+
+    def _usable(
+        self, batches: Iterable[tuple[tuple[int, ...], Batch]]
+    ) -> Iterator[tuple[tuple[int, ...], Batch, int]]:
+        """Those of which every process has enough, with the images of all processes in each."""
         for numbers, batch in batches:
             counts = self.world.counts(len(batch.labels))
             if min(counts) >= 2:
-                self._seed(*numbers)
-                # The average over the processes divides by their number.
-                self._add_gradients(batch, len(batch.labels) * self.world.size / expected, meter)
-                seen += sum(counts)
-        if seen:
-            self._step(expected / seen)
+                yield numbers, batch, sum(counts)
 
     def _seed(self, *numbers: int) -> None:
         """Randomness inside the model is a function of where training stands: nothing is to be remembered."""
@@ -136,7 +165,7 @@ class Learner:
         if self.mix:
             images, labels = self.mix(images, labels)
         images = images.contiguous(memory_format=torch.channels_last)
-        with self.autocast():
+        with computing(self.device, self.precision):
             output = self.forward(images)
         loss, terms = total_loss(output, labels, self.config.loss, self.multi_label)
         self.scaler.scale(loss * share).backward()
@@ -156,13 +185,6 @@ class Learner:
         self.schedule.step_update(self.updates)
         if self.ema:
             self.ema.update(self.model, step=self.updates)
-
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        """The precision of the forward pass."""
-        kind = self.config.amp
-        with torch.autocast(self.device.type, AMP_TYPES[kind], enabled=kind != "none"):
-            yield
 
     def check_loss(self, loss: float) -> None:
         """Refuse to go on from a loss that is no number any more.

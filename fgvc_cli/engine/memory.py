@@ -8,19 +8,10 @@ import torch
 
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.loaders import Batch
+from fgvc_cli.engine.device import is_out_of_memory, release_memory
 from fgvc_cli.engine.learner import Learner
 from fgvc_cli.engine.meter import Meter
 from fgvc_cli.errors import FgvcError
-
-_CPU_ALLOCATION = "DefaultCPUAllocator"
-"""In what torch's CPU allocator says; it has no exception of its own."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a training step failed for want of memory, of the device or of the machine."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and _CPU_ALLOCATION in str(error)
 
 
 def out_of_memory(learner: Learner, config: TrainConfig) -> FgvcError:
@@ -69,8 +60,7 @@ def largest_batch(learner: Learner, start: int, side: int) -> int | None:
 def _fits(learner: Learner, size: int, side: int) -> bool:
     learner.optimizer.zero_grad(set_to_none=True)
     gc.collect()
-    if learner.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(learner.device)
     batch = Batch(
         torch.zeros(size, 3, side, side, dtype=torch.uint8),
         torch.zeros(size, dtype=torch.int64),

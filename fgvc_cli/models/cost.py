@@ -23,7 +23,7 @@ def compute_cost(name: str, input_px: int) -> Cost:
     """
     backbone = resolve(name).backbone
     model = create_model(name, COST_CLASSES)
-    side = int(getattr(model, "fixed_px", None) or input_px)
+    side = model.fixed_px or input_px
     return Cost(name, backbone, side, count_parameters(model), count_gmac(model, side))
 
 

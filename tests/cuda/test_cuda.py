@@ -9,7 +9,9 @@ import torch
 
 from fgvc_cli.config import Loss, Preprocess, TrainConfig
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
+from fgvc_cli.engine.device import computing, float32_products
 from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import find_images
@@ -28,10 +30,8 @@ MODELS = {
 @pytest.fixture(autouse=True)
 def _full_precision():
     """TensorFloat-32 keeps ten bits of a product; what is compared here is float32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    with float32_products(torch.device("cuda"), "float32"):
+        yield
 
 
 def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -69,7 +69,7 @@ def test_bfloat16_stays_near_float32(name):
     model.eval()
     with torch.inference_mode():
         expected = model(images)
-        with torch.autocast("cuda", torch.bfloat16):
+        with computing(torch.device("cuda"), "bf16"):
             found = model.cuda()(images.cuda())
     assert error(found.probs, expected.probs) < 5e-2
 
@@ -90,6 +90,17 @@ def test_gradients_of_cuda_are_those_of_the_cpu(name):
     grads = [(mine.grad, theirs.grad) for (_, mine), (_, theirs) in pairs]
     whole = [torch.cat([g.flatten().float().cpu() for g in side]) for side in zip(*grads, strict=True)]
     assert error(whole[1], whole[0]) < 2e-2
+
+
+@pytest.mark.parametrize("name", ["crasmra-resnet18", "timm-resnet18"])
+def test_the_same_batch_norms_are_folded_on_cuda(name):
+    model, images = build(name)
+    model.eval()
+    with float32_products(torch.device("cuda"), "bf16"):
+        found = fold_batch_norms(copy.deepcopy(model).cuda(), images[:1].cuda())
+    expected = fold_batch_norms(model, images[:1])
+    assert [key for key, _ in found.named_parameters()] == [key for key, _ in expected.named_parameters()]
+    assert found.get_parameter("backbone.conv1.bias").is_cuda
 
 
 def test_rows_of_cuda_are_those_of_the_cpu(colours, tmp_path):
