@@ -383,7 +383,7 @@ def test_the_package_runs_as_the_script_does():
         ("eval", "where the model looked is compared with them."),
         (
             "predict",
-            "Exit code 0: every row is ok; 3: finished, but some photographs failed; 130: interrupted.",
+            "Exit code 0: every row is ok; 3: finished, but some images failed; 130: interrupted.",
         ),
     ],
 )

@@ -18,7 +18,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     against: Annotated[
         str | None,
-        typer.Option(help="Second model, as --weights: compared on the same photographs."),
+        typer.Option(help="Second model, as --weights: compared on the same images."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -40,7 +40,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Measure a model on labelled photographs: fused and per branch, with intervals and the split named.
+    """Measure a model on labelled images: fused and per branch, with intervals and the split named.
 
     Where a set has boxes (a boxes.csv with path,x1,y1,x2,y2; CUB, Dogs, Aircraft), where the model looked is
     compared with them.

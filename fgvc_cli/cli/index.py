@@ -31,7 +31,7 @@ def index(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> int:
-    """Store the embeddings of the training photographs, for fgvc explain --nearest to compare with."""
+    """Store the embeddings of the training images, for fgvc explain --nearest to compare with."""
     from fgvc_cli.commands import index as command
 
     return command.run(

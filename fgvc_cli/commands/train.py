@@ -19,7 +19,7 @@ from fgvc_cli.commands.train_settings import (
     with_statistics,
 )
 from fgvc_cli.config import TrainConfig, build
-from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError
+from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -316,5 +316,6 @@ def _print_result(checkpoint: Path, best_epoch: int, metrics: dict[str, dict[str
     from fgvc_cli.evaluate.multilabel import headline
 
     for split, values in metrics.items():
-        print(f"{split} {headline(values)} of {values['images']:.0f} photographs")
+        said = {"val_fitted": "val, calibrated on it:"}.get(split, split)
+        print(f"{said} {headline(values)} of {counted(round(values['images']), 'image')}")
     print(f"model of epoch {best_epoch}, chosen on val: {checkpoint}")

@@ -78,9 +78,9 @@ class TrainProgress:
         ]
         if "loss_div" in row:
             parts.append(f"L_div {row['loss_div']:.3f}")
-        suppressed = [f"{value:.2f}" for name, value in row.items() if name.startswith("suppressed_")]
+        suppressed = [f"{100 * value:.0f}" for name, value in row.items() if name.startswith("suppressed_")]
         if suppressed:
-            parts.append("suppressed " + "/".join(suppressed))
+            parts.append(f"channels suppressed {'/'.join(suppressed)} %")
         self.console.print("  ".join(parts))
         self.undrawn = True
         if self.drawing_seconds <= CURVES_SHARE * (time.monotonic() - self.drawn_at):

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from scipy.optimize import brentq
 from torch import Tensor
 
+from fgvc_cli.errors import counted
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.models.weights import CHECKPOINT_KEY, read_tensors
 
@@ -45,7 +46,7 @@ class Calibration:
     @property
     def in_words(self) -> str:
         """One line about a fit that was given up."""
-        few = f"{self.images:,} image{'' if self.images == 1 else 's'} of the {self.split} split"
+        few = f"{counted(self.images, 'image')} of the {self.split} split"
         if self.images < LEAST_IMAGES:
             return f"prob is not calibrated: {few} are too few to fit a temperature (at least {LEAST_IMAGES})"
         return f"prob is not calibrated: a temperature fitted on {few} did not hold up in cross-validation"

@@ -92,7 +92,7 @@ def _draw_panels(
 ) -> Section:
     width = (INNER - (columns - 1) * GAP) // columns
     top = CAPTION_PX if captioned else 0
-    panels = [("Photograph", "", draw_photo(explanation, size))]
+    panels = [("Image", "", draw_photo(explanation, size))]
     panels += [
         (spoken(name), note, draw_map(explanation, name, size, box=name == HEAT))
         for name, note in notes.items()

@@ -164,7 +164,7 @@ def _grid(explanation: Explanation, names: Sequence[str | None], columns: int) -
     for name in names:
         cell = Image.new("RGB", (width, CAPTION_PX + size[1]), PAPER)
         if name is None:
-            label, note, panel = "Photograph", "", draw_photo(explanation, size)
+            label, note, panel = "Image", "", draw_photo(explanation, size)
         else:
             rows, cols = explanation.maps[name].shape
             label, note = spoken(name), f"{cols} x {rows}"

@@ -25,7 +25,7 @@ def draw_strip(explanation: Explanation, title: str = "") -> Image.Image:
         RGB, as wide as ``render`` makes it.
     """
     shape = explanation.image.size
-    panels = [Panel("Photograph", "", shape, partial(draw_photo, explanation))]
+    panels = [Panel("Image", "", shape, partial(draw_photo, explanation))]
     for name, heat in explanation.maps.items():
         note = f"{heat.shape[1]} x {heat.shape[0]}"
         over = partial(draw_map, explanation, name, box=name == HEAT)

@@ -123,7 +123,7 @@ def test_a_class_without_known_photographs_says_so():
         layout._caption.cache_clear()
         draw_nearest(near(nearest=found(ANTS, ant=ANTS, bee=())))
     assert "none of this class in the index" in text
-    assert {"ant", "bee", "0.900", "0.jpg", "This photograph"} <= {*text}
+    assert {"ant", "bee", "0.900", "0.jpg", "This image"} <= {*text}
     assert any("1,234" in words and "zoo, train" in words for words in text)
 
 
