@@ -145,7 +145,7 @@ def draw_confusion(matrix: Matrix, classes: Sequence[str], title: str = "") -> b
 def draw_reliability(panels: Sequence[tuple[str, Reliability]], title: str = "") -> bytes:
     """How often the model is right where it is so sure (Guo et al. 2017, Fig. 4), one panel beside the other.
 
-    Each bar has its 95 % interval: a bin of few photographs says little. Below, how many lie in each bin.
+    Each bar has its 95 % interval: a bin of few images says little. Below, how many lie in each bin.
 
     Args:
         panels: (name, figures), such as before and after the temperature.
@@ -158,7 +158,7 @@ def draw_reliability(panels: Sequence[tuple[str, Reliability]], title: str = "")
             _draw_reliability_panel(axes, name, figures)
             _draw_histogram(histogram, figures)
         upper[0].set_ylabel("Right, %")
-        lower[0].set_ylabel("Photographs, %")
+        lower[0].set_ylabel("Images, %")
         return _png(figure, title)
 
 
