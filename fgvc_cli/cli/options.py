@@ -82,7 +82,6 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--raw",
         "--frames",
         "--every",
-        "--accept-list",
         "--formats",
     ),
     "Output": (
@@ -139,7 +138,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--compile",
         "--fast-decode",
     ),
-    "Resuming": ("--resume", "--shard", "--restart", "--retry-failed"),
+    "Resuming": ("--resume", "--shard", "--restart", "--retry-failed", "--accept-list"),
 }
 """Panel of a help page -> its options. ``COMMAND --option`` goes before ``--option``."""
 
