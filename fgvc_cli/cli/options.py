@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,7 +37,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 Stages = Annotated[
-    str | None,
+    Literal["main", "main+object", "all"] | None,
     typer.Option(help="Stages that a multi-stage ViT runs: main, main+object or all. Default: as trained."),
 ]
 Cascade = Annotated[
@@ -79,9 +79,9 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--null",
         "--all-files",
         "--nested",
-        "--raw",
         "--frames",
         "--every",
+        "--raw",
         "--formats",
     ),
     "Output": (
@@ -96,6 +96,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--logits",
         "--crops-dir",
         "--maps-dir",
+        "--per-file",
         "--parts-dir",
         "--page",
         "--title",
@@ -156,6 +157,10 @@ VALUE_NAMES = {
     "--against": "NAME",
     "--crops-dir": "FOLDER",
     "--maps-dir": "FOLDER",
+    "--frames": "all|N",
+    "--every": "TIME",
+    "--per-file": "FILE",
+    "--raw": "KIND",
     "--calibrate": "FILE",
     "--labels": "PATH",
 }
