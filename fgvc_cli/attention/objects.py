@@ -1,4 +1,4 @@
-"""Heat map -> object box (Conde & Turgutlu 2021, their object stage; method.md part B).
+"""Heat map -> object box (Conde & Turgutlu 2021, their object stage).
 
 Legend: B batch, h w rows and columns of a map, H W of the image the box is for.
 """

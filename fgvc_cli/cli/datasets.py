@@ -82,7 +82,7 @@ def get_dataset(
 ) -> int:
     """Download a known data set from its official address, check it, and put it below the data root.
 
-    Cut or killed, the same command goes on where it was.
+    An interrupted download resumes with the same command.
     """
     from fgvc_cli.cli.progress import ConsoleMessages
     from fgvc_cli.datasets.get import fetch_set
@@ -112,7 +112,7 @@ def get_dataset(
 def check_dataset(
     source: Annotated[str, typer.Argument(help="Class-per-folder folder, CSV, or known set.")],
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="CSV for all findings, one line per photograph.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV for all findings, one line per image.")] = None,
     as_json: Json = False,
     max_bits: Annotated[
         int,
@@ -121,12 +121,12 @@ def check_dataset(
         ),
     ] = 8,
     min_images: Annotated[
-        int, typer.Option(min=0, help="Classes with fewer photographs to train on are named.")
+        int, typer.Option(min=0, help="Classes with fewer images to train on are named.")
     ] = 5,
     workers: Workers = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the CSV.")] = False,
 ) -> int:
-    """Find unreadable files, duplicates, photographs in two splits, contradicting labels, tiny classes.
+    """Find unreadable files, duplicates, images in two splits, contradicting labels, tiny classes.
 
     Exit code 0: nothing was found; 3: something was.
     """
@@ -152,9 +152,9 @@ def check_dataset(
 def make_aviary(
     out: Annotated[Path, typer.Argument(help="New folder.")],
     species: Annotated[int, typer.Option(help="Number of species, 2 to 12.")] = 12,
-    train: Annotated[int, typer.Option(help="Pictures per species to train on.")] = 40,
-    val: Annotated[int, typer.Option(help="Pictures per species to choose the epoch.")] = 10,
-    test: Annotated[int, typer.Option(help="Pictures per species to test on.")] = 20,
+    train: Annotated[int, typer.Option(help="Images per species to train on.")] = 40,
+    val: Annotated[int, typer.Option(help="Images per species to choose the epoch.")] = 10,
+    test: Annotated[int, typer.Option(help="Images per species to test on.")] = 20,
     size_px: Annotated[int, typer.Option(help="Side of each picture, pixels.")] = 256,
     seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
 ) -> int:

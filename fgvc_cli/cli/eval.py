@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fgvc_cli.cli.options import BatchSize, Cascade, DataRoot, Device, Stages, Weights, Workers
-from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
+from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, counted
 
 if TYPE_CHECKING:
     from fgvc_cli.engine.evaluate import Calibrated
 
 ALPHA = 0.05
 """A p value below it, and an interval without 0: together they show a difference."""
+
+LABELS = {"passes": "forward passes"}
+"""What a figure is called in print, where its name does not say it."""
 
 _COUNTS = ("images", "unreadable", "boxes")
 _SHARES = ("top", "reached_", "ece", "macro_f1", "micro_f1", "map", "exact_match", "pointing_", "iou_above")
@@ -31,7 +34,7 @@ def evaluate(
     ] = "test",
     against: Annotated[
         str | None,
-        typer.Option(help="Second model, as --weights: compared on the same photographs."),
+        typer.Option(help="Second model, as --weights: compared on the same images."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -53,7 +56,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Measure a model on labelled photographs: fused and per branch, with intervals and the split named.
+    """Measure a model on labelled images: fused and per branch, with intervals and the split named.
 
     Where a set has boxes (a boxes.csv with path,x1,y1,x2,y2; CUB, Dogs, Aircraft), where the model looked is
     compared with them.
@@ -111,7 +114,7 @@ def format_document(document: dict[str, Any]) -> str:
         lines += _table(located["metrics"], located["intervals"])
         lines += ["  ..._centred: a fixed box in the middle, 0.6 of each side"]
     if document["intervals"]:
-        lines.append("  [ ]: 95 % interval, bootstrap over the photographs")
+        lines.append("  [ ]: 95 % interval, bootstrap over the images")
     lines += _calibration_lines(document)
     if document["against"]:
         lines += _comparison_lines(document["against"])
@@ -122,15 +125,15 @@ def verdict(against: dict[str, Any]) -> str:
     """Which of the two models is better, or that neither is shown to be."""
     low, high = against["difference_interval"]
     if low <= 0 <= high or against["p_value"] >= ALPHA:
-        return "no difference shown on these photographs"
+        return "no difference shown on these images"
     better, other = (against["first"], against["second"])[:: 1 if low > 0 else -1]
-    return f"{better} is right more often than {other} on these photographs"
+    return f"{better} is right more often than {other} on these images"
 
 
 def _table(metrics: dict[str, float], intervals: dict[str, list[float]]) -> list[str]:
     lines, width = [], max(20, *map(len, metrics))
     for name, value in metrics.items():
-        head = f"  {name:{width}s}"
+        head = f"  {LABELS.get(name, name):{width}s}"
         if name in _COUNTS:
             lines.append(f"{head} {value:8,.0f}")
             continue
@@ -148,7 +151,7 @@ def _comparison_lines(against: dict[str, Any]) -> list[str]:
     low, high = (100 * end for end in against["difference_interval"])
     first, second = against["first"], against["second"]
     lines = [
-        f"{first} against {second} ({against['model']}), on the same {against['images']:,} photographs",
+        f"{first} against {second} ({against['model']}), on the same {counted(against['images'], 'image')}",
         f"  top1                 {100 * against['top1']:8.2f} % against {100 * against['other_top1']:.2f} %",
         f"  difference           {100 * against['difference']:+8.2f} points  [{low:+.1f}, {high:+.1f}]",
         f"  both right {against['both']:,}, only {first} {against['only_first']:,}, "
@@ -170,9 +173,12 @@ def _calibration_lines(document: dict[str, Any]) -> list[str]:
         return ["  temperature: none in this checkpoint, prob is as the model gives it"]
     split, images = calibration["fitted_on"], calibration["fitted_images"]
     value = calibration["temperature"]
-    lines = [f"  temperature {value:.3f}, fitted on the {split} split of the training ({images} photographs)"]
+    on = counted(images, "image")
+    lines = [f"  temperature {value:.3f}, fitted on the {split} split of the training ({on})"]
+    if calibration["refused"]:
+        lines = [f"  not calibrated: {on} of the {split} split were too few to trust a temperature"]
     if not calibration["held_out"]:
-        lines.append("  nll_calibrated and ece_calibrated are not held out: the fit saw these photographs")
+        lines.append("  nll_calibrated and ece_calibrated are not held out: the fit saw these images")
     if not calibration["same_looks"]:
         lines.append("  the temperature was fitted with other looks than these: those of the training")
     if any(name.startswith("reached_") for name in document["metrics"]):

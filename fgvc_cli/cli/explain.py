@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def explain(
-    image: Annotated[Path, typer.Argument(help="A photograph; or a folder, .zip or .tar of them.")],
+    image: Annotated[Path, typer.Argument(help="An image; or a folder, .zip or .tar of them.")],
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -28,7 +28,7 @@ def explain(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="PNG to write, a new folder for many. Default: <photo>.explain.png here."),
+        typer.Option(help="PNG to write, a new folder for many. Default: <image>.explain.png here."),
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -47,7 +47,7 @@ def explain(
     ] = None,
     page: Annotated[
         Literal["full", "strip"] | None,
-        typer.Option(help="full or strip. Default: full for one photograph, strip for many."),
+        typer.Option(help="full or strip. Default: full for one image, strip for many."),
     ] = None,
     parts_dir: Annotated[
         Path | None,
@@ -63,7 +63,7 @@ def explain(
         int | None,
         typer.Option(
             min=1,
-            help="Compare with so many training photographs of each likely class and overall, the nearest in "
+            help="Compare with so many training images of each likely class and overall, the nearest in "
             "embedding, from the index that fgvc index makes. A picture shows the first six.",
         ),
     ] = None,

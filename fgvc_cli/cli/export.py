@@ -19,7 +19,7 @@ def export(
     weights: Weights = None,
     check: Annotated[
         str | None,
-        typer.Option(help="Photographs to compare the graph with the model on. Default: generated ones."),
+        typer.Option(help="Images to compare the graph with the model on. Default: generated ones."),
     ] = None,
     pixels: Annotated[
         Literal["uint8", "float"], typer.Option(help="Input: uint8 (0 to 255) or float (0 to 1).")

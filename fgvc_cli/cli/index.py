@@ -33,7 +33,7 @@ def index(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> int:
-    """Store the embeddings of the training photographs, for fgvc explain --nearest to compare with."""
+    """Store the embeddings of the training images, for fgvc explain --nearest to compare with."""
     from fgvc_cli.cli.progress import ConsoleMessages, spare_cores
     from fgvc_cli.retrieval.options import IndexOptions
 

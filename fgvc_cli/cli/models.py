@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fgvc_cli.errors import EXIT_OK
+from fgvc_cli.models.catalog import COST_CLASSES, FAMILY_TEXTS, IN_WORDS, NAMED, Cost, read_costs
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def models(
-    names: Annotated[list[str] | None, typer.Argument(help="Models to cost, e.g. crasmra-resnet18.")] = None,
-    input_px: Annotated[int, typer.Option(min=32, help="Side of the input for the cost, pixels.")] = 448,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models to compute the cost of, e.g. crasmra-resnet18. Default: the list."),
+    ] = None,
+    input_px: Annotated[
+        int | None,
+        typer.Option(min=32, help="Side of the input to compute the cost for, pixels. Default: 448."),
+    ] = None,
 ) -> int:
-    """List the models that can be trained, with their cost, and the embedded weights."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from fgvc_cli.engine.weights import read_manifest
-    from fgvc_cli.models.registry import FAMILIES, NAMED
 
     console = Console(highlight=False)
-    console.print(_registry_table(list(names or NAMED), input_px))
     if names:
+        console.print(_cost_table(_compute(names, input_px or 448)))
         return EXIT_OK
-    for prefix, family in FAMILIES.items():
-        console.print(
-            f"[bold]{prefix}-<timm name>[/]  {family.describe}. Cost: fgvc models {prefix}-{family.example}"
-        )
-    table = Table(title="Embedded weights: --weights NAME", title_justify="left")
+    console.print(IN_WORDS, end="\n\n")
+    console.print(_cost_table(_compute(NAMED, input_px) if input_px else read_costs()))
+    for prefix, family in FAMILY_TEXTS.items():
+        console.print(f"[bold]{prefix}-<timm name>[/]  {family.describe}")
+        console.print(f"    cost: fgvc models {prefix}-{family.example}")
+    console.print()
+    title = "Embedded models: --weights NAME"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
     for column in ("name", "model", "classes", "knows", "test top-1 %"):
         table.add_column(column, overflow="fold")
     manifest = read_manifest()
@@ -43,27 +53,39 @@ def models(
     return EXIT_OK
 
 
-def _registry_table(names: list[str], input_px: int) -> Table:
+models.__doc__ = f"""List the models that can be trained, with their cost, and the embedded weights.
+
+{IN_WORDS} timm- is any plain network of timm, without boxes, to compare both with.
+"""
+
+
+def _compute(names: Iterable[str], input_px: int) -> list[Cost]:
+    """Build each model.
+
+    Raises:
+        FgvcError: an unknown name.
+    """
+    from fgvc_cli.models.cost import compute_cost
+
+    return [compute_cost(name, input_px) for name in names]
+
+
+def _cost_table(costs: Iterable[Cost]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from fgvc_cli.models.cost import count_gmac, count_parameters
-    from fgvc_cli.models.registry import create_model, resolve
-
-    table = Table(title=f"Models: --model NAME (200 classes, {input_px} px)", title_justify="left")
-    for column in ("name", "backbone", "input", "parameters", "GMAC", "paper"):
-        justify: Literal["left", "right"] = "right" if column in ("parameters", "GMAC") else "left"
-        table.add_column(column, overflow="fold", justify=justify)
-    for name in names:
-        resolved = resolve(name)
-        model = create_model(name, 200)
-        side: int = model.fixed_px or input_px  # type: ignore[assignment]
-        parameters, gmac = count_parameters(model), count_gmac(model, side)
+    title = f"Models: --model NAME ({COST_CLASSES} classes)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+    for column in ("name", "backbone", "input", "parameters", "GMAC"):
+        table.add_column(
+            column, overflow="fold", justify="right" if column in ("parameters", "GMAC") else "left"
+        )
+    for cost in costs:
         table.add_row(
-            name,
-            resolved.backbone,
-            f"{side} px",
-            f"{parameters / 1e6:.1f} M",
-            f"{gmac:.1f}",
-            resolved.family.paper,
+            cost.name,
+            cost.backbone,
+            f"{cost.input_px} px",
+            f"{cost.parameters / 1e6:.1f} M",
+            f"{cost.gmac:.1f}",
         )
     return table

@@ -19,7 +19,7 @@ def report(
     images: Annotated[
         str | None,
         typer.Option(
-            help="The photographs: folder or archive that was predicted. Default: where the .h5 says, "
+            help="The images: folder or archive that was predicted. Default: where the .h5 says, "
             "or the paths do, and crops from the .h5 for those that are not there."
         ),
     ] = None,

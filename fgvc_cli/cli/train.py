@@ -25,7 +25,7 @@ def train(
         str | None,
         typer.Option(
             help="Class-per-folder folder (train/ val/ test/ optional), or CSV: path,label[,split]; "
-            "path,labels with a|b for several labels per photograph, or none."
+            "path,labels with a|b for several labels per image, or none."
         ),
     ] = None,
     dataset: Annotated[
@@ -86,7 +86,7 @@ def train(
         typer.Option(
             metavar="NAME",
             help="Train each row of a table, with several seeds: table3, delta, gamma, necks, head-pool, "
-            "smram-map; stages (vitms). The same command again goes on where it was cut.",
+            "smram-map; stages (vitms). The same command resumes.",
         ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Of --ablate. Default: 0,1,2.")] = None,
@@ -95,12 +95,12 @@ def train(
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Go on with an interrupted run folder, by its own settings; only --device, --workers and "
-            "where the data lie may be given.",
+            help="Resume an interrupted run folder with its own settings; only --device, --workers and "
+            "where the data are may be given.",
         ),
     ] = None,
 ) -> int:
-    """Train a model on labelled photographs; the best epoch on validation is kept, then tested once."""
+    """Train a model on labelled images; the best epoch on validation is kept, then tested once."""
     from fgvc_cli.cli.progress import ConsoleMessages
     from fgvc_cli.engine.options import AblateOptions, TrainOptions
 

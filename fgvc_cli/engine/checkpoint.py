@@ -1,4 +1,4 @@
-"""One ``model.safetensors``: tensors plus everything eval, predict and explain need (design.md)."""
+"""One ``model.safetensors``: tensors plus everything eval, predict and explain need."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import (
     Calibration,
     apply_temperature,
-    fit_temperature,
+    fit_calibration,
     reliability,
     write_calibrated,
 )
@@ -371,7 +371,9 @@ def _calibrate(
         )
     assert options.calibrate is not None
     result = measured_by(checkpoint, locate=False).result
-    calibration = Calibration(fit_temperature(result.probs, result.labels), "val", len(result.labels))
+    calibration = fit_calibration(result.probs, result.labels, "val")
+    if calibration.refused:
+        raise FgvcError(f"Nothing is written: {calibration.in_words}.", "Put more images into the val split.")
     source = resolve_weights(options.weights)[0]
     write_calibrated(source, options.calibrate, calibration, overwrite=options.overwrite)
     metrics = result.metrics(calibration.temperature)
@@ -402,6 +404,7 @@ def _calibration(
         "temperature": checkpoint.temperature,
         "fitted_on": fitted["split"],
         "fitted_images": fitted["images"],
+        "refused": bool(fitted.get("refused")),
         "held_out": own_split not in (fitted["split"], "all"),
         "same_looks": all(value in (None, trained.get(name)) for name, value in looks.items()),
     }

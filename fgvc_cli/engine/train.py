@@ -47,7 +47,7 @@ from fgvc_cli.engine.run_state import (
 )
 from fgvc_cli.engine.settings import plain_values, settings_text, with_labels, with_statistics
 from fgvc_cli.engine.trainer import Trainer
-from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted, counted
 from fgvc_cli.evaluate.multilabel import headline
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.models.registry import check_input_px, create_model
@@ -58,6 +58,10 @@ CURVES = "curves.png"
 """In the run folder: what metrics.csv holds, drawn."""
 CURVES_SHARE = 0.05
 """Most of the time that drawing may take: where epochs are short, not every one is drawn, but the last is."""
+
+
+SPLIT_LABELS = {"val_fitted": "val, calibrated on it:"}
+"""What a set of figures is called in print, where its name does not say it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ class Trained:
     def text(self) -> str:
         """The result for people: a line for each split, and where the model is."""
         lines = [
-            f"{split} {headline(values)} of {values['images']:.0f} images"
+            f"{SPLIT_LABELS.get(split, split)} {headline(values)} of "
+            f"{counted(round(values['images']), 'image')}"
             for split, values in self.metrics.items()
         ]
         return "\n".join([*lines, f"model of epoch {self.epoch}, chosen on val: {self.checkpoint}"])
@@ -386,9 +391,9 @@ class TrainProgress:
         ]
         if "loss_div" in row:
             parts.append(f"L_div {row['loss_div']:.3f}")
-        suppressed = [f"{value:.2f}" for name, value in row.items() if name.startswith("suppressed_")]
+        suppressed = [f"{100 * value:.0f}" for name, value in row.items() if name.startswith("suppressed_")]
         if suppressed:
-            parts.append("suppressed " + "/".join(suppressed))
+            parts.append(f"channels suppressed {'/'.join(suppressed)} %")
         self.messages.note("  ".join(parts))
         self.undrawn = True
         if self.drawing_seconds <= CURVES_SHARE * (time.monotonic() - self.drawn_at):

@@ -41,7 +41,7 @@ from fgvc_cli.engine.run_state import (
     state_path,
 )
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration, fit_temperature
+from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
 from fgvc_cli.evaluate.multilabel import check_labels, rank
 from fgvc_cli.files import AtomicFile, FolderLock
@@ -304,12 +304,13 @@ class Trainer:
         return TrainResult(path, self.best.epoch, metrics)
 
     def _calibrate(self, validation: Evaluation) -> Calibration:
-        temperature = fit_temperature(validation.probs, validation.labels, self.world.add_up)
-        calibration = Calibration(temperature, "val", sum(self.world.counts(len(validation.labels))))
+        calibration = fit_calibration(validation.probs, validation.labels, "val", self.world.add_up)
+        if calibration.refused:
+            self.observer.on_warning(calibration.in_words)
         if calibration.clamped:
             self.observer.on_warning(
-                f"the temperature that calibrates prob stopped at its limit of {temperature:g}, fitted on "
-                f"{calibration.images} photographs of the val split: do not read prob as a share"
+                f"the temperature that calibrates prob stopped at its limit of {calibration.temperature:g}, "
+                f"fitted on {calibration.images} images of the val split: do not read prob as a share"
             )
         return calibration
 

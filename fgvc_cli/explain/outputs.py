@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
@@ -54,8 +55,16 @@ class PicturesFolder(FolderSink):
         self.ending = ending
 
     def add(self, name: str, row: int, picture: bytes) -> str:
-        """Write the picture of a photograph, ``row`` being its number from 0; the name it has got."""
-        return self._put(f"{safe_name(name)}{self.ending}", row, picture)
+        """Write the picture of an image, ``row`` being its number from 0; the name it has got.
+
+        ``birds/a.jpg`` is drawn as ``birds/a.jpg`` too; ``a.png`` beside it, as that name is taken, as
+        ``birds/a.png.jpg``.
+        """
+        whole = safe_name(name)
+        folder, slash, file = whole.rpartition("/")
+        short = f"{folder}{slash}{PurePosixPath(file).stem}{self.ending}"
+        taken = os.path.lexists(self._filling / short)
+        return self._put(f"{whole}{self.ending}" if taken else short, row, picture)
 
     def add_table(self, rows: list[list[str]], name: str = INDEX) -> None:
         """A table of all, header first."""

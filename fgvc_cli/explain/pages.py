@@ -106,9 +106,10 @@ def draw_question(explanation: Explanation) -> Section | None:
     target, rival = explanation.why
     section = Image.new("RGB", (INNER, round(LABEL.px * 1.3)), PAPER)
     draw = ImageDraw.Draw(section)
-    words = [("Why", QUIET), (target, ACCENT), ("and not", QUIET), (rival or "another class", INK)]
+    words = [("Why", QUIET), (target, ACCENT), *([("and not", QUIET), (rival, INK)] if rival else [])]
     space = LABEL.px / 3
-    room = (INNER - sum(LABEL.width(text) + space for text, _ in words[::2])) / 2 - space
+    names = len(words) // 2
+    room = (INNER - sum(LABEL.width(text) + space for text, _ in words[::2])) / names - space
     x = 0.0
     for index, (text, color) in enumerate(words):
         shown = LABEL.shorten(text, room) if index % 2 else text
@@ -167,7 +168,7 @@ def _grid(explanation: Explanation, names: Sequence[str | None], columns: int) -
     for name in names:
         cell = Image.new("RGB", (width, CAPTION_PX + size[1]), PAPER)
         if name is None:
-            label, note, panel = "Photograph", "", draw_photo(explanation, size)
+            label, note, panel = "Image", "", draw_photo(explanation, size)
         else:
             rows, cols = explanation.maps[name].shape
             label, note = spoken(name), f"{cols} x {rows}"
@@ -212,7 +213,7 @@ def draw_strip(explanation: Explanation, title: str = "") -> Image.Image:
         RGB, as wide as ``render`` makes it.
     """
     shape = explanation.image.size
-    panels = [Panel("Photograph", "", shape, partial(draw_photo, explanation))]
+    panels = [Panel("Image", "", shape, partial(draw_photo, explanation))]
     for name, heat in explanation.maps.items():
         note = f"{heat.shape[1]} x {heat.shape[0]}"
         over = partial(draw_map, explanation, name, box=name == HEAT)
@@ -306,7 +307,7 @@ def _draw_panels(
 ) -> Section:
     width = (INNER - (columns - 1) * GAP) // columns
     top = CAPTION_PX if captioned else 0
-    panels = [("Photograph", "", draw_photo(explanation, size))]
+    panels = [("Image", "", draw_photo(explanation, size))]
     panels += [
         (spoken(name), note, draw_map(explanation, name, size, box=name == HEAT))
         for name, note in notes.items()

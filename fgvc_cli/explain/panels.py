@@ -57,6 +57,10 @@ def draw_photo(explanation: Explanation, size: Size) -> Image.Image:
     return panel
 
 
+FRAMED_CELLS = 12
+"""See ``without_frame``."""
+
+
 def draw_map(explanation: Explanation, name: str, size: Size, box: bool = False) -> Image.Image:
     """One map over the grey photograph, exactly where the model's input lies; what it did not see is faded.
 
@@ -65,10 +69,24 @@ def draw_map(explanation: Explanation, name: str, size: Size, box: bool = False)
     """
     veiled, seen = _beneath_maps(explanation, size)
     panel = veiled.copy()
-    panel.paste(_overlay(seen, explanation.maps[name]), _seen(explanation, size)[:2])
+    panel.paste(_overlay(seen, without_frame(name, explanation.maps[name])), _seen(explanation, size)[:2])
     if box and explanation.box is not None:
         draw_box(panel, _scaled(explanation.box, explanation.image.size, size))
     return panel
+
+
+def without_frame(name: str, heat: np.ndarray) -> np.ndarray:
+    """A stage map (h, w) for drawing: its outermost cells as their inner neighbours, the rest over [0, 1].
+
+    Zeros that pad a convolution are an edge to it: early stages answer with a bright frame around every
+    image, which takes the eye and the scale from what is inside. Maps kept as numbers, and the object's box,
+    have it as it is; so have maps of fewer than ``FRAMED_CELLS`` a side, whose outermost cells are too many.
+    """
+    if not name.startswith("stage") or min(heat.shape) < FRAMED_CELLS:
+        return heat
+    inside = np.asarray(heat, np.float32)[1:-1, 1:-1]
+    span = float(inside.max() - inside.min())
+    return np.pad((inside - inside.min()) / span if span > 0 else np.zeros_like(inside), 1, mode="edge")
 
 
 def draw_cells(explanation: Explanation, name: str, size: Size) -> Image.Image:

@@ -101,6 +101,7 @@ def explain(options: ExplainOptions) -> Explained:
 
 def _explain_one(options: ExplainOptions, messages: Messages) -> Explained:
     picture, name = options.target_path, options.image.name
+    path = options.image.resolve().as_posix()
     with (
         AtomicFile(picture, overwrite=options.overwrite) as stream,
         options.open_parts() if options.parts_dir else nullcontext() as parts,
@@ -113,7 +114,7 @@ def _explain_one(options: ExplainOptions, messages: Messages) -> Explained:
             readings = [explainer.reading for explainer in explainers.values()]
             images = [first if each == Reading() else _read(options.image, each) for each in readings]
             explained = tuple(
-                LabelledExplanation(label, explainer.explain([explainer.prepare(image)])[0])
+                LabelledExplanation(label, explainer.explain([explainer.prepare(image, path=path)])[0])
                 for (label, explainer), image in zip(explainers.items(), images, strict=True)
             )
         draw(explained, name, options.page or "full").save(stream, "PNG")
@@ -196,7 +197,9 @@ def _explain_all(
                 if isinstance(decoded, Failure):
                     return _Photo(found, (), decoded, None)
                 by_rule[explainer.reading] = decoded
-        prepared = tuple(each.prepare(by_rule[each.reading].image, KEEP_PX) for each in explainers.values())
+        prepared = tuple(
+            each.prepare(by_rule[each.reading].image, KEEP_PX, found.name) for each in explainers.values()
+        )
         return _Photo(found, prepared, None, next(iter(by_rule.values())).size)
 
     def paint(photo: _Photo, explained: tuple[LabelledExplanation, ...]) -> bytes:

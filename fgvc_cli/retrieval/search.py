@@ -12,7 +12,7 @@ about, m neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,8 @@ import numpy as np
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.retrieval.index_file import FORMAT, METRIC, SCHEMA_VERSION, unit
 
+SAME_SIMILARITY = 0.999
+"""Least cosine of an image with itself: the index rounds to float16, and other batches move the last bits."""
 CHUNK_ROWS = 4096
 HELD_BYTES = 256 << 20
 """An index with smaller embeddings than this is read once and kept."""
@@ -58,6 +60,31 @@ class Nearest:
     """N: how many were compared."""
     source: str = ""
     """Of what data they are, for people: set and split."""
+
+    def without(self, path: str, count: int) -> Nearest:
+        """The same without the image itself, which an index of its own folder holds (the file of that name
+        whose embedding is equal), and of the others the first ``count``.
+
+        Args:
+            path: of the image, as far as it is known; empty leaves all in.
+        """
+        known = f"/{path}"
+
+        def others(found: tuple[Neighbour, ...]) -> tuple[Neighbour, ...]:
+            kept = [
+                near
+                for near in found
+                if not path or near.similarity < SAME_SIMILARITY or not _is_one(known, f"/{near.path}")
+            ]
+            return tuple(kept[:count])
+
+        by_class = {name: others(found) for name, found in self.by_class.items()}
+        return replace(self, overall=others(self.overall), by_class=by_class)
+
+
+def _is_one(one: str, other: str) -> bool:
+    """Whether two paths, relative to different folders perhaps, can be of one file."""
+    return one.endswith(other) or other.endswith(one)
 
 
 class NearestIndex:

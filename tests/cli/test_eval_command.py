@@ -235,7 +235,16 @@ def test_a_model_of_other_training_data_is_pointed_out(world, tmp_path):
     assert document["against"]["images"] == 15
 
 
-def test_calibrate_writes_a_copy_with_the_temperature_of_the_training(world, tmp_path):
+def test_too_few_images_write_no_calibrated_copy(world, tmp_path):
+    source, out = world / "first/model.safetensors", tmp_path / "calibrated.safetensors"
+    result = fgvc("eval", "--weights", source, "--split", "val", "--calibrate", out, "--workers", 0)
+    assert result.exit_code == 1 and not out.exists()
+    assert "6 images of the val split are too few to fit a temperature" in result.stderr
+
+
+def test_calibrate_writes_a_copy_with_the_temperature_of_the_training(world, tmp_path, monkeypatch):
+    for name in ("LEAST_IMAGES", "SURE_IMAGES"):
+        monkeypatch.setattr(f"fgvc_cli.evaluate.calibration.{name}", 0)
     source = world / "first/model.safetensors"
     trained = load_checkpoint(source)
     from fgvc_cli.evaluate.calibration import Calibration, write_calibrated
@@ -245,7 +254,7 @@ def test_calibrate_writes_a_copy_with_the_temperature_of_the_training(world, tmp
     out = tmp_path / "calibrated.safetensors"
     printed = evaluate("--weights", forgotten, "--split", "val", "--calibrate", out).stdout
     copy = load_checkpoint(out)
-    assert copy.temperature == pytest.approx(trained.temperature, rel=1e-4) != 1
+    assert copy.temperature != 1 == trained.temperature
     assert copy.metadata["calibration"]["images"] == 6 and str(out) in printed
     for key, tensor in trained.model.state_dict().items():
         assert tensor.equal(copy.model.state_dict()[key])

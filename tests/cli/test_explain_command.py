@@ -219,7 +219,7 @@ def test_a_picture_to_write_for_many_photographs_is_refused(photo, opened, archi
 
 def test_full_pages_of_a_folder_on_request(photo, opened):
     run(photo.parent, weights="any", device="cpu", page="full", out=Path("why"))
-    with Image.open("why/bird [red].jpg.png") as picture:
+    with Image.open("why/bird [red].png") as picture:
         assert picture.height > 700
 
 
@@ -230,7 +230,7 @@ def test_what_cannot_be_read_is_named_and_the_others_still_come_out(photo, opene
         rows = {row["path"]: row for row in csv.DictReader(stream)}
     assert rows["bad.jpg"]["status"] == "not_an_image" and rows["bad.jpg"]["picture"] == ""
     assert rows[photo.name]["status"] == "ok"
-    assert sorted(os.listdir("why")) == ["bird [red].jpg.jpg", "index.csv"]
+    assert sorted(os.listdir("why")) == ["bird [red].jpg", "index.csv"]
     assert "Left out bad.jpg" in capsys.readouterr().err
 
 

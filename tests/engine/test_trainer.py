@@ -21,7 +21,7 @@ from fgvc_cli.engine.options import TrainOptions
 from fgvc_cli.engine.settings import plain_values
 from fgvc_cli.engine.trained_data import known_examples
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import fit_temperature
+from fgvc_cli.evaluate.calibration import Calibration
 from fgvc_cli.models.registry import create_model
 
 TINY = {"model": "crasmra-mobilenetv2_035", "input_px": 32, "epochs": 2, "batch_size": 8, "workers": 0}
@@ -130,14 +130,18 @@ def test_best_validation_epoch_is_kept(colours, tmp_path, monkeypatch):
         seen.append(self.learner.model.heads["concat"][1].weight.detach().clone())
         return Scored(0.5 + 0.1 * len(seen))
 
+    def fitted(probs, labels, split, add_up):
+        return Calibration(float(probs[0, 0]), split, len(labels))
+
     monkeypatch.setattr(trainer_module.Trainer, "_evaluate", scored)
+    monkeypatch.setattr(trainer_module, "fit_calibration", fitted)
     train(colours, tmp_path / "run", epochs=3)
     checkpoint = load_checkpoint(tmp_path / "run" / "model.safetensors")
     assert checkpoint.metadata["metrics"]["val"]["top1"] == 0.9
     kept = checkpoint.model.heads["concat"][1].weight
     assert torch.equal(kept, seen[1]) and not torch.equal(kept, seen[2])
     # The temperature is that of the kept epoch's answers, not of the last one's.
-    assert checkpoint.temperature == fit_temperature(Scored(0.7).probs, label)
+    assert checkpoint.temperature == pytest.approx(0.7)
 
 
 @pytest.mark.filterwarnings("ignore:delta 0.3 suppresses every channel")

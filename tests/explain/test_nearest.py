@@ -121,7 +121,7 @@ def test_a_class_without_known_photographs_says_so():
         layout._caption.cache_clear()
         draw_nearest(near(nearest=found(ANTS, ant=ANTS, bee=())))
     assert "none of this class in the index" in text
-    assert {"ant", "bee", "0.900", "0.jpg", "This photograph"} <= {*text}
+    assert {"ant", "bee", "0.900", "0.jpg", "This image"} <= {*text}
     assert any("1,234" in words and "zoo, train" in words for words in text)
 
 
@@ -171,7 +171,7 @@ def explain(model, index, **options):
 def test_the_likeliest_classes_are_looked_up_by_the_models_embedding():
     index = FakeIndex()
     explained = explain(Embeds({}), index, neighbours=4)
-    assert index.asked == ([[3.0, 4.0]], [["bee", "ant", "cat"]], 4)
+    assert index.asked == ([[3.0, 4.0]], [["bee", "ant", "cat"]], 5), "one more, as the image itself goes"
     assert explained.nearest.overall is ANTS
     explain(Embeds({}), index, top_k=2)
     assert index.asked[1] == [["bee", "ant"]]
