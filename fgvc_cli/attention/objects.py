@@ -208,8 +208,6 @@ WORK_PX = 224
 """Longest side on which components of maps with closed cells are found. For a larger image the edges lie
 within one of these pixels of the full-size result, at a quarter of its cost."""
 
-Box = tuple[float, float, float, float]
-
 
 def locate_objects(
     heat: Tensor,
@@ -265,7 +263,9 @@ def locate_objects(
     return torch.stack((x, y), 2).flatten(1).float().to(heat.device)
 
 
-def locate_object(heat: np.ndarray, size: Sequence[int], threshold: str = "mean", **settings: Any) -> Box:
+def locate_object(
+    heat: np.ndarray, size: Sequence[int], threshold: str = "mean", **settings: Any
+) -> tuple[float, float, float, float]:
     """The box of one map (h, w); see ``locate_objects``."""
     maps = torch.from_numpy(np.array(heat, np.float32))[None]
     x1, y1, x2, y2 = locate_objects(maps, size, threshold, **settings)[0].tolist()

@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fgvc_cli.data.geometry import Box
 from fgvc_cli.data.transforms import Geometry, eval_transform, input_geometry, normalize
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import apply_temperature
-from fgvc_cli.explain.explanation import Box, Explanation
+from fgvc_cli.explain.explanation import Explanation
 from fgvc_cli.explain.methods import Heats, Method, stage_maps, unlike
 from fgvc_cli.explain.question import Case, build_question
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms

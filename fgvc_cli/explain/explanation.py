@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from fgvc_cli.data.geometry import Box
 from fgvc_cli.data.transforms import Geometry
 from fgvc_cli.retrieval.search import Nearest
-
-Box = tuple[float, float, float, float]
 
 HEAT = "heat"
 """The map from which the object's box comes; other maps are named as the model names its stage, or ``method``

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from fgvc_cli.charts.colormap import apply_colormap, color_table
 from fgvc_cli.charts.text import GAP, INNER, PAPER, QUIET, SMALL, Face, Section, beside, stack
-from fgvc_cli.explain.explanation import Box, Explanation
+from fgvc_cli.data.geometry import Box
+from fgvc_cli.explain.explanation import Explanation
 
 Color = tuple[int, int, int]
 Size = tuple[int, int]

@@ -27,7 +27,8 @@ from fgvc_cli.charts.text import (
     spoken,
     stack,
 )
-from fgvc_cli.explain.explanation import Box, Explanation
+from fgvc_cli.data.geometry import Box
+from fgvc_cli.explain.explanation import Explanation
 from fgvc_cli.explain.panels import (
     BOX_EDGE,
     BOX_LINE,

@@ -21,7 +21,7 @@ from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.rows import Block, Extra, Row, RunInfo
 from fgvc_cli.predict.batching import best_batch_size, delayed, until_full
-from fgvc_cli.predict.columns import Batch, build_block
+from fgvc_cli.predict.columns import RowBatch, build_block
 from fgvc_cli.predict.decode_pool import DecodePool, Loaded, in_order
 from fgvc_cli.predict.decoder import DecodeSettings, Read, Rule
 from fgvc_cli.predict.forward import Amp, Forward, Launched, choose_precision
@@ -58,7 +58,7 @@ class TrainedModel(Protocol):
 
 
 class _Step(NamedTuple):
-    batch: Batch
+    batch: RowBatch
     launched: Launched | None
     crops: list[Future[bytes]] | None = None
 
@@ -224,7 +224,7 @@ class Predictor:
         return max(self._workers + 1, min(self.batch_size + self._workers, room))
 
     def _launch(self, items: list[Loaded]) -> _Step:
-        batch = Batch(items)
+        batch = RowBatch(items)
         for item in items:
             failure = item.decoded.failure
             if failure and failure.status == "crashed":

@@ -28,7 +28,7 @@ CHUNK_ROWS = 4096
 HELD_BYTES = 256 << 20
 """An index with smaller embeddings than this is read once and kept."""
 
-_Found = tuple[np.ndarray, np.ndarray]
+_Ranked = tuple[np.ndarray, np.ndarray]
 """Rows, ascending among equals, and their similarities, best first."""
 
 
@@ -161,7 +161,7 @@ class NearestIndex:
 
     def find_rows(
         self, embeddings: np.ndarray, targets: Sequence[Sequence[int]], count: int, *, chunk: int = CHUNK_ROWS
-    ) -> list[list[_Found]]:
+    ) -> list[list[_Ranked]]:
         """Rows and similarities alone: for each query those overall, then those of each class index.
 
         Args:
@@ -179,7 +179,7 @@ class NearestIndex:
                 "Look up embeddings of the model that the index was made with.",
             )
         queries = unit(embeddings).astype(np.float64).T
-        best: list[list[_Found]] = [
+        best: list[list[_Ranked]] = [
             [(np.empty(0, np.int64), np.empty(0)) for _ in (None, *asked)] for asked in targets
         ]
         start = 0
@@ -202,7 +202,7 @@ class NearestIndex:
         for start in range(0, len(self), size):
             yield vectors[start : start + size], labels[start : start + size]
 
-    def _neighbours(self, found: _Found, kept: dict[int, Any]) -> tuple[Neighbour, ...]:
+    def _neighbours(self, found: _Ranked, kept: dict[int, Any]) -> tuple[Neighbour, ...]:
         for row in found[0].tolist():
             if row not in kept:
                 indices = self._file["class_index"][row].tolist()
@@ -258,7 +258,7 @@ def _open(path: Path) -> h5py.File:
         raise FgvcError(f"{path} cannot be read as HDF5: {' '.join(str(error).split())}.") from error
 
 
-def _merge(best: _Found, rows: np.ndarray, values: np.ndarray, count: int) -> _Found:
+def _merge(best: _Ranked, rows: np.ndarray, values: np.ndarray, count: int) -> _Ranked:
     """The ``count`` best of those so far and of later rows, in ascending order, with their similarities."""
     if len(best[1]) == count:
         # A later row that ties with the last one comes after it.
