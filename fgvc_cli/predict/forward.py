@@ -26,16 +26,24 @@ from fgvc_cli.models.output import ModelOutput, Want
 
 Amp = Literal["auto", "none", "bf16"]
 
-WORTH = 1.5
+WORTH = 1.25
 """How many times faster bfloat16 must be on a CPU to be chosen: it moves probabilities by about 0.01, and now
 and then a box by a tenth of the picture."""
 
-PROBE_SECONDS = 4.0
+PROBE_SECONDS = 6.0
 """Roughly; at least one pair of forward passes is timed, however long it takes."""
+
+PROBE_ROUNDS = 5
+"""Pairs of forward passes that are timed where they fit into ``PROBE_SECONDS``."""
 
 
 def choose_precision(
-    amp: Amp, device: torch.device, run: Callable[[Precision], None], tell: Callable[[str], None]
+    amp: Amp,
+    device: torch.device,
+    run: Callable[[Precision], None],
+    tell: Callable[[str], None],
+    *,
+    probe: bool = True,
 ) -> Precision:
     """What a run computes in.
 
@@ -43,7 +51,8 @@ def choose_precision(
     it at least ``WORTH`` times as fast. What it took is told; giving it as ``amp`` repeats the run.
 
     Args:
-        run: a small forward pass in a precision, finished when it returns.
+        probe: False where there are too few images for one: float32 on a CPU.
+        run: a forward pass of a batch as the run's own in a precision, finished when it returns.
 
     Raises:
         FgvcError: an unknown ``amp``; bf16 on a card without it.
@@ -64,6 +73,9 @@ def choose_precision(
         choice: Precision = "bf16" if native else "float32"
         tell(f"Computing in {choice}, as this {device.type} device has {'' if native else 'no '}bfloat16.")
         return choice
+    if not probe:
+        tell("Computing in float32: too few images to find out whether bfloat16 is faster (--amp bf16).")
+        return "float32"
     gain = _gain(run)
     choice = "bf16" if gain >= WORTH else "float32"
     tell(f"Computing in {choice}: a probe found bfloat16 {gain:.2f} times as fast as float32.")
@@ -74,7 +86,7 @@ def _gain(run: Callable[[Precision], None]) -> float:
     """float32 time over bfloat16 time, best of interleaved rounds after one to warm up."""
     best: dict[Precision, float] = {"float32": float("inf"), "bf16": float("inf")}
     start = time.perf_counter()
-    for round_ in range(4):
+    for round_ in range(PROBE_ROUNDS + 1):
         for precision in best:
             begun = time.perf_counter()
             run(precision)

@@ -36,6 +36,12 @@ KEEP_BYTES = 1 << 30
 AHEAD_BYTES = 1 << 30
 """Decoded inputs that wait for the model."""
 
+PROBE_IMAGES = 200
+"""A probe costs as much as some 100 images."""
+
+PROBE_BATCH = 16
+"""Of the probe of precision where the batch size is yet to be measured."""
+
 CropBox = Callable[[Sequence[float] | None, tuple[int, int]], Sequence[float] | None]
 """(object box, (width, height) of its photograph) -> what to cut of it, xyxy pixels, None for nothing."""
 
@@ -85,6 +91,8 @@ class Predictor:
             photograph, crops come from the smaller copy, predictions change a little.
         crop_box: what crops show instead of the object box, such as ``crops.surroundings``.
         read: path -> photograph or failure, in place of ``read_image``, called from threads.
+        expected: how many images are to come, where that is known: fewer than ``PROBE_IMAGES`` take less time
+            than to find out which precision is the faster one.
         on_event: gets one line for people on each choice and mishap.
 
     Raises:
@@ -111,6 +119,7 @@ class Predictor:
         fast_decode: bool = False,
         crop_box: CropBox | None = None,
         read: Read | None = None,
+        expected: int | None = None,
         on_event: Callable[[str], None] | None = None,
     ):
         wanted = _check(batch_size, workers, top_k, min_prob, extras)
@@ -156,7 +165,9 @@ class Predictor:
             tell=self._tell,
         )
         self._forward.temperature = temperature
-        precision = choose_precision(amp, self.device, self._probe_precision, self._tell)
+        self._probe_count = PROBE_BATCH if batch_size == AUTO else batch_size
+        probe = expected is None or expected >= PROBE_IMAGES
+        precision = choose_precision(amp, self.device, self._probe_precision, self._tell, probe=probe)
         self._forward.precision = settings["precision"] = precision
         if self.device.type == "cuda":
             settings["tf32"] = uses_tf32(self.device, precision)
@@ -252,7 +263,8 @@ class Predictor:
         return build_block(step.batch, self.info, first=first, crops=crops, min_prob=self._min_prob)
 
     def _probe_precision(self, precision: Precision) -> None:
-        self._forward.seconds(2, precision, rounds=1)
+        """One pass over a batch as the run's own: with few images converting the weights hides the gain."""
+        self._forward.seconds(self._probe_count, precision, rounds=1)
 
 
 def _check(

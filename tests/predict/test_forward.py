@@ -168,7 +168,7 @@ def test_an_extra_that_the_model_does_not_give_is_one_line():
         list(predictor(Grey(gives=()), extras=("attention",)).predict(images([1])))
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(1.4, "float32"), (1.6, "bf16")])
+@pytest.mark.parametrize(("gain", "expected"), [(1.2, "float32"), (1.3, "bf16")])
 def test_the_precision_that_a_probe_chose_is_recorded_and_told(monkeypatch, gain, expected):
     from fgvc_cli.predict import forward as precision
 
@@ -191,8 +191,13 @@ def test_the_probe_runs_both_precisions_and_a_cpu_without_bfloat16_is_not_probed
 
     monkeypatch.setattr(precision, "has_bf16", lambda device: True)
     model = Watched()
-    predictor(model, amp="auto")
+    probed = predictor(model, amp="auto")
     assert model.seen == {False, True}
+    assert {*model.shapes} == {probed.batch_size}, "the run's own batch"
+    assert len(model.shapes) >= 8, "several rounds"
+    told, model = [], Watched()
+    few = predictor(model, amp="auto", expected=3, on_event=told.append)
+    assert few.info.settings["precision"] == "float32" and not model.shapes and "too few images" in told[0]
     monkeypatch.setattr(precision, "has_bf16", lambda device: False)
     told, model = [], Watched()
     assert predictor(model, amp="auto", on_event=told.append).info.settings["precision"] == "float32"
