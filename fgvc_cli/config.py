@@ -7,6 +7,7 @@ the command line with ``--set section.field=value``. Nothing heavy is imported h
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -41,6 +42,18 @@ def _from_text(value: Any, annotation: Any) -> Any:
         return None
     kinds = (annotation, *get_args(annotation))
     return value.split(",") if any(get_origin(kind) is tuple for kind in kinds) else value
+
+
+def check_device_name(name: str) -> None:
+    """Check the spelling of a device, not that it is there.
+
+    Raises:
+        FgvcError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        number = f"cuda:{name}" if name.isdecimal() else None
+        hint = f"Did you mean --device {number}?" if number else None
+        raise FgvcError(f"--device got {name!r}, expected auto, cpu, cuda or cuda:N.", hint, EXIT_USAGE)
 
 
 def build(cls: type[Section], values: dict[str, Any]) -> Any:
@@ -263,6 +276,11 @@ class Preprocess(Section):
     """Per-channel mean of the input in [0, 1]."""
     std: Triple = IMAGENET_STD
     """Per-channel standard deviation of the input in [0, 1]."""
+    color_profile: Literal["srgb", "ignore"] = "srgb"
+    """Bring the colours of images with an ICC profile (Display P3, Adobe RGB, ...) to those of sRGB, or take
+    their values as they are, as every model did before there was this choice."""
+    raw: Literal["preview", "develop"] = "preview"
+    """Of camera RAW: the preview that the camera stored, or the sensor's data developed by LibRaw."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Preprocess:
@@ -401,6 +419,31 @@ class TrainConfig(Section):
     """Time between two savings of what ``--resume`` goes on from, within an epoch; its end is always one."""
     tensorboard: bool = False
     """Write the lines of metrics.csv as TensorBoard events into the run folder too."""
+
+
+_BEFORE = {"color_profile": "ignore"}
+"""Fields of ``Preprocess`` that what was stored before there were such fields lacks, and what it did."""
+
+
+def stored_preprocess(values: dict[str, Any]) -> Preprocess:
+    """The ``Preprocess`` that a checkpoint, a run or a file of predictions has recorded.
+
+    Raises:
+        FgvcError: as ``build``.
+    """
+    preprocess: Preprocess = build(Preprocess, _BEFORE | values)
+    return preprocess
+
+
+def stored_config(values: dict[str, Any]) -> TrainConfig:
+    """The ``TrainConfig`` that a training has recorded.
+
+    Raises:
+        FgvcError: as ``build``.
+    """
+    stored = values | {"preprocess": _BEFORE | values.get("preprocess", {})}
+    config: TrainConfig = build(TrainConfig, stored)
+    return config
 
 
 def config_sha256(config: TrainConfig) -> str:

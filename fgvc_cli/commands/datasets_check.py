@@ -91,6 +91,7 @@ def summary(report: Report, out: Path | None) -> str:
     none = f", {bare:,} of them without a label" if bare else ""
     divided = ", not divided into splits" if data.undivided else ""
     lines = [f"{data.name}: {len(data.classes)} classes, {counts} photographs{none}{divided}"]
+    lines += [f"  {line}" for line in data.passed_over]
     lines += _section(
         "unreadable",
         [f"{member.example.path}: {failure.error}" for member, failure in report.unreadable],

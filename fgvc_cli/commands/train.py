@@ -244,7 +244,8 @@ def _head(trainer: Trainer) -> str:
     config, data = trainer.config, trainer.data
     counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items())
     where = f"{config.devices} processes, {trainer.device.type}" if config.devices > 1 else trainer.device
-    return f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {where}."
+    head = f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {where}."
+    return "\n".join([head, *data.passed_over])
 
 
 def _own_device(name: str, config: TrainConfig, world: World) -> torch.device:

@@ -53,6 +53,8 @@ class LabelledSet:
     splits: dict[str, tuple[Example, ...]]
     multi_label: bool = False
     undivided: bool = False
+    passed_over: tuple[str, ...] = ()
+    """Lines for the user on what a folder holds beside its images."""
 
     def counts(self) -> dict[str, int]:
         """Images per split."""

@@ -120,7 +120,9 @@ class Trainer:
             self.learner.load(state.learner)
         self.best = self._stored_best(progress.best_epoch) if state else None
         transform = train_transform(config.preprocess, config.augment)
-        images = LabelledImages(data.root, data.splits["train"], transform, data.label_slots)
+        images = LabelledImages(
+            data.root, data.splits["train"], transform, data.label_slots, config.preprocess
+        )
         loader = build_train_loader(images, draws, workers=config.workers)
         self.loop = TrainLoop(
             self.learner, draws, loader, observer, progress, warn=self._warn, save=self._save_state
@@ -311,9 +313,10 @@ class Trainer:
         # Batch norms that are not synchronised have gone their own way; the main process's are kept.
         self.world.copy_from_main([*self.learner.kept.buffers()])
         mine = self.data.splits[split][self.world.rank :: self.world.size]
+        preprocess = self.config.preprocess
         loader = build_loader(
             LabelledImages(
-                self.data.root, mine, eval_transform(self.config.preprocess), self.data.label_slots
+                self.data.root, mine, eval_transform(preprocess), self.data.label_slots, preprocess
             ),
             batch_size=self.config.batch_size,
             workers=self.config.workers,

@@ -229,3 +229,19 @@ def test_a_backbone_frozen_to_the_end_never_changes():
     assert "heads" in changed and "backbone" not in changed
     with pytest.raises(FgvcError, match="freeze_epochs=3 keeps the backbone frozen longer than the 2 epochs"):
         make_learner(make_config(optim={"freeze_epochs": 3}, epochs=2))
+
+
+def test_depthwise_convolutions_stay_in_float32_under_bf16_on_a_cpu():
+    learner = make_learner(make_config(amp="bf16", ema_decay=0.9), name="timm-mobilenetv2_035")
+    seen = set()
+
+    def note(conv, given, output):
+        seen.add(("depthwise" if conv.groups > 1 else "other", output.dtype))
+
+    for model in (learner.model, learner.ema.module):
+        seen.clear()
+        for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
+            conv.register_forward_hook(note)
+        with learner.autocast():
+            model(torch.randn(2, 3, 32, 32))
+        assert seen == {("depthwise", torch.float32), ("other", torch.bfloat16)}
