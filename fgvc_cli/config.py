@@ -399,8 +399,8 @@ class TrainConfig(Section):
     """Share of the training images held out to choose the checkpoint, where the set has no val split."""
     test_share: Share = 0.2
     """Share held out for the final test, where the set has no split at all."""
-    workers: int = Field(2, ge=0)
-    """Processes that decode."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Processes that decode for each that trains; auto: all CPUs of the machine, shared by its devices."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     """Autocast of the forward pass: auto is bf16 on a card that has it, else none. none is strict float32;
     with the others a card multiplies in TF32 what stays float32. With fp16 the loss is scaled against

@@ -30,6 +30,10 @@ def evaluate(
     batch_size: BatchSize = 32,
     workers: Workers = 2,
     device: Device = "auto",
+    amp: Annotated[
+        str,
+        typer.Option(help="Precision: none (float32), bf16, or auto: bf16 on a GPU that has it, as predict."),
+    ] = "auto",
     stages: Stages = None,
     cascade: Cascade = None,
     calibrate: Annotated[
@@ -57,6 +61,7 @@ def evaluate(
             batch_size=batch_size,
             workers=workers,
             device=device,
+            amp=amp,
             as_json=as_json,
             stages=stages,
             cascade=cascade,

@@ -41,6 +41,7 @@ class EvalRequest:
     out: Path | None = None
     overwrite: bool = False
     calibrate: Path | None = None
+    amp: str = "auto"
 
     @property
     def looks(self) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def run(request: EvalRequest) -> int:
     from functools import partial
 
     from fgvc_cli.commands.eval_measure import measure
-    from fgvc_cli.engine.device import keep_freed_memory, pick_device
+    from fgvc_cli.engine.device import fixed_precision, keep_freed_memory, pick_device
     from fgvc_cli.engine.weights import default_notice, open_weights
 
     console = stderr_console()
@@ -68,6 +69,7 @@ def run(request: EvalRequest) -> int:
     _check_labels(request, checkpoint.multi_label)
     other = open_weights(request.against) if request.against is not None else None
     device = pick_device(request.device)
+    precision = fixed_precision(request.amp, device)
     keep_freed_memory()
     labelled, own_data = choose_data(
         checkpoint, request.data, request.dataset, request.data_root, request.split
@@ -77,6 +79,7 @@ def run(request: EvalRequest) -> int:
         labelled=labelled,
         split=request.split,
         device=device,
+        precision=precision,
         batch_size=request.batch_size,
         workers=request.workers,
         console=console,
@@ -167,6 +170,7 @@ def _document(
         "weights_sha256": checkpoint.sha256,
         "dataset": labelled.name,
         "split": request.split,
+        "precision": measured.precision,
         "metrics": measured.result.metrics(checkpoint.temperature if calibration else None),
         "intervals": measured.result.intervals(),
         "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},

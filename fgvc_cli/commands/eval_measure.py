@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from fgvc_cli.engine.checkpoint import Checkpoint
+    from fgvc_cli.engine.device import Precision
     from fgvc_cli.evaluate.evaluator import Evaluation
     from fgvc_cli.evaluate.localisation import Located
 
@@ -38,6 +39,7 @@ class Measured:
     examples: list[Example]
     """All of the split, labels in the checkpoint's numbering; ``result.indices`` points into it."""
     result: Evaluation
+    precision: Precision
     located: dict[int, Located]
     """Position among the readable photographs -> where the model looked; of those with known boxes."""
 
@@ -66,6 +68,7 @@ def measure(
     split: str,
     *,
     device: torch.device,
+    precision: Precision,
     batch_size: int,
     workers: int,
     console: Console,
@@ -74,6 +77,7 @@ def measure(
     """The model over a split, with progress and unreadable photographs on the console.
 
     Args:
+        precision: of the forward passes.
         locate: also compare where it looked with the boxes of the set, if it has any.
 
     Raises:
@@ -81,6 +85,7 @@ def measure(
     """
     from fgvc_cli.data.loaders import LabelledImages, build_loader
     from fgvc_cli.data.transforms import eval_transform
+    from fgvc_cli.engine.device import computing
     from fgvc_cli.evaluate.evaluator import evaluate
     from fgvc_cli.evaluate.multilabel import label_slots
 
@@ -90,7 +95,8 @@ def measure(
     preprocess = checkpoint.preprocess
     images = LabelledImages(labelled.root, examples, eval_transform(preprocess), slots, preprocess)
     loader = build_loader(images, batch_size=batch_size, workers=workers)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with bar as progress, computing(device, precision):
         task = progress.add_task("evaluating", total=len(examples))
         result = evaluate(
             checkpoint.model.to(device),
@@ -104,7 +110,7 @@ def measure(
         console.print(f"warning: left out {failure}", markup=False)
     if not len(result.labels):
         raise FgvcError(f"No photograph of the {split} split could be read.", "Check the files named above.")
-    measured = Measured(checkpoint, labelled.root, examples, result, {})
+    measured = Measured(checkpoint, labelled.root, examples, result, precision, {})
     measured.located = _locate(measured, truths, workers)
     return measured
 

@@ -13,7 +13,8 @@ _SHARES = ("top", "reached_", "ece", "macro_f1", "micro_f1", "map", "exact_match
 
 def format_document(document: dict[str, Any]) -> str:
     """The tables of a document as ``commands.eval`` builds it."""
-    lines = [f"{document['model']} on {document['dataset']}, {document['split']} split"]
+    precision = "" if document["precision"] == "float32" else f", computed in {document['precision']}"
+    lines = [f"{document['model']} on {document['dataset']}, {document['split']} split{precision}"]
     lines += _table(document["metrics"], document["intervals"])
     located = document["localisation"]
     if located:

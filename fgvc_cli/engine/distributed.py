@@ -8,6 +8,7 @@ and LOCAL_RANK. Every process holds the whole model and takes its part of each b
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fgvc_cli.errors import FgvcError
 
+_SYNC_BUFFERS = "forward_sync_buffers"
+if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    _SYNC_BUFFERS = "broadcast_buffers"  # its name before torch 2.13
+
 _VARIABLES = ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")
 
 
@@ -32,6 +37,11 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Place on this machine: which of its devices is ours."""
+
+    @property
+    def here(self) -> int:
+        """How many of them are on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if self.size > 1 else 1
 
     @property
     def is_main(self) -> bool:
@@ -74,8 +84,10 @@ class World:
         """
         if self.size == 1:
             return model
-        # The gradients are what is sent: no copy of them. Buffers stay each process's own until validation.
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+        # Gradients are not copied to be sent, and buffers stay each process's own until validation, where
+        # those of the main process count.
+        own_buffers = {_SYNC_BUFFERS: False}
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **own_buffers)
 
     def without_exchange(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
         """While active, gradients of what ``wrap`` gave add up in each process by itself."""

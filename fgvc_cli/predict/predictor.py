@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 from torch import nn
 
 from fgvc_cli.config import Preprocess
+from fgvc_cli.data.loaders import usable_cpus, worker_count
 from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.rows import Block, Extra, Row, RunInfo
@@ -35,6 +37,9 @@ KEEP_BYTES = 1 << 30
 
 AHEAD_BYTES = 1 << 30
 """Decoded inputs that wait for the model."""
+
+WAIT_SECONDS, WAITS = 20.0, 0.3
+"""After so long, a model that waited more than this fraction of the time for images is told of."""
 
 PROBE_IMAGES = 200
 """A probe costs as much as some 100 images."""
@@ -80,7 +85,8 @@ class Predictor:
             name of embedded weights, or a file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_size: images per forward pass; ``auto`` measures a little, at once.
-        workers: decoding processes (threads where there is no POSIX, or with ``read``); 0 decodes in between.
+        workers: decoding processes (threads where there is no POSIX, or with ``read``); 0 decodes in between,
+            ``auto`` takes one per CPU.
         top_k: predictions per row; all classes where the model has fewer.
         extras: what blocks carry beside the predictions.
         min_prob: rows whose best probability is below it are ``unsure``.
@@ -110,7 +116,7 @@ class Predictor:
         *,
         device: str = AUTO,
         batch_size: int | Literal["auto"] = AUTO,
-        workers: int = 2,
+        workers: int | Literal["auto"] = 2,
         top_k: int = 5,
         extras: Iterable[Extra] = (),
         min_prob: float | None = None,
@@ -122,6 +128,7 @@ class Predictor:
         expected: int | None = None,
         on_event: Callable[[str], None] | None = None,
     ):
+        workers = worker_count(workers)
         wanted = _check(batch_size, workers, top_k, min_prob, extras)
         self.device = pick_device(device)
         trained = _open(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
@@ -152,6 +159,7 @@ class Predictor:
         self._read = None if read is read_image else read
         self._workers = workers
         self._noted: set[str] = set()
+        self._told_of_waiting = False
         self._min_prob = min_prob
         self._fast_decode = fast_decode
         self._forward = Forward(
@@ -212,7 +220,7 @@ class Predictor:
             numbers = itertools.count()
             loaded = in_order(lambda found: pool.load(next(numbers), found), images, window=self._window())
             batches = until_full(
-                loaded, lambda: self.batch_size, lambda item: item.decoded.pixels is not None
+                self._watched(loaded), lambda: self.batch_size, lambda item: item.decoded.pixels is not None
             )
             launched = map(self._launch, batches)
             # While the device computes a batch, the one before is taken from it; while crops of one are cut,
@@ -227,6 +235,23 @@ class Predictor:
         with closing(self.blocks(images)) as blocks:
             for block in blocks:
                 yield from block.rows(self.info)
+
+    def _watched(self, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
+        """The same; says once, of a run of some length, that the model waits for images."""
+        start, waited, begun = time.monotonic(), 0.0, time.monotonic()
+        for item in loaded:
+            now = time.monotonic()
+            waited += now - begun
+            spare = usable_cpus() - self._workers
+            if now - start > WAIT_SECONDS and not self._told_of_waiting and self._workers:
+                self._told_of_waiting = True
+                if waited > WAITS * (now - start) and spare > 0:
+                    self._tell(
+                        f"The model waited for images {100 * waited / (now - start):.0f} % of the time: "
+                        f"--workers {self._workers + spare} would use all CPUs, now {self._workers} decode."
+                    )
+            yield item
+            begun = time.monotonic()
 
     def _window(self) -> int:
         if self._workers == 0:

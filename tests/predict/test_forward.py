@@ -1,6 +1,7 @@
 """Batches: out of memory loses no row, padding never leaks, extras and precision are what was asked for."""
 
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from fgvc_cli.config import Preprocess
+from fgvc_cli.data.loaders import worker_count
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.predict.predictor import Predictor
@@ -232,3 +234,29 @@ def test_on_cuda_rows_stay_on_their_images_over_streams(workers):
         model = predictor(device="cuda", batch_size=size, workers=workers, extras=("attention", "crop"))
         assert_rows_are_those_of_their_images(list(model.predict(images(greys))), greys)
         assert model.info.settings["precision"] == "float32"
+
+
+def test_a_model_that_waits_for_images_is_told_of_once(monkeypatch):
+    from fgvc_cli.predict import predictor as module
+
+    monkeypatch.setattr(module, "usable_cpus", lambda: 6)
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.05)
+
+    def slow(path):
+        time.sleep(0.01)
+        return read(path)
+
+    told = []
+    list(predictor(read=slow, workers=2, on_event=told.append).predict(images([9] * 40)))
+    (line,) = [text for text in told if "waited" in text]
+    assert "--workers 6" in line and "now 2 decode" in line
+    monkeypatch.setattr(module, "usable_cpus", lambda: 2)
+    told.clear()
+    list(predictor(read=slow, workers=2, on_event=told.append).predict(images([9] * 40)))
+    assert not told
+
+
+def test_workers_auto_is_one_per_cpu(monkeypatch):
+    monkeypatch.setattr("fgvc_cli.data.loaders.usable_cpus", lambda: 6)
+    assert predictor(workers="auto")._workers == 6
+    assert worker_count("auto", 4) == 1 and worker_count("auto", 2) == 3 and worker_count(0) == 0
