@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -161,8 +161,35 @@ class BackboneOptions(Section):
     pretrained_tag: str | None = None
     """Which of timm's weights the backbone starts from, e.g. ``tv_in1k``; None: timm's default, or the tag
     that the model's name has."""
+    closing: Literal["binary", "cells"] = "binary"
+    """Object box: close the binary map of full size (the multi-stage ViT's paper, 2.1), or the coarse map's
+    cells before it is resized, which makes most boxes nearly the whole image (models before this setting)."""
+    closing_px: int = Field(3, ge=1, le=255)
+    """Side of the square that a binary map is closed with, an odd number of pixels; 1: none."""
+    min_area: Share = 64**2 / 448**2
+    """Object box: components below this fraction of the image are specks (the authors' 64^2 of 448^2)."""
     multi_label: bool = False
     """Several labels per photograph, each with a probability of its own (sigmoid). The data decides it."""
+
+    @model_validator(mode="after")
+    def _closing_has_a_middle(self) -> Self:
+        if self.closing_px % 2 == 0:
+            raise ValueError(f"closing_px {self.closing_px} is even; an odd number has a middle")
+        return self
+
+    @property
+    def locating(self) -> dict[str, Any]:
+        """What ``attention.objects.locate_objects`` takes of these settings."""
+        return {"closing": self.closing, "closing_px": self.closing_px, "min_area": self.min_area}
+
+
+BEFORE_SETTINGS: dict[str, Any] = {"closing": "cells", "min_area": 0.01}
+"""What models did before these were settings, where that is not their default now."""
+
+
+def stored_options(options: dict[str, Any]) -> dict[str, Any]:
+    """A model's options as a checkpoint or a run folder has them, with those that did not exist yet."""
+    return BEFORE_SETTINGS | options
 
 
 class CraSmraConfig(BackboneOptions):
@@ -396,9 +423,15 @@ class TrainConfig(Section):
     split_seed: int = Field(0, ge=0)
     """Of the deal into splits; apart from ``seed``, so that several seeds share one test split."""
     val_share: Share = 0.1
-    """Share of the training images held out to choose the checkpoint, where the set has no val split."""
+    """Share of the training images held out to choose the checkpoint, where the set has no val split; 0:
+    train on all of them and keep the last epoch."""
     test_share: Share = 0.2
     """Share held out for the final test, where the set has no split at all."""
+    split_by: str | None = None
+    """What stays on one side of a split that is made: ``folder`` (a camera or specimen in CLASS/CAMERA/),
+    ``column=NAME`` of the label file, or ``minutes=5`` (bursts by folder and EXIF time). None: each image."""
+    similar_names: Literal["refuse", "keep"] = "refuse"
+    """Whether classes whose names differ only by case or blanks are refused, or kept as different ones."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     """Processes that decode for each that trains; auto: all CPUs of the machine, shared by its devices."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
@@ -441,7 +474,10 @@ def stored_config(values: dict[str, Any]) -> TrainConfig:
     Raises:
         FgvcError: as ``build``.
     """
-    stored = values | {"preprocess": _BEFORE | values.get("preprocess", {})}
+    stored = values | {
+        "preprocess": _BEFORE | values.get("preprocess", {}),
+        "options": stored_options(values.get("options", {})),
+    }
     config: TrainConfig = build(TrainConfig, stored)
     return config
 

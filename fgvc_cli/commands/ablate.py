@@ -16,7 +16,7 @@ from fgvc_cli.commands.console import stderr_console
 from fgvc_cli.commands.run_folder import choose_run_dir, finished_run
 from fgvc_cli.commands.train_settings import plain_values, resolved_config
 from fgvc_cli.config import TrainConfig, build, stored_config
-from fgvc_cli.datasets.load import load_data
+from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine.ablation_table import (
     SPLITS,
     Score,

@@ -16,7 +16,7 @@ from fgvc_cli.commands.console import stderr_console
 from fgvc_cli.errors import EXIT_OK
 
 if TYPE_CHECKING:
-    from fgvc_cli.datasets.present import Presence
+    from fgvc_cli.datasets.registry import Presence
 
 _NO_ROOT = "Give --data-root DIR or set FGVC_DATA=DIR to see which are here."
 _PIPE_WIDTH = 200
@@ -50,8 +50,7 @@ def make_aviary(out: Path, *, species: int, train: int, val: int, test: int, siz
 
 def list_known(data_root: str | None, *, as_json: bool) -> int:
     """Print the known data sets: which are here, with their counts checked, and how to get the others."""
-    from fgvc_cli.datasets.present import look_for_sets
-    from fgvc_cli.datasets.registry import default_root
+    from fgvc_cli.datasets.registry import default_root, look_for_sets
 
     root = Path(data_root) if data_root else default_root()
     found = look_for_sets(root)

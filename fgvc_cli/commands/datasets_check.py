@@ -91,7 +91,7 @@ def summary(report: Report, out: Path | None) -> str:
     none = f", {bare:,} of them without a label" if bare else ""
     divided = ", not divided into splits" if data.undivided else ""
     lines = [f"{data.name}: {len(data.classes)} classes, {counts} photographs{none}{divided}"]
-    lines += [f"  {line}" for line in data.passed_over]
+    lines += [f"  {note}" for note in data.notes]
     lines += _section(
         "unreadable",
         [f"{member.example.path}: {failure.error}" for member, failure in report.unreadable],
@@ -157,6 +157,7 @@ def as_document(report: Report) -> dict[str, Any]:
         "classes": len(data.classes),
         "images": {"all": sum(data.counts().values())} if data.undivided else data.counts(),
         "without_label": _without_label(data),
+        "notes": list(data.notes),
         "clean": report.clean,
         "unreadable": [
             image(member) | {"status": failure.status, "error": failure.error}

@@ -9,8 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from fgvc_cli.commands.console import stderr_console
 from fgvc_cli.datasets.get import check_address, downloads_folder, get_known
-from fgvc_cli.datasets.present import look_for
-from fgvc_cli.datasets.registry import default_root, find_known
+from fgvc_cli.datasets.registry import default_root, find_known, look_for
 from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
 from fgvc_cli.files import LOCK, FolderLock
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.data.listing import NO_LABEL, Example
-from fgvc_cli.datasets.load import load_data
+from fgvc_cli.data.names import same_form
+from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.errors import FgvcError
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> l
     if not chosen:
         filled = ", ".join(name for name, part in data.splits.items() if part)
         raise FgvcError(f"{data.name} has no {split} split.", f"Choose --split from: {filled}, all.")
-    unknown = sorted({data.classes[label] for e in chosen for label in e.labels} - set(classes))
+    index = {same_form(name): i for i, name in enumerate(classes)}
+    there = {data.classes[label] for e in chosen for label in e.labels}
+    unknown = sorted(name for name in there if same_form(name) not in index)
     if unknown:
         shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         raise FgvcError(
@@ -108,6 +111,5 @@ def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> l
             f"({shown}); it knows {len(classes)}, such as {', '.join(classes[:3])}.",
             "Name data of the classes it was trained for, or train on this data.",
         )
-    index = {name: i for i, name in enumerate(classes)}
-    own = [[index[data.classes[label]] for label in e.labels] or [NO_LABEL] for e in chosen]
+    own = [[index[same_form(data.classes[label])] for label in e.labels] or [NO_LABEL] for e in chosen]
     return [Example(e.path, first, tuple(more)) for e, (first, *more) in zip(chosen, own, strict=True)]

@@ -17,7 +17,7 @@ from fgvc_cli.commands.eval_data import known_examples
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.labelled import Example, LabelledSet
 from fgvc_cli.datasets.boxes import TrueBoxes
-from fgvc_cli.datasets.load import load_boxes
+from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
 

@@ -64,7 +64,7 @@ def run(
         maker = PictureMaker(table, images or recorded_images(table), thumb_px, max(workers, 1))
         if thumbs:
             maker.check()
-        truth = _truth(table, labels) if labels else None
+        truth = _truth(table, labels, quiet) if labels else None
         rows = choose_rows(table, thumbs, truth.wrong(table) if truth else None)
         with _crops(table) as crops:
             pictures = maker.make(rows, crops)
@@ -79,11 +79,16 @@ def run(
     return EXIT_OK
 
 
-def _truth(table: Table, labels: Path) -> Truth:
+def _truth(table: Table, labels: Path, quiet: bool) -> Truth:
     from fgvc_cli.report.labels import read_labels
     from fgvc_cli.report.truth import build_truth
 
-    return build_truth(table, read_labels(labels, table.rows.path, multi_label=table.info.multi_label))
+    def tell(note: str) -> None:
+        if not quiet:
+            stderr_console().print(note, markup=False, soft_wrap=True)
+
+    several = table.info.multi_label
+    return build_truth(table, read_labels(labels, table.rows.path, multi_label=several, on_note=tell))
 
 
 @contextlib.contextmanager

@@ -73,13 +73,15 @@ def check_model_given(flags: dict[str, Any]) -> None:
 
 def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: bool) -> int:
     """Train with plain nested values of ``TrainConfig``, recipe and all; otherwise as ``run``."""
-    from fgvc_cli.datasets.load import load_data
+    from fgvc_cli.datasets.registry import load_data
     from fgvc_cli.engine.distributed import find_world, restarts
     from fgvc_cli.engine.run_state import state_path
 
     world = find_world()
     config: TrainConfig = build(TrainConfig, values)
     data = load_data(config)
+    if world.is_main:
+        tell_notes(data)
     config = with_labels(config, data.multi_label)
     values = values | {"options": config.options}
 
@@ -105,6 +107,12 @@ def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: b
     return _train(model, config, data, run_dir, target, world)
 
 
+def tell_notes(data: LabelledSet) -> None:
+    """Print what the listing of a set took in another way than it is written, and what no score will tell."""
+    for note in data.notes:
+        stderr_console().print(note, markup=False, soft_wrap=True)
+
+
 def resume(
     run_dir: Path, flags: dict[str, Any], *, sets: list[str], out: Path | None, device: str, overwrite: bool
 ) -> int:
@@ -120,7 +128,7 @@ def resume(
     """
     given = {name: value for name, value in flags.items() if value is not None}
     _check_resume_options(given, sets, out, overwrite)
-    from fgvc_cli.datasets.load import load_data
+    from fgvc_cli.datasets.registry import load_data
     from fgvc_cli.engine.distributed import find_world
     from fgvc_cli.engine.learner import seed_everything
     from fgvc_cli.engine.run_state import load_state, state_path
@@ -245,7 +253,7 @@ def _head(trainer: Trainer) -> str:
     counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items())
     where = f"{config.devices} processes, {trainer.device.type}" if config.devices > 1 else trainer.device
     head = f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {where}."
-    return "\n".join([head, *data.passed_over])
+    return head
 
 
 def _own_device(name: str, config: TrainConfig, world: World) -> torch.device:

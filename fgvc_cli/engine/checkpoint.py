@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from fgvc_cli import __version__
-from fgvc_cli.config import Preprocess, TrainConfig, config_sha256, stored_preprocess
+from fgvc_cli.config import Preprocess, TrainConfig, config_sha256, stored_options, stored_preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
 from fgvc_cli.files import AtomicFile
@@ -147,7 +147,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         document["model"],
         len(document["classes"]),
         input_px=document["preprocess"]["input_px"],
-        options=document["options"] | given,
+        options=stored_options(document["options"]) | given,
     )
     model = model.for_inference()  # type: ignore[operator]
     kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("smram.")}

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Collection, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,15 @@ from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import CraSmraConfig
 from fgvc_cli.models.backbones import plan_stages
 from fgvc_cli.models.cells import align_maps
-from fgvc_cli.models.output import SUPPRESSED, ModelOutput, StageMap, Want, class_probs, scale_maps
+from fgvc_cli.models.output import (
+    SUPPRESSED,
+    FgvcModel,
+    ModelOutput,
+    StageMap,
+    Want,
+    class_probs,
+    scale_maps,
+)
 from fgvc_cli.models.vit_encoder import record_rollout
 
 
@@ -249,7 +257,7 @@ class Head(nn.Sequential):
         )
 
 
-class CraSmra(nn.Module):
+class CraSmra(FgvcModel):
     """Backbone of which the last three stages (3, 4, 5) each pass through CRAM, with SMRAM while training.
 
     Args:
@@ -262,14 +270,11 @@ class CraSmra(nn.Module):
     """
 
     branches = BRANCHES
-    part_count = 0
+    config: CraSmraConfig
 
     def __init__(self, backbone: nn.Module, num_classes: int, config: CraSmraConfig):
-        super().__init__()
-        self.config = config
-        self.num_classes = num_classes
+        super().__init__(backbone, num_classes, config)
         self.plan = plan_stages(backbone, config.depths)
-        self.backbone = backbone
         ca = config.feature_channels
         module = STAGE_MODULES[config.channel_attention]
         self.cram = nn.ModuleList(module(channels, ca, config) for channels in self.plan.channels)
@@ -298,7 +303,8 @@ class CraSmra(nn.Module):
         if "heat" in want or "boxes" in want:
             heat = object_heat(maps)
             output.heat = heat if "heat" in want else None
-            output.boxes = locate_objects(heat, images.shape[-2:]) if "boxes" in want else None
+            if "boxes" in want:
+                output.boxes = locate_objects(heat, images.shape[-2:], **self.config.locating)
         if "features" in want:
             named = zip(BRANCHES, maps_before, self.plan.shifts, strict=False)
             output.features = {name: StageMap(x, shift) for name, x, shift in named}
@@ -320,7 +326,11 @@ class CraSmra(nn.Module):
         weights = self.heads.get_buffer("fuse_weights").view(-1, 1, 1)
         return (class_probs(stacked, self.config.multi_label) * weights).sum(dim=0)
 
-    def for_inference(self) -> CraSmra:
+    def align(self) -> None:
+        """See ``FgvcModel.align``."""
+        self.plan = self.plan.aligned(self.backbone)
+
+    def for_inference(self) -> Self:
         """Evaluation mode with SMRAM taken out: the paper builds it only into the training graph."""
         self.smram = None
         return self.eval()

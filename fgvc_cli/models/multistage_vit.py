@@ -22,7 +22,7 @@ from fgvc_cli.attention.parts import cut_map, locate_parts
 from fgvc_cli.config import MultiStageVitConfig
 from fgvc_cli.models.backbones import checkpoint_gradients
 from fgvc_cli.models.cascade import Looks, pick, spread
-from fgvc_cli.models.output import ModelOutput, StageMap, Want
+from fgvc_cli.models.output import FgvcModel, ModelOutput, StageMap, Want
 from fgvc_cli.models.vit_encoder import encode, plan_encoder
 from fgvc_cli.models.vit_stages import Tail, VitStagePlan, plan_tail
 
@@ -45,7 +45,7 @@ class Classifier(nn.Sequential):
         )
 
 
-class MultiStageVit(nn.Module):
+class MultiStageVit(FgvcModel):
     """Main, object and parts branches over one plain ViT.
 
     Args:
@@ -58,12 +58,11 @@ class MultiStageVit(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, num_classes: int, config: MultiStageVitConfig):
-        super().__init__()
-        self.config = config
-        self.num_classes = num_classes
+        super().__init__(backbone, num_classes, config)
         self.plan = plan_encoder(backbone)
-        self.backbone = backbone
         self.heads = Classifier(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
+
+    config: MultiStageVitConfig
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -108,10 +107,6 @@ class MultiStageVit(nn.Module):
         """See ``backbones.checkpoint_gradients``."""
         checkpoint_gradients(self.backbone, enable)
 
-    def for_inference(self) -> MultiStageVit:
-        """Evaluation mode."""
-        return self.eval()
-
     @cached_property
     def _tail_plan(self) -> VitStagePlan:
         """Proven once."""
@@ -122,7 +117,7 @@ class MultiStageVit(nn.Module):
     ) -> None:
         """Boxes from the map, the object and the parts look; what is wanted of them goes into ``output``."""
         size = (images.shape[-2], images.shape[-1])
-        boxes = locate_objects(heat, size, self.config.threshold)
+        boxes = locate_objects(heat, size, self.config.threshold, **self.config.locating)
         output.boxes = boxes if "boxes" in want else None
         output.heat = heat.detach() if "heat" in want else None
         output.stages = {"main": heat.detach()} if "stages" in want else None

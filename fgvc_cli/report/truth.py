@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fgvc_cli.data.names import same_form
 from fgvc_cli.formats.rows import TOLD_ABOVE
 from fgvc_cli.report.table import Table
 
@@ -44,11 +45,16 @@ class Truth:
 
 def build_truth(table: Table, labels: Sequence[tuple[str, ...] | None]) -> Truth:
     """Labels as numbers, with a class of its own for each name that the model does not know."""
-    number = {name: i for i, name in enumerate(table.info.classes)}
+    classes = list(table.info.classes)
+    # Compared in Unicode NFC: the same name may be written in two ways.
+    number = {same_form(name): i for i, name in enumerate(classes)}
     for name in (name for names in labels for name in names or ()):
-        number.setdefault(name, len(number))
-    sets = (None if names is None else frozenset(number[name] for name in names) for names in labels)
-    return Truth(tuple(sets), tuple(number))
+        if number.setdefault(same_form(name), len(classes)) == len(classes):
+            classes.append(name)
+    sets = (
+        None if names is None else frozenset(number[same_form(name)] for name in names) for names in labels
+    )
+    return Truth(tuple(sets), tuple(classes))
 
 
 def told_sets(table: Table) -> list[frozenset[int]]:

@@ -12,10 +12,10 @@ from skimage.morphology import closing
 from fgvc_cli.attention.objects import (
     CUDA_ROUNDS,
     MAPS_AT_ONCE,
-    MIN_AREA_SHARE,
     _block_links,
     _hook,
     close_maps,
+    close_mask,
     label_components,
     locate_objects,
     peak_boxes,
@@ -74,11 +74,20 @@ def spiral(side, gap=1):
     return mask
 
 
+CELLS = {"closing": "cells", "min_area": 0.01}
+
+
 def reference_equals(maps, grid):
-    """On a grid of at most ``WORK_PX`` a box of the reference is in pixels of the grid."""
-    found = peak_boxes(maps, grid, math.ceil(MIN_AREA_SHARE * math.prod(grid)))
+    """Both ways of closing, batched and map by map; returns the boxes of closed cells, in pixels of a grid
+    of at most ``WORK_PX``."""
+    for closing_px in (3, 9):
+        least = math.ceil(64**2 / 448**2 * math.prod(grid))
+        found = peak_boxes(maps, grid, least, closing_px)
+        expected = locate_objects(maps, grid, closing_px=closing_px)
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=0)
+    found = peak_boxes(maps, grid, math.ceil(0.01 * math.prod(grid)))
     assert found.dtype == torch.int64
-    torch.testing.assert_close(found.float(), locate_objects(maps, grid), rtol=0, atol=0)
+    torch.testing.assert_close(found.float(), locate_objects(maps, grid, **CELLS), rtol=0, atol=0)
     return found
 
 
@@ -199,6 +208,17 @@ def test_closing_is_that_of_scikit_image_on_a_plane_of_minima(shape):
     for found, heat in zip(close_maps(maps).numpy(), maps.numpy(), strict=True):
         padded = np.pad(heat, 2, constant_values=-np.inf)
         np.testing.assert_array_equal(found, closing(padded, np.ones((3, 3)))[2:-2, 2:-2])
+
+
+@pytest.mark.parametrize("side", [1, 3, 7, 31])
+def test_closing_of_masks_is_that_of_scikit_image_on_a_clear_plane(side):
+    masks = torch.rand(3, 40, 53, generator=generator(11)) < 0.2
+    batched = close_maps(masks.float(), side) > 0.5
+    for mask, found in zip(masks.numpy(), batched.numpy(), strict=True):
+        padded = closing(np.pad(mask, side), np.ones((side, side)))
+        expected = padded[side : side + 40, side : side + 53]
+        np.testing.assert_array_equal(close_mask(mask, side), expected)
+        np.testing.assert_array_equal(found, expected)
 
 
 def maze(side, seed):

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from fgvc_cli.cli import app
 from fgvc_cli.datasets import registry as known
-from fgvc_cli.datasets.registry import Archive, find_known
+from fgvc_cli.datasets.entries import Archive
+from fgvc_cli.datasets.registry import find_known
 
 
 def fgvc(*arguments: object):
@@ -27,8 +28,7 @@ def fgvc(*arguments: object):
 def small_cub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data root with a tiny CUB that counts as official."""
     entry, root = tiny("cub", tmp_path / "data")
-    module = __import__("fgvc_cli.datasets.cub", fromlist=["ENTRIES"])
-    monkeypatch.setattr(module, "ENTRIES", (entry,))
+    monkeypatch.setitem(known.ENTRIES, "cub", entry)
     monkeypatch.setenv("FGVC_DATA", str(tmp_path / "data"))
     return root
 
@@ -64,7 +64,7 @@ def test_list_without_a_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
     result = fgvc()
     assert result.exit_code == 0 and "--data-root DIR" in result.stdout
     assert set(states().values()) == {"absent"}
-    assert set(states()) == set(known._MODULES)
+    assert set(states()) == set(known.ENTRIES)
 
 
 def test_the_list_takes_its_options_with_and_without_its_name(small_cub: Path, monkeypatch) -> None:
@@ -80,7 +80,7 @@ def test_get_brings_a_set_and_then_leaves_it(small_cub: Path, monkeypatch: pytes
     with serve() as site:
         site.files["/cub.tgz"] = tar_of(small_cub, "CUB_200_2011")
         entry = replace(find_known("cub"), archives=(Archive(f"{site.url}/cub.tgz"),))
-        monkeypatch.setattr("fgvc_cli.datasets.cub.ENTRIES", (entry,))
+        monkeypatch.setitem(known.ENTRIES, "cub", entry)
         shutil.rmtree(small_cub)
         result = fgvc("get", "cub")
         assert result.exit_code == 0, result.output
@@ -113,7 +113,7 @@ def test_get_refuses_in_one_line(
 
 def test_get_offline_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = replace(find_known("cub"), archives=(Archive("http://127.0.0.1:9/cub.tgz"),))
-    monkeypatch.setattr("fgvc_cli.datasets.cub.ENTRIES", (entry,))
+    monkeypatch.setitem(known.ENTRIES, "cub", entry)
     for data_root in (tmp_path, tmp_path / "new" / "data"):
         result = fgvc("get", "cub", "--data-root", data_root)
         assert result.exit_code == 1 and result.stderr.count("\n") == 1

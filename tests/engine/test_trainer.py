@@ -16,7 +16,7 @@ from fgvc_cli.commands.eval_data import known_examples
 from fgvc_cli.commands.train_settings import plain_values
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.datasets.load import load_data
+from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.errors import FgvcError

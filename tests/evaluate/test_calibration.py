@@ -13,7 +13,7 @@ from fgvc_cli.commands import train as train_command
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform
-from fgvc_cli.datasets.load import load_data
+from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.evaluate.calibration import (

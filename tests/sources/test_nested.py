@@ -164,7 +164,7 @@ def test_labelled_folders_count_what_they_pass_over(tmp_path):
     (root / "readme.txt").write_text("of two birds")
     data = load_labelled(root)
     assert sum(data.counts().values()) == 10
-    assert data.passed_over == (
+    assert data.notes == (
         "1 entries that systems leave behind passed over (Thumbs.db 1).",
         "1 archives passed over (.zip 1).",
         "1 other files passed over (.txt 1).",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from range_server import Site, serve
 
-from fgvc_cli.datasets.download import fetch
+from fgvc_cli.datasets.get import fetch
 from fgvc_cli.errors import FgvcError
 
 BODY = random.Random(0).randbytes(3_000_000)
