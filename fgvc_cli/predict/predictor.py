@@ -27,7 +27,7 @@ from fgvc_cli.predict.columns import Batch, build_block
 from fgvc_cli.predict.decode_pool import DecodePool, Loaded, in_order
 from fgvc_cli.predict.decoder import DecodeSettings, Read, Rule
 from fgvc_cli.predict.forward import Amp, Forward, Launched, choose_precision
-from fgvc_cli.sources.find import Found, find_images
+from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import read_image
 
 AUTO: Literal["auto"] = "auto"
@@ -310,6 +310,12 @@ def _check(
             known = ", ".join(get_args(Extra))
             raise FgvcError(f"There is no extra {extra!r}, expected some of {known}.", None, EXIT_USAGE)
     return tuple(wanted)
+
+
+def count_named(sources: Sequence[str | Path]) -> int | None:
+    """How many images are named one by one; None where a source is a folder, list, archive or pattern."""
+    named = all(Path(each).suffix.lower() in EXTENSIONS and os.path.isfile(each) for each in sources)
+    return len(sources) if named else None
 
 
 def _open(weights: str | Path) -> TrainedModel:

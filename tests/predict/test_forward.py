@@ -15,7 +15,7 @@ from fgvc_cli.config import Preprocess
 from fgvc_cli.data.loaders import worker_count
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
-from fgvc_cli.predict.predictor import Predictor
+from fgvc_cli.predict.predictor import Predictor, count_named
 from fgvc_cli.sources.find import Found
 from fgvc_cli.sources.images import DecodedImage, Failure
 
@@ -260,3 +260,12 @@ def test_workers_auto_is_one_per_cpu(monkeypatch):
     monkeypatch.setattr("fgvc_cli.data.loaders.usable_cpus", lambda: 6)
     assert predictor(workers="auto")._workers == 6
     assert worker_count("auto", 4) == 1 and worker_count("auto", 2) == 3 and worker_count(0) == 0
+
+
+def test_images_named_one_by_one_are_counted(tmp_path):
+    for name in ("a.jpg", "b.PNG", "list.txt"):
+        (tmp_path / name).touch()
+    images = [tmp_path / "a.jpg", str(tmp_path / "b.PNG")]
+    assert count_named(images) == 2
+    for other in (tmp_path, tmp_path / "list.txt", tmp_path / "missing.jpg", str(tmp_path / "*.jpg"), "-"):
+        assert count_named([*images, other]) is None
