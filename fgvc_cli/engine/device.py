@@ -106,7 +106,7 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
     if device.type != "cuda":
         yield
         return
-    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
     try:
         for kind in kinds:
