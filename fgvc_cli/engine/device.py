@@ -14,7 +14,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -106,15 +106,16 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
     if device.type != "cuda":
         yield
         return
-    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [kind.fp32_precision for kind in kinds]
+    # Not ``fp32_precision``: where it is set, torch's compiler, which asks for ``allow_tf32``, meets an error.
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [kind.allow_tf32 for kind in kinds]
     try:
         for kind in kinds:
-            kind.fp32_precision = "tf32" if uses_tf32(device, precision) else "ieee"
+            kind.allow_tf32 = uses_tf32(device, precision)
         yield
     finally:
         for kind, value in zip(kinds, before, strict=True):
-            kind.fp32_precision = value
+            kind.allow_tf32 = value
 
 
 @contextlib.contextmanager
