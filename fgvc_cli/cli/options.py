@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,7 +37,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of photographs.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")]
 Stages = Annotated[
-    str | None,
+    Literal["main", "main+object", "all"] | None,
     typer.Option(help="Looks of a multi-stage ViT: main, main+object or all. Default: as trained, or all."),
 ]
 Cascade = Annotated[
@@ -78,6 +78,10 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--labels",
         "--null",
         "--all-files",
+        "--nested",
+        "--frames",
+        "--every",
+        "--raw",
         "--formats",
     ),
     "Output": (
@@ -91,6 +95,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--logits",
         "--crops-dir",
         "--maps-dir",
+        "--per-file",
         "--parts-dir",
         "--page",
         "--title",
@@ -151,6 +156,10 @@ VALUE_NAMES = {
     "--against": "NAME",
     "--crops-dir": "FOLDER",
     "--maps-dir": "FOLDER",
+    "--frames": "all|N",
+    "--every": "TIME",
+    "--per-file": "FILE",
+    "--raw": "KIND",
     "--calibrate": "FILE",
     "--labels": "PATH",
 }

@@ -24,23 +24,28 @@ from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.device import Precision, computing, usual_precision
 from fgvc_cli.engine.distributed import ALONE, World
-from fgvc_cli.engine.interrupts import interrupts_wait, sigterm_interrupts
 from fgvc_cli.engine.learner import Learner
 from fgvc_cli.engine.logs import MetricsFile, Observer, TensorBoard
 from fgvc_cli.engine.loop import TrainLoop
 from fgvc_cli.engine.losses import fit_fuse_weights
-from fgvc_cli.engine.run_state import Progress, RunState, remove_state, save_state, state_path
-from fgvc_cli.engine.weights import MODEL_FILE
+from fgvc_cli.engine.run_state import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    Progress,
+    RunState,
+    interrupts_wait,
+    remove_state,
+    save_state,
+    sigterm_interrupts,
+    state_path,
+)
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import Calibration, fit_temperature
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
 from fgvc_cli.evaluate.multilabel import check_labels, rank
 from fgvc_cli.files import AtomicFile, FolderLock
 from fgvc_cli.models.weights import read_tensors
-
-CHECKPOINT, METRICS, CONFIG = MODEL_FILE, "metrics.csv", "config.json"
-RUN_FILES = (CHECKPOINT, METRICS, CONFIG)
-"""What a run folder holds, beside ``last/`` while the run is not finished."""
 
 
 @dataclass(frozen=True)

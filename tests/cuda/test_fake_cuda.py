@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from fgvc_cli.config import Preprocess, TrainConfig, build
 from fgvc_cli.data.loaders import Batch
-from fgvc_cli.engine.learner import Learner
-from fgvc_cli.engine.meter import Meter
+from fgvc_cli.engine.learner import Learner, Meter
 from fgvc_cli.evaluate.evaluator import evaluate
 from fgvc_cli.explain.methods import METHODS
 from fgvc_cli.explain.question import Question

@@ -10,10 +10,8 @@ import torch
 from fgvc_cli.config import Augment, Loss, Optim, Preprocess, TrainConfig
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.engine.device import computing
-from fgvc_cli.engine.learner import Learner
+from fgvc_cli.engine.learner import Learner, Meter, largest_batch, out_of_memory
 from fgvc_cli.engine.losses import total_loss
-from fgvc_cli.engine.memory import largest_batch, out_of_memory
-from fgvc_cli.engine.meter import Meter
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.models.registry import create_model
