@@ -106,7 +106,7 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
     if device.type != "cuda":
         yield
         return
-    # Not ``fp32_precision``: where it is set, torch's compiler, which asks for ``allow_tf32``, meets an error.
+    # Not ``fp32_precision``: once it is set, torch's compiler, which asks for ``allow_tf32``, fails.
     kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [kind.allow_tf32 for kind in kinds]
     try:

@@ -68,7 +68,7 @@ class EvalOptions:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     amp: Literal["auto", "none", "bf16"] = "auto"
-    """Precision: none (float32), bf16, or auto: bf16 on a card that has it, as in prediction, else float32."""
+    """Precision: none (float32), bf16, or auto: bf16 on a card that has it, as prediction, else float32."""
     stages: Stages | None = None
     """Of a multi-stage ViT; None: as trained."""
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None
