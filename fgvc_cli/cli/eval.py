@@ -44,7 +44,7 @@ def evaluate(
     workers: Workers = 2,
     device: Device = "auto",
     amp: Annotated[
-        str,
+        Literal["auto", "none", "bf16"],
         typer.Option(help="Precision: none (float32), bf16, or auto: bf16 on a GPU that has it, as predict."),
     ] = "auto",
     stages: Stages = None,

@@ -97,7 +97,7 @@ class World:
             return model
         # Gradients are not copied to be sent, and buffers stay each process's own until validation, where
         # those of the main process count.
-        own_buffers = {_SYNC_BUFFERS: False}
+        own_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
         return DistributedDataParallel(model, gradient_as_bucket_view=True, **own_buffers)
 
     def without_exchange(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
