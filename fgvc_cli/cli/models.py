@@ -56,7 +56,7 @@ def _registry_table(names: list[str], input_px: int) -> Table:
     for name in names:
         resolved = resolve(name)
         model = create_model(name, 200)
-        side: int = model.fixed_px or input_px  # type: ignore[assignment]
+        side: int = model.fixed_px or input_px
         parameters, gmac = count_parameters(model), count_gmac(model, side)
         table.add_row(
             name,
