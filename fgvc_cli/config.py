@@ -432,8 +432,8 @@ class TrainConfig(Section):
     ``column=NAME`` of the label file, or ``minutes=5`` (bursts by folder and EXIF time). None: each image."""
     similar_names: Literal["refuse", "keep"] = "refuse"
     """Whether classes whose names differ only by case or blanks are refused, or kept as different ones."""
-    workers: int = Field(2, ge=0)
-    """Processes that decode."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Processes that decode for each that trains; auto: all CPUs of the machine, shared by its devices."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     """Autocast of the forward pass: auto is bf16 on a card that has it, else none. none is strict float32;
     with the others a card multiplies in TF32 what stays float32. With fp16 the loss is scaled against

@@ -46,6 +46,10 @@ def evaluate(
     batch_size: BatchSize = 32,
     workers: Workers = 2,
     device: Device = "auto",
+    amp: Annotated[
+        Literal["auto", "none", "bf16"],
+        typer.Option(help="Precision: none (float32), bf16, or auto: bf16 on a GPU that has it, as predict."),
+    ] = "auto",
     stages: Stages = None,
     cascade: Cascade = None,
     calibrate: Annotated[
@@ -78,6 +82,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         device=device,
+        amp=amp,
         stages=stages,
         cascade=cascade,
         calibrate=calibrate,
@@ -106,7 +111,8 @@ def _calibrated_text(calibrated: Calibrated) -> str:
 
 def format_document(document: dict[str, Any]) -> str:
     """The tables of a document as ``fgvc_cli.evaluate`` builds it."""
-    lines = [f"{document['model']} on {document['dataset']}, {document['split']} split"]
+    precision = "" if document["precision"] == "float32" else f", computed in {document['precision']}"
+    lines = [f"{document['model']} on {document['dataset']}, {document['split']} split{precision}"]
     lines += _table(document["metrics"], document["intervals"])
     located = document["localisation"]
     if located:

@@ -10,6 +10,7 @@ and LOCAL_RANK. Every process holds the whole model and takes its part of each b
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import signal
@@ -32,6 +33,10 @@ from fgvc_cli.data.loaders import usable_cpus
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError, Interrupted
 from fgvc_cli.files import FolderLock
 
+_SYNC_BUFFERS = "forward_sync_buffers"
+if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    _SYNC_BUFFERS = "broadcast_buffers"  # its name before torch 2.13
+
 _VARIABLES = ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")
 
 
@@ -43,6 +48,11 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Place on this machine: which of its devices is ours."""
+
+    @property
+    def here(self) -> int:
+        """How many of them are on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if self.size > 1 else 1
 
     @property
     def is_main(self) -> bool:
@@ -85,8 +95,10 @@ class World:
         """
         if self.size == 1:
             return model
-        # The gradients are what is sent: no copy of them. Buffers stay each process's own until validation.
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+        # Gradients are not copied to be sent, and buffers stay each process's own until validation, where
+        # those of the main process count.
+        own_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **own_buffers)
 
     def without_exchange(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
         """While active, gradients of what ``wrap`` gave add up in each process by itself."""

@@ -28,7 +28,7 @@ from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.boxes import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.engine.checkpoint import Checkpoint
-from fgvc_cli.engine.device import keep_freed_memory, pick_device
+from fgvc_cli.engine.device import Precision, computing, fixed_precision, keep_freed_memory, pick_device
 from fgvc_cli.engine.options import EvalOptions
 from fgvc_cli.engine.trained_data import choose_data, known_examples
 from fgvc_cli.engine.weights import default_notice, open_weights, read_manifest, resolve_weights
@@ -118,6 +118,7 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
     _check_labels(options, checkpoint.multi_label)
     other = open_weights(options.against) if options.against is not None else None
     device = pick_device(options.device)
+    precision = fixed_precision(options.amp, device)
     keep_freed_memory()
     labelled, own_data = choose_data(
         checkpoint, options.data, options.dataset, options.data_root, options.split
@@ -127,6 +128,7 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
         labelled=labelled,
         split=options.split,
         device=device,
+        precision=precision,
         batch_size=options.batch_size,
         workers=options.workers,
         messages=messages,
@@ -202,6 +204,7 @@ class Measured:
     examples: list[Example]
     """All of the split, labels in the checkpoint's numbering; ``result.indices`` points into it."""
     result: Evaluation
+    precision: Precision
     located: dict[int, Located]
     """Position among the readable photographs -> where the model looked; of those with known boxes."""
 
@@ -228,6 +231,7 @@ def measure(
     split: str,
     *,
     device: torch.device,
+    precision: Precision,
     batch_size: int,
     workers: int,
     messages: Messages,
@@ -236,6 +240,7 @@ def measure(
     """The model over a split, with progress and unreadable images told.
 
     Args:
+        precision: of the forward passes.
         locate: also compare where it looked with the boxes of the set, if it has any.
 
     Raises:
@@ -247,7 +252,7 @@ def measure(
     preprocess = checkpoint.preprocess
     images = LabelledImages(labelled.root, examples, eval_transform(preprocess), slots, preprocess)
     loader = build_loader(images, batch_size=batch_size, workers=workers)
-    with messages.bar("evaluating", len(examples)) as advance:
+    with messages.bar("evaluating", len(examples)) as advance, computing(device, precision):
         result = evaluate_model(
             checkpoint.model.to(device),
             loader,
@@ -260,7 +265,7 @@ def measure(
         messages.warn(f"left out {failure}")
     if not len(result.labels):
         raise FgvcError(f"No photograph of the {split} split could be read.", "Check the files named above.")
-    measured = Measured(checkpoint, labelled.root, examples, result, {})
+    measured = Measured(checkpoint, labelled.root, examples, result, precision, {})
     measured.located = _locate(measured, truths, workers)
     return measured
 
@@ -313,6 +318,7 @@ def _document(
         "weights_sha256": checkpoint.sha256,
         "dataset": labelled.name,
         "split": options.split,
+        "precision": measured.precision,
         "metrics": measured.result.metrics(checkpoint.temperature if calibration else None),
         "intervals": measured.result.intervals(),
         "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},

@@ -294,7 +294,7 @@ def _depthwise_in_float32(model: nn.Module) -> None:
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1:
             # A class rather than a hook: copies of the model (its average) keep it.
-            conv.__class__ = _float32_class(type(conv))
+            conv.__class__ = _float32_class(type(conv))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -67,6 +67,8 @@ class EvalOptions:
     """Parallel readers of images."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    amp: Literal["auto", "none", "bf16"] = "auto"
+    """Precision: none (float32), bf16, or auto: bf16 on a card that has it, as prediction, else float32."""
     stages: Stages | None = None
     """Of a multi-stage ViT; None: as trained."""
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -19,7 +19,7 @@ from torch import nn
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.epoch_sampler import EpochDraws
 from fgvc_cli.data.labelled import LabelledSet
-from fgvc_cli.data.loaders import LabelledImages, build_loader, build_train_loader
+from fgvc_cli.data.loaders import LabelledImages, build_loader, build_train_loader, worker_count
 from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.device import Precision, computing, usual_precision
@@ -102,6 +102,7 @@ class Trainer:
         self.device, self.observer, self.world = device, observer, world
         self.precision: Precision = "float32" if config.amp == "none" else usual_precision(device)
         """Of validation, temperature and test: what predict and eval will use on this kind of device."""
+        self.workers = worker_count(config.workers, world.here)
         self.warned: set[str] = set()
         draws = EpochDraws(
             [example.label for example in data.splits["train"]],
@@ -128,7 +129,7 @@ class Trainer:
         images = LabelledImages(
             data.root, data.splits["train"], transform, data.label_slots, config.preprocess
         )
-        loader = build_train_loader(images, draws, workers=config.workers)
+        loader = build_train_loader(images, draws, workers=self.workers)
         self.loop = TrainLoop(
             self.learner, draws, loader, observer, progress, warn=self._warn, save=self._save_state
         )
@@ -325,7 +326,7 @@ class Trainer:
                 self.data.root, mine, eval_transform(preprocess), self.data.label_slots, preprocess
             ),
             batch_size=self.config.batch_size,
-            workers=self.config.workers,
+            workers=self.workers,
         )
         with computing(self.device, self.precision):
             part = evaluate(self.learner.kept, loader, self.config.preprocess, self.device)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import save
-from scipy.optimize import brentq
 from torch import Tensor
 
 from fgvc_cli.errors import counted
@@ -112,6 +111,8 @@ def fit_temperature(
         return largest
     if slope(1 / least) <= 0:
         return least
+    from scipy.optimize import brentq  # a third of a second that a prediction, which imports this file, saves
+
     return 1 / brentq(slope, 1 / largest, 1 / least, xtol=1e-8)
 
 

@@ -60,6 +60,19 @@ def rows(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_the_precision_is_chosen_recorded_and_printed(world):
+    weights = world / "first/model.safetensors"
+    named = {"none": "float32", "auto": "float32", "bf16": "bf16"}
+    found = {amp: evaluate("--weights", weights, "--amp", amp, "--json") for amp in named}
+    documents = {amp: json.loads(result.stdout) for amp, result in found.items()}
+    assert {amp: document["precision"] for amp, document in documents.items()} == named
+    nll = {amp: document["metrics"]["nll"] for amp, document in documents.items()}
+    assert nll["auto"] == nll["none"] and 0 < abs(nll["bf16"] - nll["none"]) < 0.1
+    assert "test split, computed in bf16" in evaluate("--weights", weights, "--amp", "bf16").stdout
+    refused = fgvc("eval", "--weights", weights, "--device", "cpu", "--amp", "fp8")
+    assert refused.exit_code == 2 and "fp8" in refused.output
+
+
 def test_accuracies_are_printed_with_their_interval(world):
     printed = evaluate("--weights", world / "first/model.safetensors").stdout
     lines = {line.split()[0]: line for line in printed.splitlines() if line.startswith("  ")}

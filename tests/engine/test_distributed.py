@@ -309,7 +309,7 @@ def test_figures_of_parts_are_those_of_the_whole():
 
     whole, parts = evaluation(slice(None)), [evaluation(slice(i, None, 3)) for i in range(3)]
     expected = whole.metrics(1.7)
-    assert expected["top1"] == float((probs.argmax(1) == labels).float().mean())
+    assert expected["top1"] == float((probs.argmax(1) == labels).double().mean())
     assert expected["nll"] == pytest.approx(float(torch.nn.functional.nll_loss(probs.log(), labels)))
     assert expected["ece"] == pytest.approx(expected_calibration_error(probs, labels))
     calibrated = apply_temperature(probs, 1.7)
