@@ -49,9 +49,8 @@ from fgvc_cli.config import build as build_section
 from fgvc_cli.data.geometry import cut_input
 from fgvc_cli.data.loaders import Batch, usable_cpus
 from fgvc_cli.data.transforms import normalize, train_transform
-from fgvc_cli.engine.learner import Learner
+from fgvc_cli.engine.learner import Learner, Meter
 from fgvc_cli.engine.losses import total_loss
-from fgvc_cli.engine.meter import Meter
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.models.cost import count_gmac
 from fgvc_cli.models.registry import create_model

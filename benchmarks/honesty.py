@@ -35,21 +35,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from honesty_scores import Box, Row, correlation, curves, points
+from honesty_scores import Row, correlation, curves, points
 from honesty_table import AGAINST, CENTRE, collect, print_table, read_lines
 from localisation import telling_parts
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgvc_cli.aviary.dataset import PARTS, SPECIES, Truth, differing_parts, read_boxes, slug
+from fgvc_cli.data.geometry import Box
 from fgvc_cli.data.transforms import eval_transform, input_geometry, normalize
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.explain.method import Heats
-from fgvc_cli.explain.methods import METHODS
-from fgvc_cli.explain.occlusion import Occlusion
+from fgvc_cli.explain.methods import METHODS, Heats, Occlusion
 from fgvc_cli.explain.question import Case, Question
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput

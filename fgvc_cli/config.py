@@ -169,7 +169,7 @@ class BackboneOptions(Section):
     min_area: Share = 64**2 / 448**2
     """Object box: components below this fraction of the image are specks (the authors' 64^2 of 448^2)."""
     multi_label: bool = False
-    """Several labels per photograph, each with a probability of its own (sigmoid). The data decides it."""
+    """Several labels per image, each with a probability of its own (sigmoid). The data decides it."""
 
     @model_validator(mode="after")
     def _closing_has_a_middle(self) -> Self:
@@ -212,7 +212,7 @@ class CraSmraConfig(BackboneOptions):
     softmax_of: Literal["mask", "logits"] = "mask"
     """I* is the softmax of the sigmoid outputs, literally, or of the values before it (Eq. 4)."""
     suppress_rule: Literal["threshold", "quantile"] = "threshold"
-    """Suppress channels with I* >= delta * max I*, or the top (1 - delta) share (Eq. 5)."""
+    """Suppress channels with I* >= delta * max I*, or the top fraction 1 - delta (Eq. 5)."""
     delta: Share = 0.9
     """Threshold of the suppression (Eq. 5, Table 4); with softmax_of=mask, below 0.368 all go."""
     omega: Share = 0.5
@@ -237,7 +237,7 @@ class CraSmraConfig(BackboneOptions):
     @model_validator(mode="after")
     def _fusion_fits_the_labels(self) -> CraSmraConfig:
         if self.multi_label and self.fuse == "weighted":
-            raise ValueError("fuse=weighted is fitted to one class per photograph: use mean or logits")
+            raise ValueError("fuse=weighted is fitted to one class per image: use mean or logits")
         return self
 
     @property
@@ -254,44 +254,44 @@ class BaselineConfig(BackboneOptions):
 
 
 class MultiStageVitConfig(BackboneOptions):
-    """Multi-stage ViT (Conde & Turgutlu 2021): look, crop, look again. Sizes are sides in pixels."""
+    """Multi-stage ViT (Conde & Turgutlu 2021): image, object, parts. Sizes are sides in pixels."""
 
     stages: Literal["main", "main+object", "all"] = "all"
-    """Which looks are taken: the photograph, its object too, its parts too."""
+    """Which stages run: the image, its object too, its parts too."""
     encoder_px: int | None = Field(None, ge=16, le=4096)
-    """Side of what the encoder sees at each look; crops come from the larger ``preprocess.input_px``.
+    """Side of what the encoder sees at each stage; crops come from the larger ``preprocess.input_px``.
     None: the backbone's own size."""
     threshold: Literal["mean", "otsu", "li", "triangle"] = "mean"
     """How the attention map is binarised for the object box (2.1)."""
     residual: Share = 0.5
     """Share of the identity in each layer of the rollout (Abnar & Zuidema 2020)."""
     parts: int = Field(2, ge=1, le=16)
-    """Part crops per photograph (2.2)."""
+    """Part crops per image (2.2)."""
     part_window: float = Field(112 / 384, gt=0, le=1)
-    """Side of a part as a share of the object's side; the paper's 112 of 384."""
+    """Side of a part as a fraction of the object's side; the paper's 112 of 384."""
     part_iou: Share = 0.1
     """Windows that overlap more are not both parts (non-maximum suppression)."""
     part_map: Literal["main", "object"] = "main"
-    """Scores the windows: the object's cut of the first map (paper), or the second look's map (ours)."""
+    """Scores the windows: the object's cut of the first map (paper), or the object stage's map (ours)."""
     differentiable_crop: bool = False
-    """Let gradients flow through the crops into the first look's map (the paper's future work)."""
+    """Let gradients flow through the crops into the first stage's map (the paper's future work)."""
     erase_prob: Share = 0.5
-    """P: share of training photographs that lose their most attended pixels (2.3)."""
+    """P: fraction of the training images that lose their most attended pixels (2.3)."""
     erase_threshold: Share = 0.7
     """T: attention, of the map's maximum, above which a pixel is erased."""
     cascade: Share | None = None
-    """Prediction only: a photograph whose fused confidence reaches this after a look takes no more (ours).
+    """Prediction only: an image whose fused confidence reaches this after a stage runs no further one (ours).
     None or 1: all take all."""
 
     @model_validator(mode="after")
     def _one_map_of_all_boxes(self) -> MultiStageVitConfig:
         if self.differentiable_crop and self.part_map == "object":
-            raise ValueError("differentiable_crop reaches the first look's map only: use part_map=main")
+            raise ValueError("differentiable_crop reaches the first stage's map only: use part_map=main")
         return self
 
 
 class Preprocess(Section):
-    """From an upright RGB photograph to the model's input; stored in the checkpoint."""
+    """From an upright RGB image to the model's input; stored in the checkpoint."""
 
     input_px: int = Field(PAPER_INPUT_PX, ge=32, le=4096)
     """Side of the square input, pixels."""
@@ -319,14 +319,14 @@ class Preprocess(Section):
 
 
 class Augment(Section):
-    """What training does to a photograph; evaluation only resizes and crops the centre."""
+    """What training does to an image; evaluation only resizes and crops the centre."""
 
     crop: Literal["center", "random", "resized"] = "center"
     """Centre crop (paper, 4.2), random crop (its relatives), or a random resized crop."""
     train_px: int | None = Field(None, ge=32)
     """Input side while training; None: the preprocess input_px. Smaller trains faster (FixRes)."""
     scale_min: Share = 0.35
-    """Smallest area share of a random resized crop."""
+    """Smallest fraction of the area of a random resized crop."""
     flip: bool = True
     """Horizontal flip with probability 0.5."""
     color_jitter: Share = 0.0
@@ -372,7 +372,7 @@ class Optim(Section):
 
 
 class Loss(Section):
-    """Eq. 10-12 of CRA-SMRA. The looks of a multi-stage ViT weigh 1 each (its Eq. 1), a plain model too."""
+    """Eq. 10-12 of CRA-SMRA. The stages of a multi-stage ViT weigh 1 each (its Eq. 1), a plain model too."""
 
     alpha: float = Field(2.0, ge=0)
     """Weight of the sum of the stage losses."""
@@ -393,7 +393,7 @@ class TrainConfig(Section):
     recipe: str | None = None
     """Whose settings lie under those that were given; None: not known, from before recipes had names."""
     data: str | None = None
-    """Folder or CSV of labelled photographs, as given."""
+    """Folder or CSV of labelled images, as given."""
     dataset: str | None = None
     """Known data set in place of ``data``."""
     data_root: str | None = None
@@ -408,7 +408,7 @@ class TrainConfig(Section):
     patience: int | None = Field(None, ge=1)
     """Stop after this many epochs in a row without a better one on validation; None: never."""
     batch_size: int = Field(20, ge=2)
-    """Photographs of one forward pass; with several devices, on each."""
+    """Images of one forward pass; with several devices, on each."""
     devices: int = Field(1, ge=1)
     """Processes that train together, one per device, each with batches of ``batch_size``."""
     sync_batchnorm: bool = False
@@ -417,11 +417,11 @@ class TrainConfig(Section):
     """Batches whose gradients make one update: that of a batch so many times larger, but for batch norm,
     which sees each batch alone."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    """Each photograph once per epoch, or every class equally often in an epoch of the same length."""
+    """Each image once per epoch, or every class equally often in an epoch of the same length."""
     seed: int = Field(0, ge=0)
     """Of weights, order and augmentation."""
     split_seed: int = Field(0, ge=0)
-    """Of the deal into splits; apart from ``seed``, so that several seeds share one test split."""
+    """Of the random division into splits; apart from ``seed``, so that several seeds share one test split."""
     val_share: Share = 0.1
     """Share of the training images held out to choose the checkpoint, where the set has no val split; 0:
     train on all of them and keep the last epoch."""
@@ -432,8 +432,8 @@ class TrainConfig(Section):
     ``column=NAME`` of the label file, or ``minutes=5`` (bursts by folder and EXIF time). None: each image."""
     similar_names: Literal["refuse", "keep"] = "refuse"
     """Whether classes whose names differ only by case or blanks are refused, or kept as different ones."""
-    workers: int = Field(2, ge=0)
-    """Processes that decode."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Processes that decode for each that trains; auto: all CPUs of the machine, shared by its devices."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     """Autocast of the forward pass: auto is bf16 on a card that has it, else none. none is strict float32;
     with the others a card multiplies in TF32 what stays float32. With fp16 the loss is scaled against
@@ -449,7 +449,7 @@ class TrainConfig(Section):
     init: str | None = None
     """Weight file to start from."""
     save_minutes: float = Field(10, ge=0)
-    """Time between two savings of what ``--resume`` goes on from, within an epoch; its end is always one."""
+    """Time between two savings of what ``--resume`` starts from, within an epoch; its end is always one."""
     tensorboard: bool = False
     """Write the lines of metrics.csv as TensorBoard events into the run folder too."""
 

@@ -1,4 +1,4 @@
-"""The one exception users see, and the exit codes of every command."""
+"""The exceptions that users see, the exit codes of every command, and words for messages."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ class FgvcError(Exception):
         return f"{self.message} {self.hint}" if self.hint else self.message
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after which everything is saved and it has been said how to go on."""
+
+
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """The known names most like ``name``, best first; empty when none is close."""
     return difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """``1 image``, ``2,500 images``; ``many`` where an s at the end does not make it."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

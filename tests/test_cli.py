@@ -347,11 +347,10 @@ def test_interrupt_exits_130_and_leaves_no_output(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_models_lists_cost_and_embedded_weights(monkeypatch):
-    monkeypatch.setattr("fgvc_cli.models.registry.NAMED", {"crasmra-resnet18": "resnet18"})
+def test_models_lists_cost_and_embedded_weights():
     result = fgvc("models")
     assert result.exit_code == 0, result.output
-    for part in ("crasmra-resnet18", "448 px", "Wang et al.", "aviary", "groceries", "81"):
+    for part in ("crasmra-r50", "448 px", "Wang et al.", "aviary", "groceries", "81"):
         assert part in result.stdout
     fixed = fgvc("models", "timm-vit_tiny_patch16_224")
     assert fixed.exit_code == 0 and "224 px" in fixed.stdout
@@ -384,7 +383,7 @@ def test_the_package_runs_as_the_script_does():
         ("eval", "where the model looked is compared with them."),
         (
             "predict",
-            "Exit code 0: every row is ok; 3: finished, but some photographs failed; 130: interrupted.",
+            "Exit code 0: every row is ok; 3: finished, but some images failed; 130: interrupted.",
         ),
     ],
 )

@@ -35,7 +35,7 @@ class LayerAttention(NamedTuple):
 def rollout(layers: Sequence[LayerAttention], start: slice, residual: float = 0.5) -> Tensor:
     """The row ``s @ A_L @ ... @ A_1``, A_l = (1 - residual) * mean over heads of softmax + residual * I.
 
-    The rows of each A_l sum to 1 as they are, so normalising them (method.md part B) changes nothing.
+    The rows of each A_l sum to 1 as they are, so normalising them, as the paper does, changes nothing.
 
     Args:
         layers: from the first to the last.

@@ -35,7 +35,7 @@ __all__ = [
     "differing_parts", "read_boxes", "render_bird", "slug", "write_aviary",
 ]  # fmt: skip
 
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 SIZES_PX = (64, 2048)  # below, an eye covers no whole pixel
@@ -95,8 +95,8 @@ class Rendering:
     """
 
     image: Image.Image
-    box: Box
-    parts: dict[str, Box]
+    box: PixelBox
+    parts: dict[str, PixelBox]
     mask: NDArray[np.uint8]
     species: Species
 
@@ -107,8 +107,8 @@ class Truth:
 
     split: str
     label: str
-    box: Box
-    parts: dict[str, Box]
+    box: PixelBox
+    parts: dict[str, PixelBox]
 
 
 def render_bird(species: Species, rng: np.random.Generator, size_px: int = 256) -> Rendering:
@@ -140,7 +140,7 @@ def _to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return (255 * np.clip(values, 0, 1) + 0.5).astype(np.uint8)
 
 
-def _box_of(alpha: Plane) -> Box:
+def _box_of(alpha: Plane) -> PixelBox:
     rows, cols = bounds(alpha, _COVERED)
     return cols.start, rows.start, cols.stop, rows.stop
 

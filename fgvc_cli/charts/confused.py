@@ -1,4 +1,4 @@
-"""Who is taken for whom, in photographs: each pair with a misread one beside the class it was taken for."""
+"""Who is taken for whom, in images: each pair with a misread one beside the class it was taken for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageOps
 
-from fgvc_cli.explain.layout import (
+from fgvc_cli.charts.text import (
     BODY,
     GAP,
     INK,
@@ -32,14 +32,14 @@ _TILE = (_CARD - GAP // 2) // 2
 
 @dataclass(frozen=True, eq=False)
 class ConfusedPair:
-    """Photographs are upright RGB, of any size; None where there is none to show."""
+    """Images are upright RGB, of any size; None where there is none to show."""
 
     label: str
     guess: str
     count: int
-    """Photographs of ``label`` that were taken for ``guess``."""
+    """Images of ``label`` that were taken for ``guess``."""
     images: int
-    """Photographs of ``label``."""
+    """Images of ``label``."""
     misread: Image.Image | None
     prob: float
     """How sure the model was of ``guess`` for the misread one."""
@@ -71,7 +71,7 @@ def _header(title: str, note: str) -> Section:
 
 
 def _draw_card(pair: ConfusedPair) -> Section:
-    """Who is taken for whom and how often, above the two photographs; under each, what it is."""
+    """Who is taken for whom and how often, above the two images; under each, what it is."""
     head = Image.new("RGB", (_CARD, round(LABEL.px * 1.5)), PAPER)
     draw = ImageDraw.Draw(head)
     said = f"{pair.count} of {pair.images} taken for {_spaced(pair.guess)}"
@@ -82,7 +82,7 @@ def _draw_card(pair: ConfusedPair) -> Section:
 
 
 def _draw_tile(photo: Image.Image | None, name: str, note: str) -> Section:
-    """A photograph cut to a square about its middle, with two lines under it."""
+    """An image cut to a square about its middle, with two lines under it."""
     pitch = round(SMALL.px * 1.4)
     tile = Image.new("RGB", (_TILE, _TILE + 2 * pitch + 8), PAPER)
     if photo is None:

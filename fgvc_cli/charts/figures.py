@@ -1,4 +1,4 @@
-"""Numbers as pictures: training curves, confusion matrix, reliability diagram. PNG bytes, one style.
+"""Numbers as pictures: curves, confusion matrix, reliability, seeds of ablations. PNG bytes, one style.
 
 Drawn with matplotlib's Figure objects alone, which need no display and leave an application's own pyplot as
 it is. Colours are Okabe & Ito's, apart for every kind of colour blindness; each line also has its own marker.
@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy.sparse import coo_array
 
+from fgvc_cli.charts.text import INK, QUIET, TRACK, spoken
+from fgvc_cli.evaluate.calibration import Reliability
+from fgvc_cli.evaluate.comparison import mean_and_deviation
 from fgvc_cli.evaluate.intervals import share_interval
 from fgvc_cli.evaluate.metrics import Matrix, mistakes
-from fgvc_cli.explain.explanation import spoken
-from fgvc_cli.explain.layout import INK, QUIET, TRACK
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from fgvc_cli.evaluate.calibration import Reliability
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -86,10 +84,10 @@ def draw_curves(rows: Sequence[dict[str, float]], title: str = "") -> bytes:
         # The terms lie far below their weighted sum.
         losses.set_yscale("log")
         losses.yaxis.set_major_formatter("{x:g}")
+        losses.yaxis.set_minor_formatter(_plain_between())
         _finish_axes(losses, "Loss")
         _draw_series(tops, _series(rows, "val_top1", "Fused", scale=100))
-        _mark_best(tops, rows)
-        _finish_axes(tops, "Validation top-1, %")
+        _finish_axes(tops, f"Validation top-1, %{_mark_best(tops, rows)}")
         _draw_series(rates, _merged(_series(rows, "lr", "All")))
         _finish_axes(rates, "Largest learning rate")
         rates.set_xlabel("Epoch")
@@ -144,7 +142,7 @@ def draw_confusion(matrix: Matrix, classes: Sequence[str], title: str = "") -> b
 def draw_reliability(panels: Sequence[tuple[str, Reliability]], title: str = "") -> bytes:
     """How often the model is right where it is so sure (Guo et al. 2017, Fig. 4), one panel beside the other.
 
-    Each bar has its 95 % interval: a bin of few photographs says little. Below, how many lie in each bin.
+    Each bar has its 95 % interval: a bin of few images says little. Below, how many lie in each bin.
 
     Args:
         panels: (name, figures), such as before and after the temperature.
@@ -157,7 +155,7 @@ def draw_reliability(panels: Sequence[tuple[str, Reliability]], title: str = "")
             _draw_reliability_panel(axes, name, figures)
             _draw_histogram(histogram, figures)
         upper[0].set_ylabel("Right, %")
-        lower[0].set_ylabel("Photographs, %")
+        lower[0].set_ylabel("Images, %")
         return _png(figure, title)
 
 
@@ -224,14 +222,27 @@ def _draw_series(axes: Axes, series: dict[str, Points]) -> None:
         )
 
 
-def _mark_best(axes: Axes, rows: Sequence[dict[str, float]]) -> None:
-    """The epoch that is kept: the best on validation, as the trainer ranks them."""
+def _plain_between() -> Any:
+    """Labels between the powers of ten of a logarithmic axis, where there is room, as numbers: matplotlib's
+    own are formulas, which would stand there as typed."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    return Plain(labelOnlyBase=False)
+
+
+def _mark_best(axes: Axes, rows: Sequence[dict[str, float]]) -> str:
+    """Mark the epoch that is kept, the best on validation as the trainer ranks them, and return it in words
+    for the title: a second title on the right would lie over the first where the legend is wide."""
     ranked = [row for row in rows if math.isfinite(row.get("val_top1", math.nan))]
     if not ranked:
-        return
+        return ""
     best = max(ranked, key=lambda row: (row["val_top1"], -row.get("val_nll", 0.0)))
     axes.axvline(best["epoch"], color=QUIET, linestyle=":", linewidth=1.5)
-    axes.set_title(f"best: {100 * best['val_top1']:.2f} % after epoch {best['epoch']:.0f}", loc="right")
+    return f" (best: {100 * best['val_top1']:.2f} after epoch {best['epoch']:.0f})"
 
 
 def _finish_axes(axes: Axes, title: str) -> None:
@@ -293,9 +304,19 @@ def _figure(width: float, height: float, gap: float = 0.02) -> Figure:
     return figure
 
 
+def _set_title(figure: Figure, title: str) -> None:
+    """A title above all, in as many lines as the width of the figure asks for."""
+    text = figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
+    room = 0.97 * figure.bbox.width
+    letters = len(title)
+    while text.get_window_extent().width > room and letters > 8:
+        letters -= 1
+        text.set_text(textwrap.fill(title, letters))
+
+
 def _png(figure: Figure, title: str) -> bytes:
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
+        _set_title(figure, title)
     stream = io.BytesIO()
     with warnings.catch_warnings():
         # Letters that no typeface has are boxes; that is plain to see.
@@ -303,3 +324,49 @@ def _png(figure: Figure, title: str) -> bytes:
         # Without the writer's version: equal numbers give equal files.
         figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
+
+
+def draw_spread(
+    names: Sequence[str],
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    reference: str,
+    title: str = "",
+) -> bytes:
+    """PNG: a row per name from top to bottom, a panel per group; bars are one sample standard deviation.
+
+    Args:
+        names: in order; one without values keeps its row.
+        groups: such as split -> name -> per cent of each seed.
+        reference: its mean is a dashed line.
+    """
+    with _styled():
+        figure = _figure(2.2 + 4.4 * len(groups), 1.7 + 0.5 * len(names), gap=0.06)
+        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for axes, (group, values) in zip(panels, groups.items(), strict=True):
+            for place, name in enumerate(names):
+                own = list(values.get(name, ()))
+                if not own:
+                    continue
+                mean, deviation = mean_and_deviation(own)
+                color = COLORS[1] if name == reference else COLORS[0]
+                axes.plot(own, [place + 0.22] * len(own), MARKERS[0], color=color, alpha=0.45, markersize=5)
+                bar = None if math.isnan(deviation) else deviation
+                axes.errorbar(mean, place, xerr=bar, fmt=MARKERS[3], color=color, capsize=5, markersize=7)
+                axes.annotate(
+                    f"{mean:.1f}",
+                    (mean, place),
+                    xytext=(0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=10,
+                )
+                if name == reference:
+                    axes.axvline(mean, color=QUIET, linestyle="--", linewidth=1.2, zorder=0)
+            axes.set_title(group)
+            axes.set_xlabel("Top-1, %")
+            axes.margins(x=0.12)
+            axes.grid(False, axis="y")
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.4, -0.6)
+        return _png(figure, title)

@@ -20,15 +20,13 @@ from fgvc_cli.cli.recipes import recipes
 from fgvc_cli.cli.report import report
 from fgvc_cli.cli.train import train
 from fgvc_cli.cli.usage import OneLineGroup
+from fgvc_cli.models.catalog import IN_WORDS
 
-HELP = """Tell look-alike classes apart in images with one of two kinds of model, and see where it looked:
-crasmra-, a CNN that looks once and is fast, or vitms-, a ViT that looks again at the object and its parts,
-slower and in our measurements more accurate.
+HELP = f"""{IN_WORDS}
 
-Take crasmra- for millions of images or a CPU, vitms- where accuracy counts and objects are small; timm- is a
-plain network without boxes, to compare both with. fgvc models lists what each costs.
-
-Progress and messages go to stderr, data to stdout or to --out.
+Predict, see where the model looked, train your own. timm- is any plain network of timm, without boxes, to
+compare both with; fgvc models lists what each costs. Progress and messages go to stderr, data to stdout or to
+--out.
 """
 
 app = typer.Typer(

@@ -1,17 +1,91 @@
-"""``fgvc models``: names, options and help."""
+"""``fgvc models``: options, help, and the tables it prints."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fgvc_cli.errors import EXIT_OK
+from fgvc_cli.models.catalog import COST_CLASSES, FAMILY_TEXTS, IN_WORDS, NAMED, Cost, read_costs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 def models(
-    names: Annotated[list[str] | None, typer.Argument(help="Models to cost, e.g. crasmra-resnet18.")] = None,
-    input_px: Annotated[int, typer.Option(min=32, help="Side of the input for the cost, pixels.")] = 448,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models to compute the cost of, e.g. crasmra-resnet18. Default: the list."),
+    ] = None,
+    input_px: Annotated[
+        int | None,
+        typer.Option(min=32, help="Side of the input to compute the cost for, pixels. Default: 448."),
+    ] = None,
 ) -> int:
-    """List the models that can be trained, with their cost, and the embedded weights."""
-    from fgvc_cli.commands import models as command
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
 
-    return command.run(names or [], input_px=input_px)
+    from fgvc_cli.engine.weights import read_manifest
+
+    console = Console(highlight=False)
+    if names:
+        console.print(_cost_table(_compute(names, input_px or 448)))
+        return EXIT_OK
+    console.print(IN_WORDS, end="\n\n")
+    console.print(_cost_table(_compute(NAMED, input_px) if input_px else read_costs()))
+    for prefix, family in FAMILY_TEXTS.items():
+        console.print(f"[bold]{prefix}-<timm name>[/]  {family.describe}")
+        console.print(f"    cost: fgvc models {prefix}-{family.example}")
+    console.print()
+    title = "Embedded models: --weights NAME"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+    for column in ("name", "model", "classes", "knows", "test top-1 %"):
+        table.add_column(column, overflow="fold")
+    manifest = read_manifest()
+    for entry in manifest.entries.values():
+        name = f"{entry.name} (default)" if entry.name == manifest.default else entry.name
+        top1 = f"{100 * entry.metrics['test']['top1']:.1f}"
+        table.add_row(name, entry.model, str(entry.classes), entry.describes, top1)
+    console.print(table)
+    return EXIT_OK
+
+
+models.__doc__ = f"""List the models that can be trained, with their cost, and the embedded weights.
+
+{IN_WORDS} timm- is any plain network of timm, without boxes, to compare both with.
+"""
+
+
+def _compute(names: Iterable[str], input_px: int) -> list[Cost]:
+    """Build each model.
+
+    Raises:
+        FgvcError: an unknown name.
+    """
+    from fgvc_cli.models.cost import compute_cost
+
+    return [compute_cost(name, input_px) for name in names]
+
+
+def _cost_table(costs: Iterable[Cost]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = f"Models: --model NAME ({COST_CLASSES} classes)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+    for column in ("name", "backbone", "input", "parameters", "GMAC"):
+        table.add_column(
+            column, overflow="fold", justify="right" if column in ("parameters", "GMAC") else "left"
+        )
+    for cost in costs:
+        table.add_row(
+            cost.name,
+            cost.backbone,
+            f"{cost.input_px} px",
+            f"{cost.parameters / 1e6:.1f} M",
+            f"{cost.gmac:.1f}",
+        )
+    return table

@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,18 +34,18 @@ Weights = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of photographs.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")]
+Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of images.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 Stages = Annotated[
-    str | None,
-    typer.Option(help="Looks of a multi-stage ViT: main, main+object or all. Default: as trained, or all."),
+    Literal["main", "main+object", "all"] | None,
+    typer.Option(help="Stages that a multi-stage ViT runs: main, main+object or all. Default: as trained."),
 ]
 Cascade = Annotated[
     float | None,
     typer.Option(
         min=0,
         max=1,
-        help="Multi-stage ViT: photographs this sure after a look take no further one, e.g. 0.9.",
+        help="Multi-stage ViT: images this certain after a stage go through no further one, e.g. 0.9.",
     ),
 ]
 Outs = Annotated[
@@ -89,6 +89,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--overwrite",
         "--top-k",
         "--min-prob",
+        "--per-file",
         "--maps",
         "--crops",
         "--embeddings",
@@ -138,7 +139,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--compile",
         "--fast-decode",
     ),
-    "Resuming": ("--resume", "--shard", "--restart", "--retry-failed"),
+    "Resuming": ("--resume", "--shard", "--restart", "--retry-failed", "--accept-list"),
 }
 """Panel of a help page -> its options. ``COMMAND --option`` goes before ``--option``."""
 

@@ -43,10 +43,10 @@ def predict(
     ],
     weights: Weights = None,
     out: Outs = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Predictions per photograph.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Predictions per image.")] = 5,
     batch_size: Annotated[
         str | None,
-        typer.Option(help="Photographs per forward pass, or auto. Default: 16, or as the run was begun."),
+        typer.Option(help="Images per forward pass, or auto. Default: 16, or as the run was begun."),
     ] = None,
     workers: Workers = 2,
     device: Device = "auto",
@@ -108,10 +108,10 @@ def predict(
     ] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Classify photographs: one row each, with the object's box; a file that cannot be read says why.
+    """Classify images: one row each, with the object's box; a file that cannot be read says why.
 
-    Killed or interrupted, the same command goes on where it was. Exit code 0: every row is ok; 3: finished,
-    but some photographs failed; 130: interrupted.
+    Interrupted runs resume with the same command. Exit code 0: every row is ok; 3: finished,
+    but some images failed; 130: interrupted.
     """
     from fgvc_cli.commands import predict as command
     from fgvc_cli.commands.predict_options import PredictOptions, parse_batch_size
@@ -165,7 +165,7 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Put the complete shards of fgvc predict --shard I/N together, in the order of the photographs."""
+    """Put the complete shards of fgvc predict --shard I/N together, in the order of the images."""
     from fgvc_cli.commands import merge as command
     from fgvc_cli.commands.predict_options import PredictOptions
 

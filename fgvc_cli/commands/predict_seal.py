@@ -88,7 +88,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf |
     """
     from fgvc_cli.engine.device import keep_freed_memory
     from fgvc_cli.engine.weights import default_notice, open_weights
-    from fgvc_cli.predict.predictor import Predictor
+    from fgvc_cli.predict.predictor import Predictor, count_named
 
     keep_freed_memory()
     if options.weights is None:
@@ -108,6 +108,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf |
         amp=_amp(options, device, shard),  # type: ignore[arg-type]
         compile=options.compile,
         fast_decode=options.fast_decode,
+        expected=count_named(options.sources),
         on_event=progress.note,
     )
     if choice := options.frame_choice:

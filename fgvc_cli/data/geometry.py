@@ -11,6 +11,9 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2; ends exclusive."""
+
 
 class ResizeRule(Protocol):
     """What of ``config.Preprocess`` decides the geometry."""
@@ -34,7 +37,7 @@ class Geometry:
     offset_x: float
     offset_y: float
 
-    def to_photo(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+    def to_photo(self, box: Sequence[float]) -> Box:
         """An xyxy box of input pixels in pixels of the upright photograph, clipped to it."""
         x1, y1, x2, y2 = box
 

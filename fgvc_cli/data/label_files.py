@@ -40,7 +40,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 @dataclass
-class Found:
+class Labels:
     """What a source lists."""
 
     images: dict[str | None, dict[tuple[str, ...], list[str]]] = field(default_factory=dict)
@@ -89,11 +89,11 @@ def is_label_file(path: Path) -> bool:
     return path.suffix.lower() in LABEL_ENDINGS
 
 
-def read_label_file(path: Path, column: str | None = None) -> Found:
+def read_label_file(path: Path, column: str | None = None) -> Labels:
     """The images that a file lists, each called as its file is.
 
     Args:
-        column: fills ``Found.groups``.
+        column: fills ``Labels.groups``.
 
     Raises:
         FgvcError: a malformed file, with the line, or images that do not exist.
@@ -108,7 +108,7 @@ def read_label_file(path: Path, column: str | None = None) -> Found:
     return found
 
 
-def _find_missing(path: Path, found: Found, missing: list[str], line_of: dict[str, int]) -> None:
+def _find_missing(path: Path, found: Labels, missing: list[str], line_of: dict[str, int]) -> None:
     """Look for images under the other ways to write their paths.
 
     Raises:
@@ -173,7 +173,7 @@ def _where_they_are(folder: Path, image: str) -> str:
     return f"{start}."
 
 
-def read_listing(path: Path, column: str | None = None) -> tuple[Found, dict[str, int]]:
+def read_listing(path: Path, column: str | None = None) -> tuple[Labels, dict[str, int]]:
     """The same, whether or not the images are there, and the line (Parquet: row) of each.
 
     Raises:
@@ -194,9 +194,9 @@ def read_listing(path: Path, column: str | None = None) -> tuple[Found, dict[str
         raise FgvcError(f"{path} is not a UTF-8 {kind} file: {error}.", f"Write {form}.") from error
 
 
-def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tuple[Found, dict[str, int]]:
+def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tuple[Labels, dict[str, int]]:
     columns = table.columns
-    found = Found(multi_label="labels" in columns and "label" not in columns, notes=table.notes)
+    found = Labels(multi_label="labels" in columns and "label" not in columns, notes=table.notes)
     label_column = "labels" if found.multi_label else "label"
     absent = [name for name in ("path", label_column) if name not in columns]
     if absent:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from fgvc_cli.data.groups import SplitBy, group_images
-from fgvc_cli.data.label_files import LABEL_FORM, SPLIT_NAMES, Found, is_label_file, read_label_file
+from fgvc_cli.data.label_files import LABEL_FORM, SPLIT_NAMES, Labels, is_label_file, read_label_file
 from fgvc_cli.data.listing import NO_LABEL, SPLITS, Example, LabelledSet, first_names, natural_key
 from fgvc_cli.data.listing import missing_images as missing_images
 from fgvc_cli.data.names import code_points, join_forms, look_alikes
@@ -122,7 +122,7 @@ def load_labelled(
     return LabelledSet(name, root, classes, splits, found.multi_label, undivided, tuple(found.notes))
 
 
-def _join_names(path: Path, found: Found, *, refuse: bool) -> None:
+def _join_names(path: Path, found: Labels, *, refuse: bool) -> None:
     """Make one class of names that differ by their Unicode form only.
 
     Raises:
@@ -159,7 +159,12 @@ def _division_note(by: SplitBy, groups: Sequence[str], division: Division) -> st
 
 
 def _untested(
-    found: Found, classes: Sequence[str], val: Sequence[Example], test: Sequence[Example], *, asked: bool
+    found: Labels,
+    classes: Sequence[str],
+    val: Sequence[Example],
+    test: Sequence[Example],
+    *,
+    asked: bool,
 ) -> list[str]:
     """What no score will tell: classes without an image in a split that others have one in.
 
@@ -228,11 +233,11 @@ def _all_classes(path: Path, found: _ByClass) -> tuple[str, ...]:
     return tuple(sorted(names, key=natural_key))
 
 
-def _read_folder(root: Path, pick: Pick, for_training: bool = True) -> Found:
+def _read_folder(root: Path, pick: Pick, for_training: bool = True) -> Labels:
     tops = sorted(p.name for p in root.iterdir() if p.is_dir() and not is_left_behind(p.name))
     folders = [name for name in tops if name.lower() in SPLIT_NAMES]
     if not folders:
-        return Found({None: _list_classes(root, root, pick)})
+        return Labels({None: _list_classes(root, root, pick)})
     splits = [SPLIT_NAMES[name.lower()] for name in folders]
     if (for_training and "train" not in splits) or len(set(splits)) < len(splits):
         raise FgvcError(
@@ -250,7 +255,7 @@ def _read_folder(root: Path, pick: Pick, for_training: bool = True) -> Found:
     images: dict[str | None, dict[tuple[str, ...], list[str]]] = {
         split: _list_classes(root, root / name, pick) for split, name in zip(splits, folders, strict=True)
     }
-    return Found(images)
+    return Labels(images)
 
 
 def _list_classes(root: Path, top: Path, pick: Pick) -> dict[tuple[str, ...], list[str]]:

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,6 +139,12 @@ def _shared_settings(workers: int) -> dict[str, Any]:
 def _ignore_interrupts(_: int) -> None:
     """A terminal's Ctrl-C reaches every process; only the main one is to act on it, and ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def worker_count(workers: int | Literal["auto"], processes: int = 1) -> int:
+    """Processes that decode; ``auto`` is one per CPU, shared by the ``processes`` of this machine that
+    compute."""
+    return max(1, usable_cpus() // processes) if workers == "auto" else workers
 
 
 def usable_cpus() -> int:

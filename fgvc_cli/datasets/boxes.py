@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-BOXES_CSV = "boxes.csv"
+from fgvc_cli.data.geometry import Box
 
-Box = tuple[float, float, float, float]
+BOXES_CSV = "boxes.csv"
 
 
 class TrueBoxes(NamedTuple):

@@ -27,9 +27,9 @@ from urllib.parse import urlsplit
 from fgvc_cli import __version__
 from fgvc_cli.data.listing import LabelledSet
 from fgvc_cli.datasets.entries import Archive, KnownSet
-from fgvc_cli.datasets.registry import read_official
-from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import reason, sync_folder
+from fgvc_cli.datasets.registry import default_root, find_known, look_for, read_official
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.files import LOCK, FolderLock, reason, sync_folder
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 _TREE = "tree"
@@ -126,6 +126,56 @@ def _unpack(archive: Archive, file: Path, tree: Path) -> None:
         raise FgvcError(
             f"Could not unpack {file}: {reason(error)}.", "Free space, and run the same command again."
         ) from error
+
+
+def fetch_set(
+    name: str, data_root: str | None = None, *, on_bytes: OnBytes = lambda here, total: None
+) -> tuple[LabelledSet | None, Path]:
+    """Bring a known set below the data root by name; one that is there already is left as it is.
+
+    Returns:
+        Its official listing, or None where it was there already; and its folder.
+
+    Raises:
+        FgvcError: an unknown name, no data root, another process at it, or what ``get_known`` says.
+    """
+    entry = find_known(name)
+    root = Path(data_root) if data_root else default_root()
+    there = look_for(entry, root)
+    if there.root:
+        return None, there.root
+    check_address(entry)
+    if root is None:
+        raise FgvcError(
+            "Where data sets lie is not known.", "Give --data-root DIR or set FGVC_DATA=DIR.", EXIT_USAGE
+        )
+    downloads = downloads_folder(entry, root)
+    made = _missing_folders(downloads)
+    downloads.mkdir(parents=True, exist_ok=True)
+    with FolderLock(downloads):
+        try:
+            listing = get_known(entry, root, on_bytes=on_bytes)
+        finally:
+            _remove_unused(downloads, made)
+    return listing, listing.root
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """Those that have to be made for this one to be there, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_unused(downloads: Path, made: list[Path]) -> None:
+    """Take the folders away where nothing has arrived: an address that cannot be reached leaves no trace.
+
+    Args:
+        made: those that were not there before, the innermost first.
+    """
+    if downloads.is_dir() and {file.name for file in downloads.iterdir()} <= {LOCK}:
+        (downloads / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others may be under way in the folders above
+            for folder in dict.fromkeys((downloads, downloads.parent, *made)):
+                folder.rmdir()
 
 
 def fetch(url: str, target: Path, *, md5: str | None, on_bytes: OnBytes = lambda here, total: None) -> None:

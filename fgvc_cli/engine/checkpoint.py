@@ -1,4 +1,4 @@
-"""One ``model.safetensors``: tensors plus everything eval, predict and explain need (design.md)."""
+"""One ``model.safetensors``: tensors plus everything eval, predict and explain need."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         input_px=document["preprocess"]["input_px"],
         options=stored_options(document["options"]) | given,
     )
-    model = model.for_inference()  # type: ignore[operator]
+    model = model.for_inference()
     kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("smram.")}
     try:
         model.load_state_dict(kept)

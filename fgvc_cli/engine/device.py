@@ -14,7 +14,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -80,6 +80,21 @@ def usual_precision(device: torch.device) -> Precision:
     return "bf16" if device.type == "cuda" and has_bf16(device) else "float32"
 
 
+def fixed_precision(amp: str, device: torch.device) -> Precision:
+    """What ``--amp`` auto, none or bf16 means on a device, without a probe; auto as ``usual_precision``.
+
+    Raises:
+        FgvcError: another ``amp``; bf16 on a card without it.
+    """
+    if amp not in ("auto", "none", "bf16"):
+        raise FgvcError(f"--amp got {amp!r}, expected one of auto, none, bf16.", None, EXIT_USAGE)
+    if amp == "bf16" and device.type == "cuda" and not has_bf16(device):
+        raise FgvcError("--amp bf16: this CUDA device has no bfloat16.", "Use --amp none.")
+    if amp == "auto":
+        return usual_precision(device)
+    return "bf16" if amp == "bf16" else "float32"
+
+
 def uses_tf32(device: torch.device, precision: Precision) -> bool:
     """Whether float32 products may be made in TensorFloat-32, on a card that has it."""
     return device.type == "cuda" and precision != "float32"
@@ -91,15 +106,16 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
     if device.type != "cuda":
         yield
         return
-    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [kind.fp32_precision for kind in kinds]
+    # Not ``fp32_precision``: once it is set, torch's compiler, which asks for ``allow_tf32``, fails.
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [kind.allow_tf32 for kind in kinds]
     try:
         for kind in kinds:
-            kind.fp32_precision = "tf32" if uses_tf32(device, precision) else "ieee"
+            kind.allow_tf32 = uses_tf32(device, precision)
         yield
     finally:
         for kind, value in zip(kinds, before, strict=True):
-            kind.fp32_precision = value
+            kind.allow_tf32 = value
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
-"""What learns, and one update of it: model, optimiser, schedule, average of the weights, gradient scaler."""
+"""What learns, and one update of it: model, optimiser, schedule, averages; and the memory that takes."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -16,13 +17,71 @@ from torch import Tensor, nn
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.data.transforms import mix_transform, normalize
-from fgvc_cli.engine.device import Precision, computing, float32_products, usual_precision
+from fgvc_cli.engine.device import (
+    Precision,
+    computing,
+    float32_products,
+    is_out_of_memory,
+    release_memory,
+    usual_precision,
+)
 from fgvc_cli.engine.distributed import ALONE, World
 from fgvc_cli.engine.losses import total_loss
-from fgvc_cli.engine.meter import Meter
 from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.models.output import ModelOutput, summarize_stats
+
+
+class Meter:
+    """Sums over images, kept on the device in float64 until somebody asks.
+
+    Reading a number back from a GPU at every step would make the CPU wait for the step to end.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+
+    def add(self, values: dict[str, Tensor], images: int) -> None:
+        """Count scalars, or rates per channel (C,), that are means over ``images``."""
+        scalars = {name: value for name, value in values.items() if not value.dim()}
+        self._add(
+            tuple(scalars), torch.stack([value.detach().double() for value in scalars.values()]) * images
+        )
+        for name, value in values.items():
+            if value.dim():
+                self._add((name,), value.detach().double() * images)
+        self.images += images
+
+    def _add(self, names: tuple[str, ...], sums: Tensor) -> None:
+        self._sums[names] = self._sums[names] + sums if names in self._sums else sums
+
+    def means(self) -> dict[str, float]:
+        """Name -> mean over all images so far, rates per channel as ``summarize_stats`` has them; waits for
+        the device."""
+        sums: dict[str, Tensor] = {}
+        for names, values in self._sums.items():
+            parts = values.cpu().unbind() if len(names) == len(values) else (values.cpu(),)
+            for name, value in zip(names, parts, strict=True):
+                sums[name] = sums[name] + value if name in sums else value
+        return summarize_stats({name: value / self.images for name, value in sums.items()})
+
+    def joined(self, world: World) -> Meter:
+        """Over the images of all processes; each has to ask."""
+        whole = Meter()
+        for state in world.gather(self.state()) if world.size > 1 else [self.state()]:
+            whole.load(state, torch.device("cpu"))
+        return whole
+
+    def state(self) -> dict[str, Any]:
+        """What ``load`` takes, as plain values."""
+        return {"images": self.images, "sums": [[names, sums.tolist()] for names, sums in self._sums.items()]}
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        """Add the sums of ``state``."""
+        self.images += state["images"]
+        for names, sums in state["sums"]:
+            self._add(tuple(names), torch.tensor(sums, dtype=torch.float64, device=device))
 
 
 def training_precision(amp: str, device: torch.device) -> Precision:
@@ -235,7 +294,7 @@ def _depthwise_in_float32(model: nn.Module) -> None:
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1:
             # A class rather than a hook: copies of the model (its average) keep it.
-            conv.__class__ = _float32_class(type(conv))
+            conv.__class__ = _float32_class(type(conv))  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -265,3 +324,65 @@ def _checkpoint_gradients(model: nn.Module, name: str) -> None:
             EXIT_USAGE,
         )
     model.set_grad_checkpointing(True)  # type: ignore[operator]
+
+
+def out_of_memory(learner: Learner, config: TrainConfig) -> FgvcError:
+    """The user's line. Tries smaller batches, so the learner is not to be used after it.
+
+    Call it outside the ``except`` block: the exception holds the activations of the step that failed.
+    """
+    side = config.augment.train_px or config.preprocess.input_px
+    what = f"Out of memory with batches of {config.batch_size} at {side} px on {learner.device}."
+    if learner.world.size > 1:
+        half = max(2, config.batch_size // 2)
+        keeps = f"--set accumulate={-(-config.batch_size * config.accumulate // half)}"
+        return FgvcError(what, f"Try --batch-size {half}; {keeps} keeps the photographs per update.")
+    fitting = largest_batch(learner, config.batch_size // 2, side)
+    if fitting is None:
+        hint = "Not even a batch of 2 fits: take a smaller --input-px or model"
+        return FgvcError(
+            what, hint + ("." if config.grad_checkpointing else ", or --set grad_checkpointing=yes.")
+        )
+    accumulate = -(-config.batch_size * config.accumulate // fitting)
+    return FgvcError(
+        what,
+        f"A batch of {fitting} fits; --batch-size {fitting} --set accumulate={accumulate} "
+        f"keeps {fitting * accumulate} photographs per update.",
+    )
+
+
+def largest_batch(learner: Learner, start: int, side: int) -> int | None:
+    """Halve a batch from ``start`` until a whole update goes through.
+
+    Args:
+        start: photographs.
+        side: of their input, pixels.
+
+    Returns:
+        A number of photographs, at least 2, or None.
+    """
+    size = start
+    while size >= 2:
+        if _fits(learner, size, side):
+            return size
+        size //= 2
+    return None
+
+
+def _fits(learner: Learner, size: int, side: int) -> bool:
+    learner.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    release_memory(learner.device)
+    batch = Batch(
+        torch.zeros(size, 3, side, side, dtype=torch.uint8),
+        torch.zeros(size, dtype=torch.int64),
+        torch.arange(size),
+        [],
+    )
+    try:
+        learner.update([((0,), batch)], size, Meter())
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return False
+        raise
+    return True

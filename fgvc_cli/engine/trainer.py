@@ -19,28 +19,33 @@ from torch import nn
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.epoch_sampler import EpochDraws
 from fgvc_cli.data.labelled import LabelledSet
-from fgvc_cli.data.loaders import LabelledImages, build_loader, build_train_loader
+from fgvc_cli.data.loaders import LabelledImages, build_loader, build_train_loader, worker_count
 from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.device import Precision, computing, usual_precision
 from fgvc_cli.engine.distributed import ALONE, World
-from fgvc_cli.engine.interrupts import interrupts_wait, sigterm_interrupts
 from fgvc_cli.engine.learner import Learner
 from fgvc_cli.engine.logs import MetricsFile, Observer, TensorBoard
 from fgvc_cli.engine.loop import TrainLoop
 from fgvc_cli.engine.losses import fit_fuse_weights
-from fgvc_cli.engine.run_state import Progress, RunState, remove_state, save_state, state_path
-from fgvc_cli.engine.weights import MODEL_FILE
+from fgvc_cli.engine.run_state import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    Progress,
+    RunState,
+    interrupts_wait,
+    remove_state,
+    save_state,
+    sigterm_interrupts,
+    state_path,
+)
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration, fit_temperature
+from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
 from fgvc_cli.evaluate.multilabel import check_labels, rank
 from fgvc_cli.files import AtomicFile, FolderLock
 from fgvc_cli.models.weights import read_tensors
-
-CHECKPOINT, METRICS, CONFIG = MODEL_FILE, "metrics.csv", "config.json"
-RUN_FILES = (CHECKPOINT, METRICS, CONFIG)
-"""What a run folder holds, beside ``last/`` while the run is not finished."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class Trainer:
         self.device, self.observer, self.world = device, observer, world
         self.precision: Precision = "float32" if config.amp == "none" else usual_precision(device)
         """Of validation, temperature and test: what predict and eval will use on this kind of device."""
+        self.workers = worker_count(config.workers, world.here)
         self.warned: set[str] = set()
         draws = EpochDraws(
             [example.label for example in data.splits["train"]],
@@ -123,7 +129,7 @@ class Trainer:
         images = LabelledImages(
             data.root, data.splits["train"], transform, data.label_slots, config.preprocess
         )
-        loader = build_train_loader(images, draws, workers=config.workers)
+        loader = build_train_loader(images, draws, workers=self.workers)
         self.loop = TrainLoop(
             self.learner, draws, loader, observer, progress, warn=self._warn, save=self._save_state
         )
@@ -299,12 +305,13 @@ class Trainer:
         return TrainResult(path, self.best.epoch, metrics)
 
     def _calibrate(self, validation: Evaluation) -> Calibration:
-        temperature = fit_temperature(validation.probs, validation.labels, self.world.add_up)
-        calibration = Calibration(temperature, "val", sum(self.world.counts(len(validation.labels))))
+        calibration = fit_calibration(validation.probs, validation.labels, "val", self.world.add_up)
+        if calibration.refused:
+            self.observer.on_warning(calibration.in_words)
         if calibration.clamped:
             self.observer.on_warning(
-                f"the temperature that calibrates prob stopped at its limit of {temperature:g}, fitted on "
-                f"{calibration.images} photographs of the val split: do not read prob as a share"
+                f"the temperature that calibrates prob stopped at its limit of {calibration.temperature:g}, "
+                f"fitted on {calibration.images} images of the val split: do not read prob as a share"
             )
         return calibration
 
@@ -319,7 +326,7 @@ class Trainer:
                 self.data.root, mine, eval_transform(preprocess), self.data.label_slots, preprocess
             ),
             batch_size=self.config.batch_size,
-            workers=self.config.workers,
+            workers=self.workers,
         )
         with computing(self.device, self.precision):
             part = evaluate(self.learner.kept, loader, self.config.preprocess, self.device)

@@ -1,4 +1,4 @@
-"""Accuracy of a model over labelled photographs.
+"""Accuracy of a model over labelled images.
 
 Legend: N images, K classes, L branches, h w rows and columns of a map.
 """

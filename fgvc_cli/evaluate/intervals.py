@@ -1,10 +1,10 @@
 """How far a figure may lie off: percentile bootstrap over images (Efron & Tibshirani 1993, ch. 13).
 
 A draw takes N images of the N, with replacement and whatever their class: the interval speaks about other
-photographs like these, whose mix of classes would differ too. (Draws within each class would leave that out
+images like these, whose mix of classes would differ too. (Draws within each class would leave that out
 and be a little narrower.) What is resampled are counts: a share is a binomial draw, macro F1 needs how often
 each pair of label and guess was drawn, so no draw touches N images and the draws are those of the plain
-bootstrap. It says nothing about another training, whose seed changes a model more than the photographs may.
+bootstrap. It says nothing about another training, whose seed changes a model more than the images may.
 
 Legend: N images, K classes, D draws, M distinct pairs of label and guess.
 """

@@ -1,6 +1,6 @@
 """Where a model looked against where the object is known to be.
 
-Boxes are xyxy pixels of the upright photograph, end-exclusive. An image may have several objects (Stanford
+Boxes are xyxy pixels of the upright image, end-exclusive. An image may have several objects (Stanford
 Dogs marks each dog): the nearest counts, as in ImageNet's localisation task. Pointing game: Zhang et al.,
 Top-down Neural Attention by Excitation Backprop, ECCV 2016, without their margin of 15 pixels.
 
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from fgvc_cli.datasets.boxes import Box, TrueBoxes
+from fgvc_cli.data.geometry import Box
+from fgvc_cli.datasets.boxes import TrueBoxes
 from fgvc_cli.evaluate.intervals import Interval, mean_interval, share_interval
 
 ENOUGH = 0.5
@@ -28,11 +29,11 @@ Point = tuple[float, float]
 
 
 class Located(NamedTuple):
-    """What the model says of one photograph, in its pixels."""
+    """What the model says of one image, in its pixels."""
 
     truth: TrueBoxes
     size: tuple[int, int]
-    """(width, height) of the upright photograph."""
+    """(width, height) of the upright image."""
     box: Box
     peak: Point | None
     """The hottest point of the heat map; None from a model without one."""
@@ -63,7 +64,7 @@ def localisation_metrics(located: Sequence[Located]) -> tuple[dict[str, float], 
 
     Returns:
         ``boxes`` (N), ``iou``, ``iou_above_0.5``, ``pointing_object``, ``pointing_parts`` (over the
-        photographs whose part boxes are known), ``iou_centred`` and ``iou_above_0.5_centred`` of a fixed box
+        images whose part boxes are known), ``iou_centred`` and ``iou_above_0.5_centred`` of a fixed box
         in the middle, ``pointing_chance`` (mean share of the picture that the objects cover); the intervals
         of the first figures by the same names.
     """

@@ -5,7 +5,7 @@ Legend: N images, K classes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
@@ -15,7 +15,7 @@ TOP = 5
 DENSE_CLASSES = 512
 """Up to so many classes a confusion matrix is an array; that of 10,000 would take 0.8 GB, almost all 0."""
 
-Matrix = np.ndarray | csr_array
+Matrix: TypeAlias = np.ndarray | csr_array
 
 
 class ClassFigures(NamedTuple):

@@ -74,7 +74,7 @@ def label_slots(data: LabelledSet, model_classes: int, multi_label: bool) -> int
     """
     if data.multi_label and not multi_label:
         raise FgvcError(
-            f"{data.name} has several labels per photograph, the model tells one class each.",
+            f"{data.name} has several labels per image, the model tells one class each.",
             "Train one on a set of that kind, or name the column label.",
         )
     return model_classes if multi_label else None
@@ -85,7 +85,7 @@ def check_labels(told: bool | str, multi_label: bool, sampling: str) -> None:
 
     Args:
         told: ``options.multi_label`` of the model, a word as ``--set`` takes it or its value.
-        multi_label: whether the data has several labels per photograph.
+        multi_label: whether the data has several labels per image.
         sampling: ``TrainConfig.sampling``.
 
     Raises:
@@ -94,14 +94,14 @@ def check_labels(told: bool | str, multi_label: bool, sampling: str) -> None:
     if str(told).lower() not in _SAME[multi_label]:
         raise FgvcError(
             f"options.multi_label={told}, but the data "
-            f"{'has several labels' if multi_label else 'has one class'} per photograph.",
+            f"{'has several labels' if multi_label else 'has one class'} per image.",
             "Leave it out: the data decides. A CSV with a column labels (a|b) has several. In Python: "
             f"create_model(..., options={{'multi_label': {multi_label}}}).",
             EXIT_USAGE,
         )
     if multi_label and sampling == "balanced":
         raise FgvcError(
-            "sampling=balanced draws every class equally often, but a photograph of this data has several.",
+            "sampling=balanced draws every class equally often, but an image of this data has several.",
             "Leave it out.",
             EXIT_USAGE,
         )

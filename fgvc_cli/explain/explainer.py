@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fgvc_cli.data.geometry import Box
 from fgvc_cli.data.transforms import Geometry, eval_transform, input_geometry, normalize
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import apply_temperature
-from fgvc_cli.explain.explanation import Box, Explanation
-from fgvc_cli.explain.method import Heats, Method
+from fgvc_cli.explain.explanation import Explanation
+from fgvc_cli.explain.methods import Heats, Method, stage_maps, unlike
 from fgvc_cli.explain.question import Case, build_question
-from fgvc_cli.explain.stages import stage_maps, unlike
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput, Want, class_probs
 from fgvc_cli.retrieval.search import Nearest, NearestIndex
@@ -46,6 +46,8 @@ class Prepared:
     """Upright, RGB; what is drawn."""
     pixels: Tensor
     """uint8 (3, S, S)."""
+    path: str = ""
+    """Where it was read from, so that an index that holds it does not find it near itself."""
 
 
 class Explainer:
@@ -94,19 +96,20 @@ class Explainer:
         preprocess = self.checkpoint.preprocess
         return Reading(preprocess.color_profile, preprocess.raw)
 
-    def prepare(self, image: Image.Image, longest_px: int | None = None) -> Prepared:
+    def prepare(self, image: Image.Image, longest_px: int | None = None, path: str = "") -> Prepared:
         """An upright RGB photograph for ``explain``; safe to call from any thread.
 
         Args:
             longest_px: a larger photograph is kept reduced to this length of its longer side, for many
                 photographs in little memory. The model sees what it would see of the whole one.
+            path: of the file, so that it is not compared with itself.
         """
         pixels = self._transform(image)
         if longest_px and max(image.size) > longest_px:
             factor = longest_px / max(image.size)
             size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
             image = image.resize(size, Image.Resampling.BOX, reducing_gap=1.0)
-        return Prepared(image, pixels)
+        return Prepared(image, pixels, path)
 
     def speed_up(self) -> None:
         """For many photographs: batch norms are folded into convolutions, as ``predict`` does, which moves
@@ -132,11 +135,11 @@ class Explainer:
         heats: Heats = {}
         for method in self.methods:
             heats |= method.maps(model, images, output, case)
-        nearest = self._nearest(output)
+        nearest = self._nearest(output, [photo.path for photo in photos])
         explained = [self._one(photo, output, heats, case, row) for row, photo in enumerate(photos)]
         return [replace(each, nearest=near) for each, near in zip(explained, nearest, strict=True)]
 
-    def _nearest(self, output: ModelOutput) -> Sequence[Nearest | None]:
+    def _nearest(self, output: ModelOutput, paths: Sequence[str]) -> Sequence[Nearest | None]:
         """What the index holds closest to each photograph."""
         if self._index is None:
             return [None] * len(output.probs)
@@ -149,7 +152,9 @@ class Explainer:
         count = min(COMPARED_CLASSES, self._top_k)
         likeliest = output.probs.float().topk(count).indices.tolist()
         classes = [[self.checkpoint.classes[i] for i in indices] for indices in likeliest]
-        return self._index.search(output.embedding.float().cpu().numpy(), classes, count=self._neighbours)
+        embeddings = output.embedding.float().cpu().numpy()
+        found = self._index.search(embeddings, classes, count=self._neighbours + 1)
+        return [near.without(path, self._neighbours) for near, path in zip(found, paths, strict=True)]
 
     def _one(self, photo: Prepared, output: ModelOutput, heats: Heats, case: Case, row: int) -> Explanation:
         checkpoint = self.checkpoint

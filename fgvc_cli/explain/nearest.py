@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from fgvc_cli.explain.explanation import Explanation
-from fgvc_cli.explain.layout import (
+from fgvc_cli.charts.text import (
     ACCENT,
     CAPTION_PX,
+    ELLIPSIS,
     GAP,
     INK,
     INNER,
@@ -21,17 +21,19 @@ from fgvc_cli.explain.layout import (
     PAPER,
     QUIET,
     TRACK,
+    Face,
     Section,
     beside,
     draw_caption,
+    one_line,
     stack,
 )
+from fgvc_cli.explain.explanation import Explanation
 from fgvc_cli.explain.panels import BOX_LINE, FRAME_PX, fit, frame, whole_pixels
-from fgvc_cli.explain.text import ELLIPSIS, Face, one_line
 from fgvc_cli.predict.crops import surroundings
 from fgvc_cli.retrieval.search import Nearest, Neighbour
 
-HEADING = "Nearest known photographs"
+HEADING = "Nearest known images"
 COLUMNS = 7
 """Tiles of a row: the photograph and the six nearest; more are for tables."""
 _BETWEEN = 20
@@ -108,7 +110,7 @@ def _draw_query(explanation: Explanation) -> Section:
     crop = explanation.image.crop(whole_pixels(surroundings(explanation.box, size), size))
     tile = Image.new("RGB", (_TILE, _TILE + _LINE_PX + _BELOW_PX), PAPER)
     tile.paste(frame(_padded(crop, inner), BOX_LINE), (0, 0))
-    text = _FINE_BOLD.shorten("This photograph", _TILE)
+    text = _FINE_BOLD.shorten("This image", _TILE)
     _FINE_BOLD.draw(ImageDraw.Draw(tile), (0, _TILE + _LINE_PX), text, INK)
     return tile
 

@@ -12,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fgvc_cli.config import Preprocess
+from fgvc_cli.data.geometry import Box
 from fgvc_cli.sources.images import OK
-
-Box = tuple[float, float, float, float]
 
 Extra = Literal["attention", "crop", "embedding", "logits"]
 """What a run stores beside its predictions, on request."""

@@ -14,8 +14,7 @@ from fgvc_cli.models.output import class_probs, confidence, mean_logits
 class Looks:
     """Branch logits and their fusion; with a cascade, confident images stop early.
 
-    Fused probabilities are the mean over the looks an image took, each the mean of its crops' probabilities
-    (method.md part B).
+    Fused probabilities are the mean over the looks an image took, each the mean of its crops' probabilities.
 
     Args:
         logits: of the first look, (B, K).

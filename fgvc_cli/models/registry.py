@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from fgvc_cli.config import (
@@ -23,13 +25,11 @@ from fgvc_cli.config import (
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.backbones import build_backbone
 from fgvc_cli.models.baseline import Baseline
+from fgvc_cli.models.catalog import NAMED
 from fgvc_cli.models.cra_smra import CraSmra
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.weights import load_initial_weights
-
-CRA_SMRA_PAPER = "Wang et al. 2025"
-MULTI_STAGE_PAPER = "Conde & Turgutlu 2021"
 
 
 @dataclass(frozen=True)
@@ -38,42 +38,15 @@ class Family:
 
     config: type[Section]
     build: Callable[[nn.Module, int, Any], FgvcModel]
-    paper: str
-    describe: str
-    example: str
-    """A timm name that fits, for messages."""
     own_size: Callable[[Any], int | None] | None = None
     """config -> what the backbone sees, pixels, in a family that resizes its input itself."""
 
 
 FAMILIES: dict[str, Family] = {
-    "crasmra": Family(
-        CraSmraConfig,
-        CraSmra,
-        CRA_SMRA_PAPER,
-        "CRA-SMRA on a timm CNN or ViT that runs in stages",
-        "resnet18",
-    ),
-    "vitms": Family(
-        MultiStageVitConfig,
-        MultiStageVit,
-        MULTI_STAGE_PAPER,
-        "multi-stage ViT: photograph, object, parts",
-        "deit_tiny_patch16_224",
-        own_size=lambda config: config.encoder_px,
-    ),
-    "timm": Family(BaselineConfig, Baseline, "-", "plain timm backbone with a linear classifier", "resnet18"),
+    "crasmra": Family(CraSmraConfig, CraSmra),
+    "vitms": Family(MultiStageVitConfig, MultiStageVit, own_size=lambda config: config.encoder_px),
+    "timm": Family(BaselineConfig, Baseline),
 }
-
-NAMED: dict[str, str] = {
-    "crasmra-r50": "resnet50",
-    "crasmra-r101": "resnet101",
-    "crasmra-d161": "densenet161",
-    "vitms-b16": "vit_base_patch16_384",
-    "vitms-s16": "vit_small_patch16_384",
-    "vitms-ti16": "vit_tiny_patch16_384",
-}
-"""The papers' models: registry name -> timm backbone; the family is the part before the first dash."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +72,7 @@ def resolve(name: str) -> Resolved:
         return Resolved(name, FAMILIES[family], backbone)
     if timm.is_model(name):
         return resolve(f"timm-{name}")
-    near = nearest(name, [*NAMED, *_examples()])
+    near = _nearest_built(name, [*NAMED, *_examples()])
     hint = f"Nearest: {', '.join(near)}." if near else "fgvc models lists them."
     raise FgvcError(
         f"No model is called {name!r}; expected one of {', '.join(NAMED)}, "
@@ -212,6 +185,35 @@ def _check_own_size(name: str, backbone: nn.Module, side: int) -> None:
         )
 
 
+OFFER_SECONDS = 4.0
+OFFER_PARAMETERS = 100_000_000
+"""What is larger is not offered to whoever has mistyped a name: to find out whether it fits takes memory."""
+
+
+def _nearest_built(name: str, known: list[str], limit: int = 3) -> list[str]:
+    """The nearest names that can be built, best first; each is built to find out, while there is time."""
+    found: list[str] = []
+    end = time.monotonic() + OFFER_SECONDS
+    for near in nearest(name, known, limit=4 * limit):
+        if len(found) == limit or time.monotonic() > end:
+            break
+        if near in NAMED or _can_be_built(near):
+            found.append(near)
+    return found
+
+
+def _can_be_built(name: str) -> bool:
+    try:
+        with torch.device("meta"):
+            net = timm.create_model(resolve(name).backbone)
+        if sum(p.numel() for p in net.parameters()) > OFFER_PARAMETERS:
+            return False
+        create_model(name, 2)
+    except (FgvcError, RuntimeError, NotImplementedError, ValueError):
+        return False
+    return True
+
+
 def _examples() -> list[str]:
     return [f"{family}-{b}" for family in FAMILIES for b in (*NAMED.values(), "mobilenetv2_100")]
 
@@ -220,9 +222,9 @@ def _check_backbone(name: str, family: str, backbone: str) -> None:
     if backbone.startswith("hf-hub:") or timm.is_model(backbone):
         return
     own = [known for known in NAMED if known.startswith(family)]
-    near = nearest(name, [*own, *(f"{family}-{b}" for b in timm.list_models())])
+    near = _nearest_built(name, [*own, *(f"{family}-{b}" for b in timm.list_models())])
     raise FgvcError(
         f"No model is called {name!r}: timm has no backbone {backbone!r}.",
-        f"Nearest: {', '.join(near)}." if near else "fgvc models lists them.",
+        f"Nearest: {', '.join(near or own)}." if near or own else "fgvc models lists them.",
         EXIT_USAGE,
     )

@@ -1,6 +1,6 @@
 """What it takes to run a network stage by stage, so that CRAM can stand between its stages.
 
-CRAM's suppressed map X_s of one stage is the INPUT of the next (method.md A), so a finished network's
+CRAM's suppressed map X_s of one stage is the INPUT of the next, so a finished network's
 ``features_only`` extraction is not enough. The network itself stays whole, with timm's own parameter
 names; a plan only says how to run it. Each kind of network has its own plan.
 """

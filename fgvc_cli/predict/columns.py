@@ -21,7 +21,7 @@ NO_MEMORY = Failure("no_memory", "not enough memory for the model, even with thi
 
 
 @dataclass
-class Batch:
+class RowBatch:
     """Rows of a block on their way, in order."""
 
     items: list[Loaded]
@@ -55,7 +55,7 @@ class Batch:
             sizes = [self.items[row].decoded[1:3] for row in rows]
             for name in ("box", "parts"):
                 if name in self.answers:
-                    self.answers[name] = to_photo(self.answers[name], sizes, preprocess)
+                    self.answers[name] = boxes_in_image(self.answers[name], sizes, preprocess)
 
     def boxes(self) -> list[list[float] | None]:
         """The object box of each item, where there is one."""
@@ -65,7 +65,7 @@ class Batch:
         return boxes
 
 
-def to_photo(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], preprocess: Preprocess) -> np.ndarray:
+def boxes_in_image(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], preprocess: Preprocess) -> np.ndarray:
     """Boxes (B, 4) or (B, P, 4) in input pixels -> in those of photographs of these (width, height), clipped;
     float32; as ``Geometry.to_photo``, for all at once."""
     all_geometry = [input_geometry(width, height, preprocess) for width, height in sizes]
@@ -77,7 +77,7 @@ def to_photo(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], preprocess: Pr
 
 
 def build_block(
-    batch: Batch, info: RunInfo, *, first: int, crops: list[bytes] | None, min_prob: float | None
+    batch: RowBatch, info: RunInfo, *, first: int, crops: list[bytes] | None, min_prob: float | None
 ) -> Block:
     """The block of a batch.
 

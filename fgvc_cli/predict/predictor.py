@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
@@ -17,15 +18,16 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 from torch import nn
 
 from fgvc_cli.config import Preprocess
+from fgvc_cli.data.loaders import usable_cpus, worker_count
 from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.rows import Block, Extra, Row, RunInfo
 from fgvc_cli.predict.batching import best_batch_size, delayed, until_full
-from fgvc_cli.predict.columns import Batch, build_block
+from fgvc_cli.predict.columns import RowBatch, build_block
 from fgvc_cli.predict.decode_pool import DecodePool, Loaded, in_order
 from fgvc_cli.predict.decoder import DecodeSettings, Read, Rule
 from fgvc_cli.predict.forward import Amp, Forward, Launched, choose_precision
-from fgvc_cli.sources.find import Found, find_images
+from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import read_image
 
 AUTO: Literal["auto"] = "auto"
@@ -35,6 +37,15 @@ KEEP_BYTES = 1 << 30
 
 AHEAD_BYTES = 1 << 30
 """Decoded inputs that wait for the model."""
+
+WAIT_SECONDS, WAITS = 20.0, 0.3
+"""After so long, a model that waited more than this fraction of the time for images is told of."""
+
+PROBE_IMAGES = 200
+"""A probe costs as much as some 100 images."""
+
+PROBE_BATCH = 16
+"""Of the probe of precision where the batch size is yet to be measured."""
 
 CropBox = Callable[[Sequence[float] | None, tuple[int, int]], Sequence[float] | None]
 """(object box, (width, height) of its photograph) -> what to cut of it, xyxy pixels, None for nothing."""
@@ -58,7 +69,7 @@ class TrainedModel(Protocol):
 
 
 class _Step(NamedTuple):
-    batch: Batch
+    batch: RowBatch
     launched: Launched | None
     crops: list[Future[bytes]] | None = None
 
@@ -74,7 +85,8 @@ class Predictor:
             name of embedded weights, or a file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_size: images per forward pass; ``auto`` measures a little, at once.
-        workers: decoding processes (threads where there is no POSIX, or with ``read``); 0 decodes in between.
+        workers: decoding processes (threads where there is no POSIX, or with ``read``); 0 decodes in between,
+            ``auto`` takes one per CPU.
         top_k: predictions per row; all classes where the model has fewer.
         extras: what blocks carry beside the predictions.
         min_prob: rows whose best probability is below it are ``unsure``.
@@ -85,6 +97,8 @@ class Predictor:
             photograph, crops come from the smaller copy, predictions change a little.
         crop_box: what crops show instead of the object box, such as ``crops.surroundings``.
         read: path -> photograph or failure, in place of ``read_image``, called from threads.
+        expected: how many images are to come, where that is known: fewer than ``PROBE_IMAGES`` take less time
+            than to find out which precision is the faster one.
         on_event: gets one line for people on each choice and mishap.
 
     Raises:
@@ -102,7 +116,7 @@ class Predictor:
         *,
         device: str = AUTO,
         batch_size: int | Literal["auto"] = AUTO,
-        workers: int = 2,
+        workers: int | Literal["auto"] = 2,
         top_k: int = 5,
         extras: Iterable[Extra] = (),
         min_prob: float | None = None,
@@ -111,8 +125,10 @@ class Predictor:
         fast_decode: bool = False,
         crop_box: CropBox | None = None,
         read: Read | None = None,
+        expected: int | None = None,
         on_event: Callable[[str], None] | None = None,
     ):
+        workers = worker_count(workers)
         wanted = _check(batch_size, workers, top_k, min_prob, extras)
         self.device = pick_device(device)
         trained = _open(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
@@ -143,6 +159,7 @@ class Predictor:
         self._read = None if read is read_image else read
         self._workers = workers
         self._noted: set[str] = set()
+        self._told_of_waiting = False
         self._min_prob = min_prob
         self._fast_decode = fast_decode
         self._forward = Forward(
@@ -156,7 +173,9 @@ class Predictor:
             tell=self._tell,
         )
         self._forward.temperature = temperature
-        precision = choose_precision(amp, self.device, self._probe_precision, self._tell)
+        self._probe_count = PROBE_BATCH if batch_size == AUTO else batch_size
+        probe = expected is None or expected >= PROBE_IMAGES
+        precision = choose_precision(amp, self.device, self._probe_precision, self._tell, probe=probe)
         self._forward.precision = settings["precision"] = precision
         if self.device.type == "cuda":
             settings["tf32"] = uses_tf32(self.device, precision)
@@ -201,7 +220,7 @@ class Predictor:
             numbers = itertools.count()
             loaded = in_order(lambda found: pool.load(next(numbers), found), images, window=self._window())
             batches = until_full(
-                loaded, lambda: self.batch_size, lambda item: item.decoded.pixels is not None
+                self._watched(loaded), lambda: self.batch_size, lambda item: item.decoded.pixels is not None
             )
             launched = map(self._launch, batches)
             # While the device computes a batch, the one before is taken from it; while crops of one are cut,
@@ -217,6 +236,23 @@ class Predictor:
             for block in blocks:
                 yield from block.rows(self.info)
 
+    def _watched(self, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
+        """The same; says once, of a run of some length, that the model waits for images."""
+        start, waited, begun = time.monotonic(), 0.0, time.monotonic()
+        for item in loaded:
+            now = time.monotonic()
+            waited += now - begun
+            spare = usable_cpus() - self._workers
+            if now - start > WAIT_SECONDS and not self._told_of_waiting and self._workers:
+                self._told_of_waiting = True
+                if waited > WAITS * (now - start) and spare > 0:
+                    self._tell(
+                        f"The model waited for images {100 * waited / (now - start):.0f} % of the time: "
+                        f"--workers {self._workers + spare} would use all CPUs, now {self._workers} decode."
+                    )
+            yield item
+            begun = time.monotonic()
+
     def _window(self) -> int:
         if self._workers == 0:
             return 1
@@ -224,7 +260,7 @@ class Predictor:
         return max(self._workers + 1, min(self.batch_size + self._workers, room))
 
     def _launch(self, items: list[Loaded]) -> _Step:
-        batch = Batch(items)
+        batch = RowBatch(items)
         for item in items:
             failure = item.decoded.failure
             if failure and failure.status == "crashed":
@@ -252,7 +288,8 @@ class Predictor:
         return build_block(step.batch, self.info, first=first, crops=crops, min_prob=self._min_prob)
 
     def _probe_precision(self, precision: Precision) -> None:
-        self._forward.seconds(2, precision, rounds=1)
+        """One pass over a batch as the run's own: with few images converting the weights hides the gain."""
+        self._forward.seconds(self._probe_count, precision, rounds=1)
 
 
 def _check(
@@ -273,6 +310,12 @@ def _check(
             known = ", ".join(get_args(Extra))
             raise FgvcError(f"There is no extra {extra!r}, expected some of {known}.", None, EXIT_USAGE)
     return tuple(wanted)
+
+
+def count_named(sources: Sequence[str | Path]) -> int | None:
+    """How many images are named one by one; None where a source is a folder, list, archive or pattern."""
+    named = all(Path(each).suffix.lower() in EXTENSIONS and os.path.isfile(each) for each in sources)
+    return len(sources) if named else None
 
 
 def _open(weights: str | Path) -> TrainedModel:

@@ -12,7 +12,7 @@ about, m neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,11 +22,13 @@ import numpy as np
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.retrieval.index_file import FORMAT, METRIC, SCHEMA_VERSION, unit
 
+SAME_SIMILARITY = 0.999
+"""Least cosine of an image with itself: the index rounds to float16, and other batches move the last bits."""
 CHUNK_ROWS = 4096
 HELD_BYTES = 256 << 20
 """An index with smaller embeddings than this is read once and kept."""
 
-_Found = tuple[np.ndarray, np.ndarray]
+_Ranked = tuple[np.ndarray, np.ndarray]
 """Rows, ascending among equals, and their similarities, best first."""
 
 
@@ -58,6 +60,31 @@ class Nearest:
     """N: how many were compared."""
     source: str = ""
     """Of what data they are, for people: set and split."""
+
+    def without(self, path: str, count: int) -> Nearest:
+        """The same without the image itself, which an index of its own folder holds (the file of that name
+        whose embedding is equal), and of the others the first ``count``.
+
+        Args:
+            path: of the image, as far as it is known; empty leaves all in.
+        """
+        known = f"/{path}"
+
+        def others(found: tuple[Neighbour, ...]) -> tuple[Neighbour, ...]:
+            kept = [
+                near
+                for near in found
+                if not path or near.similarity < SAME_SIMILARITY or not _is_one(known, f"/{near.path}")
+            ]
+            return tuple(kept[:count])
+
+        by_class = {name: others(found) for name, found in self.by_class.items()}
+        return replace(self, overall=others(self.overall), by_class=by_class)
+
+
+def _is_one(one: str, other: str) -> bool:
+    """Whether two paths, relative to different folders perhaps, can be of one file."""
+    return one.endswith(other) or other.endswith(one)
 
 
 class NearestIndex:
@@ -134,7 +161,7 @@ class NearestIndex:
 
     def find_rows(
         self, embeddings: np.ndarray, targets: Sequence[Sequence[int]], count: int, *, chunk: int = CHUNK_ROWS
-    ) -> list[list[_Found]]:
+    ) -> list[list[_Ranked]]:
         """Rows and similarities alone: for each query those overall, then those of each class index.
 
         Args:
@@ -152,7 +179,7 @@ class NearestIndex:
                 "Look up embeddings of the model that the index was made with.",
             )
         queries = unit(embeddings).astype(np.float64).T
-        best: list[list[_Found]] = [
+        best: list[list[_Ranked]] = [
             [(np.empty(0, np.int64), np.empty(0)) for _ in (None, *asked)] for asked in targets
         ]
         start = 0
@@ -175,7 +202,7 @@ class NearestIndex:
         for start in range(0, len(self), size):
             yield vectors[start : start + size], labels[start : start + size]
 
-    def _neighbours(self, found: _Found, kept: dict[int, Any]) -> tuple[Neighbour, ...]:
+    def _neighbours(self, found: _Ranked, kept: dict[int, Any]) -> tuple[Neighbour, ...]:
         for row in found[0].tolist():
             if row not in kept:
                 indices = self._file["class_index"][row].tolist()
@@ -231,7 +258,7 @@ def _open(path: Path) -> h5py.File:
         raise FgvcError(f"{path} cannot be read as HDF5: {' '.join(str(error).split())}.") from error
 
 
-def _merge(best: _Found, rows: np.ndarray, values: np.ndarray, count: int) -> _Found:
+def _merge(best: _Ranked, rows: np.ndarray, values: np.ndarray, count: int) -> _Ranked:
     """The ``count`` best of those so far and of later rows, in ascending order, with their similarities."""
     if len(best[1]) == count:
         # A later row that ties with the last one comes after it.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
+from fgvc_cli.errors import counted
+
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
     | {".avif", ".jp2", ".j2k", ".jpx", ".jpf"}
@@ -212,13 +214,17 @@ class Pick:
     def lines(self) -> list[str]:
         """What was passed over, for the user."""
         kinds = (
-            (self.left_behind, "entries that systems leave behind passed over"),
-            (self.archives, "archives passed over"),
-            (self.others, "other files passed over"),
+            (self.left_behind, "entry that systems leave behind", "entries that systems leave behind"),
+            (self.archives, "archive", "archives"),
+            (self.others, "other file", "other files"),
         )
-        lines = [f"{counts.total():,} {what} ({_largest(counts)})." for counts, what in kinds if counts]
+        lines = [
+            f"{counted(counts.total(), one, many)} passed over ({_largest(counts)})."
+            for counts, one, many in kinds
+            if counts
+        ]
         if self.linked_folders:
-            lines.append(f"{self.linked_folders:,} linked folders passed over.")
+            lines.append(f"{counted(self.linked_folders, 'linked folder')} passed over.")
         return lines
 
 

@@ -51,7 +51,53 @@ def test_curves_name_each_line_and_mark_the_kept_epoch(monkeypatch):
     opened(draw_curves(ROWS, "run"))
     said = texts(monkeypatch, lambda: draw_curves(ROWS))
     assert {"Loss", "Total", "Stage 3", "Validation NLL", "Fused", "Largest learning rate"} <= {*said}
-    assert "best: 60.00 % after epoch 2" in said
+    assert "Validation top-1, % (best: 60.00 after epoch 2)" in said
+
+
+def drawn(monkeypatch, draw):
+    """The figure of a chart, laid out as it is saved."""
+    figures = []
+    set_title = charts._set_title
+
+    def keep(figure, title):
+        figures.append(figure)
+        set_title(figure, title)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(charts, "_set_title", keep)
+        draw()
+    return figures[0]
+
+
+@pytest.mark.parametrize("span", [1.2, 2, 8, 300])
+def test_ticks_of_the_loss_are_numbers(span, monkeypatch):
+    rows = [{"epoch": i, "loss": 0.6 * span ** (1 - i / 5)} for i in range(6)]
+    figure = drawn(monkeypatch, lambda: draw_curves(rows, "run"))
+    axis = figure.axes[0].yaxis
+    labels = [
+        t.get_text() for t in (*axis.get_majorticklabels(), *axis.get_minorticklabels()) if t.get_text()
+    ]
+    assert labels and all(float(label) > 0 for label in labels)
+
+
+LONG = "runs/crasmra-mobilenetv2_100-birds of the north sea, test split, 103 images, temperature 1.31"
+
+
+def test_no_title_is_cut_or_lies_over_another(monkeypatch):
+    rows = [{"epoch": i, "loss": 1.0, "lr_backbone": 1e-3, "lr_cram": 1e-3, "lr_smram": 1e-3, "val_top1": 0.5,
+             "val_top1_stage3": 0.4} for i in (1, 2)]  # fmt: skip
+    for draw in (
+        lambda: draw_confusion(np.array([[41, 7], [0, 53]]), ["Gull", "Tern"], LONG),
+        lambda: draw_curves(rows, LONG),
+    ):
+        figure = drawn(monkeypatch, draw)
+        pen = figure.canvas.get_renderer()
+        titles = [t for axes in figure.axes for t in (axes.title, axes._left_title, axes._right_title)]
+        boxes = [t.get_window_extent(pen) for t in (figure._suptitle, *titles) if t.get_text()]
+        assert figure._suptitle.get_text().replace("\n", " ") == LONG
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
+        assert all(box.y0 >= 0 and box.y1 <= figure.bbox.height for box in boxes)
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_curves_of_one_epoch_or_of_many():
@@ -110,7 +156,7 @@ def test_no_display_and_no_pyplot():
 @pytest.mark.parametrize("count", [1, 3])
 def test_confused_pairs_of_any_number_and_without_photographs(count):
     from fgvc_cli.charts.confused import ConfusedPair, draw_confused
-    from fgvc_cli.explain.layout import WIDTH
+    from fgvc_cli.charts.text import WIDTH
 
     photo = Image.new("RGB", (40, 90), (10, 200, 30))
     pair = ConfusedPair("Gull_" + "x" * 60, "Tern", 3, 9, photo, 0.7, None)

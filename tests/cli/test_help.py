@@ -86,6 +86,11 @@ def test_every_option_has_its_panel(words):
     assert not homeless, "add them to PANELS in fgvc_cli/cli/options.py"
 
 
+@pytest.mark.parametrize("words", COMMANDS)
+def test_one_word_for_an_image(words, monkeypatch):
+    assert not re.findall(r"[Pp]hotograph\w*", page(words, monkeypatch))
+
+
 def test_panels_stand_in_one_order(monkeypatch):
     text = page("predict", monkeypatch)
     titles = re.findall(r"^╭─ (\w+)", text, re.MULTILINE)
@@ -113,7 +118,7 @@ def test_examples_are_of_commands():
 
 
 def test_a_wide_terminal_is_used(monkeypatch):
-    sentence = "Exit code 0: every row is ok; 3: finished, but some photographs failed; 130: interrupted."
+    sentence = "Exit code 0: every row is ok; 3: finished, but some images failed; 130: interrupted."
     assert sentence in page("predict", monkeypatch, columns=300)
 
 

@@ -117,6 +117,27 @@ except SystemExit as end:
     assert float(seconds) < 1
 
 
+def test_the_list_of_models_needs_no_torch():
+    code = """
+import sys, time
+from fgvc_cli.cli import app
+try:
+    app(["models"], prog_name="fgvc")
+except SystemExit:
+    print("torch" in sys.modules, time.process_time())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    torch, seconds = ended.stdout.split()[-2:]
+    assert torch == "False" and float(seconds) < 1
+    assert ended.stdout.startswith("Two kinds of model") and "crasmra-d161" in ended.stdout
+
+
 def test_a_missing_folder_is_named_before_a_missing_model():
     result = CliRunner().invoke(app, ["train", "--data", "nowhere"])
     assert "nowhere does not exist" in result.stderr

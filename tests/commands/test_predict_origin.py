@@ -13,8 +13,8 @@ from test_predict import run
 
 from fgvc_cli.commands import merge
 from fgvc_cli.commands.predict_options import PredictOptions
-from fgvc_cli.commands.report import run as report
 from fgvc_cli.formats.provenance import Origin
+from fgvc_cli.report.page import report
 from fgvc_cli.report.pictures import recorded_images
 from fgvc_cli.report.table import read_table
 

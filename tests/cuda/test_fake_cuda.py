@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from fgvc_cli.config import Preprocess, TrainConfig, build
 from fgvc_cli.data.loaders import Batch
-from fgvc_cli.engine.learner import Learner
-from fgvc_cli.engine.meter import Meter
+from fgvc_cli.engine.learner import Learner, Meter
 from fgvc_cli.evaluate.evaluator import evaluate
 from fgvc_cli.explain.methods import METHODS
 from fgvc_cli.explain.question import Question
 from fgvc_cli.formats.rows import RunInfo
+from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import WANTS, ModelOutput
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict.forward import Forward
@@ -78,12 +78,15 @@ def test_every_answer_is_computed_on_the_card_in_every_precision(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_host_waits_of_a_predicted_batch(kind):
+def test_host_waits_of_a_predicted_batch(kind, monkeypatch):
     model, px = build_model(kind)
     preprocess = Preprocess(input_px=px, resize_px=px)
     extras = ("attention", "embedding", "logits")
     info = RunInfo(kind, "0", tuple("abcdefghij"), preprocess, 5, model.part_count, extras)
     pixels = [np.zeros((px, px, 3), np.uint8)] * BATCH
+    # Folded on the CPU with numbers, which fake tensors do not have.
+    model = fold_batch_norms(model.eval(), torch.randn(1, 3, px, px))
+    monkeypatch.setattr("fgvc_cli.predict.forward.fold_batch_norms", lambda model, _: model)
     with fake_cuda() as seen:
         forward = Forward(model, info, CUDA, size=BATCH, pad=True, compiled=False, tell=print)
         forward.temperature = 1.3

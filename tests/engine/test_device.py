@@ -39,21 +39,22 @@ def test_other_names_are_usage_errors(name):
 CUDA = torch.device("cuda")
 
 
-def float32_kinds():
-    return [kind.fp32_precision for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)]
+def allowed_tf32():
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("float32", "ieee"), ("bf16", "tf32"), ("fp16", "tf32")])
+@pytest.mark.parametrize(("precision", "expected"), [("float32", False), ("bf16", True), ("fp16", True)])
 def test_float32_is_strict_and_the_rest_of_bfloat16_is_tf32(monkeypatch, precision, expected):
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-    before = float32_kinds()
+    before = allowed_tf32()
+    assert before == (False, True), "torch's own: strict products of matrices, convolutions in TF32"
     with computing(CUDA, precision):
-        assert float32_kinds() == [expected] * 2
+        assert allowed_tf32() == (expected, expected)
         assert torch.is_autocast_enabled("cuda") == (precision != "float32")
-    assert float32_kinds() == before
+    assert allowed_tf32() == before
     with computing(torch.device("cpu"), precision):
-        assert float32_kinds() == before
+        assert allowed_tf32() == before
 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "float32")])

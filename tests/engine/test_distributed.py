@@ -18,12 +18,12 @@ import torch
 from conftest import write_colours
 from safetensors.torch import load_file
 
-from fgvc_cli.commands import train as train_command
+from fgvc_cli.command import Messages
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.data.loaders import Batch
+from fgvc_cli.engine import train as training
 from fgvc_cli.engine.distributed import ALONE, World, find_world
-from fgvc_cli.engine.learner import Learner
-from fgvc_cli.engine.meter import Meter
+from fgvc_cli.engine.learner import Learner, Meter
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import apply_temperature, expected_calibration_error
 from fgvc_cli.evaluate.evaluator import Evaluation, join_judged
@@ -149,7 +149,7 @@ def test_no_process_outlives_the_one_that_started_them(data, tmp_path):
     with start_two(data, run_dir, epochs=1000) as parent:
         wait_for(1, run_dir)
         with pytest.raises(FgvcError, match="is in use by process"):
-            train_command.resume(run_dir, {}, sets=[], out=None, device="cpu", overwrite=False)
+            training.resume(run_dir, {}, device="cpu")
         parent.kill()
     deadline = time.monotonic() + 60
     while any(pid_of(rank, run_dir) for rank in (0, 1)) and time.monotonic() < deadline:
@@ -169,25 +169,23 @@ def test_an_error_of_the_user_ends_all_without_another_start(data, tmp_path):
 def test_resume_wants_as_many_processes_as_began(data, tmp_path, monkeypatch):
     flags = {"model": "timm-test_vit", "data": str(data), "pretrained": False, "input_px": 32, "epochs": 2}
     launched = []
-    monkeypatch.setattr(train_command, "launch", lambda *given: launched.append(given) or EXIT_OK)
+    monkeypatch.setattr(training, "_launch", lambda *given: launched.append(given))
     out = tmp_path / "run"
-    train_command.run(flags | {"devices": 2}, sets=[], out=out, device="cpu", overwrite=False)
-    train_command.resume(out, {"workers": 1}, sets=[], out=None, device="auto", overwrite=False)
+    training.train(**flags, devices=2, out=out, device="cpu")
+    training.resume(out, {"workers": 1})
     assert launched == [
         (out, 2, ["--device", "cpu"]),
         (out, 2, ["--device", "auto", "--workers", "1"]),
     ]
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(FgvcError, match="started with 2 processes, this is one of 3"):
-        train_command.resume(out, {}, sets=[], out=None, device="cpu", overwrite=False)
+        training.resume(out, {}, device="cpu")
 
 
 def test_synchronised_batch_norm_needs_cuda(data, tmp_path):
     flags = {"model": "timm-test_resnet", "data": str(data), "pretrained": False, "input_px": 32}
     with pytest.raises(FgvcError, match="needs CUDA") as caught:
-        train_command.run(
-            flags, sets=["sync_batchnorm=yes"], out=tmp_path / "run", device="cpu", overwrite=False
-        )
+        training.train(**flags, set=["sync_batchnorm=yes"], out=tmp_path / "run", device="cpu")
     assert caught.value.exit_code == EXIT_USAGE
     assert not (tmp_path / "run").exists()
 
@@ -217,10 +215,10 @@ def test_the_process_that_starts_the_others_leaves_the_cards_alone(monkeypatch, 
         made.append(target)
         return SimpleNamespace(prepare=lambda: None)
 
-    monkeypatch.setattr(train_command, "_trainer", trainer)
-    monkeypatch.setattr(train_command, "launch", lambda *words: started.append(words) or EXIT_OK)
+    monkeypatch.setattr(training, "_trainer", trainer)
+    monkeypatch.setattr(training, "_launch", lambda *words: started.append(words))
     config = TrainConfig(model="timm-test_vit", devices=2)
-    train_command._train(torch.nn.Linear(2, 2), config, None, tmp_path, torch.device("cuda"), ALONE)
+    training._train(torch.nn.Linear(2, 2), config, None, tmp_path, torch.device("cuda"), ALONE, Messages())
     assert made == [torch.device("cpu")]
     assert started == [(tmp_path, 2, ["--device", "cuda"])]
 
@@ -230,7 +228,7 @@ def test_one_device_for_several_processes_is_refused(monkeypatch, world):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(FgvcError, match="--device cuda:1 is one device, this trains on 2") as caught:
-        train_command._own_device("cuda:1", TrainConfig(model="timm-test_vit", devices=2), world)
+        training._own_device("cuda:1", TrainConfig(model="timm-test_vit", devices=2), world)
     assert caught.value.exit_code == EXIT_USAGE
 
 
@@ -311,7 +309,7 @@ def test_figures_of_parts_are_those_of_the_whole():
 
     whole, parts = evaluation(slice(None)), [evaluation(slice(i, None, 3)) for i in range(3)]
     expected = whole.metrics(1.7)
-    assert expected["top1"] == float((probs.argmax(1) == labels).float().mean())
+    assert expected["top1"] == float((probs.argmax(1) == labels).double().mean())
     assert expected["nll"] == pytest.approx(float(torch.nn.functional.nll_loss(probs.log(), labels)))
     assert expected["ece"] == pytest.approx(expected_calibration_error(probs, labels))
     calibrated = apply_temperature(probs, 1.7)

@@ -9,10 +9,9 @@ import torch
 
 from fgvc_cli.config import Augment, Loss, Optim, Preprocess, TrainConfig
 from fgvc_cli.data.loaders import Batch
-from fgvc_cli.engine.learner import Learner
+from fgvc_cli.engine.device import computing
+from fgvc_cli.engine.learner import Learner, Meter, largest_batch, out_of_memory
 from fgvc_cli.engine.losses import total_loss
-from fgvc_cli.engine.memory import largest_batch, out_of_memory
-from fgvc_cli.engine.meter import Meter
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.models.registry import create_model
@@ -242,6 +241,6 @@ def test_depthwise_convolutions_stay_in_float32_under_bf16_on_a_cpu():
         seen.clear()
         for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
             conv.register_forward_hook(note)
-        with learner.autocast():
+        with computing(learner.device, learner.precision):
             model(torch.randn(2, 3, 32, 32))
         assert seen == {("depthwise", torch.float32), ("other", torch.bfloat16)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
+from conftest import train_options
 
-from fgvc_cli.commands import eval as eval_command
-from fgvc_cli.commands import train as train_command
+import fgvc_cli
+from fgvc_cli.cli.eval import format_document
+from fgvc_cli.cli.train import run as run_command
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform
@@ -20,6 +21,7 @@ from fgvc_cli.evaluate.calibration import (
     Calibration,
     apply_temperature,
     expected_calibration_error,
+    fit_calibration,
     fit_temperature,
 )
 from fgvc_cli.evaluate.evaluator import evaluate
@@ -116,6 +118,36 @@ def test_limits_hold_and_are_told():
     assert not Calibration(fit_temperature(*drawn(100)), "val", 100).clamped
 
 
+@pytest.mark.parametrize("true", [1.0, 2.0])
+@pytest.mark.parametrize("count", [1, 6, 19])
+def test_too_few_images_fit_nothing(true, count):
+    probs, labels = drawn(count)
+    fitted = fit_calibration(apply_temperature(probs, 1 / true), labels, "val")
+    assert fitted == Calibration(1.0, "val", count, refused=True)
+    assert "too few" in fitted.in_words and ("1 image " in fitted.in_words) == (count == 1)
+
+
+def test_a_fit_is_kept_where_images_left_out_of_it_gain():
+    """Of 40 splits of 60 images each: what is calibrated stays so, what is twice too sure is mended."""
+    probs, labels = drawn(2400)
+    refused = {}
+    for true in (1.0, 2.0):
+        stated = apply_temperature(probs, 1 / true)
+        fits = [fit_calibration(p, y, "val") for p, y in zip(stated.split(60), labels.split(60), strict=True)]
+        refused[true] = sum(fit.refused for fit in fits)
+        assert all(fit.temperature == 1 for fit in fits if fit.refused)
+    assert refused[1.0] >= 34 and refused[2.0] <= 6
+    given_up = Calibration(1.0, "val", 60, refused=True)
+    assert "did not hold up in cross-validation" in given_up.in_words
+
+
+def test_many_images_are_fitted_as_they_are():
+    probs, labels = drawn(1200)
+    stated = apply_temperature(probs, 0.5)
+    fitted = fit_calibration(stated, labels, "val")
+    assert fitted == Calibration(fit_temperature(stated, labels), "val", 1200)
+
+
 def test_certain_and_wrong_is_finite():
     probs = torch.eye(3).repeat(4, 1)
     labels = torch.arange(3).repeat(4)
@@ -169,7 +201,7 @@ def test_a_fitted_temperature_lowers_the_error():
 
 def train(data, out, **flags) -> int:
     values = LOOKS | {"data": str(data), "pretrained": False} | flags
-    return train_command.run(values, sets=SETS, out=out, device="cpu", overwrite=False)
+    return run_command(train_options(SETS, **values, out=out, device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -180,15 +212,9 @@ def trained(module_colours):
 
 
 def run_eval(weights, capsys, *, as_json=True, split="test", data=None, **looks):
-    capsys.readouterr()
-    options = dict(data=data and str(data), dataset=None, data_root=None, batch_size=8, workers=0)
-    request = eval_command.EvalRequest(
-        weights=str(weights), split=split, device="cpu", as_json=as_json, **options, **looks
-    )
-    code = eval_command.run(request)
-    assert code == 0
-    printed = capsys.readouterr().out
-    return json.loads(printed) if as_json else printed
+    options = dict(batch_size=8, workers=0, device="cpu")
+    evaluated = fgvc_cli.evaluate(str(weights), data=data and str(data), split=split, **options, **looks)
+    return evaluated.document if as_json else format_document(evaluated.document)
 
 
 def test_training_fits_on_validation_what_the_checkpoint_answers_there(trained):
@@ -198,10 +224,9 @@ def test_training_fits_on_validation_what_the_checkpoint_answers_there(trained):
     images = LabelledImages(data.root, data.splits["val"], eval_transform(checkpoint.preprocess))
     loader = build_loader(images, batch_size=8, workers=0)
     result = evaluate(checkpoint.model, loader, checkpoint.preprocess, torch.device("cpu"))
-    assert checkpoint.temperature == pytest.approx(fit_temperature(result.probs, result.labels), rel=1e-4)
-    assert checkpoint.temperature != 1
+    assert checkpoint.temperature == 1
     stored = checkpoint.metadata["calibration"]
-    assert (stored["split"], stored["images"]) == ("val", len(result.labels))
+    assert (stored["split"], stored["images"], stored["refused"]) == ("val", len(result.labels), True)
 
 
 def test_stored_figures_say_what_they_were_measured_on(trained):
@@ -210,7 +235,7 @@ def test_stored_figures_say_what_they_were_measured_on(trained):
     # What chose the epoch stays as it was measured; what the fit saw is marked.
     assert "ece" in metrics["val"] and "ece_calibrated" not in metrics["val"]
     assert metrics["val_fitted"]["nll"] == pytest.approx(metrics["val"]["nll"])
-    assert metrics["val_fitted"]["nll_calibrated"] < metrics["val_fitted"]["nll"]
+    assert metrics["val_fitted"]["nll_calibrated"] == pytest.approx(metrics["val_fitted"]["nll"])
     assert metrics["test"].keys() >= {"nll", "nll_calibrated", "ece", "ece_calibrated"}
 
 
@@ -219,7 +244,7 @@ def test_eval_prints_both_and_where_the_temperature_is_from(trained, capsys):
     temperature = load_checkpoint(trained).temperature
     for name in ("nll ", "ece ", "nll_calibrated ", "ece_calibrated "):
         assert f"  {name}" in printed
-    assert f"temperature {temperature:.3f}, fitted on the val split of the training (3 photo" in printed
+    assert temperature == 1 and "not calibrated: 3 images of the val split were too few" in printed
     assert "not held out" not in printed and "other looks" not in printed and "cascade" not in printed
 
 
@@ -263,8 +288,8 @@ def test_a_checkpoint_without_a_temperature_has_one_and_eval_says_so(uncalibrate
 
 
 def test_a_temperature_at_its_limit_is_told(colours, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trainer_module, "fit_temperature", lambda probs, labels: 20.0)
+    monkeypatch.setattr(trainer_module, "fit_calibration", lambda *split: Calibration(20.0, "val", 3))
     train(colours, tmp_path / "run")
     told = " ".join(capsys.readouterr().err.split())
-    assert "stopped at its limit of 20, fitted on 3 photographs of the val split" in told
+    assert "stopped at its limit of 20, fitted on 3 images of the val split" in told
     assert load_checkpoint(tmp_path / "run" / "model.safetensors").temperature == 20

@@ -12,16 +12,14 @@ from PIL import Image
 from test_explainer import BrightnessModel, checkpoint, photo_with_spot
 from test_stage_panels import SHAPES, explanation
 
+from fgvc_cli.charts import text as layout
+from fgvc_cli.charts.text import ACCENT, INNER, TRACK, WIDTH, Face
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.explain import layout
 from fgvc_cli.explain import nearest as module
 from fgvc_cli.explain.explainer import Explainer, explain_photo
-from fgvc_cli.explain.layout import ACCENT, INNER, TRACK, WIDTH
 from fgvc_cli.explain.nearest import COLUMNS, draw_nearest, draw_nearest_strip, shorten_start
+from fgvc_cli.explain.pages import draw_strip, render
 from fgvc_cli.explain.panels import BOX_LINE
-from fgvc_cli.explain.render import render
-from fgvc_cli.explain.strip import draw_strip
-from fgvc_cli.explain.text import Face
 from fgvc_cli.retrieval.search import Nearest, Neighbour
 
 RED, GREEN, BLUE = (200, 20, 20), (20, 180, 20), (20, 20, 200)
@@ -123,7 +121,7 @@ def test_a_class_without_known_photographs_says_so():
         layout._caption.cache_clear()
         draw_nearest(near(nearest=found(ANTS, ant=ANTS, bee=())))
     assert "none of this class in the index" in text
-    assert {"ant", "bee", "0.900", "0.jpg", "This photograph"} <= {*text}
+    assert {"ant", "bee", "0.900", "0.jpg", "This image"} <= {*text}
     assert any("1,234" in words and "zoo, train" in words for words in text)
 
 
@@ -173,7 +171,7 @@ def explain(model, index, **options):
 def test_the_likeliest_classes_are_looked_up_by_the_models_embedding():
     index = FakeIndex()
     explained = explain(Embeds({}), index, neighbours=4)
-    assert index.asked == ([[3.0, 4.0]], [["bee", "ant", "cat"]], 4)
+    assert index.asked == ([[3.0, 4.0]], [["bee", "ant", "cat"]], 5), "one more, as the image itself goes"
     assert explained.nearest.overall is ANTS
     explain(Embeds({}), index, top_k=2)
     assert index.asked[1] == [["bee", "ant"]]

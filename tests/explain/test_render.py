@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from fgvc_cli.charts import text
+from fgvc_cli.charts.colormap import color_table
+from fgvc_cli.charts.text import ACCENT, ELLIPSIS, INNER, MUTED, WIDTH, Face
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import input_geometry
-from fgvc_cli.explain import text
-from fgvc_cli.explain.colormap import color_table
 from fgvc_cli.explain.explanation import HEAT, Explanation
-from fgvc_cli.explain.layout import ACCENT, INNER, MUTED, WIDTH
-from fgvc_cli.explain.panels import BOX_LINE, UNSEEN_VEIL, draw_map, draw_photo, fit
-from fgvc_cli.explain.render import draw_bars, draw_branches, render
-from fgvc_cli.explain.text import ELLIPSIS, Face
+from fgvc_cli.explain.pages import draw_bars, draw_branches, draw_question, render
+from fgvc_cli.explain.panels import BOX_LINE, UNSEEN_VEIL, draw_map, draw_photo, fit, without_frame
 
 SQUASH = Preprocess(input_px=80, resize_px=100)
 SHORTER = SQUASH.model_copy(update={"resize_rule": "shorter"})
@@ -240,3 +241,34 @@ def test_the_legend_shows_the_map_from_low_to_high():
     lows = np.nonzero((page == low).all(axis=-1))[1]
     highs = np.nonzero((page == high).all(axis=-1))[1]
     assert lows.max() < highs.min() < INNER // 2
+
+
+def test_a_bright_frame_of_a_stage_is_not_drawn():
+    """What convolutions make of their padding; the object inside keeps its place, and the colours theirs."""
+    heat = np.pad(hot_cell(5, 20, 26) * 0.5, 1, constant_values=1.0)
+    drawn = without_frame("stage3", heat)
+    assert drawn.shape == heat.shape and drawn.max() == drawn[6, 21] == 1
+    assert drawn[0].max() == drawn[-1].max() == drawn[:, 0].max() == drawn[:, -1].max() == 0
+    assert without_frame(HEAT, heat) is heat, "boxes and other maps are as they are"
+    assert (
+        without_frame("stage5", heat[:7, :7]) is not None
+        and (without_frame("stage5", heat[:7, :7]) == heat[:7, :7]).all()
+    )
+    assert not without_frame("stage3", np.full((14, 14), 0.5)).any(), "a map of nothing stays one"
+    x, y = brightest(draw_map(explanation((280, 280), maps={"stage3": heat}), "stage3", (280, 280)))
+    assert (x, y) == pytest.approx((14 + 252 * 21.5 / 28, 14 + 252 * 6.5 / 28), abs=30)
+
+
+def test_a_class_held_against_none_is_asked_about_alone(monkeypatch):
+    said: list[str] = []
+    draw = Face.draw
+
+    def keep(face, pen, at, text, *rest, **named):
+        said.append(text)
+        return draw(face, pen, at, text, *rest, **named)
+
+    monkeypatch.setattr(Face, "draw", keep)
+    draw_question(replace(explanation((80, 80)), why=("gull", None)))
+    assert said == ["Why", "gull"]
+    draw_question(replace(explanation((80, 80)), why=("gull", "tern")))
+    assert said[2:] == ["Why", "gull", "and not", "tern"]

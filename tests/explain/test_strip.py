@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_stage_panels import SHAPES, explanation, full
 
-from fgvc_cli.explain.explanation import HEAT, spoken
-from fgvc_cli.explain.layout import INNER, WIDTH
+from fgvc_cli.charts.text import INNER, WIDTH, spoken
+from fgvc_cli.explain.explanation import HEAT
+from fgvc_cli.explain.outputs import PicturesFolder
+from fgvc_cli.explain.pages import draw_question, draw_strip, render
 from fgvc_cli.explain.panels import BOX_LINE
-from fgvc_cli.explain.render import draw_question, render
-from fgvc_cli.explain.strip import draw_strip
 
 MAPS = {"stage3": np.eye(8, dtype=np.float32), HEAT: np.eye(4, dtype=np.float32)}
 
@@ -65,3 +65,13 @@ def test_any_number_of_chosen_maps_makes_a_page(count, size):
     maps = {f"gradcam-stage{i}": np.eye(4, dtype=np.float32) for i in range(count)}
     page = render(explanation(size, maps=maps, chosen=True, why=("ant", None)))
     assert page.width == WIDTH
+
+
+def test_pictures_of_a_folder_have_one_ending(tmp_path):
+    with PicturesFolder(tmp_path / "out", ".jpg") as folder:
+        names = [
+            folder.add(name, i, b"x") for i, name in enumerate(("d/a.b.jpg", "d/a.b.png", "c", "../e.tif"))
+        ]
+    assert names == ["d/a.b.jpg", "d/a.b.png.jpg", "c.jpg", "__/e.jpg"]
+    written = [p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.jpg")]
+    assert sorted(written) == sorted(names)

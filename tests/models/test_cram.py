@@ -177,7 +177,7 @@ def test_necks(neck, kernels):
 
 
 def test_light_neck_costs_1_4_gmac_on_resnet50_at_448():
-    # method.md, open point Conv_layer: 512, 1024, 2048 channels at 56, 28, 14 to 512.
+    # What the paper leaves open, Conv_layer: 512, 1024, 2048 channels at 56, 28, 14 to 512.
     macs = sum(c * 512 * side * side for c, side in ((512, 56), (1024, 28), (2048, 14)))
     assert macs / 1e9 == pytest.approx(1.4, abs=0.05)
     assert CraSmraConfig().feature_channels == 512

@@ -72,4 +72,4 @@ def test_whole_models_answer_the_same(name):
     with torch.inference_mode():
         before, after = (each(images, want=("heat", "boxes")) for each in (model, folded))
     torch.testing.assert_close(after.probs, before.probs, rtol=0, atol=1e-5)
-    torch.testing.assert_close(after.heat, before.heat, rtol=0, atol=1e-4)
+    torch.testing.assert_close(after.heat, before.heat, rtol=0, atol=2e-3)

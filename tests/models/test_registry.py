@@ -283,3 +283,13 @@ def test_backbone_that_takes_no_such_option(name, option, argument):
 def test_a_bare_timm_name_is_the_plain_backbone():
     assert registry.resolve("resnet18").name == "timm-resnet18"
     assert registry.resolve("mobilenetv2_100").backbone == "mobilenetv2_100"
+
+
+@pytest.mark.parametrize("name", ["crasmra-test_vit_relpo", "vitms-resnet5", "crasmra-r5", "vitms-b61"])
+def test_names_offered_can_be_built(name):
+    with pytest.raises(FgvcError, match="No model is called") as caught:
+        create_model(name, 2)
+    offered = str(caught.value.hint).removeprefix("Nearest: ").rstrip(".").split(", ")
+    assert offered and not offered[0].startswith("fgvc models")
+    for near in offered:
+        create_model(near, 2)

@@ -1,6 +1,7 @@
 """Batches: out of memory loses no row, padding never leaks, extras and precision are what was asked for."""
 
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ from PIL import Image
 from torch import nn
 
 from fgvc_cli.config import Preprocess
+from fgvc_cli.data.loaders import worker_count
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
-from fgvc_cli.predict.predictor import Predictor
+from fgvc_cli.predict.predictor import Predictor, count_named
 from fgvc_cli.sources.find import Found
 from fgvc_cli.sources.images import DecodedImage, Failure
 
@@ -168,7 +170,7 @@ def test_an_extra_that_the_model_does_not_give_is_one_line():
         list(predictor(Grey(gives=()), extras=("attention",)).predict(images([1])))
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(1.4, "float32"), (1.6, "bf16")])
+@pytest.mark.parametrize(("gain", "expected"), [(1.2, "float32"), (1.3, "bf16")])
 def test_the_precision_that_a_probe_chose_is_recorded_and_told(monkeypatch, gain, expected):
     from fgvc_cli.predict import forward as precision
 
@@ -191,8 +193,13 @@ def test_the_probe_runs_both_precisions_and_a_cpu_without_bfloat16_is_not_probed
 
     monkeypatch.setattr(precision, "has_bf16", lambda device: True)
     model = Watched()
-    predictor(model, amp="auto")
+    probed = predictor(model, amp="auto")
     assert model.seen == {False, True}
+    assert {*model.shapes} == {probed.batch_size}, "the run's own batch"
+    assert len(model.shapes) >= 8, "several rounds"
+    told, model = [], Watched()
+    few = predictor(model, amp="auto", expected=3, on_event=told.append)
+    assert few.info.settings["precision"] == "float32" and not model.shapes and "too few images" in told[0]
     monkeypatch.setattr(precision, "has_bf16", lambda device: False)
     told, model = [], Watched()
     assert predictor(model, amp="auto", on_event=told.append).info.settings["precision"] == "float32"
@@ -227,3 +234,38 @@ def test_on_cuda_rows_stay_on_their_images_over_streams(workers):
         model = predictor(device="cuda", batch_size=size, workers=workers, extras=("attention", "crop"))
         assert_rows_are_those_of_their_images(list(model.predict(images(greys))), greys)
         assert model.info.settings["precision"] == "float32"
+
+
+def test_a_model_that_waits_for_images_is_told_of_once(monkeypatch):
+    from fgvc_cli.predict import predictor as module
+
+    monkeypatch.setattr(module, "usable_cpus", lambda: 6)
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.05)
+
+    def slow(path):
+        time.sleep(0.01)
+        return read(path)
+
+    told = []
+    list(predictor(read=slow, workers=2, on_event=told.append).predict(images([9] * 40)))
+    (line,) = [text for text in told if "waited" in text]
+    assert "--workers 6" in line and "now 2 decode" in line
+    monkeypatch.setattr(module, "usable_cpus", lambda: 2)
+    told.clear()
+    list(predictor(read=slow, workers=2, on_event=told.append).predict(images([9] * 40)))
+    assert not told
+
+
+def test_workers_auto_is_one_per_cpu(monkeypatch):
+    monkeypatch.setattr("fgvc_cli.data.loaders.usable_cpus", lambda: 6)
+    assert predictor(workers="auto")._workers == 6
+    assert worker_count("auto", 4) == 1 and worker_count("auto", 2) == 3 and worker_count(0) == 0
+
+
+def test_images_named_one_by_one_are_counted(tmp_path):
+    for name in ("a.jpg", "b.PNG", "list.txt"):
+        (tmp_path / name).touch()
+    images = [tmp_path / "a.jpg", str(tmp_path / "b.PNG")]
+    assert count_named(images) == 2
+    for other in (tmp_path, tmp_path / "list.txt", tmp_path / "missing.jpg", str(tmp_path / "*.jpg"), "-"):
+        assert count_named([*images, other]) is None

@@ -146,3 +146,17 @@ def test_wrong_questions_are_refused(tmp_path):
             index.search(np.ones((1, 4)), [[]], count=1)
         with pytest.raises(FgvcError, match="no class 'emu'"):
             index.search(np.ones((1, 3)), [["emu"]], count=1)
+
+
+def test_an_image_is_not_near_itself(tmp_path):
+    embeddings = np.array([[1, 0, 0], [1, 0.001, 0], [0, 1, 0], [0, 1, 1]], float)
+    with NearestIndex(write(tmp_path / "i.h5", embeddings, np.array([0, 0, 1, 1]))) as index:
+        (found,) = index.search(embeddings[:1], [["ant"]], count=3)
+    itself, twin, other = found.overall
+    for path in (f"/data/birds/{itself.path}", itself.path, itself.path.rpartition("/")[2]):
+        without = found.without(path, 2)
+        assert [near.row for near in without.overall] == [twin.row, other.row]
+        assert [near.row for near in without.by_class["ant"]] == [twin.row]
+    assert found.without("", 3).overall == found.overall, "of nobody knows which file, all are others"
+    assert found.without(f"/data/birds/{other.path}", 3).overall == found.overall, "only one that is equal"
+    assert found.without(f"/data/birds/not-{itself.path}", 2).overall == (itself, twin)

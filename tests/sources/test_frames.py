@@ -181,7 +181,7 @@ def test_videos_are_passed_over_unless_asked_for(tmp_path):
     plain(1).save(tmp_path / "b.png")
     images = find_images([tmp_path])
     assert [found.name for found in images] == ["b.png"]
-    assert images.passed_over == ["1 other files passed over (.mp4 1)."]
+    assert images.passed_over == ["1 other file passed over (.mp4 1)."]
     named = read_image(tmp_path / "a.mp4")
     assert (named.status, named.error) == (
         "not_an_image",

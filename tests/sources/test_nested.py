@@ -56,15 +56,15 @@ def test_archives_in_a_folder(tmp_path, kind):
     (tmp_path / "photos" / "z.png").write_bytes(picture(8))
     closed = find_images([tmp_path / "photos"])
     assert values(closed) == {"trap-2.png": 9, "z.png": 8}
-    assert closed.passed_over == [f"1 archives passed over (.{kind} 1)."]
+    assert closed.passed_over == [f"1 archive passed over (.{kind} 1)."]
     opened = find_images([tmp_path / "photos"], nested=True)
     found = values(opened)
     assert found == {"trap-2.png": 9, f"trap.{kind}/a.png": 1, f"trap.{kind}/b/2.png": 2, "z.png": 8}
     if kind in ("zip", "tar"):
         assert list(found) == sorted(found)
     assert opened.passed_over == [
-        "1 archives passed over (.zip 1).",
-        "1 other files passed over (.txt 1).",
+        "1 archive passed over (.zip 1).",
+        "1 other file passed over (.txt 1).",
     ]
 
 
@@ -78,7 +78,7 @@ def test_archives_in_an_archive(tmp_path, outer, inner):
     )
     closed = find_images([path])
     assert values(closed) == {"0.png": 5, "in/trap-2.png": 9}
-    assert closed.passed_over == [f"1 archives passed over (.{inner} 1)."]
+    assert closed.passed_over == [f"1 archive passed over (.{inner} 1)."]
     opened = find_images([path], nested=True)
     assert values(opened) == {
         "0.png": 5,
@@ -86,7 +86,7 @@ def test_archives_in_an_archive(tmp_path, outer, inner):
         f"in/trap.{inner}/a.png": 1,
         f"in/trap.{inner}/b/2.png": 2,
     }
-    assert opened.passed_over == ["1 archives passed over (.zip 1)."]
+    assert opened.passed_over == ["1 archive passed over (.zip 1)."]
 
 
 def test_only_archives_says_what_to_type(tmp_path):
@@ -166,7 +166,7 @@ def test_labelled_folders_count_what_they_pass_over(tmp_path):
     assert sum(data.counts().values()) == 10
     assert data.notes == (
         "1 entries that systems leave behind passed over (Thumbs.db 1).",
-        "1 archives passed over (.zip 1).",
-        "1 other files passed over (.txt 1).",
+        "1 archive passed over (.zip 1).",
+        "1 other file passed over (.txt 1).",
         "3 linked folders passed over.",
     )
