@@ -79,6 +79,15 @@ def info_of(identity: dict[str, Any]) -> RunInfo:
     return RunInfo(**shared | {name: tuple(shared[name]) for name in ("classes", "extras")})
 
 
+def _as_now(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity with the fields of preprocessing that there were not yet when it was written."""
+    from fgvc_cli.config import stored_preprocess
+
+    if not isinstance(identity.get("preprocess"), dict):
+        return identity
+    return identity | {"preprocess": stored_preprocess(identity["preprocess"]).model_dump(mode="json")}
+
+
 def first_change(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
     """The first field, dotted where nested, that differs: (name, old, new)."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -172,7 +181,7 @@ class RunFolder:
         for count in counts - {self.shard.count}:
             raise _changed(self.root, "the number of shards", count, self.shard.count)
         if (self.path / RUN).exists():
-            old = read_document(self.path / RUN)
+            old = _as_now(read_document(self.path / RUN))
             change = first_change(old, self.identity)
             if change and holds_rows(self.path):
                 raise _changed(self.path, *change)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import read_document, write_document
 from fgvc_cli.formats.csv_rows import csv_columns, ranked_columns
@@ -201,7 +202,10 @@ def _h5_blocks(out: Path, info: RunInfo) -> Iterator[Block]:
             if name in ("settings", "preprocessing"):
                 # What failed is read in other company than before anyway.
                 either = {"batch_size": None} if name == "settings" else {}
-                if change := first_change(_document(file, name) | either, json.loads(value) | either, name):
+                stored = _document(file, name)
+                if name == "preprocessing":
+                    stored = stored_preprocess(stored).model_dump(mode="json")
+                if change := first_change(stored | either, json.loads(value) | either, name):
                     field, old, new = change
                     raise _other_run(out, f"its {field} is {json.dumps(old)}, this run's {json.dumps(new)}")
                 continue
