@@ -17,7 +17,7 @@ from fgvc_cli.evaluate.calibration import apply_temperature, reliability
 from fgvc_cli.evaluate.localisation import best_iou
 from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, most_confused
 from fgvc_cli.files import whole_folder
-from fgvc_cli.formats.row_blocks import as_text
+from fgvc_cli.formats.rows import as_text
 from fgvc_cli.sources.images import DecodedImage, read_image
 
 if TYPE_CHECKING:

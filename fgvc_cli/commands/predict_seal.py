@@ -178,16 +178,20 @@ def seal_rows(
         FgvcError: an output that has come into being since it was looked for; another list of images than
             before; a disk that is full; what the predictor raises.
     """
-    from fgvc_cli.formats.provenance import Origin
+    from dataclasses import asdict
+
+    from fgvc_cli.files import write_document
+    from fgvc_cli.formats.rows import Origin
     from fgvc_cli.run.merge import merging_outputs
     from fgvc_cli.run.parts import ShardWriter
     from fgvc_cli.run.retry import mended_outputs
+    from fgvc_cli.run.run_files import ORIGIN
 
     # Again, now that the folder is locked: the process that held it may have just put them there.
     mended = mended_outputs(options.out, folder.root) if options.retry_failed else set()
     allowed = merging_outputs(folder.root) | mended
     options.outputs.check(overwrite=options.overwrite, allowed=allowed)
-    Origin.of(options.sources).write(folder.path)
+    write_document(folder.path / ORIGIN, asdict(Origin.of(options.sources)))
     if options.retry_failed:
         _retry(options, folder, images, predictor, progress)
     else:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import h5py
     from rich.console import Console
 
+    from fgvc_cli.formats.rows import Table
     from fgvc_cli.report.page import Written
     from fgvc_cli.report.pictures import PictureMaker
-    from fgvc_cli.report.table import Table
     from fgvc_cli.report.truth import Truth
 
 
@@ -56,9 +56,9 @@ def run(
     from fgvc_cli.files import AtomicFile
 
     with AtomicFile(page, overwrite=overwrite) as stream:
+        from fgvc_cli.formats.outputs import read_table
         from fgvc_cli.report.page import write_page
         from fgvc_cli.report.pictures import PictureMaker, choose_rows, recorded_images
-        from fgvc_cli.report.table import read_table
 
         table = read_table(predictions)
         maker = PictureMaker(table, images or recorded_images(table), thumb_px, max(workers, 1))
@@ -91,7 +91,7 @@ def _crops(table: Table) -> Iterator[h5py.Dataset | None]:
     if "crop" not in table.info.extras:
         yield None
         return
-    from fgvc_cli.report.table import open_h5
+    from fgvc_cli.formats.h5 import open_h5
 
     with open_h5(table.source) as file:
         yield file["crop"]

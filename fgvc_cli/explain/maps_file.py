@@ -27,8 +27,8 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.explain.explainer import Explainer
 from fgvc_cli.explain.explanation import LabelledExplanation
 from fgvc_cli.files import AtomicFile
-from fgvc_cli.formats.h5_rows import H5Rows
-from fgvc_cli.formats.row_blocks import as_text
+from fgvc_cli.formats.h5 import H5Rows
+from fgvc_cli.formats.rows import as_text
 from fgvc_cli.sources.images import OK
 
 SCHEMA_VERSION = 1

@@ -1,18 +1,58 @@
-"""CSV, into a file or to stdout, and the columns that other tables take over."""
+"""CSV: into a file, to stdout, and read back; the columns that other tables take over.
+
+A cell that a spreadsheet would take for a formula, from the name of a file or a class, gets a ``'`` in front
+(``as_cell``); ``from_cell`` gives it back exactly. A spreadsheet shows the ``'`` of a file that it imports.
+"""
 
 from __future__ import annotations
 
 import csv
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats.rows import Block, Row, RunInfo
-from fgvc_cli.formats.sinks import FileSink
+from fgvc_cli.formats.rows import (
+    Block,
+    Box,
+    FileSink,
+    OtherRun,
+    Row,
+    RunInfo,
+    Table,
+    build_blocks,
+    build_table,
+    has_prediction,
+)
 
 CRLF = "\r\n"
+
+FORMULA_STARTS = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
+"""What begins a formula in some spreadsheet (OWASP, CSV injection): the last four are full-width = + - @."""
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+def as_cell(text: str) -> str:
+    """A text as it stands in a CSV: with ``'`` in front where it begins like a formula, or with ``'`` itself.
+
+    Numbers stay as they are.
+    """
+    begins_so = text != "" and text[0] in f"{FORMULA_STARTS}'"
+    return f"'{text}" if begins_so and not _NUMBER.fullmatch(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that ``as_cell`` made a cell of.
+
+    A ``'`` in front of anything else stays: it is of a file that was written before cells were protected.
+    """
+    protected = len(cell) > 1 and cell[0] == "'" and cell[1] in f"{FORMULA_STARTS}'"
+    return cell[1:] if protected else cell
 
 
 def csv_columns(top_k: int, parts: int = 0, multi_label: bool = False) -> list[str]:
@@ -55,13 +95,14 @@ class _Utf8Lines:
 
 
 def csv_lines(stream: IO[bytes], rows: Iterable[list[str]]) -> None:
-    """Cells as lines: UTF-8, LF, quoted where needed.
+    """Write cells as lines: UTF-8, LF, quoted where needed, none of them a formula (``as_cell``).
 
     Bytes of a file name that are not UTF-8 are written as ``\\udcXX`` (XX the byte in hex), so that any
     reader can read the whole file.
     """
     # Told that lines end in CRLF, csv quotes a lone CR too; readers take either for the end of a line.
-    csv.writer(_Utf8Lines(stream), lineterminator=CRLF).writerows(rows)
+    safe = ([as_cell(cell) for cell in cells] for cells in rows)
+    csv.writer(_Utf8Lines(stream), lineterminator=CRLF).writerows(safe)
 
 
 class CsvSink(FileSink):
@@ -114,3 +155,89 @@ class StdoutSink:
             raise
         except OSError as error:
             raise FgvcError(f"Could not write to stdout: {error.strerror or error}.") from error
+
+
+def read_table(path: Path) -> Table:
+    """Read all rows.
+
+    Raises:
+        FgvcError: not the columns of fgvc predict; a cell that cannot be, with its line; too many rows; a
+            model that tells several labels per image.
+    """
+    top_k, parts, multi_label = _read_header(path)
+    if multi_label:
+        raise FgvcError(
+            f"{path} is of a model that tells several labels per photograph.",
+            "It does not name all of them; make the report of the .h5.",
+        )
+    return build_table(path, lambda: _read_rows(path, top_k, parts), top_k, parts)
+
+
+def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
+    """Read the rows of a finished run, which have no extras.
+
+    Raises:
+        FgvcError: as ``read_table``.
+        OtherRun: other columns or classes than those of the run.
+    """
+    if _read_header(path) != (info.top_k, info.parts, info.multi_label):
+        raise OtherRun("its columns are not those of this run")
+    yield from build_blocks(_read_rows(path, info.top_k, info.parts, info.multi_label), info)
+
+
+def _read_header(path: Path) -> tuple[int, int, bool]:
+    """k, P and whether there are several labels per row, which the columns' names say."""
+    header = next(_read_cells(path), (0, []))[1]
+    top_k = sum(bool(re.fullmatch(r"prob(_\d+)?", name)) for name in header)
+    parts = sum(bool(re.fullmatch(r"part_\d+_x1", name)) for name in header)
+    multi_label = header[-1:] == ["labels"]
+    if not top_k or header != csv_columns(top_k, parts, multi_label):
+        got = ",".join(header)[:60]
+        message = f"{path} line 1: expected the columns of fgvc predict, {','.join(csv_columns(1)[:7])}..."
+        raise FgvcError(f"{message}; got {got!r}.", "fgvc predict PHOTOS --out preds.csv")
+    return top_k, parts, multi_label
+
+
+def _read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines as (number of the last one read, cells). A byte order mark, which Excel writes, is no cell's."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream)
+            for cells in reader:
+                yield reader.line_num, [from_cell(cell) for cell in cells]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FgvcError(f"{path} is not a UTF-8 CSV file: {error}.") from error
+
+
+def _read_rows(path: Path, top_k: int, parts: int, multi_label: bool = False) -> Iterator[Row]:
+    width = len(csv_columns(top_k, parts, multi_label))
+    for number, cells in islice(_read_cells(path), 1, None):
+        if len(cells) != width:
+            raise FgvcError(f"{path} line {number}: {len(cells)} values, expected {width}.")
+        try:
+            yield _row(cells[: width - multi_label], 5 + 2 * top_k)
+        except ValueError as error:
+            raise FgvcError(f"{path} line {number}: {error}.") from error
+
+
+def _row(cells: list[str], boxes_at: int) -> Row:
+    path, status, error, width, height = cells[:5]
+    if not has_prediction(status):
+        return Row(path, status, error)
+    if "" in cells[3:boxes_at]:
+        raise ValueError(f"a row of status {status} without its size, a label or a probability")
+    boxes: list[Box | None] = []
+    for at in range(boxes_at, len(cells), 4):
+        x1, y1, x2, y2 = cells[at : at + 4]
+        boxes.append((float(x1), float(y1), float(x2), float(y2)) if x1 else None)
+    return Row(
+        path=path,
+        status=status,
+        error=error,
+        width=int(width),
+        height=int(height),
+        labels=tuple(cells[5:boxes_at:2]),
+        probs=tuple(float(prob) for prob in cells[6:boxes_at:2]),
+        box=boxes[0],
+        parts=tuple(box for box in boxes[1:] if box),
+    )

@@ -1,4 +1,5 @@
-"""What a run writes at its end, checked before it begins: files by their endings, folders of crops, maps."""
+"""What a run writes at its end, checked before it begins: files by their endings, folders of crops and maps;
+and which format reads a file back."""
 
 from __future__ import annotations
 
@@ -8,15 +9,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import check_writable
 
 if TYPE_CHECKING:
-    from fgvc_cli.formats.provenance import Origin
-    from fgvc_cli.formats.rows import Extra, RunInfo
-    from fgvc_cli.formats.sinks import Sink
+    from fgvc_cli.formats.rows import Extra, Origin, RunInfo, Sink, Table
 
 SINKS = {
     ".csv": ("csv_rows", "CsvSink"),
@@ -25,7 +24,8 @@ SINKS = {
     ".hdf5": ("h5", "H5Sink"),
     ".parquet": ("parquet", "ParquetSink"),
 }
-"""Ending of a file -> module and class of its sink, see ``FileSink``."""
+"""Ending of a file -> module and class of its sink, see ``FileSink``. Each module reads its files too:
+``read_table(path)`` and ``read_blocks(path, info)``."""
 
 HOLDS_EXTRAS = (".h5", ".hdf5", ".parquet")
 
@@ -118,8 +118,7 @@ class Outputs:
         """
         sinks: list[Sink] = []
         for out in self.files:
-            module, name = SINKS[out.suffix.lower()]
-            cls = getattr(importlib.import_module(f"fgvc_cli.formats.{module}"), name)
+            cls = getattr(format_of(out), SINKS[out.suffix.lower()][1])
             sinks.append(cls(out, overwrite=True, extras=self.extras, origin=origin))
         from fgvc_cli.formats.folders import CropsFolder, MapsFolder
 
@@ -127,6 +126,33 @@ class Outputs:
             if folder and not (os.path.realpath(folder) in set(placed) and _holds_anything(folder)):
                 sinks.append(cls(folder))
         return sinks
+
+
+def read_table(path: Path) -> Table:
+    """Read what ``fgvc predict`` wrote.
+
+    Raises:
+        FgvcError: no such file, another kind of file, damaged, without a row, or of more than ``MAX_ROWS``.
+    """
+    from fgvc_cli.formats.rows import HOW_TO
+
+    if path.suffix.lower() not in SINKS:
+        hint = f"Give one of {', '.join(SINKS)}; of an .h5 the attention maps and crops are shown too."
+        raise FgvcError(f"fgvc report does not read {path.name}.", hint, EXIT_USAGE)
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise FgvcError(f"{path} {what}.", HOW_TO)
+    return format_of(path).read_table(path)
+
+
+def format_of(path: Path) -> Any:
+    """The module that writes and reads files of this ending, one of ``SINKS``.
+
+    Raises:
+        FgvcError: Parquet without pyarrow.
+    """
+    _check_ending(path)
+    return importlib.import_module(f"fgvc_cli.formats.{SINKS[path.suffix.lower()][0]}")
 
 
 def _check_ending(out: Path) -> None:

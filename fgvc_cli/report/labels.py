@@ -9,7 +9,7 @@ from pathlib import Path
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.labelled_csv import read_listing
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats.row_blocks import as_text
+from fgvc_cli.formats.rows import as_text
 
 
 def read_labels(

@@ -25,9 +25,9 @@ from PIL import Image
 from fgvc_cli import __version__
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.explain.colormap import color_table
-from fgvc_cli.formats.rows import TOLD_ABOVE
+from fgvc_cli.formats.h5 import open_h5, reading
+from fgvc_cli.formats.rows import TOLD_ABOVE, Table
 from fgvc_cli.report.pictures import Picture
-from fgvc_cli.report.table import Table, open_h5, reading
 from fgvc_cli.report.truth import Truth, cut_rows
 
 ALIGN = 8

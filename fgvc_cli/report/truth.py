@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fgvc_cli.formats.rows import TOLD_ABOVE
-from fgvc_cli.report.table import Table
+from fgvc_cli.formats.rows import TOLD_ABOVE, Table
 
 
 @dataclass(frozen=True)

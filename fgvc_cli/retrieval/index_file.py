@@ -30,10 +30,8 @@ import numpy as np
 from fgvc_cli.data.listing import Example
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import AtomicFile
-from fgvc_cli.formats.h5 import root_attributes
-from fgvc_cli.formats.h5_rows import H5Rows, ragged
-from fgvc_cli.formats.row_blocks import as_text, has_prediction
-from fgvc_cli.formats.rows import Block
+from fgvc_cli.formats.h5 import H5Rows, ragged, root_attributes
+from fgvc_cli.formats.rows import Block, as_text, has_prediction
 from fgvc_cli.predict.crops import surroundings
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
 from fgvc_cli.sources.find import Found

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import read_document, write_document
-from fgvc_cli.formats.row_blocks import as_text
+from fgvc_cli.formats.rows import as_text
 from fgvc_cli.run.run_files import LIST
 from fgvc_cli.sources.find import Found
 

@@ -13,12 +13,10 @@ from typing import Any
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import FolderLock, read_document, write_document
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.provenance import Origin
-from fgvc_cli.formats.row_blocks import cut, interleave, join
-from fgvc_cli.formats.rows import Block
+from fgvc_cli.formats.rows import Block, cut, first_change, interleave, join
 from fgvc_cli.run.parts import list_shards, read_blocks, read_names
-from fgvc_cli.run.resume import first_change, info_of
-from fgvc_cli.run.run_files import DONE, MERGING, RUN, ShardOf, remove_run, shard_folders
+from fgvc_cli.run.resume import info_of
+from fgvc_cli.run.run_files import DONE, MERGING, RUN, ShardOf, read_origin, remove_run, shard_folders
 
 MERGE_ROWS = 2000
 """Rows in memory while shards are interleaved."""
@@ -58,7 +56,7 @@ def merge_run(root: Path, outputs: Outputs, *, overwrite: bool = False) -> Merge
     allowed = merging_outputs(root)
     outputs.check(overwrite=overwrite, allowed=allowed)
     write_document(root / MERGING, {"outputs": sorted(allowed | set(outputs.targets()))})
-    origin = Origin.read(folders[0])
+    origin = read_origin(folders[0])
     blocks = interleaved([list_shards(folder) for folder in folders])
     with ExitStack() as stack:
         sinks = [stack.enter_context(sink) for sink in outputs.sinks(info, placed=allowed, origin=origin)]

@@ -19,8 +19,7 @@ import numpy as np
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import reason, whole_file
-from fgvc_cli.formats.row_blocks import ARRAYS, OPTIONAL_ARRAYS, TEXTS, as_text, block_bytes, join
-from fgvc_cli.formats.rows import Block
+from fgvc_cli.formats.rows import ARRAYS, OPTIONAL_ARRAYS, TEXTS, Block, as_text, block_bytes, join
 
 SEAL_ROWS = 1000
 FIRST_SECONDS, SEAL_SECONDS = 2.0, 20.0

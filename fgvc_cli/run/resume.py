@@ -16,8 +16,7 @@ from typing import Any, Self
 from fgvc_cli import __version__
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import TEMPORARY, FolderLock, read_document, reason, write_document
-from fgvc_cli.formats.row_blocks import as_text
-from fgvc_cli.formats.rows import RunInfo
+from fgvc_cli.formats.rows import RunInfo, as_text, first_change
 from fgvc_cli.run.parts import list_shards, read_names
 from fgvc_cli.run.run_files import DONE, RUN, WHOLE, ShardOf, discard, holds_rows, holds_run, shard_folders
 from fgvc_cli.sources.find import Found
@@ -77,16 +76,6 @@ def info_of(identity: dict[str, Any]) -> RunInfo:
     shared = {f.name: identity[f.name] for f in dataclasses.fields(RunInfo)}
     shared["preprocess"] = build(Preprocess, identity["preprocess"])
     return RunInfo(**shared | {name: tuple(shared[name]) for name in ("classes", "extras")})
-
-
-def first_change(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The first field, dotted where nested, that differs: (name, old, new)."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            if change := first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key):
-                return change
-        return None
-    return None if old == new else (name, old, new)
 
 
 class RunFolder:

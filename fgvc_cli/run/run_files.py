@@ -21,10 +21,11 @@ from typing import Any
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import LOCK, TEMPORARY, read_document, sync_folder
-from fgvc_cli.formats.provenance import ORIGIN
+from fgvc_cli.formats.rows import Origin
 from fgvc_cli.run.parts import list_shards
 
 RUN, LIST, DONE, MERGING = "run.json", "list.json", "done.json", "merging.json"
+ORIGIN = "origin.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,13 @@ def recorded_setting(root: Path, name: str, shard: ShardOf = WHOLE) -> Any:
         if (folder / RUN).exists():
             return read_document(folder / RUN).get("settings", {}).get(name)
     return None
+
+
+def read_origin(folder: Path) -> Origin | None:
+    if not (folder / ORIGIN).exists():
+        return None
+    document = read_document(folder / ORIGIN)
+    return Origin(tuple(document["sources"]), document["working_folder"])
 
 
 def holds_rows(folder: Path) -> bool:

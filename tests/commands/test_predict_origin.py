@@ -14,9 +14,9 @@ from test_predict import run
 from fgvc_cli.commands import merge
 from fgvc_cli.commands.predict_options import PredictOptions
 from fgvc_cli.commands.report import run as report
-from fgvc_cli.formats.provenance import Origin
+from fgvc_cli.formats.outputs import read_table
+from fgvc_cli.formats.rows import Origin
 from fgvc_cli.report.pictures import recorded_images
-from fgvc_cli.report.table import read_table
 
 OUT = Path("p.h5")
 

@@ -25,9 +25,9 @@ from predictions import (
 
 from fgvc_cli.commands.report import run
 from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
+from fgvc_cli.formats.outputs import read_table
 from fgvc_cli.report import page as page_module
 from fgvc_cli.report.page import MAP_PX, MapReader
-from fgvc_cli.report.table import read_table
 from fgvc_cli.report.truth import build_truth, cut_rows, told_sets
 
 DTYPES = {"uint8": "u1", "int32": "<i4", "float32": "<f4"}

@@ -12,7 +12,7 @@ import pytest
 from fake_predictor import FakePredictor, fake_block, fake_images, fake_info
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats.row_blocks import (
+from fgvc_cli.formats.rows import (
     ARRAYS,
     OPTIONAL_ARRAYS,
     TEXTS,

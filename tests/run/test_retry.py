@@ -6,6 +6,7 @@ import pytest
 from fake_predictor import fake_block, fake_info
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.formats import h5
 from fgvc_cli.formats.h5 import H5Sink
 from fgvc_cli.run import retry
 from fgvc_cli.run.merge import merging_outputs
@@ -24,7 +25,7 @@ def info():
 @pytest.fixture
 def finished(tmp_path, info, monkeypatch):
     """A finished run of four shards."""
-    monkeypatch.setattr(retry, "SEAL_ROWS", 2)
+    monkeypatch.setattr(h5, "READ_ROWS", 2)
     out = tmp_path / "p.h5"
     with H5Sink(out) as sink:
         sink.begin(info)
