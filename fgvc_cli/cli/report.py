@@ -12,7 +12,10 @@ from fgvc_cli.cli.options import Quiet, Workers
 
 def report(
     predictions: Annotated[
-        Path, typer.Argument(help="What fgvc predict wrote: .h5 (with --maps --crops, also those), or .csv.")
+        Path,
+        typer.Argument(
+            help="What fgvc predict wrote: .h5 (with --maps --crops, also those), .parquet, .csv or .jsonl."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="HTML to write. Default: <name>.html here.")] = None,
     images: Annotated[

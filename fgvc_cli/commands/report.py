@@ -125,7 +125,10 @@ def _tell(
     elif maker.images and maker.images != images and written.pictures:
         line(f"The photographs are those in {maker.images}, as {table.source.name} says.")
     if "attention" not in table.info.extras:
-        line(f"{table.source.name} holds no attention maps; fgvc predict --out preds.h5 --maps stores them.")
+        lacks = "holds no attention maps"
+        if table.source.suffix.lower() == ".parquet":
+            lacks = "is shown without maps and crops"
+        line(f"{table.source.name} {lacks}; fgvc predict --out preds.h5 --maps stores them.")
     if truth:
         labelled = table.answered & truth.known
         right = int((labelled & ~truth.wrong(table)).sum())

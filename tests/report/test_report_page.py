@@ -18,6 +18,7 @@ from predictions import (
     SIZE,
     block,
     jpeg,
+    run_info,
     several_labels,
     write_csv,
     write_h5,
@@ -25,7 +26,7 @@ from predictions import (
 
 from fgvc_cli.commands.report import run
 from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
-from fgvc_cli.formats.outputs import read_table
+from fgvc_cli.formats.outputs import SINKS, format_of, read_table
 from fgvc_cli.report import page as page_module
 from fgvc_cli.report.page import MAP_PX, MapReader
 from fgvc_cli.report.truth import build_truth, cut_rows, told_sets
@@ -172,6 +173,23 @@ def test_a_csv_says_that_it_has_no_maps(tmp_path, capsys):
     preds = write_csv(tmp_path / "p.csv", block([("bee", 0.9)]))
     assert run(preds, out=tmp_path / "p.html") == EXIT_OK
     assert "p.csv holds no attention maps; fgvc predict --out preds.h5 --maps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_any_format_of_predict_makes_a_page_of_the_same_rows(tmp_path, ending, capsys):
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    rows = block([("bee", 0.9), None, ("ant", 0.25)], paths=["=a.jpg", "b.jpg", "c.jpg"])
+    path = tmp_path / f"p{ending}"
+    info = run_info(rows)
+    with getattr(format_of(path), SINKS[ending][1])(path) as sink:
+        sink.begin(info)
+        sink.write(rows)
+    assert run(path, out=tmp_path / "p.html") == EXIT_OK
+    told = capsys.readouterr().err
+    assert "3 rows, 2 with a prediction" in told and "fgvc predict --out preds.h5 --maps stores them" in told
+    header, columns = data_of((tmp_path / "p.html").read_text())
+    assert bytes(columns["path"]) == b"=a.jpg\0b.jpg\0c.jpg" and {"ant", "bee"} < {*header["classes"]}
 
 
 def test_a_page_that_exists_is_kept_and_a_failure_leaves_none(tmp_path, preds, monkeypatch):
