@@ -1,27 +1,60 @@
-"""fgvc: classify photographs into look-alike classes, see where the model looked, train your own.
+"""fgvc: classify images into look-alike classes, see where the model looked, train your own.
 
-``create_model``, ``load_checkpoint`` and ``Predictor`` are the public Python face; they are imported on first
-use, so that ``import fgvc_cli`` and ``fgvc --help`` do not wait for torch.
+``create_model``, ``load_checkpoint``, ``Predictor`` and a function for each command are the public Python
+face. They are imported on first use: ``import fgvc_cli`` and ``fgvc --help`` do not wait for torch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fgvc_cli.engine.export import export as export
+    from fgvc_cli.engine.weights import open_weights as load_checkpoint
+    from fgvc_cli.models.registry import create_model as create_model
+    from fgvc_cli.predict.predictor import Predictor as Predictor
+    from fgvc_cli.report.page import report as report
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "__version__", "create_model", "load_checkpoint"]
+__all__ = ["Predictor", "__version__", "create_model", "export", "load_checkpoint", "report"]
 
 _HOMES = {
     "create_model": ("fgvc_cli.models.registry", "create_model"),
     "load_checkpoint": ("fgvc_cli.engine.weights", "open_weights"),
     "Predictor": ("fgvc_cli.predict.predictor", "Predictor"),
+    "export": ("fgvc_cli.engine.export", "export"),
+    "report": ("fgvc_cli.report.page", "report"),
 }
+"""Public name -> module and name there."""
+
+
+def find_public(name: str) -> Any:
+    """What a public name stands for, imported now."""
+    import importlib
+
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        import importlib
-
-        module, attribute = _HOMES[name]
-        return getattr(importlib.import_module(module), attribute)
+        return find_public(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class CallableRoom(ModuleType):
+    """A package that is also the public function of its name.
+
+    As soon as a part of such a package is imported, the package is what ``fgvc_cli.<name>`` means; so it is
+    called as the function is.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The command, with its options as arguments."""
+        return find_public(self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> Any:
+        """Of the command, for ``help`` and notebooks."""
+        return find_public(self.__name__.rpartition(".")[2]).__signature__

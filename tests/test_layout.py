@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fgvc_cli"
 
 LOW_TO_HIGH = (
-    ("", "errors", "files", "config"),
+    ("", "errors", "files", "config", "command"),
     ("sources", "attention"),
     ("data",),
     ("datasets", "aviary"),

@@ -1,13 +1,17 @@
-"""``fgvc export``: names, options and help."""
+"""``fgvc export``: options, help, and what it prints."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fgvc_cli.cli.options import Stages, Weights
+from fgvc_cli.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from fgvc_cli.engine.export import Exported
 
 
 def export(
@@ -17,7 +21,9 @@ def export(
         str | None,
         typer.Option(help="Photographs to compare the graph with the model on. Default: generated ones."),
     ] = None,
-    pixels: Annotated[str, typer.Option(help="Input: uint8 (0 to 255) or float (0 to 1).")] = "uint8",
+    pixels: Annotated[
+        Literal["uint8", "float"], typer.Option(help="Input: uint8 (0 to 255) or float (0 to 1).")
+    ] = "uint8",
     stages: Stages = None,
     tolerance: Annotated[
         float, typer.Option(min=0, max=1, help="Largest difference in a probability that passes.")
@@ -25,14 +31,35 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> int:
     """Write a model as one graph: pixels in, calibrated probabilities, object box and heat map out."""
-    from fgvc_cli.commands import export as command
+    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.engine.options import ExportOptions
 
-    return command.run(
-        weights=weights,
+    options = ExportOptions(
         out=out,
+        weights=weights,
         check=check,
         pixels=pixels,
         stages=stages,
         tolerance=tolerance,
         overwrite=overwrite,
+        messages=ConsoleMessages(),
     )
+    from fgvc_cli.engine.export import export as run
+
+    print(_report(run.run(options)))
+    return EXIT_OK
+
+
+def _report(exported: Exported) -> str:
+    """What was written, for people."""
+    about, difference = exported.metadata, exported.difference
+    lines = [f"{exported.path}: {about['model']} as {exported.format}, {exported.bytes / 1e6:.1f} MB"]
+    lines.append(f"  input    {about['input']}")
+    lines += [f"  {name:20s} {text}" for name, text in about["outputs"].items()]
+    lines.append(
+        f"  checked against the model on {difference.images} images: probabilities within "
+        f"{difference.probs:.1e} (tolerance {exported.tolerance:g}), boxes within {difference.box_px:.2f} px "
+        f"(tolerance {exported.tolerance_px:.2f}), heat within {difference.heat:.1e}, "
+        f"{difference.labels} other labels"
+    )
+    return "\n".join(lines)

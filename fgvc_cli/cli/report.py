@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fgvc_cli.cli.options import Quiet, Workers
+from fgvc_cli.errors import EXIT_OK
 
 
 def report(
@@ -39,17 +40,22 @@ def report(
     quiet: Quiet = False,
 ) -> int:
     """Make one HTML page of predictions, to look through, filter and hand on; it needs no network."""
-    from fgvc_cli.commands import report as command
+    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.report.page import ReportOptions
+    from fgvc_cli.report.page import report as write
 
-    return command.run(
-        predictions,
-        out=out,
-        images=images,
-        labels=labels,
-        thumbs=thumbs,
-        thumb_px=thumb_px,
-        title=title,
-        workers=workers,
-        overwrite=overwrite,
-        quiet=quiet,
+    write.run(
+        ReportOptions(
+            predictions,
+            out=out,
+            images=images,
+            labels=labels,
+            thumbs=thumbs,
+            thumb_px=thumb_px,
+            title=title,
+            workers=workers,
+            overwrite=overwrite,
+            messages=ConsoleMessages(quiet=quiet),
+        )
     )
+    return EXIT_OK

@@ -5,6 +5,9 @@ normalisation, the model, for a multi-stage ViT its boxes, crops and further loo
 temperature. While it is traced, the few steps of the models that wait for data, call scikit-image or resize
 take another form with the same result (``torch.compiler.is_exporting``).
 
+What is written is compared with the model first, image by image: the model answers as for ``fgvc predict`` on
+the CPU, in float32, its boxes by scikit-image.
+
 Legend: B batch, any size from 1; S side of the input; K classes; P parts; h w of the heat map.
 """
 
@@ -14,24 +17,32 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from fgvc_cli import __version__
-from fgvc_cli.data.transforms import normalize
+from fgvc_cli.aviary.dataset import SPECIES, render_bird
+from fgvc_cli.command import Messages, command
+from fgvc_cli.data.transforms import eval_transform, normalize
 from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.engine.options import ExportOptions, Pixels
+from fgvc_cli.engine.weights import default_notice, open_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import apply_temperature
+from fgvc_cli.files import AtomicFile, check_writable
 from fgvc_cli.models.output import Want
-
-Pixels = Literal["uint8", "float"]
-"""What the graph takes: uint8 from 0 to 255, or float32 from 0 to 1."""
+from fgvc_cli.sources.find import Found, find_images
+from fgvc_cli.sources.images import Failure, read_image
 
 INPUT = "images"
 METADATA_FILE = "fgvc.json"
@@ -246,3 +257,183 @@ def _explained(model: str, what: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+
+
+LEAST_BOX_PX = 2.0
+"""Box differences that pass at any size: an edge that snaps to another pixel."""
+BOX_SHARE = 1 / 200
+"""Allowed difference of a box edge as a share of the input's side: a little more than one cell of the grid of
+224 on which boxes are found."""
+
+BATCHES = (1, 3, 8)
+"""Photographs per batch, the last for all that follow: a graph must take any number."""
+
+Answers = dict[str, Tensor]
+
+
+@dataclass
+class Difference:
+    """The largest differences met so far; one that is not a number counts as infinite."""
+
+    images: int = 0
+    probs: float = 0.0
+    box_px: float = 0.0
+    heat: float = 0.0
+    labels: int = 0
+    """Photographs for which another class is the best."""
+    worst: str = ""
+    """Which photograph has the largest difference in probability."""
+
+    def add(self, names: list[str], expected: Answers, found: Answers) -> None:
+        """Count a batch in."""
+        self.images += len(names)
+        gaps = (found["probs"] - expected["probs"]).abs().amax(dim=1)
+        if not self.worst or _largest(gaps) > self.probs:
+            self.worst = names[int(gaps.nan_to_num(torch.inf).argmax())]
+        self.probs = max(self.probs, _largest(gaps))
+        self.box_px = max(self.box_px, _largest(found["box"] - expected["box"]))
+        self.heat = max(self.heat, _largest(found["heat"] - expected["heat"]))
+        self.labels += int((found["probs"].argmax(dim=1) != expected["probs"].argmax(dim=1)).sum())
+
+
+def _largest(gaps: Tensor) -> float:
+    return float(gaps.abs().nan_to_num(torch.inf).max())
+
+
+def compare(
+    checkpoint: Checkpoint,
+    pixels: Pixels,
+    graph: Callable[[Tensor], Answers],
+    photos: Iterable[tuple[str, Image.Image]],
+) -> Difference:
+    """Both over all photographs, named and upright RGB, in batches of ``BATCHES``.
+
+    Memory holds one batch.
+    """
+    original = Deployed(checkpoint, pixels).eval()
+    difference = Difference()
+    for names, batch in _batches(checkpoint, photos):
+        images = batch if pixels == "uint8" else batch.float() / 255
+        with torch.no_grad():
+            expected = original(images)
+        difference.add(names, expected, graph(images))
+    return difference
+
+
+def generated_photos(count: int = 12) -> Iterator[tuple[str, Image.Image]]:
+    """Pictures of the Aviary, for who names no photographs; the same each time."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        species = SPECIES[index % len(SPECIES)]
+        yield f"generated {index + 1}", render_bird(species, rng).image
+
+
+def _batches(
+    checkpoint: Checkpoint, photos: Iterable[tuple[str, Image.Image]]
+) -> Iterator[tuple[list[str], Tensor]]:
+    transform = eval_transform(checkpoint.preprocess)
+    sizes = iter(BATCHES)
+    size = next(sizes)
+    names: list[str] = []
+    inputs: list[Tensor] = []
+    for name, image in photos:
+        names.append(name)
+        inputs.append(transform(image))
+        if len(names) == size:
+            yield names, torch.stack(inputs)
+            names, inputs, size = [], [], next(sizes, size)
+    if names:
+        yield names, torch.stack(inputs)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph that was written, and how near it is to its model."""
+
+    path: Path
+    format: str
+    """ONNX or PT2."""
+    bytes: int
+    metadata: dict[str, Any]
+    """As ``describe``; the graph holds it too."""
+    difference: Difference
+    tolerance: float
+    """Of a probability."""
+    tolerance_px: float
+    """Of a box edge, input pixels."""
+
+
+@command(ExportOptions)
+def export(options: ExportOptions) -> Exported:
+    """Write a checkpoint as one graph, compared with the model first.
+
+    Raises:
+        FgvcError: an ending, option or file that cannot be; a model that cannot be exported; a graph that
+            answers otherwise than the model, which is not written.
+    """
+    messages, out = options.messages, options.out
+    form = pick_format(out)
+    check_writable(out, overwrite=options.overwrite)
+    photos = generated_photos() if options.check is None else _photos(options.check, messages)
+    if options.weights is None:
+        messages.note(default_notice())
+    checkpoint = _open_all_stages(options, messages)
+    with messages.bar(f"exporting {checkpoint.name}"):
+        program = trace(checkpoint, options.pixels)
+        metadata = describe(checkpoint, options.pixels, program)
+        with AtomicFile(out, overwrite=options.overwrite) as stream:
+            form.write(program, metadata, stream)
+            stream.flush()
+            size = os.fstat(stream.fileno()).st_size
+            difference = compare(checkpoint, options.pixels, form.open(Path(stream.name)), photos)
+            limit_px = max(LEAST_BOX_PX, BOX_SHARE * checkpoint.preprocess.input_px)
+            exported = Exported(out, form.name, size, metadata, difference, options.tolerance, limit_px)
+            _check_difference(exported, own_photos=options.check is not None)
+    return exported
+
+
+def _open_all_stages(options: ExportOptions, messages: Messages) -> Checkpoint:
+    """The checkpoint, without a cascade: in a graph every image takes every stage."""
+    checkpoint = open_weights(options.weights, options={"stages": options.stages})
+    cascade = getattr(checkpoint.model.config, "cascade", None)
+    if cascade is None or cascade >= 1:
+        return checkpoint
+    messages.note(f"The cascade of {cascade} is left out: in a graph every image takes every stage.")
+    return open_weights(options.weights, options={"stages": options.stages, "cascade": 1.0})
+
+
+def _photos(source: str, messages: Messages) -> Iterable[tuple[str, Image.Image]]:
+    """Images that can be read, one at a time; others are named.
+
+    Raises:
+        FgvcError: at the call: a source that does not exist or holds no image.
+    """
+    return _read(find_images([source]), source, messages)
+
+
+def _read(found: Iterable[Found], source: str, messages: Messages) -> Iterator[tuple[str, Image.Image]]:
+    read = 0
+    for item in found:
+        decoded = read_image(item.path)
+        if isinstance(decoded, Failure):
+            messages.warn(f"left out {item.name}: {decoded.error}")
+            continue
+        read += 1
+        yield item.name, decoded.image
+    if not read:
+        raise FgvcError(f"No image of {source} could be read.", "Check the files named above.")
+
+
+def _check_difference(exported: Exported, *, own_photos: bool) -> None:
+    """Raise FgvcError where the graph and its model differ by more than the tolerances."""
+    found, tolerance = exported.difference, exported.tolerance
+    if found.probs <= tolerance and found.box_px <= exported.tolerance_px:
+        return
+    raise FgvcError(
+        f"The graph is not the model: over {found.images} images its probabilities differ by up to "
+        f"{found.probs:.2g} (tolerance {tolerance:g}; {found.worst}), its boxes by up to "
+        f"{found.box_px:.2f} px (tolerance {exported.tolerance_px:.2f}); "
+        f"{exported.path.name} was not written.",
+        ("Allow more with --tolerance. " if found.probs > tolerance else "")
+        + ("" if own_photos else "Name your own images with --check."),
+    )

@@ -1,4 +1,4 @@
-"""Writing the page: one file that asks nothing of any network, and cannot.
+"""Predictions -> one HTML page that asks nothing of any network, and cannot.
 
 Its Content-Security-Policy allows the style sheet and the script below, by their hashes, and pictures that
 lie in the file itself; there is no address that it may read from or send to. Data come as base64, so that
@@ -13,22 +13,28 @@ import gzip
 import hashlib
 import html
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Annotated, Any
 
 import h5py
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from fgvc_cli import __version__
+from fgvc_cli.command import Messages, command, options
 from fgvc_cli.data.geometry import input_geometry
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.explain.colormap import color_table
+from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.h5 import open_h5, reading
+from fgvc_cli.formats.outputs import read_table
 from fgvc_cli.formats.rows import TOLD_ABOVE, Table
-from fgvc_cli.report.pictures import Picture
-from fgvc_cli.report.truth import Truth, cut_rows
+from fgvc_cli.report.pictures import Picture, PictureMaker, choose_rows, recorded_images
+from fgvc_cli.report.truth import Truth, build_truth, cut_rows, read_labels
 
 ALIGN = 8
 LEVEL = 6
@@ -251,3 +257,131 @@ def _read(name: str) -> str:
 def _source(text: str) -> str:
     """A CSP source for exactly this text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+@options
+class ReportOptions:
+    """What ``fgvc report`` is asked for."""
+
+    predictions: Path
+    """``.h5`` or ``.csv`` of ``fgvc predict``."""
+    out: Path | None = None
+    """The page to appear, ending in .html; None: ``<stem>.html`` in the current folder."""
+    images: str | None = None
+    """What the rows' paths are relative to, see ``PictureMaker``; None: what ``recorded_images`` finds, if
+    anything."""
+    labels: Path | None = None
+    """See ``read_labels``."""
+    thumbs: Annotated[int, Field(ge=0)] = 2000
+    """Rows with a picture, at most."""
+    thumb_px: Annotated[int, Field(ge=32, le=1024)] = 240
+    """Longest side of a picture, pixels."""
+    title: str | None = None
+    """Of the page; None: the name of the file."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Threads that make pictures; 0 is one."""
+    overwrite: bool = False
+    """Replace the page if it is there."""
+    quiet: bool = False
+    """Say nothing."""
+    messages: Messages | None = None
+    """Who says what happens; None: lines on stderr."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page that was written."""
+
+    path: Path
+    bytes: int
+    rows: int
+    holds: Written
+
+
+@command(ReportOptions)
+def report(options: ReportOptions) -> Report:
+    """Write the page of a prediction file.
+
+    Raises:
+        FgvcError: a page that cannot be written (found out first), predictions, images or labels that are not
+            there or cannot be read.
+    """
+    messages = options.messages or Messages(quiet=options.quiet)
+    predictions, page = options.predictions, options.out or Path(f"{options.predictions.stem}.html")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise FgvcError(f"--out got {str(page)!r}, expected a name ending in .html.", None, EXIT_USAGE)
+    with AtomicFile(page, overwrite=options.overwrite) as stream:
+        table = read_table(predictions)
+        images = options.images or recorded_images(table)
+        maker = PictureMaker(table, images, options.thumb_px, max(options.workers, 1))
+        if options.thumbs:
+            maker.check()
+        truth = None
+        if options.labels:
+            labels = read_labels(options.labels, table.rows.path, multi_label=table.info.multi_label)
+            truth = build_truth(table, labels)
+        rows = choose_rows(table, options.thumbs, truth.wrong(table) if truth else None)
+        with _crops(table) as crops:
+            title = options.title or predictions.name
+            pictures = maker.make(rows, crops)
+            written = write_page(stream, table, pictures, title=title, truth=truth, wanted=len(rows))
+        size = stream.tell()
+    _tell(messages.note, table, truth, maker, written, rows=rows, images=options.images)
+    messages.note(f"page: {page}, {size / 1e6:,.1f} MB")
+    return Report(page, size, len(table.rows), written)
+
+
+@contextlib.contextmanager
+def _crops(table: Table) -> Iterator[h5py.Dataset | None]:
+    if "crop" not in table.info.extras:
+        yield None
+        return
+    with open_h5(table.source) as file:
+        yield file["crop"]
+
+
+def _tell(
+    say: Callable[[str], None],
+    table: Table,
+    truth: Truth | None,
+    maker: PictureMaker,
+    written: Written,
+    *,
+    rows: list[int],
+    images: str | None,
+) -> None:
+    """What the page holds, and what it lacks, each in a line."""
+
+    answered = int(table.answered.sum())
+    say(f"{len(table.rows):,} rows, {answered:,} with a prediction; {written.pictures:,} pictures.")
+    if len(rows) < answered:
+        first = "wrong and unsure ones" if truth else "unsure ones"
+        say(f"--thumbs {len(rows):,} leaves {answered - len(rows):,} without a picture; {first} come first.")
+    if maker.failures:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in maker.failures.most_common())
+        instead = f"{written.cropped:,} show their crop instead" if written.cropped else "there are no crops"
+        hint = "" if maker.images else f"{_gone(table)} --images FOLDER says where photographs are."
+        say(f"{maker.failures.total():,} photographs could not be used ({reasons}); {instead}.{hint}")
+    elif maker.images and maker.images != images and written.pictures:
+        say(f"The photographs are those in {maker.images}, as {table.source.name} says.")
+    if "attention" not in table.info.extras:
+        lacks = "holds no attention maps"
+        if table.source.suffix.lower() == ".parquet":
+            lacks = "is shown without maps and crops"
+        say(f"{table.source.name} {lacks}; fgvc predict --out preds.h5 --maps stores them.")
+    if truth:
+        labelled = table.answered & truth.known
+        right = int((labelled & ~truth.wrong(table)).sum())
+        count = int(labelled.sum())
+        how = "have exactly their labels" if table.info.multi_label else "are right"
+        share = f"{right / count:.1%} of {count:,} labelled rows {how}" if count else "No labelled row"
+        unknown = len(truth.classes) - len(table.info.classes)
+        say(f"{share}. Labels that are no class of the model: {unknown}." if unknown else f"{share}.")
+
+
+def _gone(table: Table) -> str:
+    """Where they were, if that is recorded: they are not there any more."""
+    if table.origin is None:
+        return ""
+    sources = " ".join(table.origin.sources[:3]) + (" ..." if len(table.origin.sources) > 3 else "")
+    return f" They were predicted from {sources} in {table.origin.working_folder}, and are not there now."

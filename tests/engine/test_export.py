@@ -12,8 +12,15 @@ from timm.models.vision_transformer import VisionTransformer
 
 from fgvc_cli.config import MultiStageVitConfig, Preprocess, build
 from fgvc_cli.engine.checkpoint import Checkpoint
-from fgvc_cli.engine.export import FORMATS, METADATA_FILE, Deployed, describe, trace
-from fgvc_cli.engine.export_check import compare, generated_photos
+from fgvc_cli.engine.export import (
+    FORMATS,
+    METADATA_FILE,
+    Deployed,
+    compare,
+    describe,
+    generated_photos,
+    trace,
+)
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.registry import create_model

@@ -8,8 +8,7 @@ import shutil
 import pytest
 from predictions import HOSTILE_CLASS, HOSTILE_FILE, block, jpeg, many, several_labels, write_csv, write_h5
 
-from fgvc_cli.commands.report import run
-from fgvc_cli.report.page import write_page
+from fgvc_cli.report.page import report, write_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'fgvc[test]'")
 from reader import WAIT_S, Reader, contrast  # noqa: E402 - after importorskip
@@ -62,7 +61,7 @@ def page(tmp_path_factory):
     lines = [f'"{path}",{label}' for path, label in zip(PATHS, LABELS, strict=True) if label]
     (folder / "labels.csv").write_text("\n".join(["path,label", *lines]))
     preds = write_h5(folder / "p.h5", rows, CLASSES)
-    run(preds, out=folder / "p.html", images=str(folder), labels=folder / "labels.csv", quiet=True)
+    report(preds, out=folder / "p.html", images=str(folder), labels=folder / "labels.csv", quiet=True)
     return folder / "p.html"
 
 
@@ -211,7 +210,7 @@ def test_the_labels_page(reader, page):
 
 
 def test_a_page_without_maps_labels_and_pictures(reader, tmp_path):
-    run(write_csv(tmp_path / "p.csv", block(GUESSES[:4])), out=tmp_path / "p.html", quiet=True)
+    report(write_csv(tmp_path / "p.csv", block(GUESSES[:4])), out=tmp_path / "p.html", quiet=True)
     reader.open(tmp_path / "p.html")
     assert not reader.find("#maps-label").is_displayed() and not reader.find("#tabs").is_displayed()
     assert "It shows no attention maps." in reader.find("#about").text
@@ -295,7 +294,7 @@ def test_everything_has_a_name_and_text_stands_out(reader, page):
 
 def test_label_sets_are_counted_whole_and_label_by_label(reader, tmp_path):
     preds, labels = several_labels(tmp_path)
-    run(preds, out=tmp_path / "p.html", labels=labels, quiet=True)
+    report(preds, out=tmp_path / "p.html", labels=labels, quiet=True)
     reader.open(tmp_path / "p.html")
     names = {path: name for name, path in reader.cards()}
     assert (names["000.jpg"], names["001.jpg"], names["002.jpg"]) == ("ant + bee", "bee", "no label")

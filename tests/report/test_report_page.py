@@ -7,6 +7,8 @@ import gzip
 import hashlib
 import json
 import re
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -24,8 +26,8 @@ from predictions import (
     write_h5,
 )
 
-from fgvc_cli.commands.report import run
-from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError
+import fgvc_cli
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import SINKS, format_of, read_table
 from fgvc_cli.report import page as page_module
 from fgvc_cli.report.page import MAP_PX, MapReader
@@ -55,7 +57,9 @@ def preds(tmp_path):
 
 
 def test_columns_come_back_as_they_were(preds, tmp_path, capsys):
-    assert run(preds, out=tmp_path / "p.html") == EXIT_OK
+    written = fgvc_cli.report(preds, tmp_path / "p.html")
+    assert (written.rows, written.holds.maps) == (3, 2)
+    assert written.bytes == (tmp_path / "p.html").stat().st_size
     header, columns = data_of((tmp_path / "p.html").read_text())
     assert header["rows"] == 3 and header["classes"] == list(CLASSES) and header["map"] == [4, 2]
     assert bytes(columns["path"]).decode().split("\0") == ["000.jpg", "001.jpg", "002.jpg"]
@@ -74,14 +78,14 @@ def test_columns_come_back_as_they_were(preds, tmp_path, capsys):
 def test_input_of_a_centre_crop_lies_in_the_middle_of_the_photograph(tmp_path):
     rows = block([("bee", 0.9)], crops=True, maps=True)
     preds = write_h5(tmp_path / "p.h5", rows, input_px=64, resize_px=80, resize_rule="shorter")
-    run(preds, out=tmp_path / "p.html", quiet=True)
+    fgvc_cli.report(preds, out=tmp_path / "p.html", quiet=True)
     _, columns = data_of((tmp_path / "p.html").read_text())
     # 120 x 80 px stays as large, and 64 x 64 px of it are seen.
     assert SIZE == (120, 80) and columns["picture_input"].tolist() == [280, 80, 920, 720]
 
 
 def test_the_page_may_run_its_own_script_and_nothing_else(preds, tmp_path):
-    run(preds, out=tmp_path / "p.html", quiet=True)
+    fgvc_cli.report(preds, out=tmp_path / "p.html", quiet=True)
     text = (tmp_path / "p.html").read_text()
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
     allowed = dict(rule.split(" ", 1) for rule in policy.split("; "))
@@ -97,7 +101,7 @@ def test_hostile_names_are_nowhere_as_html(tmp_path):
     classes = ("ant", HOSTILE_CLASS)
     rows = block([(HOSTILE_CLASS, 0.9)], classes, paths=[HOSTILE_FILE])
     preds = write_h5(tmp_path / "p.h5", rows, classes)
-    run(preds, out=tmp_path / "p.html", title="</title><script>alert(1)</script>", quiet=True)
+    fgvc_cli.report(preds, out=tmp_path / "p.html", title="</title><script>alert(1)</script>", quiet=True)
     text = (tmp_path / "p.html").read_text()
     assert HOSTILE_FILE not in text and HOSTILE_CLASS not in text
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
@@ -123,7 +127,7 @@ def test_labels_that_the_model_does_not_know_are_mistakes(tmp_path, preds, capsy
     assert truth.classes == (*CLASSES, "wasp") and truth.sets == ({3}, {1}, {0})
     assert truth.wrong(table).tolist() == [True, False, False]
     (tmp_path / "labels.csv").write_text("path,label\n000.jpg,wasp\n001.jpg,bee\n002.jpg,ant\n")
-    run(preds, out=tmp_path / "p.html", labels=tmp_path / "labels.csv")
+    fgvc_cli.report(preds, out=tmp_path / "p.html", labels=tmp_path / "labels.csv")
     said = capsys.readouterr().err
     assert "50.0% of 2 labelled rows are right. Labels that are no class of the model: 1." in said
     header, columns = data_of((tmp_path / "p.html").read_text())
@@ -138,7 +142,7 @@ def test_of_several_labels_the_whole_set_counts(tmp_path, capsys):
     truth = build_truth(table, [("ant", "bee"), ("bee", "cat"), (), ("ant",), None])
     assert truth.known.tolist() == [True, True, True, True, False]
     assert truth.wrong(table).tolist() == [False, True, False, False, False]
-    run(preds, out=tmp_path / "p.html", labels=labels)
+    fgvc_cli.report(preds, out=tmp_path / "p.html", labels=labels)
     assert "66.7% of 3 labelled rows have exactly their labels." in capsys.readouterr().err
     header, columns = data_of((tmp_path / "p.html").read_text())
     assert columns["truth_count"].tolist() == [2, 2, 0, 1, -1]
@@ -156,14 +160,14 @@ def test_boxes_are_drawn_as_fgvc_explain_does():
 def test_the_folder_of_photographs_is_used(tmp_path, preds, capsys):
     for name in ("000.jpg", "002.jpg"):
         (tmp_path / name).write_bytes(jpeg("blue"))
-    run(preds, out=tmp_path / "p.html", images=str(tmp_path))
+    fgvc_cli.report(preds, out=tmp_path / "p.html", images=str(tmp_path))
     _, columns = data_of((tmp_path / "p.html").read_text())
     assert columns["picture_cropped"].tolist() == [0, 0]
     assert "could not be used" not in capsys.readouterr().err
 
 
 def test_fewer_pictures_are_announced(tmp_path, preds, capsys):
-    run(preds, out=tmp_path / "p.html", thumbs=1)
+    fgvc_cli.report(preds, out=tmp_path / "p.html", thumbs=1)
     assert "--thumbs 1 leaves 1 without a picture; unsure ones come first." in capsys.readouterr().err
     header, columns = data_of((tmp_path / "p.html").read_text())
     assert columns["picture_row"].tolist() == [2] and header["skipped"] == 1
@@ -171,7 +175,7 @@ def test_fewer_pictures_are_announced(tmp_path, preds, capsys):
 
 def test_a_csv_says_that_it_has_no_maps(tmp_path, capsys):
     preds = write_csv(tmp_path / "p.csv", block([("bee", 0.9)]))
-    assert run(preds, out=tmp_path / "p.html") == EXIT_OK
+    fgvc_cli.report(preds, out=tmp_path / "p.html")
     assert "p.csv holds no attention maps; fgvc predict --out preds.h5 --maps" in capsys.readouterr().err
 
 
@@ -185,7 +189,7 @@ def test_any_format_of_predict_makes_a_page_of_the_same_rows(tmp_path, ending, c
     with getattr(format_of(path), SINKS[ending][1])(path) as sink:
         sink.begin(info)
         sink.write(rows)
-    assert run(path, out=tmp_path / "p.html") == EXIT_OK
+    fgvc_cli.report(path, out=tmp_path / "p.html")
     told = capsys.readouterr().err
     assert "3 rows, 2 with a prediction" in told and "fgvc predict --out preds.h5 --maps stores them" in told
     header, columns = data_of((tmp_path / "p.html").read_text())
@@ -194,17 +198,17 @@ def test_any_format_of_predict_makes_a_page_of_the_same_rows(tmp_path, ending, c
 
 def test_a_page_that_exists_is_kept_and_a_failure_leaves_none(tmp_path, preds, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(preds, quiet=True)
+    fgvc_cli.report(preds, quiet=True)
     before = (tmp_path / "p.html").read_bytes()
     with pytest.raises(FgvcError, match=r"p.html exists\. Add --overwrite"):
-        run(preds)
-    run(preds, overwrite=True, quiet=True)
+        fgvc_cli.report(preds)
+    fgvc_cli.report(preds, overwrite=True, quiet=True)
     assert (tmp_path / "p.html").read_bytes() == before  # and the same rows give the same page
     for bad in ({"images": "nowhere"}, {"labels": tmp_path / "none.csv"}):
         with pytest.raises(FgvcError):
-            run(preds, out=tmp_path / "new.html", **bad)
+            fgvc_cli.report(preds, out=tmp_path / "new.html", **bad)
     with pytest.raises(FgvcError, match=r"expected a name ending in \.html") as caught:
-        run(preds, out=tmp_path / "new.txt")
+        fgvc_cli.report(preds, out=tmp_path / "new.txt")
     assert caught.value.exit_code == EXIT_USAGE
     assert not list(tmp_path.glob("new*"))
 
@@ -213,5 +217,21 @@ def test_a_damaged_map_or_crop_ends_in_one_line(tmp_path, preds):
     with h5py.File(preds, "r+") as file:
         file["crop"][0] = np.frombuffer(b"no jpeg", np.uint8)
     with pytest.raises(FgvcError, match="A stored crop cannot be read; the file is damaged"):
-        run(preds, out=tmp_path / "p.html", quiet=True)
+        fgvc_cli.report(preds, out=tmp_path / "p.html", quiet=True)
     assert not (tmp_path / "p.html").exists()
+
+
+def test_the_room_is_called_before_and_after_its_parts_are_imported():
+    """``import fgvc_cli.report.page`` puts the package in the place of the function of the same name."""
+    code = """
+import inspect, fgvc_cli, fgvc_cli.errors
+for _ in range(2):
+    try:
+        fgvc_cli.report("nowhere.csv")
+    except fgvc_cli.errors.FgvcError as error:
+        print(error.message)
+    print("thumb_px" in inspect.signature(fgvc_cli.report).parameters)
+    import fgvc_cli.report.truth
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.splitlines() == ["nowhere.csv does not exist.", "True"] * 2, run.stdout + run.stderr

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import fgvc_cli
 from fgvc_cli.cli import app
 from fgvc_cli.config import Preprocess
 from fgvc_cli.engine import export
 from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.registry import create_model
 
 
@@ -34,7 +37,7 @@ def opened(monkeypatch) -> list[dict]:
         asked.append(options)
         return checkpoint
 
-    monkeypatch.setattr("fgvc_cli.engine.weights.open_weights", open_weights)
+    monkeypatch.setattr("fgvc_cli.engine.export.open_weights", open_weights)
     return asked
 
 
@@ -43,7 +46,7 @@ def test_a_checked_graph_is_written_and_reported(opened, colours, tmp_path):
     out = tmp_path / "model.pt2"
     result = fgvc("--weights", "mine", "--out", out, "--check", colours)
     assert result.exit_code == 0, result.output
-    assert "checked against the model on 30 photographs" in result.stdout
+    assert "checked against the model on 30 images" in result.stdout
     assert "(B, 3, 32, 32) RGB, uint8" in result.stdout and "0.0 MB" not in result.stdout
     assert result.stderr.count("\n") == 1 and "left out green/broken.jpg" in result.stderr
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
@@ -70,7 +73,7 @@ def test_a_graph_that_is_not_the_model_is_not_left_behind(opened, tmp_path, monk
     [
         (["--out", "model.tflite"], "expected a name ending in .onnx or .pt2. For example: --out model.onnx"),
         (["--out", "model"], "expected a name ending in .onnx or .pt2"),
-        (["--out", "model.pt2", "--pixels", "bf16"], "expected uint8 or float"),
+        (["--out", "model.pt2", "--pixels", "bf16"], "'bf16' is not one of 'uint8', 'float'"),
     ],
 )
 def test_usage_errors_exit_2_in_one_line(opened, arguments, says):
@@ -92,16 +95,13 @@ def test_a_check_without_photographs_writes_nothing(opened, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no photograph")
     result = fgvc("--weights", "mine", "--out", tmp_path / "model.pt2", "--check", tmp_path / "photos")
-    assert result.exit_code == 1 and "No photograph of" in result.stderr
+    assert result.exit_code == 1 and "No image of" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
     result = fgvc("--weights", "mine", "--out", tmp_path / "model.pt2", "--check", tmp_path / "nowhere")
     assert result.exit_code != 0 and "nowhere" in result.stderr
 
 
-def test_a_cascade_is_left_out_with_a_word(monkeypatch, tmp_path):
-    from fgvc_cli.commands.console import stderr_console
-    from fgvc_cli.commands.export import _open_all_looks
-
+def test_a_cascade_is_left_out_with_a_word(monkeypatch, tmp_path, capsys):
     asked = []
 
     @dataclasses.dataclass
@@ -118,9 +118,24 @@ def test_a_cascade_is_left_out_with_a_word(monkeypatch, tmp_path):
         asked.append(options)
         return Opened()
 
-    monkeypatch.setattr("fgvc_cli.engine.weights.open_weights", open_weights)
-    console = stderr_console()
-    with console.capture() as said:
-        _open_all_looks("mine", "main", console)
+    monkeypatch.setattr("fgvc_cli.engine.export.open_weights", open_weights)
+    options = export.ExportOptions(tmp_path / "model.pt2", weights="mine", stages="main")
+    export._open_all_stages(options, options.messages)
     assert asked == [{"stages": "main"}, {"stages": "main", "cascade": 1.0}]
-    assert "cascade of 0.5 is left out" in said.get()
+    assert "cascade of 0.5 is left out" in capsys.readouterr().err
+
+
+def test_a_notebook_gets_what_the_command_line_prints(opened, tmp_path, capsys):
+    """The same names, text in place of a path too; a choice that is none is refused in the same words."""
+    exported = fgvc_cli.export(str(tmp_path / "model.pt2"), weights="mine", pixels="float")
+    printed = fgvc("--weights", "mine", "--out", tmp_path / "again.pt2", "--pixels", "float").stdout
+    assert f"checked against the model on {exported.difference.images} images" in printed
+    assert exported.metadata["input"] in printed and exported.format in printed
+    assert (tmp_path / "model.pt2").stat().st_size == exported.bytes
+    with pytest.raises(FgvcError, match="--pixels got 'bf16', expected uint8 or float"):
+        fgvc_cli.export("model.pt2", pixels="bf16")
+    with pytest.raises(FgvcError, match="--tolerance got 2, expected 1 at most"):
+        fgvc_cli.export("model.pt2", tolerance=2)
+    with pytest.raises(TypeError, match="weight"):
+        fgvc_cli.export("model.pt2", weight="mine")
+    assert "tolerance: " in str(inspect.signature(fgvc_cli.export))

@@ -1,0 +1,138 @@
+"""How a command is offered to Python: options checked once, messages on the way, a function to call.
+
+The command line and a notebook call the same function: ``cli/<command>.py`` builds the options from what was
+typed, ``fgvc_cli.<command>(...)`` from its arguments. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Generic, ParamSpec, Protocol, TypeVar, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+
+P = ParamSpec("P")
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+Several = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: () if value is None else (value,) if isinstance(value, str) else value),
+]
+"""An option that may be given more than once; in Python one text is one of them."""
+
+
+class Advance(Protocol):
+    """Moves a bar; ``total`` is given again where it is known only by now."""
+
+    def __call__(self, count: int = 1, *, total: int | None = None, text: str | None = None) -> None: ...
+
+
+class Messages:
+    """What a command says while it works: plain lines on stderr, and no bars.
+
+    The command line gives an heir that draws bars on a terminal (``cli/progress.py``); so may a program.
+
+    Args:
+        quiet: say nothing but warnings.
+    """
+
+    def __init__(self, *, quiet: bool = False):
+        self.quiet = quiet
+
+    def print(self, text: str) -> None:
+        """One line, always."""
+        print(text, file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """One line, unless quiet."""
+        if not self.quiet:
+            self.print(text)
+
+    def warn(self, text: str) -> None:
+        """One line on what went wrong and did not end the work."""
+        self.print(f"warning: {text}")
+
+    @contextlib.contextmanager
+    def bar(self, text: str, total: int | None = None, *, unit: str = "images") -> Iterator[Advance]:
+        """Work on ``total`` things, done one after another; ``text`` says what is done."""
+
+        def stay(count: int = 1, *, total: int | None = None, text: str | None = None) -> None:
+            """Nothing is drawn."""
+
+        yield stay
+
+
+@dataclass_transform(frozen_default=True)
+def options(cls: type[Given]) -> type[Given]:
+    """Make a class the options of a command: a frozen dataclass whose values are checked as it is made.
+
+    Types are those of the annotations; a ``Literal`` is a choice, ``Field(ge=1)`` a limit.
+
+    Raises:
+        FgvcError: as an object is made: a value that is of the wrong type, out of range or none of the
+            choices.
+    """
+    made: Any = dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))(cls)
+    init, signature = made.__init__, inspect.signature(made)
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        # By name, so that an error says which; what is no option is a TypeError, as of every function.
+        given = signature.bind(*args, **kwargs).arguments
+        try:
+            init(self, **given)
+        except ValidationError as error:
+            raise _explain(error) from None
+
+    made.__init__ = checked
+    return made
+
+
+def _explain(error: ValidationError) -> FgvcError:
+    first = error.errors()[0]
+    kind, context = first["type"], first.get("ctx", {})
+    expected = {
+        "literal_error": str(context.get("expected", "")).replace("'", ""),
+        "greater_than_equal": f"{context.get('ge', 0):g} or more",
+        "less_than_equal": f"{context.get('le', 0):g} at most",
+    }.get(kind) or first["msg"].removeprefix("Input should be ")
+    option = "--" + str(first["loc"][0]).replace("_", "-")
+    return FgvcError(f"{option} got {first['input']!r}, expected {expected}.", None, EXIT_USAGE)
+
+
+class Command(Generic[P, Given, Result]):
+    """A function of the public interface, which is called with the fields of its options."""
+
+    def __init__(self, work: Callable[[Given], Result], kind: Callable[P, Given]):
+        functools.update_wrapper(self, work)
+        self.__signature__ = inspect.signature(kind).replace(
+            return_annotation=inspect.signature(work).return_annotation
+        )
+        self._work, self._kind = work, kind
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
+        """Do it, with the options as arguments."""
+        return self.run(self._kind(*args, **kwargs))
+
+    def run(self, options: Given) -> Result:
+        """Do it, with options that are made already."""
+        return self._work(options)
+
+
+def command(
+    kind: Callable[P, Given],
+) -> Callable[[Callable[[Given], Result]], Command[P, Given, Result]]:
+    """Offer a function of an options object as one of its fields.
+
+    Args:
+        kind: the class of the options, see ``options``.
+    """
+    return lambda work: Command(work, kind)
