@@ -15,9 +15,20 @@ if TYPE_CHECKING:
     from fgvc_cli.models.registry import create_model as create_model
     from fgvc_cli.predict.predictor import Predictor as Predictor
     from fgvc_cli.report.page import report as report
+    from fgvc_cli.run.merge import merge as merge
+    from fgvc_cli.run.predict import predict_folder as predict_folder
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "__version__", "create_model", "export", "load_checkpoint", "report"]
+__all__ = [
+    "Predictor",
+    "__version__",
+    "create_model",
+    "export",
+    "load_checkpoint",
+    "merge",
+    "predict_folder",
+    "report",
+]
 
 _HOMES = {
     "create_model": ("fgvc_cli.models.registry", "create_model"),
@@ -25,6 +36,8 @@ _HOMES = {
     "Predictor": ("fgvc_cli.predict.predictor", "Predictor"),
     "export": ("fgvc_cli.engine.export", "export"),
     "report": ("fgvc_cli.report.page", "report"),
+    "merge": ("fgvc_cli.run.merge", "merge"),
+    "predict_folder": ("fgvc_cli.run.predict", "predict_folder"),
 }
 """Public name -> module and name there."""
 

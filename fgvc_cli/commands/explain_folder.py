@@ -13,9 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fgvc_cli.commands.console import stderr_console
+from fgvc_cli.commands.console import ConsoleMessages
 from fgvc_cli.commands.explain_options import ExplainOptions
-from fgvc_cli.commands.predict_progress import PredictProgress
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import default_notice
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
@@ -26,6 +25,7 @@ from fgvc_cli.formats.csv_rows import csv_cells, csv_columns
 from fgvc_cli.formats.rows import Row, as_text
 from fgvc_cli.predict.batching import delayed, until_full
 from fgvc_cli.predict.decode_pool import in_order
+from fgvc_cli.run.progress import PredictProgress
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
 
@@ -82,7 +82,7 @@ def run_folder(options: ExplainOptions) -> int:
     Raises:
         FgvcError: see ``ExplainOptions``; a source without an image; a folder that cannot be written.
     """
-    progress = PredictProgress(stderr_console(), quiet=options.quiet, live=True)
+    progress = PredictProgress(ConsoleMessages(quiet=options.quiet), live=True)
     images = find_images([options.image], progress.on_unreadable)
     progress.total = lambda: images.total
     keep_freed_memory()

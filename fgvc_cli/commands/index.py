@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fgvc_cli.commands.console import stderr_console
+from fgvc_cli.commands.console import ConsoleMessages
 from fgvc_cli.commands.eval_data import choose_data, known_examples
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
 
@@ -54,12 +54,12 @@ def run(request: IndexRequest) -> int:
     check_writable(out, overwrite=request.overwrite)
     # As for fgvc predict; read once, as torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from fgvc_cli.commands.predict_progress import PredictProgress
     from fgvc_cli.engine.device import keep_freed_memory
     from fgvc_cli.engine.weights import default_notice
     from fgvc_cli.retrieval.index_file import index_predictor, left_out, write_index
+    from fgvc_cli.run.progress import PredictProgress
 
-    progress = PredictProgress(stderr_console(), quiet=request.quiet, live=True)
+    progress = PredictProgress(ConsoleMessages(quiet=request.quiet), live=True)
     if request.weights is None:
         progress.note(default_notice())
     keep_freed_memory()

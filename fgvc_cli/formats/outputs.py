@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import check_writable
@@ -38,6 +38,23 @@ FLAGS: dict[Extra, tuple[str, str | None]] = {
 """What can be asked for, in the order of ``RunInfo.extras`` -> option for files, option for a folder."""
 
 
+class HoldsFlags(Protocol):
+    """The options of a command that writes rows."""
+
+    @property
+    def maps(self) -> bool: ...
+    @property
+    def crops(self) -> bool: ...
+    @property
+    def embeddings(self) -> bool: ...
+    @property
+    def logits(self) -> bool: ...
+    @property
+    def crops_dir(self) -> Path | None: ...
+    @property
+    def maps_dir(self) -> Path | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """Where the rows go.
@@ -52,6 +69,45 @@ class Outputs:
     extras: frozenset[Extra] = frozenset()
     crops_dir: Path | None = None
     maps_dir: Path | None = None
+
+    @classmethod
+    def of(cls, files: Iterable[Path], asked: HoldsFlags) -> Outputs:
+        """As the options of a command ask for them."""
+        flags = {"attention": asked.maps, "crop": asked.crops}
+        flags |= {"embedding": asked.embeddings, "logits": asked.logits}
+        extras: frozenset[Extra] = frozenset(extra for extra in FLAGS if flags[extra])
+        return cls(tuple(files), extras, asked.crops_dir, asked.maps_dir)
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """As plain JSON values, paths relative to a folder where they lie in it, so that all may move together."""
+
+        def text(path: Path | None) -> str | None:
+            if path is None:
+                return None
+            real, base = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+            return str(real.relative_to(base) if real.is_relative_to(base) else real)
+
+        files, folders = [text(path) for path in self.files], (text(self.crops_dir), text(self.maps_dir))
+        return {
+            "files": files,
+            "extras": sorted(self.extras),
+            "crops_dir": folders[0],
+            "maps_dir": folders[1],
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], folder: Path) -> Outputs:
+        """Back from ``record``."""
+        base = Path(os.path.relpath(folder)) if folder.is_relative_to(os.path.realpath(".")) else folder
+        crops, maps = (base / path if path else None for path in (record["crops_dir"], record["maps_dir"]))
+        return cls(tuple(base / path for path in record["files"]), frozenset(record["extras"]), crops, maps)
+
+    def text(self) -> str:
+        """As they are typed, behind ``--out``."""
+        flags = [FLAGS[extra][0] for extra in FLAGS if extra in self.extras]
+        folders = [("--crops-dir", self.crops_dir), ("--maps-dir", self.maps_dir)]
+        named = [f"{flag} {folder}" for flag, folder in folders if folder]
+        return " ".join([*map(str, self.files), *flags, *named])
 
     def needed(self) -> tuple[Extra, ...]:
         """What each row must carry, for ``Predictor(extras=...)``."""
@@ -70,7 +126,7 @@ class Outputs:
         return [folder for folder in (self.crops_dir, self.maps_dir) if folder]
 
     def check(self, *, overwrite: bool = False, allowed: Iterable[str] = ()) -> None:
-        """Whether all can be written; touches nothing.
+        """Raise FgvcError unless all can be written; touches nothing.
 
         Args:
             overwrite: files that exist may be replaced; folders never are.
@@ -165,7 +221,7 @@ def _check_ending(out: Path) -> None:
 
 
 def check_folder(folder: Path, *, placed: bool = False) -> None:
-    """Whether a folder of outputs can be made: absent or empty, its own folder there and writable.
+    """Raise FgvcError unless a folder of outputs can be made: absent or empty, its own folder there.
 
     Args:
         placed: an earlier merge of the same run has put it there, whatever it holds.

@@ -1,7 +1,7 @@
 """``--retry-failed``: read again only the rows that failed before, and put the new answers in their place.
 
-Of a run that is not merged yet, its sealed rows are mended where they lie. Of a finished one, OUT is first
-taken apart into sealed rows again: HDF5 and Parquet give all back exactly, a CSV or JSON lines all that they
+Of a run that is not merged yet, its completed rows are repaired where they lie. Of a finished one, OUT is first
+taken apart into completed rows again: HDF5 and Parquet give all back exactly, a CSV or JSON lines all that they
 hold, so that the rows left alone come out as they were. Only HDF5 and Parquet know the weights of their rows;
 for the others the columns and the class names have to fit.
 """
@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import read_document, write_document
 from fgvc_cli.formats.outputs import HOLDS_EXTRAS, format_of
 from fgvc_cli.formats.rows import Block, OtherRun, RunInfo, cut, has_prediction, join, replace_rows
-from fgvc_cli.run.parts import list_shards, read_shard, shard_name, write_shard
+from fgvc_cli.run.parts import list_parts, part_name, read_part, write_part
 from fgvc_cli.run.resume import RunFolder
-from fgvc_cli.run.run_files import MERGING
 from fgvc_cli.sources.find import Found
 
 BEST_FIRST = (*HOLDS_EXTRAS, ".csv", ".jsonl")
@@ -37,19 +35,19 @@ class BlockMaker(Protocol):
 def retry_failed(
     folder: RunFolder, images: Iterator[Found], predictor: BlockMaker, on_block: Callable[[Block], None]
 ) -> None:
-    """Predict the failed ones of the sealed rows anew; takes them all from the walk, as ``skip_sealed``.
+    """Predict the failed ones of the completed rows anew; takes them all from the walk, as ``skip_completed``.
 
-    A shard is replaced as soon as its rows are known, so that this too can be killed and begun again.
+    A part is replaced as soon as its rows are known, so that this too can be killed and begun again.
 
     Raises:
-        FgvcError: the list of images has changed, or a shard is damaged.
+        FgvcError: the list of images has changed, or a part is damaged.
     """
     waiting: deque[tuple[Path, int]] = deque()
 
     def failed() -> Iterator[Found]:
-        for shard, row, status, found in folder.walk_sealed(images):
+        for part, row, status, found in folder.walk_completed(images):
             if not has_prediction(status):
-                waiting.append((shard, row))
+                waiting.append((part, row))
                 yield found
 
     answers: list[Block] = []
@@ -61,25 +59,25 @@ def retry_failed(
             for row in range(len(block)):
                 place = waiting.popleft()
                 if places and place[0] != places[0][0]:
-                    before += _mend(places, answers)
+                    before += _repair(places, answers)
                     answers, places = [], []
                 answers.append(cut(block, row, row + 1))
                 places.append(place)
             folder.statuses.update(block.status)
     if places:
-        before += _mend(places, answers)
+        before += _repair(places, answers)
     folder.statuses.subtract(before)
     folder.statuses = +folder.statuses
 
 
-def _mend(places: list[tuple[Path, int]], answers: list[Block]) -> Counter[str]:
-    """Replace rows of one shard; returns the statuses they had."""
-    shard = places[0][0]
-    block = read_shard(shard)
+def _repair(places: list[tuple[Path, int]], answers: list[Block]) -> Counter[str]:
+    """Replace rows of one part; returns the statuses they had."""
+    part = places[0][0]
+    block = read_part(part)
     rows = [row for _, row in places]
     before = Counter(block.status[row] for row in rows)
     replace_rows(block, rows, join(answers))
-    write_shard(shard.parent, block)
+    write_part(part.parent, block)
     return before
 
 
@@ -90,14 +88,14 @@ def finished_output(outs: Iterable[Path]) -> Path | None:
 
 
 def is_apart(root: Path) -> bool:
-    """Whether OUT.partial holds rows to mend: the first of them, which ``take_apart`` seals last."""
-    return (root / shard_name(0)).exists()
+    """Whether OUT.partial holds rows to repair: the first of them, which ``take_apart`` commits last."""
+    return (root / part_name(0)).exists()
 
 
-def mended_outputs(outs: Sequence[Path], root: Path) -> set[str]:
+def repaired_outputs(outs: Sequence[Path], root: Path) -> set[str]:
     """The real path of the output that will be taken apart, and so may be replaced.
 
-    Empty where rows are there to mend; then ``merging_outputs`` knows it.
+    Empty where rows are there to repair; then ``placed_outputs`` knows it.
     """
     out = None if is_apart(root) else finished_output(outs)
     return {os.path.realpath(out)} if out else set()
@@ -112,10 +110,10 @@ def finished_setting(outs: Sequence[Path], name: str) -> Any:
 
 
 def take_apart(outs: Sequence[Path], folder: RunFolder, info: RunInfo) -> None:
-    """Seal the rows of a finished run again, from the best of its outputs, which the merge may then replace.
+    """Commit the rows of a finished run again, from the best of its outputs, which the merge may then replace.
 
-    Does nothing where rows are there to mend. The first rows are sealed last, so that a kill meanwhile leaves
-    shards without them, which are discarded here the next time.
+    Does nothing where rows are there to repair. The first rows are committed last, so that a kill meanwhile
+    leaves parts without them, which are discarded here the next time.
 
     Raises:
         FgvcError: no output is there, or none fits this run.
@@ -123,8 +121,8 @@ def take_apart(outs: Sequence[Path], folder: RunFolder, info: RunInfo) -> None:
     if is_apart(folder.path):
         return
     out = finished_output(outs)
-    if out is None and list_shards(folder.path):
-        return  # the first shard of a run under way is gone; its rows are read anew
+    if out is None and list_parts(folder.path):
+        return  # the first part of a run under way is gone; its rows are read anew
     if out is None:
         message = "--retry-failed found no finished .h5, .parquet, .csv or .jsonl, and no run to go on with."
         raise FgvcError(message, "Run without it first.")
@@ -132,25 +130,22 @@ def take_apart(outs: Sequence[Path], folder: RunFolder, info: RunInfo) -> None:
         message = f"--retry-failed: {out} does not hold the {', '.join(info.extras)} of its rows."
         raise FgvcError(message, "Name the run's .h5 or .parquet as --out too, or run anew with --overwrite.")
     blocks = _read_back(out, info)
-    _discard_shards(folder.path)
+    _discard_parts(folder.path)
     try:
         head = next(blocks, None)
         for block in blocks:
-            write_shard(folder.path, block)
+            write_part(folder.path, block)
     except FgvcError:
-        _discard_shards(folder.path)
+        _discard_parts(folder.path)
         raise
     if head is not None:
-        write_shard(folder.path, head)
-    targets = {os.path.realpath(out)}
-    if (folder.root / MERGING).exists():
-        targets |= set(read_document(folder.root / MERGING)["outputs"])
-    write_document(folder.root / MERGING, {"outputs": sorted(targets)})
+        write_part(folder.path, head)
+    folder.update(placed=tuple(sorted({os.path.realpath(out), *folder.record.placed})))
 
 
-def _discard_shards(folder: Path) -> None:
-    for shard in list_shards(folder):
-        shard.unlink()
+def _discard_parts(folder: Path) -> None:
+    for part in list_parts(folder):
+        part.unlink()
 
 
 def _read_back(out: Path, info: RunInfo) -> Iterator[Block]:
@@ -167,5 +162,6 @@ def _read_back(out: Path, info: RunInfo) -> Iterator[Block]:
 
 def _other_run(out: Path, why: str) -> FgvcError:
     return FgvcError(
-        f"--retry-failed cannot mend {out}: {why}.", "Type the options it was made with, or use --overwrite."
+        f"--retry-failed cannot repair {out}: {why}.",
+        "Type the options it was made with, or use --overwrite.",
     )

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-
-from fgvc_cli.commands import merge
 from fgvc_cli.commands.predict_devices import run_processes
 from fgvc_cli.commands.predict_options import PredictOptions, parse_batch_size
 from fgvc_cli.commands.predict_progress import PredictProgress, duration
+from rich.console import Console
+
+from fgvc_cli.commands import merge
 from fgvc_cli.engine.device import pick_devices
 from fgvc_cli.errors import FgvcError
 

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import h5py
 import pytest
 import torch
+from fgvc_cli.commands.predict_options import PredictOptions
+from fgvc_cli.commands.predict_progress import PredictProgress
 from PIL import Image
 from rich.console import Console
 from torch import nn
 
 from fgvc_cli.commands import predict, predict_progress
-from fgvc_cli.commands.predict_options import PredictOptions
-from fgvc_cli.commands.predict_progress import PredictProgress
 from fgvc_cli.config import Preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.output import ModelOutput

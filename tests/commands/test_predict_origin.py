@@ -7,15 +7,15 @@ from pathlib import Path
 
 import h5py
 import pytest
+from fgvc_cli.commands.predict_options import PredictOptions
 from test_predict import model as model
 from test_predict import photos as photos
 from test_predict import run
 
 from fgvc_cli.commands import merge
-from fgvc_cli.commands.predict_options import PredictOptions
-from fgvc_cli.commands.report import run as report
 from fgvc_cli.formats.outputs import read_table
 from fgvc_cli.formats.rows import Origin
+from fgvc_cli.report.page import report
 from fgvc_cli.report.pictures import recorded_images
 
 OUT = Path("p.h5")

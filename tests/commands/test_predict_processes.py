@@ -140,14 +140,14 @@ from pathlib import Path
 from fake_predictor import FakePredictor, fake_images, fake_info
 from fgvc_cli.commands.predict import second_ctrl_c_ends
 from fgvc_cli.run import parts as shards
-from fgvc_cli.run.parts import ShardWriter
+from fgvc_cli.run.parts import PartWriter
 
 def hang(folder, block):
     print("sealing", flush=True)
     time.sleep(60)
 
-shards.write_shard = hang
-with second_ctrl_c_ends(), ShardWriter(Path(".")) as writer:
+shards.write_part = hang
+with second_ctrl_c_ends(), PartWriter(Path(".")) as writer:
     try:
         for block in FakePredictor(seconds=0.01).blocks(fake_images(100_000)):
             writer.add(block)

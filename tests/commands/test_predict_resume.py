@@ -7,13 +7,13 @@ from pathlib import Path
 
 import h5py
 import pytest
+from fgvc_cli.run.run_files import LIST
 from test_predict import GOOD, files_in, rows_of, run
 from test_predict import model as model
 from test_predict import photos as photos
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import read_document
-from fgvc_cli.run.run_files import LIST
 
 
 def interrupted(model, photos, out, at=2, **options):
