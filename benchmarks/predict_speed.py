@@ -203,11 +203,11 @@ def _predict(predictor: Predictor, images: list[Found], *endings: str) -> None:
         )
         root = Path(folder) / "partial"
         with RunFolder(root, run_identity(predictor.info, ["photos"])) as run:
-            _seal(run, predictor, images)
+            _complete(run, predictor, images)
             merge_run(root, outputs)
 
 
-def _seal(run: RunFolder, predictor: Predictor, images: list[Found]) -> None:
+def _complete(run: RunFolder, predictor: Predictor, images: list[Found]) -> None:
     statuses = run.statuses
     with PartWriter(run.path) as writer:
         for block in predictor.blocks(images):
@@ -222,7 +222,7 @@ def _finished(predictor: Predictor, images: list[Found]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "partial"
         with RunFolder(root, run_identity(predictor.info, ["photos"])) as run:
-            _seal(run, predictor, images)
+            _complete(run, predictor, images)
         start = time.perf_counter()
         with RunFolder(root, run_identity(predictor.info, ["photos"])) as run:
             run.skip_completed(iter(images))

@@ -172,13 +172,14 @@ def run(options: PredictOptions) -> int:
     from dataclasses import replace
 
     from fgvc_cli.cli.progress import ConsoleMessages
-    from fgvc_cli.formats.csv_rows import StdoutSink
+    from fgvc_cli.formats.csv_rows import StdoutSink, TerminalSink
     from fgvc_cli.run.predict import predict_folder
 
     messages = options.messages or ConsoleMessages(quiet=options.quiet)
     try:
         with second_ctrl_c_ends():
-            return predict_folder.run(replace(options, messages=messages, on_rows=StdoutSink())).exit_code
+            sink = TerminalSink() if sys.stdout.isatty() else StdoutSink()
+            return predict_folder.run(replace(options, messages=messages, on_rows=sink)).exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

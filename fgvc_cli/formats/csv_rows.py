@@ -17,6 +17,7 @@ from typing import IO, Self
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import (
+    UNSURE,
     Block,
     Box,
     FileSink,
@@ -24,6 +25,7 @@ from fgvc_cli.formats.rows import (
     Row,
     RunInfo,
     Table,
+    as_text,
     build_blocks,
     build_table,
     has_prediction,
@@ -155,6 +157,55 @@ class StdoutSink:
             raise
         except OSError as error:
             raise FgvcError(f"Could not write to stdout: {error.strerror or error}.") from error
+
+
+class TerminalSink(StdoutSink):
+    """Rows for somebody who looks at them: of one image a readable line, of several the CSV as ``StdoutSink``."""
+
+    on_terminal = True
+
+    def begin(self, info: RunInfo) -> None:
+        """The header waits until there are two rows."""
+        self._info = info
+        self._first: Row | None = None
+        self._begun = False
+
+    def write(self, block: Block) -> None:
+        """Write a line for each row, but keep the first one until a second comes."""
+        rows = list(block.rows(self._info))
+        if not self._begun and self._first is None and len(rows) == 1:
+            self._first = rows[0]
+            return
+        if not self._begun:
+            self._begun = True
+            super().begin(self._info)
+            rows = [self._first, *rows] if self._first else rows
+        info = self._info
+        self._put(csv_cells(row, info.top_k, info.parts, info.multi_label) for row in rows)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the line of the only row."""
+        if kind is None and not self._begun and self._first:
+            line = as_text(readable(self._first, self._info.multi_label))
+            self._stream.write(f"{line}\n".encode())
+            self._stream.flush()
+
+
+def readable(row: Row, multi_label: bool = False) -> str:
+    """A row as people read it: ``bird.jpg: spotted-linnet 93.1%, ringed-linnet 4.2%``, likeliest first.
+
+    Control characters of a file name are shown as escapes, so that it cannot steer the terminal.
+    """
+    name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in as_text(row.path))
+    if not row.ok:
+        return f"{name}: {row.status}: {row.error}"
+    names = ", ".join(f"{label} {prob:.1%}" for label, prob in zip(row.labels, row.probs, strict=True))
+    if multi_label:
+        there = ", ".join(row.labels_there) or "none of the labels"
+        return f"{name}: {there} ({names})"
+    return f"{name}: {names}{' (unsure)' if row.status == UNSURE else ''}"
 
 
 def read_table(path: Path) -> Table:

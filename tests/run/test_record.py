@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 from fake_predictor import fake_images
-from fgvc_cli.run.file_list import ListRecord, summarise
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.run import record
+from fgvc_cli.run.record import ImageList, check_images, summarise
+from fgvc_cli.run.resume import ListRecord, ShardWalk
 from fgvc_cli.sources.find import Found
 
 
