@@ -109,8 +109,8 @@ def predict(
 ) -> int:
     """Classify images: one row each, with the object's box; a file that cannot be read says why.
 
-    An interrupted run resumes with the same command. Exit code 0: every row is ok; 3: finished, but some images
-    failed; 130: interrupted.
+    An interrupted run resumes with the same command. Exit code 0: every row is ok; 3: finished, but some
+    images failed; 130: interrupted.
     """
     from fgvc_cli.run.predict import PredictOptions
 
@@ -222,8 +222,8 @@ def merge(
     out: Annotated[
         list[Path],
         typer.Argument(
-            help="The output as it was named to predict --shard; the run knows the others, with maps, crops and "
-            "folders. Several, or options: these in place of what the run was begun for."
+            help="The output as it was named to predict --shard; the run knows the others, with maps, crops "
+            "and folders. Several, or options: these in place of what the run was begun for."
         ),
     ],
     maps: Maps = False,

@@ -160,7 +160,8 @@ class StdoutSink:
 
 
 class TerminalSink(StdoutSink):
-    """Rows for somebody who looks at them: of one image a readable line, of several the CSV as ``StdoutSink``."""
+    """Rows for somebody who looks at them: of one image a readable line, of several the CSV as
+    ``StdoutSink``."""
 
     on_terminal = True
 

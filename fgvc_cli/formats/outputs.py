@@ -79,7 +79,8 @@ class Outputs:
         return cls(tuple(files), extras, asked.crops_dir, asked.maps_dir)
 
     def record(self, folder: Path) -> dict[str, Any]:
-        """As plain JSON values, paths relative to a folder where they lie in it, so that all may move together."""
+        """As plain JSON values, paths relative to a folder where they lie in it, so that all may move
+        together."""
 
         def text(path: Path | None) -> str | None:
             if path is None:

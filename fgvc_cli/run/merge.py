@@ -1,4 +1,5 @@
-"""Completed rows of all shards -> every output, each put in its place whole; and the command ``fgvc merge``."""
+"""Completed rows of all shards -> every output, each put in its place whole; and the command ``fgvc
+merge``."""
 
 from __future__ import annotations
 
@@ -130,7 +131,8 @@ def _shared_identity(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def _check_parts(folder: Path, rows: int) -> None:
-    """Raise FgvcError unless the last part ends where ``run.json`` says; gaps before it are met while reading."""
+    """Raise FgvcError unless the last part ends where ``run.json`` says; gaps before it are met while
+    reading."""
     parts = list_parts(folder)
     first, names, _ = read_names(parts[-1]) if parts else (0, [], [])
     if first + len(names) != rows:
@@ -146,7 +148,8 @@ def _shard_hint(folder: Path) -> str:
 
 
 def _check_lists(folders: Sequence[Path], records: Sequence[RunRecord]) -> None:
-    """Raise FgvcError unless all shards have seen one list in full, of which shard i of n holds each n-th image."""
+    """Raise FgvcError unless all shards have seen one list in full, of which shard i of n holds each n-th
+    image."""
     if (n := len(folders)) == 1:
         return
     seen = [record.images or {} for record in records]
@@ -209,7 +212,8 @@ def merge_shards(
         outputs: or the first of them; the others are then those that the run was begun for.
 
     Raises:
-        FgvcError: as ``merge_run``; a process still works on a shard; shards that were begun for other outputs.
+        FgvcError: as ``merge_run``; a process still works on a shard; shards that were begun for other
+            outputs.
     """
     if not root.is_dir():
         raise FgvcError(
@@ -242,8 +246,8 @@ class MergeOptions:
     """What ``fgvc merge`` is asked for."""
 
     out: Paths
-    """The outputs, the first as it was named to ``fgvc predict --shard``; alone, those that the shards were begun
-    for, with all that they hold."""
+    """The outputs, the first as it was named to ``fgvc predict --shard``; alone, those that the shards were
+    begun for, with all that they hold."""
     maps: bool = False
     """Store attention maps in the .h5 or .parquet."""
     crops: bool = False
@@ -270,8 +274,8 @@ def merge(options: MergeOptions) -> RunResult:
 
         fgvc_cli.merge("all.csv")
 
-    ``out`` alone is enough: what else the shards were begun for, files, maps and folders, they know. Named outputs
-    or extras take the place of that.
+    ``out`` alone is enough: what else the shards were begun for, files, maps and folders, they know. Named
+    outputs or extras take the place of that.
 
     Returns:
         What the run came to: counts by status, and where the rows are.

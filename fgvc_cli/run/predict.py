@@ -53,12 +53,13 @@ class PredictOptions:
     """What ``fgvc predict`` is asked for."""
 
     sources: Sources
-    """Folders (searched recursively), files, globs, .tar and .zip archives, URLs like s3://..., @LIST for a list in
-    a file, or - for one on stdin."""
+    """Folders (searched recursively), files, globs, .tar and .zip archives, URLs like s3://..., @LIST for a
+    list in a file, or - for one on stdin."""
     weights: str | None = None
     """Checkpoint, folder of a training, or an embedded model; None: the default one."""
     out: Paths = ()
-    """Files to write: .csv, .jsonl, .h5 or .parquet; the first names OUT.partial, where an interrupted run waits.
+    """Files to write: .csv, .jsonl, .h5 or .parquet; the first names OUT.partial, where an interrupted run
+    waits.
     None: rows are handed on as they come."""
     top_k: Annotated[int, Field(ge=1)] = 5
     """Predictions per image."""
@@ -113,7 +114,8 @@ class PredictOptions:
     messages: Messages | None = None
     """Who says what happens; None: lines on stderr."""
     on_rows: Any = None
-    """Without ``out``: a sink that gets the rows as they come, such as ``StdoutSink``; None: they are in the result."""
+    """Without ``out``: a sink that gets the rows as they come, such as ``StdoutSink``; None: they are in
+    the result."""
 
     def __post_init__(self) -> None:
         """Raise FgvcError where options exclude each other."""
@@ -147,8 +149,8 @@ def predict_folder(options: PredictOptions) -> RunResult:
         result = fgvc_cli.predict_folder("photos", weights="groceries", out="predictions.csv")
         print(result.images, result.failed, result.outputs)
 
-    The options are those of ``fgvc predict``. Interrupted, the same call resumes where it was. Without ``out``, the
-    rows are in the result: ``result.rows``.
+    The options are those of ``fgvc predict``. Interrupted, the same call resumes where it was. Without
+    ``out``, the rows are in the result: ``result.rows``.
 
     Returns:
         What the run came to: counts by status, where the rows are, and the exit code of the command line.

@@ -41,7 +41,8 @@ class RunResult:
     statuses: dict[str, int]
     """How many images have which status: ``ok``, ``unsure``, or why there is no prediction."""
     outputs: tuple[Path, ...] = ()
-    """Files and folders that hold the rows; none without ``out``, and of a shard, which waits for ``merge``."""
+    """Files and folders that hold the rows; none without ``out``, and of a shard, which waits for
+    ``merge``."""
     rows: tuple[Row, ...] = ()
     """The rows themselves, where they went nowhere else."""
     folders_left_out: int = 0

@@ -78,7 +78,8 @@ def read_record(folder: Path) -> RunRecord:
     if (found := document.pop("format", None)) != FORMAT:
         by = document.get("fgvc_version") or document.get("run", {}).get("fgvc_version", "unknown")
         raise FgvcError(
-            f"{folder} was begun by another version of fgvc ({by}, run format {found}; this one has {FORMAT}).",
+            f"{folder} was begun by another version of fgvc ({by}, run format {found}; "
+            f"this one has {FORMAT}).",
             "Finish it with that version; or predict with --restart, which discards its rows; "
             "or name another --out.",
         )
@@ -116,8 +117,8 @@ def info_of(identity: dict[str, Any]) -> RunInfo:
 class ImageList:
     """The fingerprint of a list of images, which is taken name by name.
 
-    For two million names it is some ten kilobytes: a hash of all names so far after each ``MARK_ROWS``, so that
-    a change is told with where it is.
+    For two million names it is some ten kilobytes: a hash of all names so far after each ``MARK_ROWS``, so
+    that a change is told with where it is.
     """
 
     def __init__(self) -> None:
@@ -151,7 +152,8 @@ def summarise(images: Iterable[Found], stopped: Callable[[], bool] = lambda: Fal
 
 
 def check_images(folder: Path, old: dict[str, Any], images: Iterable[Found]) -> int:
-    """Raise FgvcError, saying among which rows, unless the images are those of ``old``; how many there are."""
+    """Raise FgvcError, saying among which rows, unless the images are those of ``old``; how many there
+    are."""
     new = summarise(images)
     assert new is not None
     if old == new:

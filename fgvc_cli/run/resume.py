@@ -74,8 +74,8 @@ class ShardWalk(Iterator[Found]):
 class RunFolder:
     """The folder of one run, or of one of its shards, while this process works in it.
 
-    Entering locks it, compares the identity and sweeps what a killed process left half-written. Leaving with an
-    exception and without any completed row removes it again.
+    Entering locks it, compares the identity and sweeps what a killed process left half-written. Leaving
+    with an exception and without any completed row removes it again.
 
     Args:
         path: OUT.partial, see ``partial_folder``.
@@ -254,8 +254,8 @@ class RunFolder:
     def watch_list(
         self, again: Callable[[], Iterable[Found]], on_total: Callable[[int], None], *, accept: bool = False
     ) -> contextlib.AbstractContextManager[object]:
-        """See that the list of images is that which the run was begun with; of a run that begins, write it down
-        while the context lasts.
+        """See that the list of images is that which the run was begun with; of a run that begins, write it
+        down while the context lasts.
 
         Args:
             again: walks the sources a second time.

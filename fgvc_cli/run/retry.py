@@ -1,9 +1,9 @@
 """``--retry-failed``: read again only the rows that failed before, and put the new answers in their place.
 
-Of a run that is not merged yet, its completed rows are repaired where they lie. Of a finished one, OUT is first
-taken apart into completed rows again: HDF5 and Parquet give all back exactly, a CSV or JSON lines all that they
-hold, so that the rows left alone come out as they were. Only HDF5 and Parquet know the weights of their rows;
-for the others the columns and the class names have to fit.
+Of a run that is not merged yet, its completed rows are repaired where they lie. Of a finished one, OUT is
+first taken apart into completed rows again: HDF5 and Parquet give all back exactly, a CSV or JSON lines all
+that they hold, so that the rows left alone come out as they were. Only HDF5 and Parquet know the weights of
+their rows; for the others the columns and the class names have to fit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class BlockMaker(Protocol):
 def retry_failed(
     folder: RunFolder, images: Iterator[Found], predictor: BlockMaker, on_block: Callable[[Block], None]
 ) -> None:
-    """Predict the failed ones of the completed rows anew; takes them all from the walk, as ``skip_completed``.
+    """Predict the failed ones of the completed rows anew; takes them all from the walk, as
+    ``skip_completed``.
 
     A part is replaced as soon as its rows are known, so that this too can be killed and begun again.
 
@@ -110,7 +111,8 @@ def finished_setting(outs: Sequence[Path], name: str) -> Any:
 
 
 def take_apart(outs: Sequence[Path], folder: RunFolder, info: RunInfo) -> None:
-    """Commit the rows of a finished run again, from the best of its outputs, which the merge may then replace.
+    """Commit the rows of a finished run again, from the best of its outputs, which the merge may then
+    replace.
 
     Does nothing where rows are there to repair. The first rows are committed last, so that a kill meanwhile
     leaves parts without them, which are discarded here the next time.
