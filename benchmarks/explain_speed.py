@@ -1,6 +1,6 @@
 """What explaining a folder costs beside predicting it, measured in the same run.
 
-    python benchmarks/explain_speed.py PHOTOS --weights groceries --method stages
+    python benchmarks/explain_speed.py PHOTOS --weights groceries --method features
     python benchmarks/explain_speed.py PHOTOS --weights groceries-vit --method rollout
 
 Both as the commands do them, in one process: predict into a CSV and an HDF5 file with attention maps; explain
@@ -22,10 +22,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as both commands do, befo
 import torch
 from predict_speed import Cost, _costs, _predict
 
-from fgvc_cli.commands.explain_folder import run_folder
-from fgvc_cli.commands.explain_options import ExplainOptions
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import open_weights
+from fgvc_cli.explain.options import ExplainOptions
+from fgvc_cli.explain.run import explain as explain_command
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import find_images
 
@@ -66,12 +66,12 @@ def _explain(arguments: argparse.Namespace, photos: Path) -> None:
             photos,
             weights=arguments.weights,
             out=Path(folder) / "why",
-            methods=methods,
+            method=methods,
             batch_size=arguments.batch_size,
             workers=arguments.workers,
             quiet=True,
         )
-        run_folder(options)
+        explain_command.run(options)
 
 
 def _arguments() -> argparse.Namespace:

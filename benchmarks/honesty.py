@@ -47,9 +47,7 @@ from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.explain.method import Heats
-from fgvc_cli.explain.methods import METHODS
-from fgvc_cli.explain.occlusion import Occlusion
+from fgvc_cli.explain.methods import METHODS, Heats, Occlusion
 from fgvc_cli.explain.question import Case, Question
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
-from fgvc_cli.explain.method import Heats
+from fgvc_cli.explain.methods import Heats
 
 SHARES = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 """Of the picture, where the deletion and insertion curves are measured: closest where they are steep."""

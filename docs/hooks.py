@@ -51,6 +51,12 @@ def load_commands() -> dict[tuple[str, ...], Any]:
     return found
 
 
+def load_examples() -> dict[str, tuple[str, ...]]:
+    """Command -> its examples, as ``--help`` prints them."""
+    examples: dict[str, tuple[str, ...]] = importlib.import_module("fgvc_cli.cli.options").EXAMPLES
+    return examples
+
+
 def is_option(parameter: Any) -> bool:
     """Whether a parameter of a command is an option and not an argument."""
     return str(parameter.opts[0]).startswith("-")
@@ -160,6 +166,9 @@ def command_section(words: tuple[str, ...], command: Any) -> Iterator[str]:
             needed = " Required." if parameter.required else ""
             yield f"| {names} | {cell(value_of(parameter))} | {cell(text)}{needed} |"
         yield ""
+    examples = load_examples().get(" ".join(words), ())
+    if examples:
+        yield from ("```sh", *examples, "```", "")
 
 
 def command_line_page() -> str:
@@ -277,6 +286,16 @@ def python_page() -> str:
         "    print(row.path, row.labels[0], row.probs[0], row.box)",
         "```",
         "",
+        "A function for each command takes the options of the command line by the same names, and returns",
+        "what was found or written:",
+        "",
+        "```python",
+        "import fgvc_cli",
+        "",
+        'measured = fgvc_cli.evaluate("aviary", data="birds", split="all", quiet=True)',
+        'print(measured.metrics["top1"], measured.intervals["top1"])',
+        "```",
+        "",
         "`import fgvc_cli` gives the names below, imported on first use. What is not listed here may change.",
         "",
         "## Public names",
@@ -286,9 +305,14 @@ def python_page() -> str:
         home = homes.get(name)
         if home is None:
             continue
-        module, attribute = home if isinstance(home, tuple) else (home, name)
+        module, attribute, *arguments = home
         lines += [f"### `fgvc_cli.{name}`", "", f"::: {module}.{attribute}"]
-        lines += ["    options:", "      heading_level: 4", "      inherited_members: false", ""]
+        lines += ["    options:", "      heading_level: 4", "      inherited_members: false"]
+        lines += ["      show_signature: false", ""] if arguments else [""]
+        for options in arguments:
+            lines += [f"The arguments of `fgvc_cli.{name}`, by position or name:", "", f"::: {options}"]
+            lines += ["    options:", "      heading_level: 4", "      inherited_members: true"]
+            lines += ["      show_signature: false", ""]
     for module in ROW_HOMES:
         path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
         if path.is_file():

@@ -10,11 +10,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fgvc_cli.engine.ablate import ablate as ablate
+    from fgvc_cli.engine.evaluate import evaluate as evaluate
     from fgvc_cli.engine.export import export as export
+    from fgvc_cli.engine.train import train as train
     from fgvc_cli.engine.weights import open_weights as load_checkpoint
+    from fgvc_cli.explain.run import explain as explain
     from fgvc_cli.models.registry import create_model as create_model
     from fgvc_cli.predict.predictor import Predictor as Predictor
     from fgvc_cli.report.page import report as report
+    from fgvc_cli.retrieval.index_file import index as index
     from fgvc_cli.run.merge import merge as merge
     from fgvc_cli.run.predict import predict_folder as predict_folder
 
@@ -22,31 +27,41 @@ __version__ = "0.1.0"
 __all__ = [
     "Predictor",
     "__version__",
+    "ablate",
     "create_model",
+    "evaluate",
+    "explain",
     "export",
+    "index",
     "load_checkpoint",
     "merge",
     "predict_folder",
     "report",
+    "train",
 ]
 
-_HOMES = {
+_HOMES: dict[str, tuple[str, ...]] = {
     "create_model": ("fgvc_cli.models.registry", "create_model"),
     "load_checkpoint": ("fgvc_cli.engine.weights", "open_weights"),
     "Predictor": ("fgvc_cli.predict.predictor", "Predictor"),
-    "export": ("fgvc_cli.engine.export", "export"),
-    "report": ("fgvc_cli.report.page", "report"),
-    "merge": ("fgvc_cli.run.merge", "merge"),
-    "predict_folder": ("fgvc_cli.run.predict", "predict_folder"),
+    "ablate": ("fgvc_cli.engine.ablate", "ablate", "fgvc_cli.engine.options.AblateOptions"),
+    "train": ("fgvc_cli.engine.train", "train", "fgvc_cli.engine.options.TrainOptions"),
+    "evaluate": ("fgvc_cli.engine.evaluate", "evaluate", "fgvc_cli.engine.options.EvalOptions"),
+    "explain": ("fgvc_cli.explain.run", "explain", "fgvc_cli.explain.options.ExplainOptions"),
+    "export": ("fgvc_cli.engine.export", "export", "fgvc_cli.engine.options.ExportOptions"),
+    "index": ("fgvc_cli.retrieval.index_file", "index", "fgvc_cli.retrieval.options.IndexOptions"),
+    "report": ("fgvc_cli.report.page", "report", "fgvc_cli.report.page.ReportOptions"),
+    "merge": ("fgvc_cli.run.merge", "merge", "fgvc_cli.run.merge.MergeOptions"),
+    "predict_folder": ("fgvc_cli.run.predict", "predict_folder", "fgvc_cli.run.predict.PredictOptions"),
 }
-"""Public name -> module and name there."""
+"""Public name -> module and name there; of a command also the class of its options, its arguments."""
 
 
 def find_public(name: str) -> Any:
     """What a public name stands for, imported now."""
     import importlib
 
-    module, attribute = _HOMES[name]
+    module, attribute, *_ = _HOMES[name]
     return getattr(importlib.import_module(module), attribute)
 
 

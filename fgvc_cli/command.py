@@ -61,8 +61,14 @@ class Messages:
         self.print(f"warning: {text}")
 
     @contextlib.contextmanager
-    def bar(self, text: str, total: int | None = None, *, unit: str = "images") -> Iterator[Advance]:
-        """Work on ``total`` things, done one after another; ``text`` says what is done."""
+    def bar(
+        self, text: str, total: int | None = None, *, unit: str = "images", lines: bool = False
+    ) -> Iterator[Advance]:
+        """Work on ``total`` things, done one after another; ``text`` says what is done.
+
+        Args:
+            lines: also say now and then how far it is, where no bar can be drawn.
+        """
 
         def stay(count: int = 1, *, total: int | None = None, text: str | None = None) -> None:
             """Nothing is drawn."""

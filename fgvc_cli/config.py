@@ -7,8 +7,9 @@ the command line with ``--set section.field=value``. Nothing heavy is imported h
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -41,6 +42,18 @@ def _from_text(value: Any, annotation: Any) -> Any:
         return None
     kinds = (annotation, *get_args(annotation))
     return value.split(",") if any(get_origin(kind) is tuple for kind in kinds) else value
+
+
+def check_device_name(name: str) -> None:
+    """Check the spelling of a device, not that it is there.
+
+    Raises:
+        FgvcError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        number = f"cuda:{name}" if name.isdecimal() else None
+        hint = f"Did you mean --device {number}?" if number else None
+        raise FgvcError(f"--device got {name!r}, expected auto, cpu, cuda or cuda:N.", hint, EXIT_USAGE)
 
 
 def build(cls: type[Section], values: dict[str, Any]) -> Any:
@@ -145,8 +158,38 @@ class BackboneOptions(Section):
     padding: Literal["own", "same"] = "own"
     """Padding of strided convolutions: the architecture's own, or TensorFlow's SAME, for weights that were
     trained with it (timm's ``pad_type``; EfficientNet and MobileNet families)."""
+    pretrained_tag: str | None = None
+    """Which of timm's weights the backbone starts from, e.g. ``tv_in1k``; None: timm's default, or the tag
+    that the model's name has."""
+    closing: Literal["binary", "cells"] = "binary"
+    """Object box: close the binary map of full size (the multi-stage ViT's paper, 2.1), or the coarse map's
+    cells before it is resized, which makes most boxes nearly the whole image (models before this setting)."""
+    closing_px: int = Field(3, ge=1, le=255)
+    """Side of the square that a binary map is closed with, an odd number of pixels; 1: none."""
+    min_area: Share = 64**2 / 448**2
+    """Object box: components below this fraction of the image are specks (the authors' 64^2 of 448^2)."""
     multi_label: bool = False
     """Several labels per photograph, each with a probability of its own (sigmoid). The data decides it."""
+
+    @model_validator(mode="after")
+    def _closing_has_a_middle(self) -> Self:
+        if self.closing_px % 2 == 0:
+            raise ValueError(f"closing_px {self.closing_px} is even; an odd number has a middle")
+        return self
+
+    @property
+    def locating(self) -> dict[str, Any]:
+        """What ``attention.objects.locate_objects`` takes of these settings."""
+        return {"closing": self.closing, "closing_px": self.closing_px, "min_area": self.min_area}
+
+
+BEFORE_SETTINGS: dict[str, Any] = {"closing": "cells", "min_area": 0.01}
+"""What models did before these were settings, where that is not their default now."""
+
+
+def stored_options(options: dict[str, Any]) -> dict[str, Any]:
+    """A model's options as a checkpoint or a run folder has them, with those that did not exist yet."""
+    return BEFORE_SETTINGS | options
 
 
 class CraSmraConfig(BackboneOptions):
@@ -158,6 +201,12 @@ class CraSmraConfig(BackboneOptions):
     """Train with SMRAM and its diversity loss (Eq. 7-9); never part of the test graph."""
     reduction: int = Field(16, ge=1)
     """r of the shared MLP, C -> C/r -> C (Eq. 2)."""
+    min_hidden: int = Field(1, ge=1)
+    """Least width of that MLP's hidden layer (ours): C/16 leaves an EfficientNet-Lite0 2, 7 and 80."""
+    mask_norm: Literal["none", "layer"] = "none"
+    """LayerNorm on the pooled vectors in front of the MLP (ours), or none (paper)."""
+    mask_init: Literal["default", "zero"] = "default"
+    """Start of the MLP's second layer: torch's default, or zeros (ours), so that every I is 0.5 at first."""
     mask_sum: Literal["after_mlp", "before_mlp"] = "after_mlp"
     """MLP(avg) + MLP(max), as CBAM, or MLP(avg + max) (Eq. 1)."""
     softmax_of: Literal["mask", "logits"] = "mask"
@@ -254,6 +303,11 @@ class Preprocess(Section):
     """Per-channel mean of the input in [0, 1]."""
     std: Triple = IMAGENET_STD
     """Per-channel standard deviation of the input in [0, 1]."""
+    color_profile: Literal["srgb", "ignore"] = "srgb"
+    """Bring the colours of images with an ICC profile (Display P3, Adobe RGB, ...) to those of sRGB, or take
+    their values as they are, as every model did before there was this choice."""
+    raw: Literal["preview", "develop"] = "preview"
+    """Of camera RAW: the preview that the camera stored, or the sensor's data developed by LibRaw."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Preprocess:
@@ -299,6 +353,8 @@ class Optim(Section):
     """SMRAM (paper)."""
     lr_cram: float = Field(0.006, ge=0)
     """CRAM with its Conv_layer (paper)."""
+    lr_mask: float | None = Field(None, ge=0)
+    """The MLP behind CRAM's mask (Eq. 2) alone; None: as ``lr_cram``."""
     lr_heads: float = Field(0.002, ge=0)
     """Heads (the paper does not say); a plain baseline's classifier too, so that comparisons are fair."""
     momentum: Share = 0.9
@@ -310,7 +366,7 @@ class Optim(Section):
     schedule: Literal["cosine", "onecycle"] = "cosine"
     """Cosine decay after the warm-up, or one cycle (Smith & Topin 2017), frozen epochs having their own."""
     freeze_epochs: int = Field(0, ge=0)
-    """First epochs, in which the backbone rests while everything else learns."""
+    """First epochs, in which the backbone rests while everything else learns; it may be all of them."""
     layer_decay: float | None = Field(None, gt=0, le=1)
     """The backbone's learning rate falls by this factor per layer towards its start; None: one rate."""
 
@@ -367,13 +423,21 @@ class TrainConfig(Section):
     split_seed: int = Field(0, ge=0)
     """Of the deal into splits; apart from ``seed``, so that several seeds share one test split."""
     val_share: Share = 0.1
-    """Share of the training images held out to choose the checkpoint, where the set has no val split."""
+    """Share of the training images held out to choose the checkpoint, where the set has no val split; 0:
+    train on all of them and keep the last epoch."""
     test_share: Share = 0.2
     """Share held out for the final test, where the set has no split at all."""
+    split_by: str | None = None
+    """What stays on one side of a split that is made: ``folder`` (a camera or specimen in CLASS/CAMERA/),
+    ``column=NAME`` of the label file, or ``minutes=5`` (bursts by folder and EXIF time). None: each image."""
+    similar_names: Literal["refuse", "keep"] = "refuse"
+    """Whether classes whose names differ only by case or blanks are refused, or kept as different ones."""
     workers: int = Field(2, ge=0)
     """Processes that decode."""
-    amp: Literal["none", "bf16", "fp16"] = "none"
-    """Autocast of the forward pass; with fp16 the loss is scaled against underflow of its gradients."""
+    amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
+    """Autocast of the forward pass: auto is bf16 on a card that has it, else none. none is strict float32;
+    with the others a card multiplies in TF32 what stays float32. With fp16 the loss is scaled against
+    underflow of its gradients."""
     compile: bool = False
     """Compile the model for training (``torch.compile``): a slow start, then faster steps."""
     grad_checkpointing: bool = False
@@ -388,6 +452,34 @@ class TrainConfig(Section):
     """Time between two savings of what ``--resume`` goes on from, within an epoch; its end is always one."""
     tensorboard: bool = False
     """Write the lines of metrics.csv as TensorBoard events into the run folder too."""
+
+
+_BEFORE = {"color_profile": "ignore"}
+"""Fields of ``Preprocess`` that what was stored before there were such fields lacks, and what it did."""
+
+
+def stored_preprocess(values: dict[str, Any]) -> Preprocess:
+    """The ``Preprocess`` that a checkpoint, a run or a file of predictions has recorded.
+
+    Raises:
+        FgvcError: as ``build``.
+    """
+    preprocess: Preprocess = build(Preprocess, _BEFORE | values)
+    return preprocess
+
+
+def stored_config(values: dict[str, Any]) -> TrainConfig:
+    """The ``TrainConfig`` that a training has recorded.
+
+    Raises:
+        FgvcError: as ``build``.
+    """
+    stored = values | {
+        "preprocess": _BEFORE | values.get("preprocess", {}),
+        "options": stored_options(values.get("options", {})),
+    }
+    config: TrainConfig = build(TrainConfig, stored)
+    return config
 
 
 def config_sha256(config: TrainConfig) -> str:

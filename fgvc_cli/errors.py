@@ -1,4 +1,4 @@
-"""The one exception users see, and the exit codes of every command."""
+"""The exceptions that users see, and the exit codes of every command."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class FgvcError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after which everything is saved and it has been said how to go on."""
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:

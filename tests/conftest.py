@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from fgvc_cli.engine.options import TrainOptions
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
@@ -47,6 +52,13 @@ def write_colours(root: Path, per_class: int, size_px: int = 48) -> Path:
             pixels = rng.normal(colour, 25, (size_px, size_px, 3)).clip(0, 255).astype("uint8")
             Image.fromarray(pixels).save(root / name / f"{i:03d}.png")
     return root
+
+
+def train_options(sets: Iterable[str] = (), **given: Any) -> TrainOptions:
+    """The options of a training from any settings: what is no option of the command goes into ``set``."""
+    own = {field.name for field in dataclasses.fields(TrainOptions)}
+    rest = [f"{name}={value}" for name, value in given.items() if name not in own]
+    return TrainOptions(**{k: v for k, v in given.items() if k in own}, set=[*sets, *rest])
 
 
 @pytest.fixture

@@ -18,13 +18,12 @@ LOW_TO_HIGH = (
     ("datasets", "aviary"),
     ("models",),
     ("evaluate", "formats"),
+    ("charts",),
     ("engine",),
     ("predict",),
     ("run", "retrieval"),
     ("explain",),
-    ("charts",),
     ("report",),
-    ("commands",),
     ("cli",),
 )
 """Rooms of a level import no room of a higher one, nor each other."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.filters import threshold_li, threshold_mean, threshold_otsu, threshold_triangle
 from skimage.measure import label
-from skimage.morphology import closing
 from torch import Tensor
 
 from fgvc_cli.attention.crops import resize
@@ -30,8 +30,12 @@ MAPS_AT_ONCE = 256
 """Maps in flight: bounds the working memory to about 0.7 GB for a grid of 224 x 224."""
 
 ROUNDS_PER_CHECK = 3
-"""Rounds of labelling between two looks at the result, each of which makes the host wait for the device.
-Blobs take about five rounds, spirals and noise of single pixels up to seven."""
+"""Rounds of labelling between two looks at the result, on the CPU."""
+
+CUDA_ROUNDS = 10
+"""Rounds of labelling on a card, where a look at the result would make the host wait. Each joins pieces of a
+component to a higher neighbour and so at least halves their number; blobs, spirals, mazes and noise of single
+pixels take four to seven (tests/attention/test_components.py)."""
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -42,10 +46,14 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return resize(maps[:, None].double(), size)[:, 0]
 
 
-def close_maps(maps: Tensor) -> Tensor:
-    """Grey closing with 3x3 cells of maps (B, h, w); the plane around a map counts as its minimum."""
-    dilated = F.max_pool2d(F.pad(maps[:, None], (2, 2, 2, 2), value=-math.inf), 3, stride=1)
-    return -F.max_pool2d(-dilated, 3, stride=1)[:, 0]
+def close_maps(maps: Tensor, side: int = 3) -> Tensor:
+    """Grey closing with a square of ``side`` cells, an odd number, of maps (B, h, w); same shape.
+
+    The plane around a map counts as its minimum. Of a mask in 0 and 1 it is the binary closing.
+    """
+    margin = (side - 1,) * 4
+    dilated = F.max_pool2d(F.pad(maps[:, None], margin, value=-math.inf), side, stride=1)
+    return -F.max_pool2d(-dilated, side, stride=1)[:, 0]
 
 
 def label_components(mask: Tensor) -> Tensor:
@@ -68,11 +76,11 @@ def label_components(mask: Tensor) -> Tensor:
     links = _block_links(mask)
     rows, columns = (height + 1) // 2, (width + 1) // 2
     labels = torch.arange(rows * columns, device=mask.device).expand(batch, -1).view(batch, rows, columns)
-    while True:
-        for _ in range(ROUNDS_PER_CHECK):
+    settled = False
+    while not settled:
+        for _ in range(CUDA_ROUNDS if mask.is_cuda else ROUNDS_PER_CHECK):
             previous, labels = labels, _hook(labels, links)
-        if torch.equal(previous, labels):
-            break
+        settled = mask.is_cuda or torch.equal(previous, labels)
     pixels = labels[:, :, None, :, None].expand(-1, -1, 2, -1, 2).reshape(batch, 2 * rows, 2 * columns)
     return torch.where(mask, pixels[:, :height, :width], -1)
 
@@ -132,16 +140,16 @@ def _hook(labels: Tensor, links: list[Link]) -> Tensor:
     return parents.view_as(labels)
 
 
-def peak_boxes(heat: Tensor, size: tuple[int, int], min_area_px: int) -> Tensor:
+def peak_boxes(heat: Tensor, size: tuple[int, int], min_area_px: int, binary_px: int | None = None) -> Tensor:
     """Boxes of the components that hold the maps' highest cells, thresholded at the mean.
 
-    The steps of ``objects.locate_objects`` for all maps at once. The device is waited for while components
-    are labelled, and nowhere else.
+    The steps of ``objects.locate_objects`` for all maps at once; a card is not waited for.
 
     Args:
         heat: (B, h, w), any finite range.
         size: (H, W) of the grid on which components are found, pixels.
         min_area_px: components of fewer pixels of that grid are specks.
+        binary_px: side of the binary closing on that grid, an odd number; None: the map's cells are closed.
 
     Returns:
         (B, 4) int64 on the device of ``heat``: xyxy pixels of ``size``, end-exclusive. The full grid for a
@@ -150,15 +158,19 @@ def peak_boxes(heat: Tensor, size: tuple[int, int], min_area_px: int) -> Tensor:
     maps = heat.detach().float()
     # A graph takes batches of any size, so it cannot list their parts.
     parts = [maps] if torch.compiler.is_exporting() else maps.split(MAPS_AT_ONCE)
-    return torch.cat([_bounds(_object_masks(part, size, min_area_px)) for part in parts])
+    return torch.cat([_bounds(_object_masks(part, size, min_area_px, binary_px)) for part in parts])
 
 
-def _object_masks(maps: Tensor, size: tuple[int, int], min_area_px: int) -> Tensor:
+def _object_masks(maps: Tensor, size: tuple[int, int], min_area_px: int, binary_px: int | None) -> Tensor:
     """(B, H, W) bool: the object's component; everything where a map shows no object."""
     low, high = maps.amin((1, 2)).double(), maps.amax((1, 2)).double()
     usable = (low + high).isfinite() & (high - low > CONSTANT_SPAN * torch.maximum(low.abs(), high.abs()))
-    threshold = resize_maps(maps, size).mean((1, 2)) + TIE_SPAN * (high - low)
-    mask = resize_maps(close_maps(maps), size) > threshold[:, None, None]
+    resized = resize_maps(maps, size)
+    threshold = resized.mean((1, 2)) + TIE_SPAN * (high - low)
+    if binary_px is None:
+        mask = resize_maps(close_maps(maps), size) > threshold[:, None, None]
+    else:
+        mask = close_maps((resized > threshold[:, None, None]).float(), binary_px) > 0.5
     labels = label_components(mask)
     numbers = labels.flatten(1).clamp(min=0)
     areas = torch.zeros_like(numbers).scatter_add(1, numbers, mask.flatten(1).long())
@@ -192,31 +204,41 @@ THRESHOLDS: dict[str, Callable[[np.ndarray], float]] = {
 }
 """Name -> threshold of a grey image; the paper's is the mean."""
 
-MIN_AREA_SHARE = 0.01
-"""Components below this share of the image are specks, not objects."""
-
 WORK_PX = 224
-"""Longest side on which components are found. For a larger image the edges lie within one of these pixels of
-the full-size result, at a quarter of its cost (0.7 ms against 2.5 ms per map at 448 px, one CPU core)."""
+"""Longest side on which components of maps with closed cells are found. For a larger image the edges lie
+within one of these pixels of the full-size result, at a quarter of its cost."""
 
 Box = tuple[float, float, float, float]
 
 
-def locate_objects(heat: Tensor, size: Sequence[int], threshold: str = "mean") -> Tensor:
+def locate_objects(
+    heat: Tensor,
+    size: Sequence[int],
+    threshold: str = "mean",
+    *,
+    closing: str = "binary",
+    closing_px: int = 3,
+    min_area: float = 64**2 / 448**2,
+) -> Tensor:
     """Boxes of the objects that maps look at.
 
-    Each map is resized (bilinear), binarised at its threshold and closed; of the connected components
-    that are not specks, the one with the map's highest value gives the box. Deviation from the paper: the
-    grey closing runs on the map's own grid (3x3 cells) before the resizing, where it bridges gaps of up to
-    two cells; a 3x3 closing of the resized mask would change next to nothing.
+    Each map is resized to the image (bilinear), binarised at its threshold and closed; of the connected
+    components (8 neighbours) that are not specks, the one with the map's highest value gives the box.
 
-    scikit-image takes the maps one by one on the CPU; for maps on CUDA and the mean threshold, ``components``
-    finds the same boxes for all of them there. No gradient.
+    ``closing="binary"`` is the paper's order (2.1): the binary map of full size is closed. ``"cells"``, ours
+    and older, closes the map's own cells (grey, 3x3 of them) before the resizing, which bridges gaps of up to
+    two cells and makes most boxes the whole image; it works on a grid of at most ``WORK_PX``.
+
+    scikit-image labels the maps one by one on the CPU; for maps on CUDA and the mean threshold,
+    ``peak_boxes`` finds the same boxes for all of them there. No gradient.
 
     Args:
         heat: (B, h, w), any finite range.
         size: (H, W) of the image, pixels.
         threshold: a name in ``THRESHOLDS``.
+        closing: ``binary`` or ``cells``.
+        closing_px: side of the square of a binary closing, an odd number of pixels.
+        min_area: components below this fraction of the image are specks; the authors': 64^2 of 448^2.
 
     Returns:
         (B, 4) float32 on the device of ``heat``: xyxy pixels of ``size``, end-exclusive. The full image for a
@@ -228,67 +250,76 @@ def locate_objects(heat: Tensor, size: Sequence[int], threshold: str = "mean") -
     if threshold not in THRESHOLDS:
         raise FgvcError(f"No threshold is called {threshold!r}.", f"Known: {', '.join(THRESHOLDS)}.")
     height, width = size
-    scale = min(1.0, WORK_PX / max(height, width))
+    binary_px = closing_px if closing == "binary" else None
+    scale = 1.0 if binary_px else min(1.0, WORK_PX / max(height, width))
     work = max(1, round(height * scale)), max(1, round(width * scale))
+    least = math.ceil(min_area * math.prod(work))
     # On the CPU the reference is about four times faster; other thresholds need a histogram of each map. An
     # exported graph holds tensor operations only.
     if threshold == "mean" and (heat.is_cuda or torch.compiler.is_exporting()):
-        found = peak_boxes(heat, work, math.ceil(MIN_AREA_SHARE * math.prod(work)))
+        found = peak_boxes(heat, work, least, binary_px)
     else:
-        found = _reference_boxes(heat.detach().float().cpu(), *work, threshold)
+        found = _reference_boxes(heat.detach().float().cpu(), *work, threshold, least, binary_px or 0)
     # Multiplied first, so that the far border comes out as exactly the image's.
     x, y = found[:, ::2].double() * width / work[1], found[:, 1::2].double() * height / work[0]
     return torch.stack((x, y), 2).flatten(1).float().to(heat.device)
 
 
-def locate_object(heat: np.ndarray, size: Sequence[int], threshold: str = "mean") -> Box:
+def locate_object(heat: np.ndarray, size: Sequence[int], threshold: str = "mean", **settings: Any) -> Box:
     """The box of one map (h, w); see ``locate_objects``."""
     maps = torch.from_numpy(np.array(heat, np.float32))[None]
-    x1, y1, x2, y2 = locate_objects(maps, size, threshold)[0].tolist()
+    x1, y1, x2, y2 = locate_objects(maps, size, threshold, **settings)[0].tolist()
     return x1, y1, x2, y2
 
 
 @torch.library.custom_op(
     "fgvc::reference_boxes",
     mutates_args=(),
-    schema="(Tensor maps, int height, int width, str threshold) -> Tensor",
+    schema="(Tensor maps, int height, int width, str threshold, int least, int binary_px) -> Tensor",
 )
-def _reference_boxes(maps: Tensor, height: int, width: int, threshold: str) -> Tensor:
+def _reference_boxes(
+    maps: Tensor, height: int, width: int, threshold: str, least: int, binary_px: int
+) -> Tensor:
     """(B, 4) int64 boxes in pixels of (height, width), map by map through scikit-image.
 
     An operator of its own, so that a model that calls it can be costed, compiled and exported.
     """
-    work = (height, width)
-    resized = resize_maps(maps, work).numpy()
-    closed = resize_maps(torch.from_numpy(_close(maps.numpy())), work).numpy()
-    full = (0, 0, work[1], work[0])
+    full = (0, 0, width, height)
+    resized = resize_maps(maps, (height, width)).numpy()
+    joined = resized if binary_px else resize_maps(close_maps(maps), (height, width)).numpy()
     boxes = [
-        _peak_box(*arrays, THRESHOLDS[threshold]) or full
-        for arrays in zip(maps.numpy(), resized, closed, strict=True)
+        _peak_box(*arrays, THRESHOLDS[threshold], least, binary_px) or full
+        for arrays in zip(maps.numpy(), resized, joined, strict=True)
     ]
     return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
 
 
 @_reference_boxes.register_fake
-def _(maps: Tensor, height: int, width: int, threshold: str) -> Tensor:
+def _(maps: Tensor, height: int, width: int, threshold: str, least: int, binary_px: int) -> Tensor:
     return maps.new_empty((maps.shape[0], 4), dtype=torch.int64)
 
 
-def _close(maps: np.ndarray) -> np.ndarray:
-    """Grey closing with 3x3 cells of each map (B, h, w); the plane around a map counts as its minimum."""
-    padded = np.pad(maps, ((0, 0), (2, 2), (2, 2)), constant_values=-np.inf)
-    return closing(padded, np.ones((1, 3, 3), bool))[:, 2:-2, 2:-2]
-
-
 def _peak_box(
-    heat: np.ndarray, resized: np.ndarray, closed: np.ndarray, find_threshold: Callable[[np.ndarray], float]
+    heat: np.ndarray,
+    resized: np.ndarray,
+    joined: np.ndarray,
+    find_threshold: Callable[[np.ndarray], float],
+    least: int,
+    binary_px: int,
 ) -> tuple[int, int, int, int] | None:
-    """The object's box in pixels of ``resized``, or None for no object."""
+    """The object's box in pixels of ``resized``, or None for no object.
+
+    Args:
+        joined: what is binarised; ``resized``, or the same of closed cells.
+        least: smallest component that is no speck, pixels.
+        binary_px: side of the binary closing; 0: none.
+    """
     low, high = float(heat.min()), float(heat.max())
     if not np.isfinite(low + high) or high - low <= CONSTANT_SPAN * max(abs(low), abs(high)):
         return None
-    components = label(closed > find_threshold(resized) + TIE_SPAN * (high - low))
-    kept = np.bincount(components.ravel()) >= MIN_AREA_SHARE * components.size
+    mask = joined > find_threshold(resized) + TIE_SPAN * (high - low)
+    components = label(close_mask(mask, binary_px) if binary_px else mask)
+    kept = np.bincount(components.ravel()) >= least
     kept[0] = False  # the background
     # The maximum is looked up among the map's own cells: among samples of the resized map, two peaks of
     # nearly equal height may change places.
@@ -302,3 +333,25 @@ def _peak_box(
     mask = components == of_cell.flat[np.where(kept[of_cell], heat, -np.inf).argmax()]
     (rows,), (columns,) = mask.any(axis=1).nonzero(), mask.any(axis=0).nonzero()
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def close_mask(mask: np.ndarray, side: int) -> np.ndarray:
+    """Binary closing of a mask (H, W) with a square of ``side`` pixels, an odd number; the plane around it is
+    clear. A square is closed along one axis after the other: nine times as fast as scikit-image's."""
+    margin = side - 1
+    wide = np.pad(mask, margin)
+    for axis in (0, 1):
+        wide = _windows(np.logical_or, wide, side, axis)
+    for axis in (0, 1):
+        wide = _windows(np.logical_and, wide, side, axis)
+    return wide
+
+
+def _windows(join: np.ufunc, mask: np.ndarray, side: int, axis: int) -> np.ndarray:
+    """What ``join`` makes of each ``side`` neighbours along an axis, which gets ``side - 1`` shorter."""
+    count = mask.shape[axis] - side + 1
+    lines = np.moveaxis(mask, axis, 0)
+    made = lines[:count].copy()
+    for start in range(1, side):
+        join(made, lines[start : start + count], out=made)
+    return np.moveaxis(made, 0, axis)

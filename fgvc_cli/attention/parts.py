@@ -21,8 +21,11 @@ def cut_map(heat: Tensor, boxes: Tensor, size: Sequence[int], side: int) -> Tens
         side: S.
     """
     rows, columns = heat.shape[-2:]
-    cells = torch.tensor([columns / size[1], rows / size[0]] * 2, device=heat.device)
-    return cut_boxes(heat[:, None].float(), (boxes * cells)[:, None], side)[:, 0]
+    # Numbers, not a tensor of them: a card would be waited for to take it.
+    cells = torch.stack([boxes[:, ::2] * (columns / size[1]), boxes[:, 1::2] * (rows / size[0])], 2).flatten(
+        1
+    )
+    return cut_boxes(heat[:, None].float(), cells[:, None], side)[:, 0]
 
 
 def locate_parts(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageOps
 
-from fgvc_cli.explain.layout import (
+from fgvc_cli.charts.text import (
     BODY,
     GAP,
     INK,

@@ -1,4 +1,4 @@
-"""Numbers as pictures: training curves, confusion matrix, reliability diagram. PNG bytes, one style.
+"""Numbers as pictures: curves, confusion matrix, reliability, seeds of ablations. PNG bytes, one style.
 
 Drawn with matplotlib's Figure objects alone, which need no display and leave an application's own pyplot as
 it is. Colours are Okabe & Ito's, apart for every kind of colour blindness; each line also has its own marker.
@@ -11,21 +11,20 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.sparse import coo_array
 
+from fgvc_cli.charts.text import INK, QUIET, TRACK, spoken
+from fgvc_cli.evaluate.calibration import Reliability
+from fgvc_cli.evaluate.comparison import mean_and_deviation
 from fgvc_cli.evaluate.intervals import share_interval
-from fgvc_cli.explain.explanation import spoken
-from fgvc_cli.explain.layout import INK, QUIET, TRACK
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from fgvc_cli.evaluate.calibration import Reliability
+from fgvc_cli.evaluate.metrics import Matrix, mistakes
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -95,17 +94,17 @@ def draw_curves(rows: Sequence[dict[str, float]], title: str = "") -> bytes:
         return _png(figure, title)
 
 
-def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str = "") -> bytes:
+def draw_confusion(matrix: Matrix, classes: Sequence[str], title: str = "") -> bytes:
     """Who is taken for whom: rows are the truth, shaded by the share of the row.
 
     Above ``MATRIX_CLASSES`` the classes with most mistakes, theirs and in their name, are shown, and all the
     others as one row and column, whose common cell stays empty. A class neither shown nor guessed is out.
 
     Args:
-        matrix: images, int (K, K), see ``engine.metrics.confusion``.
+        matrix: images, int (K, K), see ``evaluate.metrics.confusion``.
     """
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-    matrix, classes = matrix[np.ix_(seen, seen)], [classes[i] for i in seen.tolist()]
+    matrix, classes = matrix[seen][:, seen], [classes[i] for i in seen.tolist()]
     shown = len(classes) if len(classes) <= MATRIX_CLASSES else NAMED_CLASSES
     counts, names = _gather(matrix, classes, shown)
     whole = counts.sum(axis=1, keepdims=True)
@@ -238,19 +237,20 @@ def _finish_axes(axes: Axes, title: str) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=11)
 
 
-def _gather(matrix: np.ndarray, classes: Sequence[str], shown: int) -> tuple[np.ndarray, list[str]]:
+def _gather(matrix: Matrix, classes: Sequence[str], shown: int) -> tuple[np.ndarray, list[str]]:
     """The ``shown`` classes with most mistakes, in their own order, and the rest as one last class."""
     names = [_short(name) for name in classes]
+    cells = coo_array(matrix)
     if shown >= len(classes):
-        return matrix, names
-    wrong = matrix - np.diag(matrix.diagonal())
-    mistakes = wrong.sum(axis=0) + wrong.sum(axis=1)
-    kept = np.sort(np.argsort(-mistakes, kind="stable")[:shown])
+        return cells.toarray(), names
+    labels, guesses, counts = mistakes(matrix)
+    wrong = np.bincount(np.concatenate([labels, guesses]), np.tile(counts, 2), minlength=len(classes))
+    kept = np.sort(np.argsort(-wrong, kind="stable")[:shown])
     place = np.full(len(classes), shown)
     place[kept] = np.arange(shown)
-    counts = np.zeros((shown + 1, shown + 1), matrix.dtype)
-    np.add.at(counts, (place[:, None], place[None, :]), matrix)
-    return counts, [*(names[i] for i in kept), f"{len(classes) - shown} others"]
+    gathered = np.zeros((shown + 1, shown + 1), np.int64)
+    np.add.at(gathered, (place[cells.row], place[cells.col]), cells.data)
+    return gathered, [*(names[i] for i in kept), f"{len(classes) - shown} others"]
 
 
 def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
@@ -300,3 +300,49 @@ def _png(figure: Figure, title: str) -> bytes:
         # Without the writer's version: equal numbers give equal files.
         figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
+
+
+def draw_spread(
+    names: Sequence[str],
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    reference: str,
+    title: str = "",
+) -> bytes:
+    """PNG: a row per name from top to bottom, a panel per group; bars are one sample standard deviation.
+
+    Args:
+        names: in order; one without values keeps its row.
+        groups: such as split -> name -> per cent of each seed.
+        reference: its mean is a dashed line.
+    """
+    with _styled():
+        figure = _figure(2.2 + 4.4 * len(groups), 1.7 + 0.5 * len(names), gap=0.06)
+        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for axes, (group, values) in zip(panels, groups.items(), strict=True):
+            for place, name in enumerate(names):
+                own = list(values.get(name, ()))
+                if not own:
+                    continue
+                mean, deviation = mean_and_deviation(own)
+                color = COLORS[1] if name == reference else COLORS[0]
+                axes.plot(own, [place + 0.22] * len(own), MARKERS[0], color=color, alpha=0.45, markersize=5)
+                bar = None if math.isnan(deviation) else deviation
+                axes.errorbar(mean, place, xerr=bar, fmt=MARKERS[3], color=color, capsize=5, markersize=7)
+                axes.annotate(
+                    f"{mean:.1f}",
+                    (mean, place),
+                    xytext=(0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=10,
+                )
+                if name == reference:
+                    axes.axvline(mean, color=QUIET, linestyle="--", linewidth=1.2, zorder=0)
+            axes.set_title(group)
+            axes.set_xlabel("Top-1, %")
+            axes.margins(x=0.12)
+            axes.grid(False, axis="y")
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.4, -0.6)
+        return _png(figure, title)

@@ -1,17 +1,30 @@
-"""``fgvc datasets``: names, options and help."""
+"""``fgvc datasets``: options, help, and what they print."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgvc_cli.cli.help import HelpCommand, HelpGroup
 from fgvc_cli.cli.options import DataRoot, Workers, guarded
+from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 
-datasets_app = typer.Typer(help="Labelled data sets: list, get, check, make. Alone, it lists them.")
-make_app = typer.Typer(help="Make a data set.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from fgvc_cli.datasets.registry import Presence
+
+datasets_app = typer.Typer(
+    cls=HelpGroup, help="Labelled data sets: list, get, check, make. Alone, it lists them."
+)
+make_app = typer.Typer(cls=HelpGroup, help="Make a data set.", no_args_is_help=True)
 datasets_app.add_typer(make_app, name="make")
+
+_NO_ROOT = "Give --data-root DIR or set FGVC_DATA=DIR to see which are here."
+_PIPE_WIDTH = 200
+"""Columns where stdout is no terminal: one line for each set."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -28,16 +41,40 @@ def _alone(context: typer.Context, data_root: DataRoot = None, as_json: Json = F
         )
 
 
-@datasets_app.command("list")
+@datasets_app.command("list", cls=HelpCommand)
 @guarded
 def list_datasets(data_root: DataRoot = None, as_json: Json = False) -> int:
     """List the known data sets: their counts, whether they are here and whole, and how to get them."""
-    from fgvc_cli.commands import datasets as command
+    from fgvc_cli.datasets.registry import default_root, look_for_sets
 
-    return command.list_known(data_root, as_json=as_json)
+    root = Path(data_root) if data_root else default_root()
+    found = look_for_sets(root)
+    if as_json:
+        print(json.dumps([_as_json(presence) for presence in found], indent=2))
+        return EXIT_OK
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "here", "classes", "train", "val", "test", "where, or how to get it"):
+        numbers = column in ("classes", "train", "val", "test")
+        table.add_column(column, overflow="fold", no_wrap=numbers, justify="right" if numbers else "left")
+    for presence in found:
+        entry = presence.entry
+        counts = (f"{count:,}" if count else "-" for count in (entry.train, entry.val, entry.test))
+        here = {"ok": "yes", "absent": "no", "broken": "broken"}[presence.state]
+        table.add_row(entry.key, here, str(entry.classes), *counts, escape(_where(presence)))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    with console.capture() as text:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+    print(f"Looked below {root}; counts are checked." if root else _NO_ROOT)
+    print("val -: held out of train. test -: labels unpublished, a fifth of train is dealt as test.")
+    return EXIT_OK
 
 
-@datasets_app.command("get")
+@datasets_app.command("get", cls=HelpCommand)
 @guarded
 def get_dataset(
     name: Annotated[str, typer.Argument(help="A known set, e.g. cub.")],
@@ -47,12 +84,30 @@ def get_dataset(
 
     Cut or killed, the same command goes on where it was.
     """
-    from fgvc_cli.commands import datasets_get as command
+    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.datasets.get import fetch_set
+    from fgvc_cli.datasets.registry import default_root, find_known
 
-    return command.run(name, data_root)
+    entry = find_known(name)
+    with ConsoleMessages().bar(name, unit="bytes") as advance:
+        done = 0
+
+        def show(here: int, total: int | None) -> None:
+            nonlocal done
+            text = f"{name}: checking and unpacking" if here == total else None
+            advance(here - done, total=total, text=text)
+            done = here
+
+        listing, folder = fetch_set(name, data_root, on_bytes=show)
+    if listing is None:
+        print(f"{name} is there already: {folder}, {entry.expected}")
+        return EXIT_OK
+    print(f"{entry.title}: {entry.expected}, in {folder}")
+    print(f"fgvc train --dataset {name} --data-root {data_root or default_root()} --model crasmra-r50")
+    return EXIT_OK
 
 
-@datasets_app.command("check")
+@datasets_app.command("check", cls=HelpCommand)
 @guarded
 def check_dataset(
     source: Annotated[str, typer.Argument(help="Class-per-folder folder, CSV, or known set.")],
@@ -75,21 +130,24 @@ def check_dataset(
 
     Exit code 0: nothing was found; 3: something was.
     """
-    from fgvc_cli.commands import datasets_check as command
+    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.datasets.check import as_document, check_set, open_source, summary, write_findings
+    from fgvc_cli.files import check_writable
 
-    return command.run(
-        source,
-        data_root,
-        out=out,
-        as_json=as_json,
-        workers=workers,
-        max_bits=max_bits,
-        min_images=min_images,
-        overwrite=overwrite,
-    )
+    if out:
+        check_writable(out, overwrite=overwrite)
+    data = open_source(source, data_root)
+    with ConsoleMessages().bar("reading images", sum(data.counts().values())) as advance:
+        report = check_set(
+            data, workers=workers, max_bits=max_bits, min_images=min_images, on_image=lambda: advance()
+        )
+    if out:
+        write_findings(report, out, overwrite=overwrite)
+    print(json.dumps(as_document(report), indent=2) if as_json else summary(report, out))
+    return EXIT_OK if report.clean else EXIT_SOME_FAILED
 
 
-@make_app.command("aviary")
+@make_app.command("aviary", cls=HelpCommand)
 @guarded
 def make_aviary(
     out: Annotated[Path, typer.Argument(help="New folder.")],
@@ -101,8 +159,54 @@ def make_aviary(
     seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
 ) -> int:
     """Render birds that differ only in their parts: class folders, with every box in boxes.csv."""
-    from fgvc_cli.commands import datasets as command
+    from fgvc_cli.aviary.dataset import write_aviary
+    from fgvc_cli.cli.progress import ConsoleMessages
 
-    return command.make_aviary(
-        out, species=species, train=train, val=val, test=test, size_px=size_px, seed=seed
-    )
+    with ConsoleMessages().bar("rendering birds") as advance:
+        done = 0
+
+        def show(now: int, total: int) -> None:
+            nonlocal done
+            advance(now - done, total=total)
+            done = now
+
+        count = write_aviary(
+            out,
+            species=species,
+            train=train,
+            val=val,
+            test=test,
+            size_px=size_px,
+            seed=seed,
+            on_progress=show,
+        )
+    print(f"{count:,} pictures in {out}, object and part boxes in {out / 'boxes.csv'}")
+    return EXIT_OK
+
+
+def _where(presence: Presence) -> str:
+    if presence.state == "ok":
+        return str(presence.root)
+    if presence.state == "broken":
+        return presence.problem
+    entry = presence.entry
+    return f"fgvc datasets get {entry.key}" if entry.archives else f"from {entry.source}, as {entry.tree}"
+
+
+def _as_json(presence: Presence) -> dict[str, Any]:
+    entry = presence.entry
+    return {
+        "name": entry.key,
+        "title": entry.title,
+        "state": presence.state,
+        "root": str(presence.root) if presence.root else None,
+        "problem": presence.problem or None,
+        "classes": entry.classes,
+        "train": entry.train,
+        "val": entry.val,
+        "test": entry.test,
+        "dealt_test": entry.dealt_test,
+        "tree": entry.tree,
+        "source": entry.source,
+        "downloadable": bool(entry.archives),
+    }

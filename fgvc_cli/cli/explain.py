@@ -1,14 +1,19 @@
-"""``fgvc explain``: names, options and help."""
+"""``fgvc explain``: options, help, and what it prints."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fgvc_cli.cli.options import BatchSize, Cascade, Device, Quiet, Stages, Workers
-from fgvc_cli.explain import Page
+from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
+
+if TYPE_CHECKING:
+    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.explain.options import ExplainOptions
 
 
 def explain(
@@ -28,7 +33,7 @@ def explain(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Maps to draw: stages, object, rollout, occlusion, occlusion-blur, hirescam, gradcam. "
+            help="Maps to draw: features, object, rollout, occlusion, occlusion-blur, hirescam, gradcam. "
             "Repeatable. Default: what the model itself shows; for a class, occlusion, which is slow "
             "(100 passes) and passes every test of honesty (docs, Which map to believe)."
         ),
@@ -41,7 +46,8 @@ def explain(
         str | None, typer.Option(help="Class to hold it against: why this one and not that one.")
     ] = None,
     page: Annotated[
-        Page | None, typer.Option(help="full or strip. Default: full for one photograph, strip for many.")
+        Literal["full", "strip"] | None,
+        typer.Option(help="full or strip. Default: full for one photograph, strip for many."),
     ] = None,
     parts_dir: Annotated[
         Path | None,
@@ -70,14 +76,14 @@ def explain(
     quiet: Quiet = False,
 ) -> int:
     """Show where the model looked: its box, the maps of its stages or of a method, its best guesses."""
-    from fgvc_cli.commands import explain as command
-    from fgvc_cli.commands.explain_options import ExplainOptions
+    from fgvc_cli.cli.progress import ConsoleMessages, spare_cores
+    from fgvc_cli.explain.options import ExplainOptions
 
     options = ExplainOptions(
         image,
-        weights=tuple(weights) if weights else None,
+        weights=tuple(weights or ()),
         out=out,
-        methods=tuple(method or ()),
+        method=tuple(method or ()),
         target=target,
         against=against,
         page=page,
@@ -91,6 +97,32 @@ def explain(
         nearest=nearest,
         index=index,
         overwrite=overwrite,
-        quiet=quiet,
     )
-    return command.run(options)
+    spare_cores()
+    return run(options, ConsoleMessages(quiet=quiet))
+
+
+def run(options: ExplainOptions, messages: ConsoleMessages) -> int:
+    """Explain, and print what was found: a line per class, ``0.5000  bee``.
+
+    Known images that are nearest follow, four cells between tabs: ``nearest``, the similarity, the class, the
+    path.
+    """
+    from fgvc_cli.charts.text import one_line
+    from fgvc_cli.explain.outputs import INDEX
+    from fgvc_cli.explain.run import explain
+
+    explained = explain.run(replace(options, messages=messages))
+    if not explained.explanations:
+        outs = [explained.out / INDEX]
+        failed = messages.summary(explained.statuses, outs, unread_folders=explained.unread_folders)
+        return EXIT_SOME_FAILED if failed else EXIT_OK
+    for each in explained.explanations:
+        for guess, prob in each.explanation.top:
+            model = f"  {one_line(each.label)}" if each.label else ""
+            print(f"{prob:.4f}  {one_line(guess)}{model}")
+        for near in each.explanation.nearest.overall if each.explanation.nearest else ():
+            cells = ("nearest", f"{near.similarity:.4f}", "|".join(near.labels), near.path)
+            print("\t".join(map(one_line, cells)))
+    messages.note(f"picture: {explained.out}")
+    return EXIT_OK

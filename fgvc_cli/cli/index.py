@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fgvc_cli.cli.options import BatchSize, DataRoot, Device, Quiet, Weights, Workers
+from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 
 
 def index(
@@ -16,7 +17,8 @@ def index(
     dataset: Annotated[str | None, typer.Option(help="Known set instead.")] = None,
     data_root: DataRoot = None,
     split: Annotated[
-        str | None, typer.Option(help="train, val, test or all. Default: train; all of a set without one.")
+        Literal["train", "val", "test", "all"] | None,
+        typer.Option(help="train, val, test or all. Default: train; all of a set without one."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -32,20 +34,26 @@ def index(
     quiet: Quiet = False,
 ) -> int:
     """Store the embeddings of the training photographs, for fgvc explain --nearest to compare with."""
-    from fgvc_cli.commands import index as command
+    from fgvc_cli.cli.progress import ConsoleMessages, spare_cores
+    from fgvc_cli.retrieval.options import IndexOptions
 
-    return command.run(
-        command.IndexRequest(
-            weights=weights,
-            data=data,
-            dataset=dataset,
-            data_root=data_root,
-            split=split,
-            out=out,
-            overwrite=overwrite,
-            batch_size=batch_size,
-            workers=workers,
-            device=device,
-            quiet=quiet,
-        )
+    messages = ConsoleMessages(quiet=quiet)
+    options = IndexOptions(
+        weights=weights,
+        data=data,
+        dataset=dataset,
+        data_root=data_root,
+        split=split,
+        out=out,
+        overwrite=overwrite,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        messages=messages,
     )
+    spare_cores()
+    from fgvc_cli.retrieval.index_file import index as run
+
+    indexed = run.run(options)
+    failed = messages.summary(indexed.statuses, [indexed.path])
+    return EXIT_SOME_FAILED if failed else EXIT_OK

@@ -1,10 +1,15 @@
-"""``fgvc models``: names, options and help."""
+"""``fgvc models``: options, help, and the tables it prints."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from fgvc_cli.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def models(
@@ -12,6 +17,53 @@ def models(
     input_px: Annotated[int, typer.Option(min=32, help="Side of the input for the cost, pixels.")] = 448,
 ) -> int:
     """List the models that can be trained, with their cost, and the embedded weights."""
-    from fgvc_cli.commands import models as command
+    from rich.console import Console
+    from rich.table import Table
 
-    return command.run(names or [], input_px=input_px)
+    from fgvc_cli.engine.weights import read_manifest
+    from fgvc_cli.models.registry import FAMILIES, NAMED
+
+    console = Console(highlight=False)
+    console.print(_registry_table(list(names or NAMED), input_px))
+    if names:
+        return EXIT_OK
+    for prefix, family in FAMILIES.items():
+        console.print(
+            f"[bold]{prefix}-<timm name>[/]  {family.describe}. Cost: fgvc models {prefix}-{family.example}"
+        )
+    table = Table(title="Embedded weights: --weights NAME", title_justify="left")
+    for column in ("name", "model", "classes", "knows", "test top-1 %"):
+        table.add_column(column, overflow="fold")
+    manifest = read_manifest()
+    for entry in manifest.entries.values():
+        name = f"{entry.name} (default)" if entry.name == manifest.default else entry.name
+        top1 = f"{100 * entry.metrics['test']['top1']:.1f}"
+        table.add_row(name, entry.model, str(entry.classes), entry.describes, top1)
+    console.print(table)
+    return EXIT_OK
+
+
+def _registry_table(names: list[str], input_px: int) -> Table:
+    from rich.table import Table
+
+    from fgvc_cli.models.cost import count_gmac, count_parameters
+    from fgvc_cli.models.registry import create_model, resolve
+
+    table = Table(title=f"Models: --model NAME (200 classes, {input_px} px)", title_justify="left")
+    for column in ("name", "backbone", "input", "parameters", "GMAC", "paper"):
+        justify: Literal["left", "right"] = "right" if column in ("parameters", "GMAC") else "left"
+        table.add_column(column, overflow="fold", justify=justify)
+    for name in names:
+        resolved = resolve(name)
+        model = create_model(name, 200)
+        side: int = model.fixed_px or input_px  # type: ignore[assignment]
+        parameters, gmac = count_parameters(model), count_gmac(model, side)
+        table.add_row(
+            name,
+            resolved.backbone,
+            f"{side} px",
+            f"{parameters / 1e6:.1f} M",
+            f"{gmac:.1f}",
+            resolved.family.paper,
+        )
+    return table

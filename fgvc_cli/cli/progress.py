@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Advance, Messages
 
+WITH_PREDICTION = ("ok", "unsure")
 PLAIN_EVERY_SECONDS = 10.0
 """Where stderr is no terminal, a line this often says how far the work is."""
 
@@ -26,13 +29,17 @@ class ConsoleMessages(Messages):
     def __init__(self, *, quiet: bool = False):
         super().__init__(quiet=quiet)
         self.console = stderr_console()
+        self.seconds = 0.0
+        """How long the last bar was there."""
 
     def print(self, text: str) -> None:
         """One line."""
         self.console.print(text, markup=False)
 
     @contextlib.contextmanager
-    def bar(self, text: str, total: int | None = None, *, unit: str = "images") -> Iterator[Advance]:
+    def bar(
+        self, text: str, total: int | None = None, *, unit: str = "images", lines: bool = False
+    ) -> Iterator[Advance]:
         """Draw how far the work is: how much of it, how fast, the time left where the total is known."""
         live = not self.quiet and self.console.is_terminal and not self.console.is_dumb_terminal
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=20))
@@ -51,13 +58,48 @@ class ConsoleMessages(Messages):
             known = progress.tasks[0].total
             line = f"{text or first}: {_pace(done, known, time.monotonic() - start, unit)}"
             progress.update(task, completed=done, description=line)
-            if not live and time.monotonic() - said > PLAIN_EVERY_SECONDS:
+            if lines and not live and time.monotonic() - said > PLAIN_EVERY_SECONDS:
                 said = time.monotonic()
                 self.note(line)
 
         first = text
-        with progress:
-            yield advance
+        try:
+            with progress:
+                yield advance
+        finally:
+            self.seconds = time.monotonic() - start
+
+    def summary(self, statuses: Mapping[str, int], outs: Sequence[Path], *, unread_folders: int = 0) -> int:
+        """Say how many images there were, how fast, what failed and where the rest is.
+
+        Args:
+            statuses: status of a row -> how many.
+            unread_folders: that could not be listed, so that their images have no row.
+
+        Returns:
+            How many failed, those folders included.
+        """
+        rows, unsure = sum(statuses.values()), statuses.get("unsure", 0)
+        failures = {k: n for k, n in statuses.items() if k not in WITH_PREDICTION and n}
+        failed = sum(failures.values())
+        reasons = ", ".join(f"{k} {n:,}" for k, n in sorted(failures.items(), key=lambda item: -item[1]))
+        middle = f" {unsure:,} unsure," if unsure else ""
+        fates = (
+            f"{rows - failed - unsure:,} ok,{middle} {failed:,} failed{f' ({reasons})' if reasons else ''}"
+        )
+        self.note(f"{_pace(rows, None, self.seconds, 'images')}: {fates}.")
+        if unread_folders:
+            self.note(f"Folders that could not be listed: {unread_folders:,}.")
+        self.note(f"Written to {', '.join(map(str, outs))}.")
+        return failed + unread_folders
+
+
+def spare_cores() -> None:
+    """Let a thread of torch that waits for another give up its core, which a reader of images can use.
+
+    Call it before torch is imported, which reads the setting once.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _pace(done: int, total: float | None, seconds: float, unit: str) -> str:

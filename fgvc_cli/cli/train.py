@@ -1,13 +1,20 @@
-"""``fgvc train``: names, options and help."""
+"""``fgvc train``: options, help, and what it prints."""
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fgvc_cli.cli.options import DataRoot, Device, Stages
+from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError, Interrupted
+
+if TYPE_CHECKING:
+    from fgvc_cli.engine.options import AblateOptions, TrainOptions
 
 
 def train(
@@ -29,8 +36,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Settings to start from: crasmra-paper, vitms-paper or strong; fgvc recipes describes them. "
-            "Default: that of the model's paper."
+            help="Settings to start from: crasmra-paper, vitms-paper, strong or probe; fgvc recipes "
+            "describes them. Default: that of the model's paper."
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: 200; vitms and strong: 30.")] = None,
@@ -40,7 +47,8 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
     init: Annotated[
-        str | None, typer.Option(help="Start from this safetensors file; its classifier is not taken.")
+        str | None,
+        typer.Option(help="Start from these weights, named as for --weights, without their classifier."),
     ] = None,
     pretrained: Annotated[
         bool | None,
@@ -50,7 +58,7 @@ def train(
         ),
     ] = None,
     stages: Stages = None,
-    amp: Annotated[str | None, typer.Option(help="none, bf16 or fp16.")] = None,
+    amp: Annotated[str | None, typer.Option(help="Precision: auto, none (float32), bf16 or fp16.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: 2.")] = None,
     device: Device = "auto",
     devices: Annotated[
@@ -93,32 +101,93 @@ def train(
     ] = None,
 ) -> int:
     """Train a model on labelled photographs; the best epoch on validation is kept, then tested once."""
-    from fgvc_cli.commands import train as command
+    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.engine.options import AblateOptions, TrainOptions
 
-    flags = {
-        "model": model,
-        "recipe": recipe,
-        "data": data,
-        "dataset": dataset,
-        "data_root": data_root,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "input_px": input_px,
-        "seed": seed,
-        "init": init,
-        "pretrained": pretrained,
-        "stages": stages,
-        "amp": amp,
-        "workers": workers,
-        "devices": devices,
-        "show_config": show_config or None,
-        "ablate": ablate,
-        "seeds": seeds,
-    }
     if resume is not None:
-        return command.resume(resume, flags, sets=sets or [], out=out, device=device, overwrite=overwrite)
-    if ablate is not None or seeds is not None:
-        from fgvc_cli.commands import ablate as ablation
+        ours = {"--show-config": show_config, "--ablate": ablate, "--seeds": seeds}
+        for name in (name for name, value in ours.items() if value):
+            raise FgvcError(
+                f"--resume goes on by the run's own settings, got {name}.",
+                "Leave it out; --device, --workers, --data and --data-root may be given.",
+                EXIT_USAGE,
+            )
+    if seeds and not ablate:
+        raise FgvcError("--seeds goes with --ablate.", "One training takes --seed.", EXIT_USAGE)
+    options = TrainOptions(
+        model=model,
+        data=data,
+        dataset=dataset,
+        data_root=data_root,
+        out=out,
+        recipe=recipe,
+        epochs=epochs,
+        batch_size=batch_size,
+        input_px=input_px,
+        seed=seed,
+        init=init,
+        pretrained=pretrained,
+        stages=stages,
+        amp=amp,
+        workers=workers,
+        device=device,
+        devices=devices,
+        set=tuple(sets or ()),
+        overwrite=overwrite,
+        resume=resume,
+        messages=ConsoleMessages(),
+    )
+    if ablate:
+        named = {field.name: getattr(options, field.name) for field in fields(options)}
+        return run_table(AblateOptions(**named, ablate=ablate, seeds=seeds), show_config=show_config)
+    return run(options, show_config=show_config)
 
-        return ablation.run(flags, sets=sets or [], out=out, device=device, overwrite=overwrite)
-    return command.run(flags, sets=sets or [], out=out, device=device, overwrite=overwrite)
+
+def run(options: TrainOptions, *, show_config: bool = False) -> int:
+    """Train, or only print the settings; print the result."""
+    from fgvc_cli.engine.distributed import EndedByAnother, find_world
+    from fgvc_cli.engine.settings import plain_values, resolved_config
+    from fgvc_cli.engine.train import check_model_given, train
+
+    if show_config:
+        check_model_given(options)
+        config = resolved_config(plain_values(options, find_world().size))
+        print(json.dumps(config.model_dump(), indent=2))
+        return EXIT_OK
+    try:
+        trained = train.run(options)
+    except Interrupted:
+        return EXIT_INTERRUPTED
+    except EndedByAnother:
+        return EXIT_ERROR
+    if not trained.told:
+        print(trained.text)
+    return EXIT_OK
+
+
+def run_table(options: AblateOptions, *, show_config: bool = False) -> int:
+    """Train a table, or only print the settings of its trainings; print the table."""
+    from fgvc_cli.engine.ablate import PICTURE, SCORES, SUMMARY, ablate, ablation_configs
+    from fgvc_cli.engine.ablation_table import summary_text
+
+    if show_config:
+        configs = {name: config.model_dump() for name, config in ablation_configs(options).items()}
+        print(json.dumps(configs, indent=2))
+        return EXIT_OK
+    try:
+        ablated = ablate.run(options)
+    except Interrupted:
+        return EXIT_INTERRUPTED
+    if ablated.lines:
+        print(summary_text(ablated.lines, ablated.reference))
+        # A row that lacks seeds has had less chance of a bad one.
+        lines = [line for line in ablated.lines if line.split == "val"]
+        best = max(lines, key=lambda line: (line.seeds, line.top1))
+        than = f"; than {ablated.reference}: {best.verdict}" if best.verdict else ""
+        print(f"\nhighest mean on val, by which to choose: {best.variant}{than}")
+        print(f"{SCORES}, {SUMMARY} and {PICTURE} are in {ablated.folder}")
+    for name, why in ablated.failures.items():
+        print(f"fgvc: {name} failed: {why}", file=sys.stderr)
+    if ablated.failures:
+        print("fgvc: The same command again tries these once more.", file=sys.stderr)
+    return EXIT_ERROR if ablated.failures else EXIT_OK

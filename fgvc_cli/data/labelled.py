@@ -1,24 +1,27 @@
-"""Labelled sets of the user's: a folder with one folder per class, or a CSV. No pixel is read.
+"""Labelled sets of the user's: a folder with one folder per class, or a file that lists images.
 
-The published data sets are in ``fgvc_cli.datasets``.
+No pixel is read. The published data sets are in ``fgvc_cli.datasets``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
-from fgvc_cli.data.labelled_csv import CSV_FORM, SPLIT_NAMES, Found, read_csv
+from fgvc_cli.data.groups import SplitBy, group_images
+from fgvc_cli.data.label_files import LABEL_FORM, SPLIT_NAMES, Found, is_label_file, read_label_file
 from fgvc_cli.data.listing import NO_LABEL, SPLITS, Example, LabelledSet, first_names, natural_key
 from fgvc_cli.data.listing import missing_images as missing_images
-from fgvc_cli.data.split import check_shares, deal
+from fgvc_cli.data.names import code_points, join_forms, look_alikes
+from fgvc_cli.data.split import Division, check_shares, deal, deal_groups
 from fgvc_cli.data.split import hold_out_validation as hold_out_validation
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.sources.find import EXTENSIONS
-from fgvc_cli.sources.stored import is_left_behind
+from fgvc_cli.sources.stored import Pick, is_image_name, is_left_behind
 
-_EXPECTED = f"Give a folder with one folder of images per class, or a .csv file ({CSV_FORM})."
+_EXPECTED = f"Give a folder with one folder of images per class, or a .csv file ({LABEL_FORM})."
 
 _ByClass = dict[str | None, dict[str, list[str]]]
 
@@ -30,44 +33,60 @@ def load_labelled(
     test_share: float = 0.2,
     seed: int = 0,
     for_training: bool = True,
+    split_by: str | None = None,
+    similar_names: Literal["refuse", "keep"] = "refuse",
 ) -> LabelledSet:
-    """List a folder with one folder per class, or a CSV.
+    """List a folder with one folder per class, or a CSV, JSONL or Parquet file.
 
     Folder: class folders at the top, or below ``train/``, ``val/`` (``valid/``, ``validation/``) and
-    ``test/``. Images are found at any depth below their class folder (linked folders below that are
-    not followed); hidden names, what systems leave behind (``LEFT_BEHIND``) and files beside the class
-    folders are left out. CSV: ``path,label``
+    ``test/``. Images are found at any depth below their class folder; linked folders below that,
+    archives, other files, hidden names and what systems leave behind (``LEFT_BEHIND``) are passed over and
+    counted in ``notes``; images beside the class folders are left out. CSV: ``path,label``
     and perhaps ``split``; UTF-8; relative paths start at the CSV's folder; ``path,labels`` with ``a|b``
-    makes a multi-label set, an empty field an image with none of the labels (see ``labelled_csv``). Classes
+    makes a multi-label set, an empty field an image with none of the labels (see ``label_files``). Classes
     are in natural order (``x2`` before ``x10``), examples ordered by class, then path.
 
     Without any split the images are dealt into train, val and test, seeded and per class. A val
     split that is not there is held out of train: it chooses the checkpoint, and the test split is
     touched once, at the end. A test split that is not there beside others stays empty.
 
+    Class names are compared in Unicode NFC: spellings that differ in form only are one class.
+
     Args:
-        path: the folder or ``.csv`` file.
-        val_share: share of each class for val, in (0, 1); ignored where a val split exists.
-        test_share: share of each class for test, in [0, 1); ignored where any split exists.
+        path: the folder or file.
+        val_share: fraction of each class for val, in [0, 1); 0: none, where the last epoch is to be kept.
+            Ignored where a val split exists.
+        test_share: fraction of each class for test, in [0, 1); ignored where any split exists.
         for_training: False for a set that is only to be evaluated: nothing is dealt or held out, an unsplit
             set is all test, and a class may have one image.
         seed: of the deal; the same seed and file names give the same split on every machine.
+        split_by: ``folder``, ``column=NAME`` of a file or ``minutes=N``: images of one folder, value or burst
+            come into one split. See ``groups``.
+        similar_names: whether classes whose names differ only by case or blanks are refused in training.
 
     Raises:
         FgvcError: nothing there, fewer than two classes, classes without enough images, classes
-            of val or test that train lacks, or a malformed CSV (with the line number).
+            of val or test that train lacks, class names that look alike, a split that ``split_by`` leaves
+            empty, or a malformed file (with the line number).
     """
     check_shares(val_share, test_share)
+    pick = Pick()
+    by = SplitBy.parse(split_by) if split_by and for_training else None
     try:
         if path.is_dir():
-            root, name, found = path, path.resolve().name, _read_folder(path, for_training)
-        elif path.is_file() and path.suffix.lower() == ".csv":
-            root, name, found = path.parent, path.stem, read_csv(path)
+            root, name, found = path, path.resolve().name, _read_folder(path, pick, for_training)
+        elif path.is_file() and is_label_file(path):
+            root, name, found = path.parent, path.stem, read_label_file(path, by.column if by else None)
         else:
-            reason = "is neither a folder nor a .csv file" if path.exists() else "does not exist"
+            reason = (
+                "is neither a folder nor a .csv, .jsonl or .parquet file"
+                if path.exists()
+                else "does not exist"
+            )
             raise FgvcError(f"{path} {reason}.", _EXPECTED)
     except OSError as error:
         raise FgvcError(f"{error.filename or path} cannot be read: {error.strerror}.") from error
+    _join_names(path, found, refuse=for_training and similar_names == "refuse")
     by_class = found.by_class()
     classes = _agree_on_classes(path, by_class) if for_training else _all_classes(path, by_class)
     index = {name: label for label, name in enumerate(classes)}
@@ -82,15 +101,89 @@ def load_labelled(
     if not for_training:
         train, val, test = (tuple(listed.get(split, ())) for split in SPLITS)
         test += tuple(listed.get(None, ()))
-    elif None in listed:
-        train, val, test = deal(listed[None], classes, val_share, test_share, seed)
     else:
+        given = None not in listed
         train, val, test = (tuple(listed.get(split, ())) for split in SPLITS)
-        if not val:
-            train, val = hold_out_validation(train, classes, val_share=val_share, seed=seed)
+        if not given or not val:
+            undealt = train if given else listed[None]
+            test_part = 0.0 if given else test_share
+            if by:
+                groups, notes = group_images(by, root, undealt, found.groups, by_class_folders=path.is_dir())
+                division = deal_groups(undealt, classes, groups, val_share, test_part, seed)
+                found.notes += [*notes, _division_note(by, groups, division)]
+            else:
+                division = deal(undealt, classes, val_share, test_part, seed)
+            train, val = division[:2]
+            test = test if given else division[2]
+        found.notes += _untested(found, classes, val, test, asked=not given and test_share > 0)
     splits = {"train": train, "val": val, "test": test}
     undivided = None in listed and not for_training
-    return LabelledSet(name, root, classes, splits, found.multi_label, undivided)
+    found.notes += pick.lines()
+    return LabelledSet(name, root, classes, splits, found.multi_label, undivided, tuple(found.notes))
+
+
+def _join_names(path: Path, found: Found, *, refuse: bool) -> None:
+    """Make one class of names that differ by their Unicode form only.
+
+    Raises:
+        FgvcError: others look alike, and are to be refused.
+    """
+    names = {name for by_names in found.images.values() for own in by_names for name in own}
+    class_of = join_forms(names)
+    joined: dict[str, list[str]] = {}
+    for name, one in sorted(class_of.items()):
+        joined.setdefault(one, []).append(name)
+    for one, own in sorted(joined.items()):
+        if len(own) > 1:
+            forms = " and ".join(code_points(name) for name in own)
+            found.notes.append(f"One class {one!r} in {len(own)} Unicode forms: {forms}.")
+    found.rename({}, {name: one for name, one in class_of.items() if name != one})
+    for first, second, *_ in look_alikes(joined):
+        both = f"{code_points(first)} and {code_points(second)}"
+        message = f"{path}: the class names {both} differ only by case or blanks."
+        if refuse:
+            raise FgvcError(
+                message,
+                "If they are one class, give them one name; if they are two: --set similar_names=keep",
+            )
+        found.notes.append(message)
+
+
+def _division_note(by: SplitBy, groups: Sequence[str], division: Division) -> str:
+    sizes = Counter(groups).values()
+    counts = ", ".join(f"{len(part):,} {split}" for split, part in zip(SPLITS, division, strict=True) if part)
+    return (
+        f"Split by {by.text}: {len(sizes):,} groups of {min(sizes):,} to {max(sizes):,} images, "
+        f"none in two splits: {counts}."
+    )
+
+
+def _untested(
+    found: Found, classes: Sequence[str], val: Sequence[Example], test: Sequence[Example], *, asked: bool
+) -> list[str]:
+    """What no score will tell: classes without an image in a split that others have one in.
+
+    Args:
+        asked: a test split was to be made.
+    """
+    notes = []
+    if asked and not test:
+        notes.append(
+            "No test split: the classes have too few images for one; val, which chooses the epoch, is all "
+            "that is scored."
+        )
+    for split, part, what in (
+        ("val", val, "no part in choosing the epoch"),
+        ("test", test, "no score tells how well the model knows them"),
+    ):
+        there = {label for example in part for label in example.labels}
+        lacking = [name for label, name in enumerate(classes) if label not in there]
+        if part and lacking:
+            notes.append(
+                f"{len(lacking):,} of {len(classes):,} classes without a {split} image "
+                f"({first_names(lacking)}): {what}."
+            )
+    return notes
 
 
 def _indices(names: tuple[str, ...], index: dict[str, int]) -> tuple[int, tuple[int, ...]]:
@@ -135,11 +228,11 @@ def _all_classes(path: Path, found: _ByClass) -> tuple[str, ...]:
     return tuple(sorted(names, key=natural_key))
 
 
-def _read_folder(root: Path, for_training: bool = True) -> Found:
+def _read_folder(root: Path, pick: Pick, for_training: bool = True) -> Found:
     tops = sorted(p.name for p in root.iterdir() if p.is_dir() and not is_left_behind(p.name))
     folders = [name for name in tops if name.lower() in SPLIT_NAMES]
     if not folders:
-        return Found({None: _list_classes(root, root)})
+        return Found({None: _list_classes(root, root, pick)})
     splits = [SPLIT_NAMES[name.lower()] for name in folders]
     if (for_training and "train" not in splits) or len(set(splits)) < len(splits):
         raise FgvcError(
@@ -147,7 +240,7 @@ def _read_folder(root: Path, for_training: bool = True) -> Found:
             "expected train/, perhaps one val/, one test/.",
             "Rename the folders, or list the images in a .csv file.",
         )
-    strays = [name for name in tops if name not in folders and any(_walk_images(root / name))]
+    strays = [name for name in tops if name not in folders and any(_walk_images(root / name, Pick()))]
     if strays:
         raise FgvcError(
             f"{root} has split folders ({first_names(folders)}) beside other folders of images "
@@ -155,28 +248,34 @@ def _read_folder(root: Path, for_training: bool = True) -> Found:
             "Move the others away, or list the images in a .csv file.",
         )
     images: dict[str | None, dict[tuple[str, ...], list[str]]] = {
-        split: _list_classes(root, root / name) for split, name in zip(splits, folders, strict=True)
+        split: _list_classes(root, root / name, pick) for split, name in zip(splits, folders, strict=True)
     }
     return Found(images)
 
 
-def _list_classes(root: Path, top: Path) -> dict[tuple[str, ...], list[str]]:
+def _list_classes(root: Path, top: Path, pick: Pick) -> dict[tuple[str, ...], list[str]]:
     """Class folder of ``top`` -> its images, relative to ``root``."""
-    folders = sorted(p.name for p in top.iterdir() if p.is_dir() and not is_left_behind(p.name))
-    if not folders and any(_walk_images(top)):
+    below = [p for p in top.iterdir() if not pick.leaves(p.name)]
+    folders = sorted(p.name for p in below if p.is_dir())
+    for path in below:
+        if path.name not in folders and not is_image_name(path.name):
+            pick.takes(path.name)
+    if not folders and any(_walk_images(top, Pick())):
         raise FgvcError(
             f"{top} has images but no class folders; expected one folder of images per class.",
             "Move the images into folders named after their classes, or list them in a .csv file.",
         )
-    return {(name,): [p.relative_to(root).as_posix() for p in _walk_images(top / name)] for name in folders}
+    walks = {name: _walk_images(top / name, pick) for name in folders}
+    return {(name,): [p.relative_to(root).as_posix() for p in walk] for name, walk in walks.items()}
 
 
-def _walk_images(top: Path) -> Iterable[Path]:
+def _walk_images(top: Path, pick: Pick) -> Iterable[Path]:
     def refuse(error: OSError) -> None:
         raise error  # os.walk would pass over an unreadable folder in silence
 
     for folder, below, files in os.walk(top, onerror=refuse):
-        below[:] = [name for name in below if not is_left_behind(name)]
+        below[:] = [name for name in below if not pick.leaves(name)]
+        pick.linked_folders += sum(os.path.islink(os.path.join(folder, name)) for name in below)
         for name in files:
-            if not is_left_behind(name) and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not pick.leaves(name) and pick.takes(name):
                 yield Path(folder, name)

@@ -45,6 +45,9 @@ class LabelledSet:
         multi_label: whether an image may have several labels or none, each to be told by itself; then one
             with a single label is a statement too: it has no other.
         undivided: whether the source names no splits, and none were made: all images are then in ``test``.
+        notes: lines that the user is to read: what was taken in another way than it is written, and what no
+            score will tell.
+        caveat: what has to be said beside every score on it; empty where nothing has.
     """
 
     name: str
@@ -53,6 +56,8 @@ class LabelledSet:
     splits: dict[str, tuple[Example, ...]]
     multi_label: bool = False
     undivided: bool = False
+    notes: tuple[str, ...] = ()
+    caveat: str = ""
 
     def counts(self) -> dict[str, int]:
         """Images per split."""

@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 
 from fgvc_cli.data.listing import Example, LabelledSet
 from fgvc_cli.datasets.boxes import TrueBoxes, check_box
-from fgvc_cli.datasets.registry import Archive, KnownSet, read_lines, read_pairs
+from fgvc_cli.datasets.entries import Archive, KnownSet, read_lines, read_pairs
 
 
 def read_aircraft(root: Path, level: str, names: str) -> LabelledSet:

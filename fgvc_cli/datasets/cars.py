@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from fgvc_cli.data.listing import Example, LabelledSet
-from fgvc_cli.datasets.registry import KnownSet, read_mat
+from fgvc_cli.datasets.entries import KnownSet, read_mat
 
 
 def read_cars(root: Path) -> LabelledSet:

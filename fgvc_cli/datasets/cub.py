@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fgvc_cli.data.listing import Example, LabelledSet
 from fgvc_cli.datasets.boxes import TrueBoxes, check_box
-from fgvc_cli.datasets.registry import Archive, KnownSet, read_pairs
+from fgvc_cli.datasets.entries import Archive, KnownSet, read_pairs
 
 
 def read_cub(root: Path) -> LabelledSet:

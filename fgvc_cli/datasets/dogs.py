@@ -27,7 +27,7 @@ import numpy as np
 
 from fgvc_cli.data.listing import Example, LabelledSet
 from fgvc_cli.datasets.boxes import TrueBoxes, check_box
-from fgvc_cli.datasets.registry import Archive, KnownSet, read_mat
+from fgvc_cli.datasets.entries import Archive, KnownSet, read_mat
 
 
 def read_dogs(root: Path) -> LabelledSet:

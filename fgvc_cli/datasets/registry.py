@@ -1,119 +1,41 @@
-"""The published data sets by name, with their official splits and counts.
+"""Labelled sets by name or by path: the published ones with their official splits and counts, and boxes.
 
-A set is one file: its docstring shows the tree, and it defines ``ENTRIES``, one ``KnownSet`` for each way to
-label its images. The names then go into ``_MODULES`` below. Nothing is downloaded here.
+Nothing is downloaded here.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Literal
 
+from fgvc_cli.config import TrainConfig
+from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import LabelledSet, missing_images
 from fgvc_cli.data.split import hold_out_validation
+from fgvc_cli.datasets import aircraft, cars, catalogue, cub, dogs
+from fgvc_cli.datasets.boxes import BOXES_CSV, TrueBoxes, read_box_table
+from fgvc_cli.datasets.entries import KnownSet, counts_text
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 
-# name -> module of this package; imported when asked for, since the modules import this one
-_MODULES = {
-    "aircraft": "aircraft",
-    "aircraft-family": "aircraft",
-    "aircraft-manufacturer": "aircraft",
-    "cars": "cars",
-    "cub": "cub",
-    "dogs": "dogs",
-    "flowers102": "flowers102",
-    "food101": "food101",
-    "grocery": "grocery",
-    "grocery-coarse": "grocery",
-    "icassava2019": "icassava2019",
-    "pets": "pets",
-    "plant2020": "plant2020",
-    "plant2021": "plant2021",
-}
+_GROUPS = (aircraft.ENTRIES, cars.ENTRIES, catalogue.ENTRIES, cub.ENTRIES, dogs.ENTRIES)
+ENTRIES = {entry.key: entry for entry in sorted((e for group in _GROUPS for e in group), key=lambda e: e.key)}
+"""Every known set by the name that users type, in alphabetical order."""
 
 _DEALT_TEST_SEED = 2021
 """Of every dealt test split: one split for all, whatever the seed of a run."""
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A file at an official address.
-
-    Args:
-        url: where it is.
-        md5: as published, hex; None where none is.
-        into: the folder below the data root in which it is unpacked, or put where it is no archive.
-    """
-
-    url: str
-    md5: str | None = None
-    into: str = ""
-
-    @property
-    def file(self) -> str:
-        """Its name."""
-        return self.url.rpartition("/")[2]
-
-
-@dataclass(frozen=True)
-class KnownSet:
-    """A published data set: where its files lie, how many there are, how to list them.
-
-    Args:
-        key: the name users type.
-        title: the name in print.
-        folder: its folder below the data root, POSIX.
-        needs: what must exist in that folder; directories end in ``/``.
-        classes, train, test: official counts; ``train`` is counted before anything is held out of it.
-        source: where it is to be had.
-        load: folder -> listing with the official splits, val empty where there is none. May raise
-            OSError, ValueError, KeyError, IndexError or TypeError on malformed files.
-        val: official count, or 0 where val is held out of train.
-        dealt_test: share of each class of ``train`` that becomes the test split, where the labels of the
-            official one are unpublished (``test`` is 0 then). It does not depend on any seed. A number on
-            it compares with no official one.
-        archives: what ``fgvc datasets get`` downloads; empty where one has to ask or to sign in first.
-        archive_folder: what the unpacked archives call ``folder``, where it is something else.
-    """
-
-    key: str
-    title: str
-    folder: str
-    needs: tuple[str, ...]
-    classes: int
-    train: int
-    test: int
-    source: str
-    load: Callable[[Path], LabelledSet]
-    val: int = 0
-    dealt_test: float = 0.0
-    archives: tuple[Archive, ...] = ()
-    archive_folder: str = ""
-
-    @property
-    def tree(self) -> str:
-        """The expected tree in one line."""
-        return f"{self.folder}/{{{','.join(self.needs)}}}"
-
-    @property
-    def expected(self) -> str:
-        """The official counts in one line."""
-        text = _counts_text(self.classes, self.train, self.val, self.test)
-        return f"{text}, {self.dealt_test:.0%} of train dealt as test" if self.dealt_test else text
-
-
 def known_sets() -> tuple[KnownSet, ...]:
     """Every known set, by name."""
-    return tuple(find_known(key) for key in _MODULES)
+    return tuple(ENTRIES.values())
 
 
 def known_names() -> tuple[str, ...]:
     """The names of all known sets."""
-    return tuple(_MODULES)
+    return tuple(ENTRIES)
 
 
 def find_known(name: str) -> KnownSet:
@@ -122,15 +44,14 @@ def find_known(name: str) -> KnownSet:
     Raises:
         FgvcError: no such name; the nearest ones are shown.
     """
-    if name not in _MODULES:
-        close = nearest(name, _MODULES)
+    if name not in ENTRIES:
+        close = nearest(name, ENTRIES)
         raise FgvcError(
-            f"No data set is called {name!r}; known are {', '.join(_MODULES)}.",
+            f"No data set is called {name!r}; known are {', '.join(ENTRIES)}.",
             f"Did you mean {' or '.join(close)}?" if close else None,
             EXIT_USAGE,
         )
-    entries: tuple[KnownSet, ...] = importlib.import_module(f"fgvc_cli.datasets.{_MODULES[name]}").ENTRIES
-    return next(entry for entry in entries if entry.key == name)
+    return ENTRIES[name]
 
 
 def default_root() -> Path | None:
@@ -149,7 +70,8 @@ def load_known(name: str, data_root: Path | None, *, val_share: float = 0.1, see
     Args:
         name: a key, such as ``"cub"``.
         data_root: the folder that holds the set's folder, or that folder itself; None: ``$FGVC_DATA``.
-        val_share: share of each training class held out, in (0, 1); unused with an official val.
+        val_share: fraction of each training class held out, in [0, 1), 0 for none; unused with an official
+            val.
         seed: of the hold-out.
 
     Raises:
@@ -201,46 +123,6 @@ def read_official(entry: KnownSet, data_root: Path) -> LabelledSet:
     return replace(listing, name=entry.key)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The non-blank lines of a UTF-8 list file, stripped."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """Lines of ``key value``; the value may hold spaces.
-
-    Raises:
-        ValueError: a line with one word.
-    """
-    pairs = []
-    for line in read_lines(path):
-        key, gap, value = line.partition(" ")
-        if not gap:
-            raise ValueError(f"{path.name}: {line!r} is not two words")
-        pairs.append((key, value.strip()))
-    return pairs
-
-
-def read_mat(path: Path) -> dict[str, Any]:
-    """The variables of a MATLAB file, singleton dimensions squeezed.
-
-    Raises:
-        ValueError: not a readable MATLAB file.
-    """
-    from scipy.io import loadmat  # 0.2 s, for two of the sets only
-
-    try:
-        variables: dict[str, Any] = loadmat(path, squeeze_me=True)
-    except Exception as error:  # a cut file surfaces as zlib.error, TypeError, MatReadError and others
-        raise ValueError(f"{path.name}: {error}") from error
-    return variables
-
-
-def _counts_text(classes: int, train: int, val: int, test: int) -> str:
-    splits = (("train", train), ("val", val), ("test", test))
-    return ", ".join([f"{classes} classes", *(f"{count:,} {name}" for name, count in splits if count)])
-
-
 def _how_to_get(entry: KnownSet) -> str:
     how = f"; to download it: fgvc datasets get {entry.key}" if entry.archives else ""
     return f"Expected {entry.tree} with {entry.expected}, from {entry.source}{how}."
@@ -277,7 +159,7 @@ def _is_there(folder: Path, need: str) -> bool:
 
 def _check_complete(entry: KnownSet, listing: LabelledSet) -> None:
     counts = listing.counts()
-    arrived = _counts_text(len(listing.classes), **counts)
+    arrived = counts_text(len(listing.classes), **counts)
     if (len(listing.classes), counts) != (
         entry.classes,
         {"train": entry.train, "val": entry.val, "test": entry.test},
@@ -292,3 +174,107 @@ def _check_complete(entry: KnownSet, listing: LabelledSet) -> None:
             f"first {missing[0]}.",
             _how_to_get(entry),
         )
+
+
+@dataclass(frozen=True)
+class Presence:
+    """A known set and what is there of it."""
+
+    entry: KnownSet
+    state: Literal["ok", "absent", "broken"]
+    """``ok``: its counts are the official ones and every image is there. ``broken``: something else is."""
+    root: Path | None = None
+    """Its folder, where it is ok."""
+    problem: str = ""
+    """One line, where it is broken."""
+
+
+def look_for_sets(data_root: Path | None) -> list[Presence]:
+    """Every known set, by name; all are absent without a data root."""
+    return [look_for(entry, data_root) for entry in known_sets()]
+
+
+def look_for(entry: KnownSet, data_root: Path | None) -> Presence:
+    """What is there of one set."""
+    if data_root is None:
+        return Presence(entry, "absent")
+    _, absent = lacking(entry, data_root)
+    # Folders such as images/ and train/ are many sets' own: some of them are no sign of this one.
+    if absent and not (data_root / entry.folder).is_dir():
+        return Presence(entry, "absent")
+    try:
+        return Presence(entry, "ok", read_official(entry, data_root).root)
+    except FgvcError as error:
+        return Presence(entry, "broken", problem=error.message)
+
+
+def load_data(config: TrainConfig, *, for_training: bool = True) -> LabelledSet:
+    """List the set under ``config.data`` or ``config.dataset``.
+
+    Args:
+        for_training: see ``load_labelled``; a known set always has its own splits.
+
+    Raises:
+        FgvcError: neither or both are named, or the set cannot be listed.
+    """
+    if bool(config.data) == bool(config.dataset):
+        raise FgvcError(
+            "Give either --data PATH (a class-per-folder folder or a CSV with path,label[,split]) "
+            "or --dataset NAME.",
+            "For example: fgvc train --data birds --model crasmra-r50",
+            EXIT_USAGE,
+        )
+    if config.dataset:
+        if config.split_by:
+            raise FgvcError(
+                f"--split-by is for data of your own; {config.dataset} has its published splits.",
+                "Leave it out.",
+                EXIT_USAGE,
+            )
+        root = Path(config.data_root) if config.data_root else None
+        return load_known(config.dataset, root, val_share=config.val_share, seed=config.split_seed)
+    return load_labelled(
+        Path(config.data or ""),
+        val_share=config.val_share,
+        test_share=config.test_share,
+        seed=config.split_seed,
+        for_training=for_training,
+        split_by=config.split_by,
+        similar_names=config.similar_names,
+    )
+
+
+def load_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
+    """The boxes of those photographs of a set that have any.
+
+    Args:
+        root: the set's folder.
+        paths: relative to ``root``, POSIX, as ``Example.path``.
+
+    Returns:
+        Path -> boxes; empty for a set without.
+
+    Raises:
+        FgvcError: a file of boxes that does not read.
+    """
+    for marker, read in _readers().items():
+        if (root / marker).exists():
+            try:
+                return read(root, paths)
+            except (OSError, ValueError, KeyError, SyntaxError) as error:
+                why = " ".join(f"{type(error).__name__}: {error}".split())
+                raise FgvcError(
+                    f"The boxes in {root / marker} do not read ({why}).",
+                    "Mend the file, or move it away to evaluate without boxes.",
+                ) from error
+    return {}
+
+
+def _readers() -> dict[str, Callable[[Path, Iterable[str]], dict[str, TrueBoxes]]]:
+    """The file or folder that holds the boxes -> what reads it."""
+    return {
+        BOXES_CSV: read_box_table,
+        "bounding_boxes.txt": cub.read_cub_boxes,
+        "images_box.txt": aircraft.read_aircraft_boxes,
+        "Annotation": dogs.read_dogs_boxes,
+    }

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgvc_cli.engine.seed_statistics import mean_and_deviation, paired_interval, verdict
-from fgvc_cli.engine.trainer import METRICS
+from fgvc_cli.engine.run_state import METRICS
+from fgvc_cli.evaluate.comparison import mean_and_deviation, paired_interval, verdict
 from fgvc_cli.evaluate.intervals import Interval
 from fgvc_cli.files import AtomicFile
 

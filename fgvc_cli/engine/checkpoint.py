@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from fgvc_cli import __version__
-from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256
+from fgvc_cli.config import Preprocess, TrainConfig, config_sha256, stored_options, stored_preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
 from fgvc_cli.files import AtomicFile
@@ -62,6 +62,7 @@ def save_checkpoint(
     calibration: Calibration | None = None,
     epoch: int = 0,
     finished: bool = False,
+    precision: str = "float32",
 ) -> None:
     """Write a checkpoint whole or not at all (temporary file, fsync, rename).
 
@@ -71,6 +72,7 @@ def save_checkpoint(
         calibration: None while none is fitted.
         epoch: after which the weights were as they are, from 1; 0: not known.
         finished: whether the training has come to its end.
+        precision: that ``metrics`` and ``calibration`` were measured in.
 
     Raises:
         FgvcError: the file cannot be written.
@@ -86,6 +88,7 @@ def save_checkpoint(
         "metrics": metrics,
         "epoch": epoch,
         "finished": finished,
+        "precision": precision,
         "config": config.model_dump(),
         "config_sha256": config_sha256(config),
         "fgvc_version": __version__,
@@ -144,7 +147,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         document["model"],
         len(document["classes"]),
         input_px=document["preprocess"]["input_px"],
-        options=document["options"] | given,
+        options=stored_options(document["options"]) | given,
     )
     model = model.for_inference()  # type: ignore[operator]
     kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("smram.")}
@@ -160,7 +163,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         model=model,
         name=document["model"],
         classes=tuple(document["classes"]),
-        preprocess=build(Preprocess, document["preprocess"]),
+        preprocess=stored_preprocess(document["preprocess"]),
         sha256=file_sha256(path),
         metadata={k: v for k, v in document.items() if k not in ("classes", "preprocess")},
         temperature=document.get("calibration", {}).get("temperature", 1.0),

@@ -3,15 +3,23 @@
 TorchElastic starts them (``fgvc train --devices N``, or ``torchrun`` on clusters) and sets RANK, WORLD_SIZE
 and LOCAL_RANK. Every process holds the whole model and takes its part of each batch; gradients are averaged
 (DistributedDataParallel). Each method below is called by all processes or by none: they wait for each other.
+
+``fgvc train --devices N``: TorchElastic starts the processes, and again if one dies.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import timm.layers
 import torch
@@ -19,7 +27,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fgvc_cli.errors import FgvcError
+from fgvc_cli.command import Messages
+from fgvc_cli.data.loaders import usable_cpus
+from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError, Interrupted
+from fgvc_cli.files import FolderLock
 
 _VARIABLES = ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")
 
@@ -42,9 +53,9 @@ class World:
         """The ``count`` of every process, by rank."""
         if self.size == 1:
             return [count]
-        every = torch.zeros(self.size, dtype=torch.int64)
-        dist.all_gather_into_tensor(every, torch.tensor([count]))
-        return every.tolist()
+        every = [torch.zeros((), dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(every, torch.tensor(count))
+        return [int(one) for one in every]
 
     def main_says(self, answer: bool) -> bool:
         """The main process's answer, for all; the others' own does not count."""
@@ -72,7 +83,20 @@ class World:
 
         Wrap again when other parameters learn: those that rest take no part in the averaging.
         """
-        return DistributedDataParallel(model) if self.size > 1 else model
+        if self.size == 1:
+            return model
+        # The gradients are what is sent: no copy of them. Buffers stay each process's own until validation.
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+    def without_exchange(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """While active, gradients of what ``wrap`` gave add up in each process by itself."""
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum over the processes of each value, on the CPU."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
 
     def synchronize_batchnorm(self, model: nn.Module) -> nn.Module:
         """Batch norms that take their statistics from all processes' batches; CUDA only."""
@@ -121,3 +145,130 @@ def _fresh_store() -> dist.Store:
     store, _, size = next(dist.rendezvous("env://"))
     alone = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size
     return dist.PrefixStore(f"start-{restarts()}", store) if alone else store
+
+
+RESTARTS = 3
+"""How often all processes start again after one died; each time from the last saved state."""
+STOP_SECONDS = 15
+"""How long a process may take to end after it was asked to."""
+WATCH_SECONDS = 1.0
+"""Between two looks whether the process that started the others is still there."""
+_LAUNCHER = "FGVC_LAUNCHER"
+"""Its process number, in the environment of the others."""
+_GAVE_UP = "gave-up"
+"""Lies beside the state when a process ended with an error that a restart would only meet again."""
+
+
+class Silent:
+    """``engine.logs.Observer`` of the processes that are not the main one: warnings alone are said."""
+
+    def __init__(self, messages: Messages):
+        self.messages = messages
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Nothing was opened."""
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """The main process says it."""
+
+    def on_epoch(self, epoch: int, row: dict[str, float], best: bool) -> None:
+        """The main process says it."""
+
+    def on_warning(self, message: str) -> None:
+        """One line."""
+        self.messages.warn(message)
+
+
+class EndedByAnother(Exception):
+    """Another process of this training has ended it with an error, and has said why."""
+
+
+def launch(run_dir: Path, devices: int, arguments: list[str]) -> None:
+    """Train from the saved state of ``run_dir`` in ``devices`` processes of this machine.
+
+    Args:
+        arguments: of ``fgvc train --resume RUN`` beside the run folder.
+
+    Raises:
+        FgvcError: another process trains in the folder; processes kept dying.
+        EndedByAnother: a process failed, and has said why.
+        Interrupted: Ctrl-C; it has been said how to go on.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with FolderLock(run_dir / "last"):  # nobody else trains there
+        (run_dir / "last" / _GAVE_UP).unlink(missing_ok=True)
+    # Our own lines say what happened.
+    logging.getLogger("torch").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // devices)))
+    os.environ[_LAUNCHER] = str(os.getpid())
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        run_id=f"fgvc-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=RESTARTS,
+        shutdown_timeout=STOP_SECONDS,
+    )
+    command = ["-m", "fgvc_cli", "train", "--resume", str(run_dir), *arguments]
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        if code < 0:
+            raise FgvcError(
+                f"A process died by {signal.Signals(-code).name}, as it did {RESTARTS} times before.",
+                f"Go on with: fgvc train --resume {run_dir}",
+            ) from None
+        if code == EXIT_INTERRUPTED:
+            raise Interrupted from None
+        raise EndedByAnother from None
+    except SignalException:
+        raise Interrupted from None
+
+
+@contextlib.contextmanager
+def errors_end_all(run_dir: Path) -> Iterator[None]:
+    """In a process of several: a user's error is the end of all, not a reason to start them again."""
+    _end_with(os.environ.get(_LAUNCHER))
+    try:
+        yield
+    except ProcessLost:
+        raise
+    except FgvcError as error:
+        with contextlib.suppress(OSError):
+            (run_dir / "last" / _GAVE_UP).write_text(f"{error}\n")
+        raise
+
+
+def _end_with(launcher: str | None) -> None:
+    """End this process soon after the one that started it all, which may be killed without a word."""
+
+    def watch() -> None:
+        while _is_running(int(launcher or 0)):
+            time.sleep(WATCH_SECONDS)
+        os._exit(EXIT_ERROR)
+
+    if launcher:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def gave_up(run_dir: Path) -> bool:
+    """Whether the processes of this training ended with an error before this restart."""
+    return (run_dir / "last" / _GAVE_UP).exists()

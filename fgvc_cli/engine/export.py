@@ -42,7 +42,7 @@ from fgvc_cli.evaluate.calibration import apply_temperature
 from fgvc_cli.files import AtomicFile, check_writable
 from fgvc_cli.models.output import Want
 from fgvc_cli.sources.find import Found, find_images
-from fgvc_cli.sources.images import Failure, read_image
+from fgvc_cli.sources.images import Failure, ReadRule, read_image
 
 INPUT = "images"
 METADATA_FILE = "fgvc.json"
@@ -371,13 +371,16 @@ def export(options: ExportOptions) -> Exported:
         FgvcError: an ending, option or file that cannot be; a model that cannot be exported; a graph that
             answers otherwise than the model, which is not written.
     """
-    messages, out = options.messages, options.out
+    messages, out = options.messages or Messages(quiet=options.quiet), options.out
     form = pick_format(out)
     check_writable(out, overwrite=options.overwrite)
-    photos = generated_photos() if options.check is None else _photos(options.check, messages)
+    found = None if options.check is None else find_images([options.check])
     if options.weights is None:
         messages.note(default_notice())
     checkpoint = _open_all_stages(options, messages)
+    photos = generated_photos()
+    if found is not None and options.check is not None:
+        photos = _read(found, options.check, messages, checkpoint.preprocess)
     with messages.bar(f"exporting {checkpoint.name}"):
         program = trace(checkpoint, options.pixels)
         metadata = describe(checkpoint, options.pixels, program)
@@ -402,19 +405,13 @@ def _open_all_stages(options: ExportOptions, messages: Messages) -> Checkpoint:
     return open_weights(options.weights, options={"stages": options.stages, "cascade": 1.0})
 
 
-def _photos(source: str, messages: Messages) -> Iterable[tuple[str, Image.Image]]:
-    """Images that can be read, one at a time; others are named.
-
-    Raises:
-        FgvcError: at the call: a source that does not exist or holds no image.
-    """
-    return _read(find_images([source]), source, messages)
-
-
-def _read(found: Iterable[Found], source: str, messages: Messages) -> Iterator[tuple[str, Image.Image]]:
+def _read(
+    found: Iterable[Found], source: str, messages: Messages, rule: ReadRule
+) -> Iterator[tuple[str, Image.Image]]:
+    """Images that can be read, one at a time; others are named."""
     read = 0
     for item in found:
-        decoded = read_image(item.path)
+        decoded = read_image(item.path, rule=rule)
         if isinstance(decoded, Failure):
             messages.warn(f"left out {item.name}: {decoded.error}")
             continue

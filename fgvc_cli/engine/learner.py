@@ -1,8 +1,10 @@
-"""What learns, and one update of it: model, optimiser, schedule, average of the weights, gradient scaler."""
+"""What learns, and one update of it: model, optimiser, schedule, averages; and the memory that takes."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,19 +12,82 @@ from typing import Any
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.data.transforms import mix_transform, normalize
+from fgvc_cli.engine.device import (
+    Precision,
+    computing,
+    float32_products,
+    is_out_of_memory,
+    release_memory,
+    usual_precision,
+)
 from fgvc_cli.engine.distributed import ALONE, World
 from fgvc_cli.engine.losses import total_loss
-from fgvc_cli.engine.meter import Meter
 from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.models.output import ModelOutput, summarize_stats
 
-AMP_TYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+class Meter:
+    """Sums over images, kept on the device in float64 until somebody asks.
+
+    Reading a number back from a GPU at every step would make the CPU wait for the step to end.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+
+    def add(self, values: dict[str, Tensor], images: int) -> None:
+        """Count scalars, or rates per channel (C,), that are means over ``images``."""
+        scalars = {name: value for name, value in values.items() if not value.dim()}
+        self._add(
+            tuple(scalars), torch.stack([value.detach().double() for value in scalars.values()]) * images
+        )
+        for name, value in values.items():
+            if value.dim():
+                self._add((name,), value.detach().double() * images)
+        self.images += images
+
+    def _add(self, names: tuple[str, ...], sums: Tensor) -> None:
+        self._sums[names] = self._sums[names] + sums if names in self._sums else sums
+
+    def means(self) -> dict[str, float]:
+        """Name -> mean over all images so far, rates per channel as ``summarize_stats`` has them; waits for
+        the device."""
+        sums: dict[str, Tensor] = {}
+        for names, values in self._sums.items():
+            parts = values.cpu().unbind() if len(names) == len(values) else (values.cpu(),)
+            for name, value in zip(names, parts, strict=True):
+                sums[name] = sums[name] + value if name in sums else value
+        return summarize_stats({name: value / self.images for name, value in sums.items()})
+
+    def joined(self, world: World) -> Meter:
+        """Over the images of all processes; each has to ask."""
+        whole = Meter()
+        for state in world.gather(self.state()) if world.size > 1 else [self.state()]:
+            whole.load(state, torch.device("cpu"))
+        return whole
+
+    def state(self) -> dict[str, Any]:
+        """What ``load`` takes, as plain values."""
+        return {"images": self.images, "sums": [[names, sums.tolist()] for names, sums in self._sums.items()]}
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        """Add the sums of ``state``."""
+        self.images += state["images"]
+        for names, sums in state["sums"]:
+            self._add(tuple(names), torch.tensor(sums, dtype=torch.float64, device=device))
+
+
+def training_precision(amp: str, device: torch.device) -> Precision:
+    """What ``config.amp`` means on a device."""
+    named: dict[str, Precision] = {"none": "float32", "bf16": "bf16", "fp16": "fp16"}
+    return named.get(amp) or usual_precision(device)
 
 
 def seed_everything(seed: int) -> None:
@@ -64,10 +129,13 @@ class Learner:
         self.config, self.device, self.world = config, device, world
         if config.sync_batchnorm:
             model = world.synchronize_batchnorm(model)
+        if device.type == "cpu" and config.amp == "bf16":
+            _depthwise_in_float32(model)
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.epochs, updates_per_epoch)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        self.precision = training_precision(config.amp, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.ema = ModelEmaV3(self.model, config.ema_decay, use_warmup=True) if config.ema_decay else None
         self.mix = mix_transform(config.augment, classes)
         self.multi_label = bool(model.config.multi_label)  # type: ignore[union-attr]
@@ -76,7 +144,7 @@ class Learner:
         self.backbone = self.model.get_submodule("backbone")
         self.freezable = [p for p in self.backbone.parameters() if p.requires_grad]
         self.frozen = False
-        self.forward = self._wrapped()
+        self._wrap()
 
     @property
     def kept(self) -> nn.Module:
@@ -93,11 +161,13 @@ class Learner:
         for parameter in self.freezable:
             parameter.requires_grad_(not frozen)
         if changed and self.world.size > 1:
-            self.forward = self._wrapped()
+            self._wrap()
 
-    def _wrapped(self) -> Callable[..., ModelOutput]:
-        forward = self.world.wrap(self.model)
-        return torch.compile(forward) if self.config.compile else forward
+    def _wrap(self) -> None:
+        self._wrapped = self.world.wrap(self.model)
+        self.forward: Callable[..., ModelOutput] = (
+            torch.compile(self._wrapped) if self.config.compile else self._wrapped
+        )
 
     def update(self, batches: Iterable[tuple[tuple[int, ...], Batch]], expected: int, meter: Meter) -> None:
         """One optimiser step over several batches, as if they were one.
@@ -109,16 +179,37 @@ class Learner:
             meter: is given the loss, its terms, and the model's stats.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        # Of the backward pass too.
+        with float32_products(self.device, self.precision):
+            seen = self._add_batches(batches, expected, meter)
+            if seen:
+                self._step(expected / seen)
+
+    def _add_batches(
+        self, batches: Iterable[tuple[tuple[int, ...], Batch]], expected: int, meter: Meter
+    ) -> int:
+        """Gradients of all batches; how many images of all processes they are from."""
         seen = 0
+        usable = self._usable(batches)
+        following = next(usable, None)
+        while following:
+            (numbers, batch, images), following = following, next(usable, None)
+            self._seed(*numbers)
+            # Processes exchange gradients once per update, with the last batch.
+            with self.world.without_exchange(self._wrapped) if following else contextlib.nullcontext():
+                # The average over the processes divides by their number.
+                self._add_gradients(batch, len(batch.labels) * self.world.size / expected, meter)
+            seen += images
+        return seen
+
+    def _usable(
+        self, batches: Iterable[tuple[tuple[int, ...], Batch]]
+    ) -> Iterator[tuple[tuple[int, ...], Batch, int]]:
+        """Those of which every process has enough, with the images of all processes in each."""
         for numbers, batch in batches:
             counts = self.world.counts(len(batch.labels))
             if min(counts) >= 2:
-                self._seed(*numbers)
-                # The average over the processes divides by their number.
-                self._add_gradients(batch, len(batch.labels) * self.world.size / expected, meter)
-                seen += sum(counts)
-        if seen:
-            self._step(expected / seen)
+                yield numbers, batch, sum(counts)
 
     def _seed(self, *numbers: int) -> None:
         """Randomness inside the model is a function of where training stands: nothing is to be remembered."""
@@ -133,7 +224,7 @@ class Learner:
         if self.mix:
             images, labels = self.mix(images, labels)
         images = images.contiguous(memory_format=torch.channels_last)
-        with self.autocast():
+        with computing(self.device, self.precision):
             output = self.forward(images)
         loss, terms = total_loss(output, labels, self.config.loss, self.multi_label)
         self.scaler.scale(loss * share).backward()
@@ -153,13 +244,6 @@ class Learner:
         self.schedule.step_update(self.updates)
         if self.ema:
             self.ema.update(self.model, step=self.updates)
-
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        """The precision of the forward pass."""
-        kind = self.config.amp
-        with torch.autocast(self.device.type, AMP_TYPES[kind], enabled=kind != "none"):
-            yield
 
     def check_loss(self, loss: float) -> None:
         """Refuse to go on from a loss that is no number any more.
@@ -201,12 +285,33 @@ class Learner:
         self.scaler.load_state_dict(state["scaler"])
 
 
+def _depthwise_in_float32(model: nn.Module) -> None:
+    """Leave a network's depthwise convolutions out of bf16 autocast.
+
+    oneDNN has no fast bf16 kernels for most of their gradients: in EfficientNet-Lite0 they take two thirds
+    of a step, and several times what they take in float32. Everything else keeps bf16.
+    """
+    for conv in model.modules():
+        if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1:
+            # A class rather than a hook: copies of the model (its average) keep it.
+            conv.__class__ = _float32_class(type(conv))
+
+
+@functools.cache
+def _float32_class(base: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    def forward(self: nn.Conv2d, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return base.forward(self, x.float())
+
+    return type(f"Float32{base.__name__}", (base,), {"forward": forward})
+
+
 def _check_freeze(config: TrainConfig) -> None:
     frozen = config.optim.freeze_epochs
-    if frozen >= config.epochs:
+    if frozen > config.epochs:
         raise FgvcError(
-            f"optim.freeze_epochs={frozen} leaves no epoch of {config.epochs} in which the backbone learns.",
-            f"--epochs {frozen + 1} or more, or --set optim.freeze_epochs={config.epochs - 1}.",
+            f"optim.freeze_epochs={frozen} keeps the backbone frozen longer than the {config.epochs} epochs.",
+            f"--epochs {frozen + 1} or more; with --set optim.freeze_epochs={config.epochs} it never learns.",
             EXIT_USAGE,
         )
 
@@ -219,3 +324,65 @@ def _checkpoint_gradients(model: nn.Module, name: str) -> None:
             EXIT_USAGE,
         )
     model.set_grad_checkpointing(True)  # type: ignore[operator]
+
+
+def out_of_memory(learner: Learner, config: TrainConfig) -> FgvcError:
+    """The user's line. Tries smaller batches, so the learner is not to be used after it.
+
+    Call it outside the ``except`` block: the exception holds the activations of the step that failed.
+    """
+    side = config.augment.train_px or config.preprocess.input_px
+    what = f"Out of memory with batches of {config.batch_size} at {side} px on {learner.device}."
+    if learner.world.size > 1:
+        half = max(2, config.batch_size // 2)
+        keeps = f"--set accumulate={-(-config.batch_size * config.accumulate // half)}"
+        return FgvcError(what, f"Try --batch-size {half}; {keeps} keeps the photographs per update.")
+    fitting = largest_batch(learner, config.batch_size // 2, side)
+    if fitting is None:
+        hint = "Not even a batch of 2 fits: take a smaller --input-px or model"
+        return FgvcError(
+            what, hint + ("." if config.grad_checkpointing else ", or --set grad_checkpointing=yes.")
+        )
+    accumulate = -(-config.batch_size * config.accumulate // fitting)
+    return FgvcError(
+        what,
+        f"A batch of {fitting} fits; --batch-size {fitting} --set accumulate={accumulate} "
+        f"keeps {fitting * accumulate} photographs per update.",
+    )
+
+
+def largest_batch(learner: Learner, start: int, side: int) -> int | None:
+    """Halve a batch from ``start`` until a whole update goes through.
+
+    Args:
+        start: photographs.
+        side: of their input, pixels.
+
+    Returns:
+        A number of photographs, at least 2, or None.
+    """
+    size = start
+    while size >= 2:
+        if _fits(learner, size, side):
+            return size
+        size //= 2
+    return None
+
+
+def _fits(learner: Learner, size: int, side: int) -> bool:
+    learner.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    release_memory(learner.device)
+    batch = Batch(
+        torch.zeros(size, 3, side, side, dtype=torch.uint8),
+        torch.zeros(size, dtype=torch.int64),
+        torch.arange(size),
+        [],
+    )
+    try:
+        learner.update([((0,), batch)], size, Meter())
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return False
+        raise
+    return True

@@ -12,13 +12,11 @@ from torch.utils.data import DataLoader
 
 from fgvc_cli.data.epoch_sampler import EpochDraws
 from fgvc_cli.data.loaders import Batch
+from fgvc_cli.engine.device import is_out_of_memory
 from fgvc_cli.engine.distributed import ProcessLost
-from fgvc_cli.engine.interrupts import interrupts_wait
-from fgvc_cli.engine.learner import Learner
+from fgvc_cli.engine.learner import Learner, Meter, out_of_memory
 from fgvc_cli.engine.logs import Observer
-from fgvc_cli.engine.memory import is_out_of_memory, out_of_memory
-from fgvc_cli.engine.meter import Meter
-from fgvc_cli.engine.run_state import Progress
+from fgvc_cli.engine.run_state import Progress, interrupts_wait
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 LOSS_SECONDS = 0.5

@@ -88,7 +88,8 @@ def fit_fuse_weights(probs: Tensor, labels: Tensor, iterations: int = 500) -> Te
     and never falls, so no step size is to be chosen.
 
     Args:
-        probs: (L, N, K), each branch's probabilities on validation images.
+        probs: (L, N, K), each branch's probabilities on validation images; those of the true classes alone
+            will do, with labels of 0.
         labels: (N,).
 
     Returns:

@@ -1,15 +1,22 @@
-"""What ``fgvc train --resume`` goes on from: one file in the run folder, never a pickle.
+"""The folder of a training: which one, made empty, finished or not, and what ``--resume`` goes on from.
 
-``last/state.safetensors`` holds the tensors, and in its header as JSON everything else. One file is written
-whole or not at all, so its parts are always of the same moment.
+``last/state.safetensors`` holds the tensors, and in its header as JSON everything else, never a pickle. One
+file is written whole or not at all, so its parts are always of the same moment. Ctrl-C and SIGTERM come
+between two updates, not within one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,10 +24,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fgvc_cli import __version__
-from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.config import TrainConfig, stored_config
+from fgvc_cli.engine.checkpoint import read_metadata
+from fgvc_cli.engine.logs import EVENT_FILES
+from fgvc_cli.engine.weights import MODEL_FILE
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.models.weights import read_tensors
+
+CHECKPOINT, METRICS, CONFIG = MODEL_FILE, "metrics.csv", "config.json"
+RUN_FILES = (CHECKPOINT, METRICS, CONFIG)
+"""What a run folder holds, beside ``last/`` while the run is not finished."""
 
 FOLDER, FILE = "last", "state.safetensors"
 STATE_KEY = "fgvc_state"
@@ -109,7 +123,7 @@ def load_state(run_dir: Path) -> RunState:
             "pip install --upgrade fgvc",
         )
     return RunState(
-        config=build(TrainConfig, document["config"]),
+        config=stored_config(document["config"]),
         data_sha256=document["data_sha256"],
         classes=tuple(document["classes"]),
         progress=Progress(**document["progress"]),
@@ -184,3 +198,110 @@ def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
         return {key: unpack(value, tensors) for key, value in tree["dict"]}
     kind, values = next(iter(tree.items()))
     return (tuple if kind == "tuple" else list)(unpack(value, tensors) for value in values)
+
+
+def choose_run_dir(out: Path | None, config: TrainConfig, data_name: str, overwrite: bool) -> Path:
+    """Where a run is to lie: ``out``, or ``runs/<model>-<data>``; nothing is made yet.
+
+    Raises:
+        FgvcError: it is a file, or a folder that is in use.
+    """
+    run_dir = out or Path("runs") / f"{config.model}-{data_name}".replace("/", "_").replace(":", "_")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise FgvcError(f"--out {run_dir} is a file, expected a folder.", "Choose another --out.")
+    if run_dir.is_dir() and not overwrite and any(run_dir.iterdir()):
+        raise FgvcError(
+            f"The run folder {run_dir} is not empty.",
+            f"Go on with it: fgvc train --resume {shlex.quote(str(run_dir))}; or choose another --out, or "
+            "replace it with --overwrite.",
+        )
+    return run_dir
+
+
+def make_run_dir(run_dir: Path) -> None:
+    """Made only once everything else is known to work, so that a mistake leaves no empty folder.
+
+    Raises:
+        FgvcError: it cannot be written into.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        # What an earlier run left must not be taken for this one's.
+        remove_state(run_dir)
+        for path in [*(run_dir / name for name in RUN_FILES), *run_dir.glob(EVENT_FILES)]:
+            path.unlink(missing_ok=True)
+        probe = run_dir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FgvcError(f"Cannot write to {run_dir}: {error.strerror}.", "Choose another --out.") from error
+
+
+def finished_run(run_dir: Path) -> dict[str, Any] | None:
+    """The metadata of the checkpoint in a run folder whose training came to its end; else None.
+
+    Raises:
+        FgvcError: a checkpoint that cannot be read.
+    """
+    checkpoint = run_dir / CHECKPOINT
+    if not checkpoint.is_file():
+        return None
+    metadata = read_metadata(checkpoint)
+    if "finished" in metadata:
+        return metadata if metadata["finished"] else None
+    # Before fgvc wrote that down: figures beside val came at the end; several labels without a test split had
+    # none, but the state goes away at the end only.
+    ended = metadata["metrics"].keys() > {"val"}
+    several = metadata["options"].get("multi_label") and metadata["metrics"]
+    return metadata if ended or (several and not state_path(run_dir).exists()) else None
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within the block SIGTERM, with which schedulers end a job, is a ``KeyboardInterrupt`` too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handling((signal.SIGTERM,), interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM become a ``KeyboardInterrupt`` when the block is done; a second one does at once."""
+    came: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    with _handling(_SIGNALS, wait):
+        try:
+            yield
+        except (RuntimeError, FgvcError) as error:
+            if came:  # the same signal ended a process that this one needs
+                raise KeyboardInterrupt from error
+            raise
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _handling(signals: tuple[int, ...], handler: Any) -> Iterator[None]:
+    """Only the main thread may set handlers; what is ignored (``nohup``), or not Python's, stays so."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in signals}
+        before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

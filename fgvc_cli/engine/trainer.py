@@ -22,24 +22,30 @@ from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader, build_train_loader
 from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
+from fgvc_cli.engine.device import Precision, computing, usual_precision
 from fgvc_cli.engine.distributed import ALONE, World
-from fgvc_cli.engine.interrupts import interrupts_wait, sigterm_interrupts
 from fgvc_cli.engine.learner import Learner
 from fgvc_cli.engine.logs import MetricsFile, Observer, TensorBoard
 from fgvc_cli.engine.loop import TrainLoop
 from fgvc_cli.engine.losses import fit_fuse_weights
-from fgvc_cli.engine.run_state import Progress, RunState, remove_state, save_state, state_path
-from fgvc_cli.engine.weights import MODEL_FILE
+from fgvc_cli.engine.run_state import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    Progress,
+    RunState,
+    interrupts_wait,
+    remove_state,
+    save_state,
+    sigterm_interrupts,
+    state_path,
+)
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import Calibration, fit_temperature
-from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_evaluations
+from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
 from fgvc_cli.evaluate.multilabel import check_labels, rank
 from fgvc_cli.files import AtomicFile, FolderLock
 from fgvc_cli.models.weights import read_tensors
-
-CHECKPOINT, METRICS, CONFIG = MODEL_FILE, "metrics.csv", "config.json"
-RUN_FILES = (CHECKPOINT, METRICS, CONFIG)
-"""What a run folder holds, beside ``last/`` while the run is not finished."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Best:
     scores: dict[str, float]
     """On the val split."""
     validation: Evaluation | None = None
-    """None where it was made by an earlier process."""
+    """This process's part of it; None where it was made by an earlier process."""
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -94,6 +100,8 @@ class Trainer:
         check_labels(model.config.multi_label, data.multi_label, config.sampling)  # type: ignore[union-attr, arg-type]
         self.config, self.data, self.run_dir = config, data, run_dir
         self.device, self.observer, self.world = device, observer, world
+        self.precision: Precision = "float32" if config.amp == "none" else usual_precision(device)
+        """Of validation, temperature and test: what predict and eval will use on this kind of device."""
         self.warned: set[str] = set()
         draws = EpochDraws(
             [example.label for example in data.splits["train"]],
@@ -117,11 +125,14 @@ class Trainer:
             self.learner.load(state.learner)
         self.best = self._stored_best(progress.best_epoch) if state else None
         transform = train_transform(config.preprocess, config.augment)
-        images = LabelledImages(data.root, data.splits["train"], transform, data.label_slots)
+        images = LabelledImages(
+            data.root, data.splits["train"], transform, data.label_slots, config.preprocess
+        )
         loader = build_train_loader(images, draws, workers=config.workers)
         self.loop = TrainLoop(
             self.learner, draws, loader, observer, progress, warn=self._warn, save=self._save_state
         )
+        self._warned_of_masks = False
         self.table = MetricsFile(run_dir / METRICS, progress.rows)
         # Made here, so that a missing library is told before a run folder is.
         self.board = TensorBoard(run_dir, progress.epoch) if config.tensorboard and world.is_main else None
@@ -173,6 +184,7 @@ class Trainer:
             with interrupts_wait():
                 self._close_epoch(row, evaluation)
             self.observer.on_epoch(epoch, self.table.rows[-1], self.best_epoch == epoch)
+            self._warn_of_fixed_masks(epoch)
 
     @property
     def best_epoch(self) -> int:
@@ -184,11 +196,28 @@ class Trainer:
         waited = epochs - self.best_epoch
         return epochs >= self.config.epochs or waited >= (self.config.patience or math.inf)
 
+    def _warn_of_fixed_masks(self, epoch: int) -> None:
+        """Once per run, and not for an epoch in which a mask has hardly begun to learn."""
+        if self._warned_of_masks or epoch == 1 < self.config.epochs:
+            return
+        kind = "val_mask_variation_"
+        row = self.table.rows[-1]
+        fixed = [
+            name.removeprefix(kind) for name, value in row.items() if name.startswith(kind) and value < 0.01
+        ]
+        if fixed:
+            self._warned_of_masks = True
+            self.observer.on_warning(
+                f"CRAM is a fixed gate in {', '.join(fixed)}: under 1 % of channels are suppressed in some "
+                "images and not in others (mask_variation in metrics.csv), so it re-attends to nothing. Try "
+                "--set options.mask_norm=layer --set options.min_hidden=32"
+            )
+
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         return self.loop.run_epoch()
 
     def _close_epoch(self, row: dict[str, float], evaluation: Evaluation) -> None:
-        scores = evaluation.metrics()
+        scores = self._metrics(evaluation)
         row = row | {f"val_{name}": value for name, value in scores.items()}
         found = Best(int(row["epoch"]), scores, evaluation)
         better = self.best is None or found.rank > self.best.rank
@@ -258,7 +287,7 @@ class Trainer:
         metrics = {"val": self.best.scores}
         validation = self.best.validation or self._evaluate("val")
         if self.config.options.get("fuse") == "weighted":
-            weights = fit_fuse_weights(torch.stack([*validation.branches.values()]), validation.labels)
+            weights = self._fuse_weights(validation)
             self.learner.kept.get_buffer("heads.fuse_weights").copy_(weights)
             validation = self._evaluate("val")
         # One temperature belongs to one softmax: several labels are left as the model gives them.
@@ -266,17 +295,17 @@ class Trainer:
         temperature = calibration.temperature if calibration else None
         # Kept apart: on the images that branch weights and temperature were fitted to, no held-out figures.
         if calibration:
-            metrics["val_fitted"] = validation.metrics(temperature)
+            metrics["val_fitted"] = self._metrics(validation, temperature)
         if self.data.splits["test"]:
-            metrics["test"] = self._evaluate("test").metrics(temperature)
+            metrics["test"] = self._metrics(self._evaluate("test"), temperature)
         self._save(self.best, metrics, calibration, finished=True)
         if self.board:
             self.board.close()
         return TrainResult(path, self.best.epoch, metrics)
 
     def _calibrate(self, validation: Evaluation) -> Calibration:
-        temperature = fit_temperature(validation.probs, validation.labels)
-        calibration = Calibration(temperature, "val", len(validation.labels))
+        temperature = fit_temperature(validation.probs, validation.labels, self.world.add_up)
+        calibration = Calibration(temperature, "val", sum(self.world.counts(len(validation.labels))))
         if calibration.clamped:
             self.observer.on_warning(
                 f"the temperature that calibrates prob stopped at its limit of {temperature:g}, fitted on "
@@ -285,26 +314,38 @@ class Trainer:
         return calibration
 
     def _evaluate(self, split: str) -> Evaluation:
+        """This process's part of a split; no process goes on where none could read any."""
         # Batch norms that are not synchronised have gone their own way; the main process's are kept.
         self.world.copy_from_main([*self.learner.kept.buffers()])
         mine = self.data.splits[split][self.world.rank :: self.world.size]
+        preprocess = self.config.preprocess
         loader = build_loader(
             LabelledImages(
-                self.data.root, mine, eval_transform(self.config.preprocess), self.data.label_slots
+                self.data.root, mine, eval_transform(preprocess), self.data.label_slots, preprocess
             ),
             batch_size=self.config.batch_size,
             workers=self.config.workers,
         )
-        # In float32, as eval and predict: the number stored is the number that can be repeated.
-        part = evaluate(self.learner.kept, loader, self.config.preprocess, self.device)
+        with computing(self.device, self.precision):
+            part = evaluate(self.learner.kept, loader, self.config.preprocess, self.device)
         part.indices = part.indices * self.world.size + self.world.rank
         self._warn(part.failures)
-        result = join_evaluations(self.world.gather(part))
-        if not len(result.labels):
+        if not sum(self.world.counts(len(part.labels))):
             raise FgvcError(
                 f"No photograph of the {split} split could be read.", "Check the files named above."
             )
-        return result
+        return part
+
+    def _metrics(self, part: Evaluation, temperature: float | None = None) -> dict[str, float]:
+        """Of the parts of all processes, which send what they made of each image, not of each class."""
+        return join_judged(self.world.gather(part.judged(temperature))).metrics()
+
+    def _fuse_weights(self, part: Evaluation) -> torch.Tensor:
+        """Of the branches, from how likely each finds the true classes."""
+        mine = [branch.gather(1, part.labels[:, None])[:, 0] for branch in part.branches.values()]
+        every = self.world.gather(torch.stack(mine) if mine else None)
+        likelihoods = torch.cat([one for one in every if one is not None], dim=1)
+        return fit_fuse_weights(likelihoods[:, :, None], torch.zeros(likelihoods.shape[1], dtype=torch.int64))
 
     def _save(
         self,
@@ -327,6 +368,7 @@ class Trainer:
             calibration=calibration,
             epoch=best.epoch,
             finished=finished,
+            precision=self.precision,
         )
 
     def _warn(self, failures: list[str]) -> None:

@@ -72,9 +72,14 @@ def read_manifest() -> Manifest:
     return Manifest(folder, document["default"], entries)
 
 
-def resolve_weights(weights: Path | str | None) -> tuple[Path, WeightsEntry | None]:
+def resolve_weights(
+    weights: Path | str | None, *, option: str = "--weights"
+) -> tuple[Path, WeightsEntry | None]:
     """A manifest name, a file, the folder of a training, or None for the default -> the file, and its
     entry if it is embedded.
+
+    Args:
+        option: which got it, for the message.
 
     Raises:
         FgvcError: neither a name nor a file.
@@ -93,7 +98,7 @@ def resolve_weights(weights: Path | str | None) -> tuple[Path, WeightsEntry | No
             )
     if not name or (not path.exists() and path.suffix == ""):
         raise FgvcError(
-            f"--weights {name!r} is neither a file nor an embedded model.",
+            f"{option} {name!r} is neither a file nor an embedded model.",
             f"Embedded: {', '.join(manifest.entries)}. Or give the model.safetensors of your own training.",
         )
     return path, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,9 @@ def apply_temperature(probs: Tensor, temperature: float) -> Tensor:
     return (_log(probs) / temperature).softmax(dim=-1)
 
 
-def fit_temperature(probs: Tensor, labels: Tensor) -> float:
+def fit_temperature(
+    probs: Tensor, labels: Tensor, add_up: Callable[[Tensor], Tensor] = lambda sums: sums
+) -> float:
     """The temperature that makes the true labels most likely, within ``TEMPERATURES``.
 
     Guo et al. minimise the NLL alone, which has no minimum where every image is right, as on many a small
@@ -75,19 +78,25 @@ def fit_temperature(probs: Tensor, labels: Tensor) -> float:
     Args:
         probs: (N, K), fused, of validation images.
         labels: int64 (N,).
+        add_up: sums over these images -> over those of all processes, each of which fits its part.
 
     Returns:
         T; 1 where no temperature is better than another (no image, uniform probabilities).
     """
-    count = len(labels)
-    if not count or abs(_slope(1.0, probs, labels)) < 1e-9 * count:
+    count = float(add_up(torch.tensor(float(len(labels)), dtype=torch.float64)))
+
+    def slope(sharpness: float) -> float:
+        own, mean = add_up(_slopes(sharpness, probs, labels)).tolist()
+        return own + mean / count
+
+    if not count or abs(slope(1.0)) < 1e-9 * count:
         return 1.0
     least, largest = TEMPERATURES
-    if _slope(1 / largest, probs, labels) >= 0:
+    if slope(1 / largest) >= 0:
         return largest
-    if _slope(1 / least, probs, labels) <= 0:
+    if slope(1 / least) <= 0:
         return least
-    return 1 / brentq(_slope, 1 / largest, 1 / least, args=(probs, labels), xtol=1e-8)
+    return 1 / brentq(slope, 1 / largest, 1 / least, xtol=1e-8)
 
 
 class Reliability(NamedTuple):
@@ -116,7 +125,12 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
         labels: int64 (N,).
     """
     top = probs.double().max(dim=1)
-    confidence, right = top.values.numpy(), (top.indices == labels).numpy()
+    return reliability_of(top.values.numpy(), (top.indices == labels).numpy(), bins)
+
+
+def reliability_of(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> Reliability:
+    """``reliability`` of images with their largest probability, float64 (N,), and whether it is right, bool
+    (N,)."""
     index = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
     images = np.bincount(index, minlength=bins)
     sums = [np.bincount(index, weights=values, minlength=bins) for values in (confidence, right)]
@@ -133,8 +147,9 @@ def _log(probs: Tensor) -> Tensor:
     return probs.clamp_min(_TINY).log()
 
 
-def _slope(sharpness: float, probs: Tensor, labels: Tensor) -> float:
-    """Derivative with respect to 1/T of the NLL summed over N images and the one that is their mean."""
+def _slopes(sharpness: float, probs: Tensor, labels: Tensor) -> Tensor:
+    """Derivatives with respect to 1/T of the NLL summed over N images, and of the image that stands for all,
+    before it is divided by their number: float64 (2,)."""
     own, mean = 0.0, 0.0
     # In pieces: float64 copies of a large split are not made whole.
     for rows, truth in zip(probs.split(_ROWS), labels.split(_ROWS), strict=True):
@@ -142,7 +157,7 @@ def _slope(sharpness: float, probs: Tensor, labels: Tensor) -> float:
         expected = ((sharpness * logs).softmax(dim=-1) * logs).sum(dim=-1)
         own += float((expected - logs.gather(1, truth[:, None]).squeeze(1)).sum())
         mean += float((expected - (logs.softmax(dim=-1) * logs).sum(dim=-1)).sum())
-    return own + mean / len(labels)
+    return torch.tensor([own, mean], dtype=torch.float64)
 
 
 def write_calibrated(source: Path, out: Path, calibration: Calibration, *, overwrite: bool = False) -> None:

@@ -1,20 +1,24 @@
-"""Two models on the same images: is one better, or may it be chance?
+"""Is one model better than another, or may it be chance? Over the images of a set, and over seeds.
 
-McNemar 1947, in its exact form: if the models are equally good, an image that only one of them has right is
-the first's as often as the second's. Dietterich 1998 recommends it where each model is trained once;
-it says nothing about other seeds.
+Two models on the same images: McNemar 1947, in its exact form: if they are equally good, an image that only
+one of them has right is the first's as often as the second's. Dietterich 1998 recommends it where each model
+is trained once; it says nothing about other seeds. Those are what Student's interval of the paired
+differences of several seeds speaks of.
 
-Legend: N images.
+Legend: N images, S seeds.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
-from fgvc_cli.evaluate.intervals import Interval, difference_interval
+from fgvc_cli.evaluate.intervals import LEVEL, Interval, difference_interval
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,48 @@ def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
         interval=difference_interval(only_first, only_second, len(first)),
         p_value=float(binomtest(only_first, differing).pvalue) if differing else 1.0,
     )
+
+
+_EQUAL = 1e-9
+"""Shares of images that differ by less are the same share."""
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (over S - 1) of S values; of one, NaN."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), deviation
+
+
+def paired_interval(differences: Sequence[float]) -> Interval | None:
+    """Of the mean difference, by Student's t: mean +- t(S - 1) * deviation / sqrt(S).
+
+    Paired, for equal seeds see equal splits, order and augmentation. It speaks of other seeds, not of other
+    photographs, and with few seeds it is wide, as it should be.
+
+    Args:
+        differences: one per seed.
+
+    Returns:
+        None where nothing can be said: fewer than two seeds, or all with the same difference, which on a
+        small split is chance and would make the interval a point.
+    """
+    if len(differences) < 2:
+        return None
+    mean, deviation = mean_and_deviation(differences)
+    if deviation < _EQUAL:
+        return None
+    half = float(student.ppf((1 + LEVEL) / 2, len(differences) - 1)) * deviation / math.sqrt(len(differences))
+    return Interval(mean - half, mean + half)
+
+
+def verdict(differences: Sequence[float]) -> str:
+    """In words: ``higher``, ``lower``, ``no difference shown`` where the interval holds 0, or why there is
+    none."""
+    interval = paired_interval(differences)
+    if interval is None and len(differences) == 1:
+        return "one seed is no comparison"
+    if interval is None and max(map(abs, differences)) >= _EQUAL:
+        return "the same in every seed: no interval"
+    if interval is None or interval.holds(0):
+        return "no difference shown"
+    return "higher" if interval.low > 0 else "lower"

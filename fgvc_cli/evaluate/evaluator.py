@@ -11,18 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import normalize
-from fgvc_cli.evaluate.calibration import apply_temperature, expected_calibration_error
+from fgvc_cli.evaluate.calibration import apply_temperature, reliability_of
 from fgvc_cli.evaluate.intervals import Interval, macro_f1_interval, share_interval
 from fgvc_cli.evaluate.metrics import in_top
 from fgvc_cli.evaluate.multilabel import exact_matches, multilabel_metrics
-from fgvc_cli.models.output import Want, class_probs
+from fgvc_cli.models.output import Want, class_probs, summarize_stats
 
 
 @dataclass
@@ -35,8 +34,8 @@ class Evaluation:
     """Fused, (N, K)."""
     branches: dict[str, Tensor]
     """Branch name -> probabilities (N, K); a row is NaN where a cascade stopped before that branch."""
-    stats: dict[str, float]
-    """Means of the model's own scalars, e.g. ``overlap``."""
+    stats: dict[str, Tensor]
+    """Means of the model's own ``stats``, e.g. ``overlap``, float64."""
     failures: list[str]
     """One line for each unreadable image; these are in no metric."""
     seconds: float
@@ -59,28 +58,20 @@ class Evaluation:
             temperature: of a calibrated model: adds ``nll_calibrated`` and ``ece_calibrated``; all other
                 figures are of the probabilities as the model gives them.
         """
+        return self.judged(temperature).metrics()
+
+    def judged(self, temperature: float | None = None) -> Judged:
+        """What the figures are made of: per image, not per class, but for a multi-label set."""
         if self.labels.is_floating_point():
-            return self._counts() | multilabel_metrics(self.labels, self.probs, self.branches) | self._rest()
-        labels, guesses = self.labels.numpy(), self.guesses()
-        result = {
-            **self._counts(),
-            "top1": float((guesses == labels).mean()),
-            "top5": float(in_top(labels, self.probs.numpy()).mean()),
-            "macro_f1": float(f1_score(labels, guesses, average="macro", zero_division=0.0)),
-            **_confidence_metrics(self.probs, self.labels),
-        }
-        if temperature is not None:
-            calibrated = _confidence_metrics(apply_temperature(self.probs, temperature), self.labels)
-            result |= {f"{name}_calibrated": value for name, value in calibrated.items()}
-        for name, branch in self.branches.items():
-            result |= _branch_metrics(name, branch, self.labels)
-        return result | self._rest()
-
-    def _counts(self) -> dict[str, float]:
-        return {"images": float(len(self.labels)), "unreadable": float(len(self.failures))}
-
-    def _rest(self) -> dict[str, float]:
-        return self.stats | {"images_per_second": len(self.labels) / max(self.seconds, 1e-9)}
+            probs, branches, answers = self.probs, self.branches, []
+        else:
+            probs, answers = None, [_answers(self.probs, self.labels)]
+            branches = {name: _hits(branch, self.labels) for name, branch in self.branches.items()}
+            if temperature is not None:
+                answers.append(_answers(apply_temperature(self.probs, temperature), self.labels))
+        return Judged(
+            self.indices, self.labels, answers, branches, self.stats, len(self.failures), self.seconds, probs
+        )
 
     def intervals(self) -> dict[str, Interval]:
         """95 % bootstrap intervals of the accuracies among ``metrics``, by the same names."""
@@ -102,20 +93,62 @@ class Evaluation:
         return self.probs.argmax(dim=1).numpy()
 
 
-def _confidence_metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
-    nll = float(F.nll_loss(probs.clamp_min(1e-12).log(), labels))
-    return {"nll": nll, "ece": expected_calibration_error(probs, labels)}
+@dataclass
+class Judged:
+    """An ``Evaluation`` without its probabilities of all classes: small enough to be gathered."""
+
+    indices: Tensor
+    """int64 (N,), as of the evaluation."""
+    labels: Tensor
+    """As of the evaluation."""
+    answers: list[dict[str, Tensor]]
+    """As the model gives them and, of a calibrated one, with its temperature: ``guess`` int64 (N,), its
+    probability ``sure``, that of the label ``own``, whether the label is among the five first ``top5``."""
+    branches: dict[str, Tensor]
+    """Branch name -> float (N,), 1 where it is right, NaN where it was not reached; of a multi-label set as
+    of the evaluation."""
+    stats: dict[str, Tensor]
+    unreadable: int
+    seconds: float
+    probs: Tensor | None
+    """Of a multi-label set alone."""
+
+    def metrics(self) -> dict[str, float]:
+        """See ``Evaluation.metrics``."""
+        counts = {"images": float(len(self.labels)), "unreadable": float(self.unreadable)}
+        rest = summarize_stats(self.stats)
+        rest |= {"images_per_second": len(self.labels) / max(self.seconds, 1e-9)}
+        if self.probs is not None:
+            return counts | multilabel_metrics(self.labels, self.probs, self.branches) | rest
+        labels, guesses = self.labels.numpy(), self.answers[0]["guess"].numpy()
+        result = {
+            **counts,
+            "top1": float((guesses == labels).mean()),
+            "top5": float(self.answers[0]["top5"].numpy().mean()),
+            "macro_f1": float(f1_score(labels, guesses, average="macro", zero_division=0.0)),
+        }
+        for answer, suffix in zip(self.answers, ("", "_calibrated"), strict=False):
+            result[f"nll{suffix}"] = float(-answer["own"].clamp_min(1e-12).log().double().mean())
+            right = (answer["guess"] == self.labels).numpy()
+            result[f"ece{suffix}"] = reliability_of(answer["sure"].double().numpy(), right).error
+        for name, hits in self.branches.items():
+            reached = hits[~hits.isnan()]
+            if len(reached):
+                result[f"top1_{name}"] = float(reached.double().mean())
+            if len(reached) < len(hits):
+                result[f"reached_{name}"] = len(reached) / len(hits)
+        return result | rest
 
 
-def _branch_metrics(name: str, probs: Tensor, labels: Tensor) -> dict[str, float]:
-    reached = _reached(probs)
-    result = {}
-    if reached.any():
-        right = probs[reached].argmax(dim=1) == labels[reached]
-        result[f"top1_{name}"] = float(right.double().mean())
-    if not reached.all():
-        result[f"reached_{name}"] = float(reached.double().mean())
-    return result
+def _answers(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    sure, guess = probs.max(dim=1)
+    top5 = torch.from_numpy(in_top(labels.numpy(), probs.numpy()))
+    return {"guess": guess, "sure": sure, "own": probs.gather(1, labels[:, None])[:, 0], "top5": top5}
+
+
+def _hits(probs: Tensor, labels: Tensor) -> Tensor:
+    """Whether a branch is right, float (N,), NaN where it was not reached."""
+    return (probs.argmax(dim=1) == labels).float().where(_reached(probs), torch.nan)
 
 
 def _reached(probs: Tensor) -> Tensor:
@@ -160,7 +193,9 @@ def evaluate(
             for name, logits in output.logits.items():
                 branch = class_probs(logits, batch.labels.is_floating_point())
                 branches.setdefault(name, []).append(branch.cpu())
-            stats.append({name: float(value) * len(batch.labels) for name, value in output.stats.items()})
+            stats.append(
+                {name: value.double().cpu() * len(batch.labels) for name, value in output.stats.items()}
+            )
         if on_batch:
             on_batch(len(batch.labels) + len(batch.failures))
     model.train(training)
@@ -171,7 +206,10 @@ def evaluate(
         labels=whole.get("labels", nothing),
         probs=whole.get("probs", torch.empty(0, 1)),
         branches={name: torch.cat(parts) for name, parts in branches.items()},
-        stats={name: sum(row[name] for row in stats) / count for name in (stats[0] if stats else ())},
+        stats={
+            name: torch.stack([row[name] for row in stats]).sum(dim=0) / count
+            for name in (stats[0] if stats else ())
+        },
         failures=failures,
         seconds=time.perf_counter() - start,
         indices=whole.get("indices", nothing),
@@ -184,37 +222,38 @@ def peaks(heat: Tensor, input_px: int) -> Tensor:
     """Centre (B, 2) of the hottest cell of maps (B, h, w): x y pixels of the input, on the maps' device."""
     height, width = heat.shape[1:]
     hottest = heat.flatten(1).argmax(dim=1)
-    cell = torch.stack((hottest % width / width, hottest // width / height), dim=1)
-    return (cell + cell.new_tensor([0.5 / width, 0.5 / height])) * input_px
+    return torch.stack(((hottest % width + 0.5) / width, (hottest // width + 0.5) / height), 1) * input_px
 
 
-def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation from those of parts of a split, made side by side, in the order of ``indices``.
+def join_judged(parts: Sequence[Judged]) -> Judged:
+    """One from those of parts of a split, made side by side, in the order of ``indices``.
 
     No image may be in two of them, and ``indices`` must be those of the whole split.
     """
     filled = [part for part in parts if len(part.labels)] or list(parts[:1])
     counts = torch.tensor([float(len(part.labels)) for part in filled])
-    shares = (counts / counts.sum().clamp_min(1)).tolist()
+    weights = counts.double() / counts.sum().clamp_min(1)
     order = torch.cat([part.indices for part in filled]).argsort()
+    first, probs = filled[0], [part.probs for part in filled if part.probs is not None]
 
-    def joined(columns: Iterable[Tensor | None]) -> Tensor | None:
-        filled_columns = [column for column in columns if column is not None]
-        return torch.cat(filled_columns)[order] if filled_columns else None
+    def joined(columns: Iterable[Tensor]) -> Tensor:
+        return torch.cat([*columns])[order]
 
-    return Evaluation(
-        labels=torch.cat([part.labels for part in filled])[order],
-        probs=torch.cat([part.probs for part in filled])[order],
-        branches={
-            name: torch.cat([part.branches[name] for part in filled])[order] for name in filled[0].branches
-        },
-        indices=torch.cat([part.indices for part in filled])[order],
-        boxes=joined(part.boxes for part in filled),
-        peaks=joined(part.peaks for part in filled),
+    return Judged(
+        indices=joined(part.indices for part in filled),
+        labels=joined(part.labels for part in filled),
+        answers=[
+            {name: joined(part.answers[i][name] for part in filled) for name in answer}
+            for i, answer in enumerate(first.answers)
+        ],
+        branches={name: joined(part.branches[name] for part in filled) for name in first.branches},
         stats={
-            name: sum(share * part.stats[name] for share, part in zip(shares, filled, strict=True))
-            for name in filled[0].stats
+            name: torch.stack([w * part.stats[name] for w, part in zip(weights, filled, strict=True)]).sum(
+                dim=0
+            )
+            for name in first.stats
         },
-        failures=[failure for part in parts for failure in part.failures],
+        unreadable=sum(part.unreadable for part in parts),
         seconds=max(part.seconds for part in parts),
+        probs=joined(probs) if probs else None,
     )

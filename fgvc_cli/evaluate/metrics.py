@@ -8,9 +8,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
+from scipy.sparse import coo_array, csr_array
 
 TOP = 5
+
+DENSE_CLASSES = 512
+"""Up to so many classes a confusion matrix is an array; that of 10,000 would take 0.8 GB, almost all 0."""
+
+Matrix = np.ndarray | csr_array
 
 
 class ClassFigures(NamedTuple):
@@ -48,39 +53,49 @@ def in_top(labels: np.ndarray, probs: np.ndarray, k: int = TOP) -> np.ndarray:
     return ahead.sum(axis=1) < k
 
 
-def confusion(labels: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:
-    """Images of each class by what they were taken for, int (K, K): rows are the truth."""
-    counts: np.ndarray = confusion_matrix(labels, guesses, labels=range(classes))
-    return counts
+def confusion(labels: np.ndarray, guesses: np.ndarray, classes: int) -> Matrix:
+    """Images of each class by what they were taken for, int (K, K): rows are the truth.
+
+    Above ``DENSE_CLASSES`` it is sparse, with the same ``matrix[label, guess]``, ``nonzero()`` and sums.
+    """
+    counts = coo_array((np.ones(len(labels), np.int64), (labels, guesses)), shape=(classes, classes)).tocsr()
+    return counts.toarray() if classes <= DENSE_CLASSES else counts
 
 
-def class_figures(matrix: np.ndarray) -> list[ClassFigures]:
+def mistakes(matrix: Matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Label, guess and number of images of each filled cell off the diagonal of a ``confusion`` matrix."""
+    cells = coo_array(matrix)
+    wrong = (cells.row != cells.col) & (cells.data > 0)
+    return cells.row[wrong], cells.col[wrong], cells.data[wrong]
+
+
+def class_figures(matrix: Matrix) -> list[ClassFigures]:
     """Per class of a ``confusion`` matrix (K, K); F1 is None where a class is neither shown nor guessed."""
     images, guessed, right = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
-    wrong = matrix - np.diag(right)
+    labels, guesses, counts = mistakes(matrix)
+    taken_for: dict[int, tuple[int, int]] = {}
+    for i in np.lexsort((guesses, -counts, labels)).tolist():
+        taken_for.setdefault(int(labels[i]), (int(guesses[i]), int(counts[i])))
     rows = []
-    for label in range(len(matrix)):
-        most = int(wrong[label].argmax())
-        count = int(wrong[label, most])
+    for label in range(matrix.shape[0]):
+        most, count = taken_for.get(label, (None, 0))
         rows.append(
             ClassFigures(
                 images=int(images[label]),
                 recall=_share(right[label], images[label]),
                 precision=_share(right[label], guessed[label]),
                 f1=_share(2 * right[label], images[label] + guessed[label]),
-                taken_for=most if count else None,
+                taken_for=most,
                 taken_count=count,
             )
         )
     return rows
 
 
-def most_confused(matrix: np.ndarray, limit: int) -> list[Confusion]:
+def most_confused(matrix: Matrix, limit: int) -> list[Confusion]:
     """The directed pairs with most images, at most ``limit``; of equals that of the smaller class first."""
-    wrong = matrix - np.diag(matrix.diagonal())
-    labels, guesses = np.nonzero(wrong)
-    counts = wrong[labels, guesses]
-    order = np.lexsort((matrix.sum(axis=1)[labels], -counts))[:limit]
+    labels, guesses, counts = mistakes(matrix)
+    order = np.lexsort((guesses, labels, matrix.sum(axis=1)[labels], -counts))[:limit]
     return [Confusion(int(labels[i]), int(guesses[i]), int(counts[i])) for i in order]
 
 

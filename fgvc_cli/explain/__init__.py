@@ -1,6 +1,10 @@
-"""Why a model answers as it does: maps of an image, and pictures of them."""
+"""Why a model answers as it does: maps of an image, and pictures of them.
 
-from typing import Literal
+Called, it is the command: ``fgvc_cli.explain("bird.jpg")``.
+"""
 
-Page = Literal["full", "strip"]
-"""How much one image takes: a whole page, or a strip."""
+import sys
+
+from fgvc_cli import CallableRoom
+
+sys.modules[__name__].__class__ = CallableRoom

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,26 +15,6 @@ Box = tuple[float, float, float, float]
 HEAT = "heat"
 """The map from which the object's box comes; other maps are named as the model names its stage, or ``method``
 or ``method-stage`` after the method that made them."""
-
-_METHODS = {
-    HEAT: "Object heat",
-    "gradcam": "Grad-CAM",
-    "hirescam": "HiResCAM",
-    "rollout": "Attention rollout",
-}
-"""What people call a method, where that is not its name."""
-
-
-def spoken(name: str) -> str:
-    """``stage3`` -> Stage 3; ``last`` -> Last; ``gradcam-stage3`` -> Grad-CAM, stage 3."""
-    method, dash, rest = name.partition("-")
-    if dash:
-        return f"{spoken(method)}, {_words(rest)}"
-    return _METHODS.get(name) or _words(name)[:1].upper() + _words(name)[1:]
-
-
-def _words(name: str) -> str:
-    return re.sub(r"(?<=[^\W\d_])(?=\d)", " ", name.replace("_", " "))
 
 
 @dataclass(frozen=True, eq=False)

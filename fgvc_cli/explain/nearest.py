@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from fgvc_cli.explain.explanation import Explanation
-from fgvc_cli.explain.layout import (
+from fgvc_cli.charts.text import (
     ACCENT,
     CAPTION_PX,
+    ELLIPSIS,
     GAP,
     INK,
     INNER,
@@ -21,13 +21,15 @@ from fgvc_cli.explain.layout import (
     PAPER,
     QUIET,
     TRACK,
+    Face,
     Section,
     beside,
     draw_caption,
+    one_line,
     stack,
 )
+from fgvc_cli.explain.explanation import Explanation
 from fgvc_cli.explain.panels import BOX_LINE, FRAME_PX, fit, frame, whole_pixels
-from fgvc_cli.explain.text import ELLIPSIS, Face, one_line
 from fgvc_cli.predict.crops import surroundings
 from fgvc_cli.retrieval.search import Nearest, Neighbour
 

@@ -1,4 +1,4 @@
-"""The panels of an explanation: the photograph with its boxes, what lies over it, and crops of it."""
+"""The panels of an explanation: the image with its boxes, what lies over it, crops of it, a legend."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from fgvc_cli.explain.colormap import apply_colormap
+from fgvc_cli.charts.colormap import apply_colormap, color_table
+from fgvc_cli.charts.text import GAP, INNER, PAPER, QUIET, SMALL, Face, Section, beside, stack
 from fgvc_cli.explain.explanation import Box, Explanation
-from fgvc_cli.explain.text import Face
 
 Color = tuple[int, int, int]
 Size = tuple[int, int]
@@ -255,3 +255,52 @@ def _resized(image: Image.Image, size: Size, box: Box | None = None) -> Image.Im
     blocky = size[0] > _BLOCKY_ZOOM * width
     how = Image.Resampling.NEAREST if blocky else Image.Resampling.LANCZOS
     return image.resize(size, how, box=box, reducing_gap=3.0)
+
+
+_LINE_PX = round(SMALL.px * 1.4)
+_SWATCH_PX = 28
+
+
+def draw_legend(explanation: Explanation) -> Section:
+    """The colour map itself and, where there is more than an object box to tell apart, a key of the boxes."""
+    section = Image.new("RGB", (INNER, _LINE_PX), PAPER)
+    draw = ImageDraw.Draw(section)
+    ramp = Image.fromarray(color_table()[None]).resize((300, 22), Image.Resampling.BILINEAR)
+    x = SMALL.width("low") + 14
+    SMALL.draw(draw, (0, SMALL.px), "low", QUIET)
+    section.paste(ramp, (round(x), SMALL.px - 20))
+    SMALL.draw(draw, (x + ramp.width + 14, SMALL.px), "high, each map on its own scale", QUIET)
+    key = _key(explanation)
+    pale = "pale: outside the model's input"
+    if key is None:
+        notes = f"box: the object; {pale}" if explanation.box is not None else pale
+    else:
+        size = explanation.image.size
+        notes = "" if whole_pixels(explanation.region, size) == (0, 0, *size) else pale
+    SMALL.draw(draw, (INNER, SMALL.px), notes, QUIET, anchor="rs")
+    return stack([section, key], GAP // 2)
+
+
+def _key(explanation: Explanation) -> Section | None:
+    """Swatches of the object, its parts and what is erased; None where no part and nothing is erased."""
+    if not explanation.parts and explanation.erased is None:
+        return None
+    entries = []
+    if explanation.box is not None:
+        inner = _SWATCH_PX + 2 - 2 * FRAME_PX
+        entries.append(_entry([frame(Image.new("RGB", (inner, inner), PAPER), BOX_LINE)], "the object"))
+    if explanation.parts:
+        # Further parts take the same colours again.
+        shown = range(min(len(explanation.parts), len(PART_LINES)))
+        chips = [ImageOps.expand(draw_chip(i + 1, _SWATCH_PX, PART_LINES[i]), 1, BOX_EDGE) for i in shown]
+        entries.append(_entry(chips, "its parts, looked at again"))
+    if explanation.erased is not None:
+        entries.append(_entry([Image.new("RGB", (_SWATCH_PX, _SWATCH_PX), ERASED)], "erased in training"))
+    return beside(entries, 2 * GAP)
+
+
+def _entry(swatches: Sequence[Image.Image], meaning: str) -> Section:
+    """Swatches and what they mean, on the baseline of the line above."""
+    text = Image.new("RGB", (math.ceil(SMALL.width(meaning)), _LINE_PX), PAPER)
+    SMALL.draw(ImageDraw.Draw(text), (0, SMALL.px), meaning, QUIET)
+    return beside([*swatches, text], 10)

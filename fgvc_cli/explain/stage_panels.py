@@ -15,8 +15,7 @@ from functools import cached_property, partial
 import numpy as np
 from PIL import Image, ImageOps
 
-from fgvc_cli.explain.explanation import Box, Explanation, spoken
-from fgvc_cli.explain.layout import (
+from fgvc_cli.charts.text import (
     CAPTION_PX,
     GAP,
     INNER,
@@ -25,8 +24,10 @@ from fgvc_cli.explain.layout import (
     Section,
     beside,
     draw_caption,
+    spoken,
     stack,
 )
+from fgvc_cli.explain.explanation import Box, Explanation
 from fgvc_cli.explain.panels import (
     BOX_EDGE,
     BOX_LINE,

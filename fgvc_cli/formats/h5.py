@@ -33,7 +33,7 @@ import h5py
 import numpy as np
 
 from fgvc_cli import __version__
-from fgvc_cli.config import Preprocess, build
+from fgvc_cli.config import Preprocess, stored_preprocess
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import (
     ARRAYS,
@@ -225,7 +225,7 @@ def _check(path: Path, file: h5py.File) -> None:
 
 def _preprocess(path: Path, file: h5py.File) -> Preprocess:
     try:
-        return build(Preprocess, json.loads(file.attrs["preprocessing"]))
+        return stored_preprocess(json.loads(file.attrs["preprocessing"]))
     except (TypeError, ValueError) as error:
         raise FgvcError(f"{path} is damaged: its preprocessing is no JSON.") from error
 

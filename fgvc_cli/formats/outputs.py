@@ -53,6 +53,8 @@ class HoldsFlags(Protocol):
     def crops_dir(self) -> Path | None: ...
     @property
     def maps_dir(self) -> Path | None: ...
+    @property
+    def per_file(self) -> Path | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,14 @@ class Outputs:
         files: at least one; the first names OUT.partial.
         extras: what the files store beside the predictions.
         crops_dir, maps_dir: new folders for a JPEG, a 16-bit PNG, of each row.
+        per_file: a CSV with one row per file where rows are frames, see ``PerFileSink``.
     """
 
     files: tuple[Path, ...]
     extras: frozenset[Extra] = frozenset()
     crops_dir: Path | None = None
     maps_dir: Path | None = None
+    per_file: Path | None = None
 
     @classmethod
     def of(cls, files: Iterable[Path], asked: HoldsFlags) -> Outputs:
@@ -76,7 +80,7 @@ class Outputs:
         flags = {"attention": asked.maps, "crop": asked.crops}
         flags |= {"embedding": asked.embeddings, "logits": asked.logits}
         extras: frozenset[Extra] = frozenset(extra for extra in FLAGS if flags[extra])
-        return cls(tuple(files), extras, asked.crops_dir, asked.maps_dir)
+        return cls(tuple(files), extras, asked.crops_dir, asked.maps_dir, asked.per_file)
 
     def record(self, folder: Path) -> dict[str, Any]:
         """As plain JSON values, paths relative to a folder where they lie in it, so that all may move
@@ -88,25 +92,30 @@ class Outputs:
             real, base = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
             return str(real.relative_to(base) if real.is_relative_to(base) else real)
 
-        files, folders = [text(path) for path in self.files], (text(self.crops_dir), text(self.maps_dir))
+        alone = {"crops_dir": self.crops_dir, "maps_dir": self.maps_dir, "per_file": self.per_file}
+        files = [text(path) for path in self.files]
         return {
             "files": files,
             "extras": sorted(self.extras),
-            "crops_dir": folders[0],
-            "maps_dir": folders[1],
+            **{name: text(path) for name, path in alone.items()},
         }
 
     @classmethod
     def from_record(cls, record: dict[str, Any], folder: Path) -> Outputs:
         """Back from ``record``."""
         base = Path(os.path.relpath(folder)) if folder.is_relative_to(os.path.realpath(".")) else folder
-        crops, maps = (base / path if path else None for path in (record["crops_dir"], record["maps_dir"]))
-        return cls(tuple(base / path for path in record["files"]), frozenset(record["extras"]), crops, maps)
+        names = ("crops_dir", "maps_dir", "per_file")
+        alone = {name: base / record[name] if record[name] else None for name in names}
+        return cls(tuple(base / path for path in record["files"]), frozenset(record["extras"]), **alone)
 
     def text(self) -> str:
         """As they are typed, behind ``--out``."""
         flags = [FLAGS[extra][0] for extra in FLAGS if extra in self.extras]
-        folders = [("--crops-dir", self.crops_dir), ("--maps-dir", self.maps_dir)]
+        folders = [
+            ("--crops-dir", self.crops_dir),
+            ("--maps-dir", self.maps_dir),
+            ("--per-file", self.per_file),
+        ]
         named = [f"{flag} {folder}" for flag, folder in folders if folder]
         return " ".join([*map(str, self.files), *flags, *named])
 
@@ -121,7 +130,7 @@ class Outputs:
 
     def paths(self) -> list[Path]:
         """All files and folders, as typed."""
-        return [*self.files, *self._folders()]
+        return [*self.files, *([self.per_file] if self.per_file else []), *self._folders()]
 
     def _folders(self) -> list[Path]:
         return [folder for folder in (self.crops_dir, self.maps_dir) if folder]
@@ -140,6 +149,9 @@ class Outputs:
         allowed = set(allowed)
         for out in self.files:
             _check_ending(out)
+        if self.per_file and self.per_file.suffix.lower() != ".csv":
+            message = f"Cannot write {self.per_file.name}: --per-file expects a name ending in .csv."
+            raise FgvcError(message, None, EXIT_USAGE)
         targets = self.targets()
         for target in targets:
             if targets.count(target) > 1:
@@ -147,7 +159,7 @@ class Outputs:
                     f"{target} is named twice.", "Give each output a name of its own.", EXIT_USAGE
                 )
         self._check_extras()
-        for out in self.files:
+        for out in [*self.files, *([self.per_file] if self.per_file else [])]:
             check_writable(out, overwrite=overwrite or os.path.realpath(out) in allowed)
         for folder in self._folders():
             check_folder(folder, placed=os.path.realpath(folder) in allowed)
@@ -177,6 +189,10 @@ class Outputs:
         for out in self.files:
             cls = getattr(format_of(out), SINKS[out.suffix.lower()][1])
             sinks.append(cls(out, overwrite=True, extras=self.extras, origin=origin))
+        if self.per_file:
+            from fgvc_cli.formats.csv_rows import PerFileSink
+
+            sinks.append(PerFileSink(self.per_file, overwrite=True))
         from fgvc_cli.formats.folders import CropsFolder, MapsFolder
 
         for folder, cls in ((self.crops_dir, CropsFolder), (self.maps_dir, MapsFolder)):

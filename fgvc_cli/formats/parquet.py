@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fgvc_cli import __version__
-from fgvc_cli.config import Preprocess, build
+from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.csv_rows import csv_columns
 from fgvc_cli.formats.rows import (
@@ -195,7 +195,7 @@ def _read_info(path: Path, file: pq.ParquetFile) -> RunInfo:
             model=shared["model"],
             weights_sha256=shared["weights_sha256"],
             classes=tuple(shared["class_names"]),
-            preprocess=build(Preprocess, shared["preprocessing"]),
+            preprocess=stored_preprocess(shared["preprocessing"]),
             top_k=top_k,
             parts=parts,
             settings=dict(shared["settings"]),

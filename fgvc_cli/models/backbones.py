@@ -9,8 +9,8 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import timm
@@ -33,6 +33,8 @@ class ModuleStagePlan(StagePlan):
 
     stages: tuple[tuple[str, ...], ...]
     """Module names of each stage in running order."""
+    strides: tuple[int, ...]
+    """Pixels of the input per cell of each stage's map."""
     channels_last: bool = False
     """Whether the network's own maps are (B, H, W, C); the plan turns them."""
 
@@ -52,6 +54,15 @@ class ModuleStagePlan(StagePlan):
     def features(self, state: Tensor) -> Tensor:
         """The last map, as the network has it."""
         return state
+
+    def aligned(self, net: nn.Module) -> Self:
+        """The plan with the ``shifts`` of the network's present weights."""
+        shifts = []
+        before: list[nn.Module] = []
+        for stage, stride in zip(self.stages, self.strides, strict=True):
+            before += [leaf for module in stage for leaf in leaves(net.get_submodule(module))]
+            shifts.append(cell_shift(before, stride))
+        return replace(self, shifts=tuple(shifts))
 
 
 def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -198,7 +209,9 @@ def _plan_modules(net: nn.Module, count: int = 3, *, trim: bool = True) -> Modul
         _replace_with_identity(net, unused)
     stages = tuple(tuple(modules[a:b]) for a, b in zip([0, *cuts], cuts, strict=False))
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-    return ModuleStagePlan(*_measure_stages(net, stages, channels_last), stages, channels_last)
+    channels, strides = _measure_stages(net, stages, channels_last)
+    plan = ModuleStagePlan(channels, (0.0,) * count, stages, strides, channels_last)
+    return plan.aligned(net)
 
 
 def run_stage(net: nn.Module, modules: tuple[str, ...], x: Tensor) -> Tensor:
@@ -245,20 +258,18 @@ def _find_end(net: nn.Module, modules: list[str], first: int) -> int:
 @torch.no_grad()
 def _measure_stages(
     net: nn.Module, stages: tuple[tuple[str, ...], ...], channels_last: bool
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Channels and shift of each stage's map."""
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels and stride of each stage's map."""
     training = net.training
     net.eval()
     x = torch.zeros(1, 3, _PROBE_PX, _PROBE_PX, device=_device(net))
-    channels, shifts = [], []
-    before: list[nn.Module] = []
+    channels, strides = [], []
     for stage in stages:
         x = run_stage(net, stage, x)
-        before += [leaf for module in stage for leaf in leaves(net.get_submodule(module))]
         channels.append(x.shape[-1 if channels_last else 1])
-        shifts.append(cell_shift(before, round(_PROBE_PX / x.shape[2])))
+        strides.append(round(_PROBE_PX / x.shape[1 if channels_last else 2]))
     net.train(training)
-    return tuple(channels), tuple(shifts)
+    return tuple(channels), tuple(strides)
 
 
 def _replace_with_identity(net: nn.Module, name: str) -> None:

@@ -16,7 +16,7 @@ from fgvc_cli.config import BaselineConfig
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.backbones import checkpoint_gradients, plan_stages
 from fgvc_cli.models.cells import align_maps, cell_shift, leaves
-from fgvc_cli.models.output import ModelOutput, StageMap, Want, class_probs, scale_maps
+from fgvc_cli.models.output import FgvcModel, ModelOutput, StageMap, Want, class_probs, scale_maps
 from fgvc_cli.models.stage_plan import StagePlan, network_name
 from fgvc_cli.models.vit_encoder import record_rollout
 from fgvc_cli.models.vit_stages import Tail, VitStagePlan, is_vit, plan_tail, run_last_block
@@ -24,9 +24,10 @@ from fgvc_cli.models.vit_stages import Tail, VitStagePlan, is_vit, plan_tail, ru
 STAGES = ("stage3", "stage4", "stage5")
 LAST = "last_stage"
 """The only one of a network that does not run in stages."""
+_STRIDES = (4, 8, 16, 32, 64)
 
 
-class Baseline(nn.Module):
+class Baseline(FgvcModel):
     """A timm network with one linear classifier.
 
     Args:
@@ -35,14 +36,11 @@ class Baseline(nn.Module):
         config: see ``BaselineConfig``.
     """
 
-    branches = ("main",)
-    part_count = 0
+    config: BaselineConfig
 
     def __init__(self, backbone: nn.Module, num_classes: int, config: BaselineConfig):
-        super().__init__()
-        self.config = config
-        self.num_classes = num_classes
-        self.backbone = backbone
+        super().__init__(backbone, num_classes, config)
+        self.align()
         width = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
         self.heads = nn.Sequential(nn.Dropout(config.drop_rate), nn.Linear(width, num_classes))
 
@@ -59,10 +57,11 @@ class Baseline(nn.Module):
         if {"heat", "boxes", "stages"} & {*want}:
             maps = self._activation(features, images).float()
             stride = round(images.shape[-1] / maps.shape[-1])
-            heat = scale_maps(align_maps(maps, cell_shift(leaves(self.backbone), stride)))
+            heat = scale_maps(align_maps(maps, self._shifts.get(stride, 0.0)))
             output.heat = heat if "heat" in want else None
             output.stages = self._stage_maps(apart, heat) if "stages" in want else None
-            output.boxes = locate_objects(heat, images.shape[-2:]) if "boxes" in want else None
+            if "boxes" in want:
+                output.boxes = locate_objects(heat, images.shape[-2:], **self.config.locating)
         output.features = apart if "features" in want else None
         if record:
             pooled_token = getattr(self.backbone, "global_pool", "token") == "token"
@@ -71,9 +70,10 @@ class Baseline(nn.Module):
             output.embedding = pooled
         return output
 
-    def for_inference(self) -> Baseline:
-        """Evaluation mode."""
-        return self.eval()
+    def align(self) -> None:
+        """See ``FgvcModel.align``."""
+        self._shifts = {stride: cell_shift(leaves(self.backbone), stride) for stride in _STRIDES}
+        self.__dict__.pop("_stage_plan", None)  # it has shifts of its own
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See ``backbones.checkpoint_gradients``."""
@@ -122,7 +122,7 @@ class Baseline(nn.Module):
             raise FgvcError(f"{network_name(self.backbone)} has no feature map to take gradients of.")
         channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         stage = features.permute(0, 3, 1, 2) if channels_last else features
-        shift = cell_shift(leaves(self.backbone), round(images.shape[-1] / stage.shape[-1]))
+        shift = self._shifts.get(round(images.shape[-1] / stage.shape[-1]), 0.0)
         return stage.permute(0, 2, 3, 1) if channels_last else stage, {LAST: StageMap(stage, shift)}
 
     def _stage_maps(self, apart: dict[str, StageMap], heat: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,9 @@
 
 A map is drawn, and a box is cut from it, as if cell i covered pixels s*i to s*(i+1), s the map's stride. A
 strided convolution with symmetric padding centres cell i at pixel s*i instead, half a cell too far to the
-lower right: 16 pixels at stride 32. ``cell_shift`` finds by how much, ``align_maps`` moves the map.
+lower right: 16 pixels at stride 32. TensorFlow's SAME padding errs by as much the other way, but weights that
+were trained with it have learnt kernels that are heavier at the upper left and make up for most of it.
+``cell_shift`` finds by how much a map lies off, ``align_maps`` moves it.
 """
 
 from __future__ import annotations
@@ -19,18 +21,25 @@ _STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 def cell_shift(modules: Iterable[nn.Module], stride: int) -> float:
     """By how much of a cell a map lies too far to the lower right when its cells are taken as areas.
 
-    Follows the main path: strided layers in the order of definition until their strides multiply to
-    ``stride``; 0 where they do not.
+    Follows the main path: layers in the order of definition until their strides multiply to ``stride``; 0
+    where they do not. What paddings move is known; what the weights move is taken as the centroid of a
+    kernel's magnitudes. Against the shift at which the maps of an image and of its 180-degree turn agree best
+    (cells of stages 3, 4, 5): tf_efficientnet_lite0 -0.10, -0.20, -0.15 here, 0.1, -0.2, -0.1 measured; a
+    MobileNetV2 with weights of SAME padding and symmetric padding 0.57, 0.74, 0.70 and 0.6, 0.7, 0.7.
 
     Args:
-        modules: the leaves that lead to the map, in order.
+        modules: the leaves that lead to the map, in order; those after it are not looked at.
         stride: pixels of the input per cell.
     """
-    jump, origin = 1, 0.0
+    jump, origin, learnt = 1, 0.0, 0.0
     for module in modules:
-        if not isinstance(module, _STRIDED) or jump >= stride:
+        if not isinstance(module, _STRIDED):
             continue
         step, kernel = _first(module.stride), _first(module.kernel_size)
+        if jump * step > stride:
+            break
+        if isinstance(module, nn.Conv2d) and kernel > step:  # a patch covers its own area
+            learnt += jump * _centroid(module.weight)
         if step == 1:
             continue
         # timm's Same layers pad on the fly, less on the left where the sum is odd.
@@ -38,7 +47,20 @@ def cell_shift(modules: Iterable[nn.Module], stride: int) -> float:
         left = (kernel - step) // 2 if same else _first(module.padding)
         origin += jump * ((kernel - 1) / 2 - left)
         jump *= step
-    return ((stride - 1) / 2 - origin) / stride if jump == stride else 0.0
+    if jump != stride:
+        return 0.0
+    half = stride / 2
+    return ((stride - 1) / 2 - origin - min(max(learnt, -half), half)) / stride
+
+
+@torch.no_grad()
+def _centroid(weight: Tensor) -> float:
+    """Centroid of a kernel's magnitudes (out, in, k, k), pixels right of and below its middle, their mean."""
+    magnitudes = weight.detach().float().abs().sum(dim=(0, 1))
+    places = torch.arange(weight.shape[-1], device=weight.device) - (weight.shape[-1] - 1) / 2
+    rows = torch.arange(weight.shape[-2], device=weight.device) - (weight.shape[-2] - 1) / 2
+    moment = (magnitudes.sum(dim=0) * places).sum() + (magnitudes.sum(dim=1) * rows).sum()
+    return float(moment / (2 * magnitudes.sum().clamp_min(1e-12)))
 
 
 def align_maps(maps: Tensor, shift: float) -> Tensor:

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Collection, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,15 @@ from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import CraSmraConfig
 from fgvc_cli.models.backbones import plan_stages
 from fgvc_cli.models.cells import align_maps
-from fgvc_cli.models.output import ModelOutput, StageMap, Want, class_probs, scale_maps
+from fgvc_cli.models.output import (
+    SUPPRESSED,
+    FgvcModel,
+    ModelOutput,
+    StageMap,
+    Want,
+    class_probs,
+    scale_maps,
+)
 from fgvc_cli.models.vit_encoder import record_rollout
 
 
@@ -31,8 +39,10 @@ class StageFeatures(NamedTuple):
     """X_e (B, Ca, H, W), to the head and to SMRAM."""
     onward: Tensor
     """X_s (B, C, H, W), the input of the next stage."""
-    suppressed_share: Tensor | None
-    """Scalar, the share of channels that Eq. 5 suppressed; None without suppression."""
+    suppressed: Tensor | None
+    """(C,), the fraction of the images in which Eq. 5 suppressed each channel; None without suppression."""
+    saturated: Tensor | None
+    """Scalar, the fraction of channels whose I lies outside [0.01, 0.99]; None without a mask."""
 
 
 def conv_layer(channels: int, out_channels: int, neck: str) -> nn.Sequential:
@@ -65,10 +75,15 @@ class Cram(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, config: CraSmraConfig):
         super().__init__()
-        hidden = max(1, channels // config.reduction)
+        hidden = max(config.min_hidden, channels // config.reduction)
+        # One for both pooled vectors, as the MLP is shared.
+        self.norm = nn.LayerNorm(channels) if config.mask_norm == "layer" else None
         self.mlp = nn.Sequential(
             nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
         )
+        if config.mask_init == "zero":
+            for parameter in self.mlp[-1].parameters():
+                nn.init.zeros_(parameter)
         self.conv_layer = conv_layer(channels, out_channels, config.neck)
         self.mask_sum = config.mask_sum
         self.softmax_of = config.softmax_of
@@ -88,8 +103,13 @@ class Cram(nn.Module):
             average = x.float().mean(dim=(2, 3), keepdim=True)
             maximum = x.float().amax(dim=(2, 3), keepdim=True)
             if self.mask_sum == "before_mlp":
-                return self.mlp(average + maximum)
-            return self.mlp(average) + self.mlp(maximum)
+                return self._mlp(average + maximum)
+            return self._mlp(average) + self._mlp(maximum)
+
+    def _mlp(self, pooled: Tensor) -> Tensor:
+        if self.norm is not None:
+            pooled = self.norm(pooled.flatten(1))[..., None, None]
+        return self.mlp(pooled)
 
     def suppression(self, logits: Tensor) -> Tensor:
         """S of Eq. 4-5, piecewise constant, so it carries no gradient: (B, C, 1, 1) -> (B, C, 1, 1)."""
@@ -106,12 +126,14 @@ class Cram(nn.Module):
         return torch.where(chosen, self.omega, 1.0)
 
     def forward(self, x: Tensor) -> StageFeatures:
-        """(B, C, H, W) -> X_e (B, Ca, H, W), X_s (B, C, H, W) and the suppressed share."""
+        """(B, C, H, W) -> X_e (B, Ca, H, W), X_s (B, C, H, W) and what the mask did."""
         logits = self.mask_logits(x)
-        enhanced = self.conv_layer(logits.sigmoid().to(x.dtype) * x)
+        mask = logits.sigmoid()
+        enhanced = self.conv_layer(mask.to(x.dtype) * x)
         factors = self.suppression(logits)
-        share = (factors != 1).float().mean()
-        return StageFeatures(enhanced, factors.to(x.dtype) * x, share)
+        suppressed = (factors != 1).float().mean(dim=(0, 2, 3))
+        saturated = ((mask.detach() - 0.5).abs() > 0.49).float().mean()
+        return StageFeatures(enhanced, factors.to(x.dtype) * x, suppressed, saturated)
 
 
 class CbamStage(nn.Module):
@@ -128,7 +150,7 @@ class CbamStage(nn.Module):
     def forward(self, x: Tensor) -> StageFeatures:
         """(B, C, H, W) -> X_e (B, Ca, H, W) and the refined map (B, C, H, W)."""
         refined = self.cbam(x)
-        return StageFeatures(self.conv_layer(refined), refined, None)
+        return StageFeatures(self.conv_layer(refined), refined, None, None)
 
 
 class PlainStage(nn.Module):
@@ -140,7 +162,7 @@ class PlainStage(nn.Module):
 
     def forward(self, x: Tensor) -> StageFeatures:
         """(B, C, H, W) -> X_e (B, Ca, H, W) and x itself."""
-        return StageFeatures(self.conv_layer(x), x, None)
+        return StageFeatures(self.conv_layer(x), x, None, None)
 
 
 STAGE_MODULES: dict[str, type[nn.Module]] = {"cram": Cram, "cbam": CbamStage, "none": PlainStage}
@@ -235,7 +257,7 @@ class Head(nn.Sequential):
         )
 
 
-class CraSmra(nn.Module):
+class CraSmra(FgvcModel):
     """Backbone of which the last three stages (3, 4, 5) each pass through CRAM, with SMRAM while training.
 
     Args:
@@ -248,14 +270,11 @@ class CraSmra(nn.Module):
     """
 
     branches = BRANCHES
-    part_count = 0
+    config: CraSmraConfig
 
     def __init__(self, backbone: nn.Module, num_classes: int, config: CraSmraConfig):
-        super().__init__()
-        self.config = config
-        self.num_classes = num_classes
+        super().__init__(backbone, num_classes, config)
         self.plan = plan_stages(backbone, config.depths)
-        self.backbone = backbone
         ca = config.feature_channels
         module = STAGE_MODULES[config.channel_attention]
         self.cram = nn.ModuleList(module(channels, ca, config) for channels in self.plan.channels)
@@ -284,7 +303,8 @@ class CraSmra(nn.Module):
         if "heat" in want or "boxes" in want:
             heat = object_heat(maps)
             output.heat = heat if "heat" in want else None
-            output.boxes = locate_objects(heat, images.shape[-2:]) if "boxes" in want else None
+            if "boxes" in want:
+                output.boxes = locate_objects(heat, images.shape[-2:], **self.config.locating)
         if "features" in want:
             named = zip(BRANCHES, maps_before, self.plan.shifts, strict=False)
             output.features = {name: StageMap(x, shift) for name, x, shift in named}
@@ -306,7 +326,11 @@ class CraSmra(nn.Module):
         weights = self.heads.get_buffer("fuse_weights").view(-1, 1, 1)
         return (class_probs(stacked, self.config.multi_label) * weights).sum(dim=0)
 
-    def for_inference(self) -> CraSmra:
+    def align(self) -> None:
+        """See ``FgvcModel.align``."""
+        self.plan = self.plan.aligned(self.backbone)
+
+    def for_inference(self) -> Self:
         """Evaluation mode with SMRAM taken out: the paper builds it only into the training graph."""
         self.smram = None
         return self.eval()
@@ -332,8 +356,9 @@ class CraSmra(nn.Module):
     def _stats(self, stages: list[StageFeatures]) -> dict[str, Tensor]:
         stats = {"overlap": top_overlap([stage.enhanced.mean(dim=1) for stage in stages])}
         for name, stage in zip(BRANCHES, stages, strict=False):
-            if stage.suppressed_share is not None:
-                stats[f"suppressed_{name}"] = stage.suppressed_share
+            if stage.suppressed is not None and stage.saturated is not None:
+                stats[f"{SUPPRESSED}_{name}"] = stage.suppressed
+                stats[f"mask_saturated_{name}"] = stage.saturated
         return stats
 
 

@@ -26,13 +26,19 @@ def fold_batch_norms(model: nn.Module, images: Tensor) -> nn.Module:
     """A copy of a model in evaluation mode without those of its batch norms that follow a convolution.
 
     The model itself is returned where there are none, or where the copy does not answer the same: a module
-    may use the output of a convolution twice.
+    may use the output of a convolution twice. It is folded and tried on the CPU, wherever the model is: there
+    float32 is float32 (a card may multiply in TensorFloat-32), and every machine folds the same norms.
 
     Args:
         images: float (B, 3, S, S), a batch to try it on.
     """
     if not any(map(_is_foldable, model.modules())):
         return model
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        on_cpu = copy.deepcopy(model).cpu()
+        folded = fold_batch_norms(on_cpu, images.cpu())
+        return model if folded is on_cpu else folded.to(device)
     pairs, before = _pairs(model, images)
     if not pairs:
         return model

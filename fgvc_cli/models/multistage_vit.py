@@ -22,7 +22,7 @@ from fgvc_cli.attention.parts import cut_map, locate_parts
 from fgvc_cli.config import MultiStageVitConfig
 from fgvc_cli.models.backbones import checkpoint_gradients
 from fgvc_cli.models.cascade import Looks, pick, spread
-from fgvc_cli.models.output import ModelOutput, StageMap, Want
+from fgvc_cli.models.output import FgvcModel, ModelOutput, StageMap, Want
 from fgvc_cli.models.vit_encoder import encode, plan_encoder
 from fgvc_cli.models.vit_stages import Tail, VitStagePlan, plan_tail
 
@@ -45,7 +45,7 @@ class Classifier(nn.Sequential):
         )
 
 
-class MultiStageVit(nn.Module):
+class MultiStageVit(FgvcModel):
     """Main, object and parts branches over one plain ViT.
 
     Args:
@@ -58,12 +58,11 @@ class MultiStageVit(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, num_classes: int, config: MultiStageVitConfig):
-        super().__init__()
-        self.config = config
-        self.num_classes = num_classes
+        super().__init__(backbone, num_classes, config)
         self.plan = plan_encoder(backbone)
-        self.backbone = backbone
         self.heads = Classifier(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
+
+    config: MultiStageVitConfig
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -108,10 +107,6 @@ class MultiStageVit(nn.Module):
         """See ``backbones.checkpoint_gradients``."""
         checkpoint_gradients(self.backbone, enable)
 
-    def for_inference(self) -> MultiStageVit:
-        """Evaluation mode."""
-        return self.eval()
-
     @cached_property
     def _tail_plan(self) -> VitStagePlan:
         """Proven once."""
@@ -122,7 +117,7 @@ class MultiStageVit(nn.Module):
     ) -> None:
         """Boxes from the map, the object and the parts look; what is wanted of them goes into ``output``."""
         size = (images.shape[-2], images.shape[-1])
-        boxes = locate_objects(heat, size, self.config.threshold)
+        boxes = locate_objects(heat, size, self.config.threshold, **self.config.locating)
         output.boxes = boxes if "boxes" in want else None
         output.heat = heat.detach() if "heat" in want else None
         output.stages = {"main": heat.detach()} if "stages" in want else None
@@ -165,7 +160,8 @@ class MultiStageVit(nn.Module):
             return None, None
         config, size = self.config, images.shape[-2:]
         if config.part_map == "object" and object_heat is not None:
-            whole = boxes.new_tensor([0, 0, size[1], size[0]]).expand_as(boxes)
+            nothing = torch.zeros_like(boxes[:, 0])
+            whole = torch.stack([nothing, nothing, nothing + size[1], nothing + size[0]], 1)
             maps = cut_map(pick(object_heat, rows), pick(whole, rows), size, self.plan.side)
         else:
             maps = cut_map(pick(heat.detach(), rows), pick(boxes, rows), size, self.plan.side)
@@ -202,7 +198,7 @@ class MultiStageVit(nn.Module):
     def _choose(self, batch: int, device: torch.device) -> Tensor | None:
         """Which images of a batch are erased, or None; drawn on the CPU: every device draws the same."""
         chosen = (torch.rand(batch) < self.config.erase_prob).nonzero().flatten()
-        return chosen.to(device) if len(chosen) else None
+        return chosen.to(device, non_blocking=True) if len(chosen) else None
 
     def _erase(self, view: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """The batch with the chosen images erased (2.3), and their maps from before, (n, h, w)."""

@@ -1,4 +1,4 @@
-"""What every model answers: one small named structure, the same for all families.
+"""What every model is and answers: a base class and one small named structure, the same for all families.
 
 Legend: B batch, K classes, h w rows and columns of a map, P parts, D embedding width.
 """
@@ -6,12 +6,15 @@ Legend: B batch, K classes, h w rows and columns of a map, P parts, D embedding 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from fgvc_cli.config import IMAGENET_MEAN, IMAGENET_STD, BackboneOptions, Triple
 
 Want = Literal[
     "heat", "boxes", "parts", "stages", "object_heat", "erased", "embedding", "stats", "features", "rollout"
@@ -66,7 +69,81 @@ class ModelOutput:
     penalties: dict[str, Tensor] = field(default_factory=dict)
     """Scalar loss terms that the model computes itself while training, e.g. ``div`` (Eq. 9)."""
     stats: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars worth logging: ``suppressed_stage3``, ``overlap``; training or ``want=("stats",)``."""
+    """Worth logging, means over the images: scalars (``overlap``, ``mask_saturated_stage3``), or one rate per
+    channel (``suppressed_stage3``, (C,)), of which ``summarize_stats`` makes scalars; training or
+    ``want=("stats",)``."""
+
+
+SUPPRESSED = "suppressed"
+"""How a rate of suppression per channel is called among the stats, with the stage behind it."""
+
+
+def summarize_stats(means: Mapping[str, Tensor]) -> dict[str, float]:
+    """``ModelOutput.stats``, averaged over all images of a split -> scalars.
+
+    Of ``suppressed_<stage>``, the mean over the channels, and ``mask_variation_<stage>``: the fraction of
+    channels that are suppressed in some of the images and not in others. Where that is 0, the suppression is
+    the same for every image, and CRAM re-attends to nothing.
+    """
+    result: dict[str, float] = {}
+    for name, value in means.items():
+        result[name] = float(value.mean())
+        kind, _, stage = name.partition("_")
+        if kind == SUPPRESSED and value.dim():
+            result[f"mask_variation_{stage}"] = float(((value > 0) & (value < 1)).double().mean())
+    return result
+
+
+class FgvcModel(nn.Module):
+    """Base of every family.
+
+    Args:
+        backbone: a timm network.
+        num_classes: K.
+        config: the family's settings.
+    """
+
+    fixed_px: int | None = None
+    """The only input size that the backbone takes, pixels; None: it takes others."""
+    least_px: int = 0
+    """Smallest input, pixels."""
+    input_mean: Triple = IMAGENET_MEAN
+    """Per-channel mean of the input in [0, 1] that the weights expect."""
+    input_std: Triple = IMAGENET_STD
+    """Standard deviation, likewise."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, config: BackboneOptions):
+        super().__init__()
+        self.config: Any = config
+        self.num_classes = num_classes
+        self.backbone = backbone
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches, in the order of ``ModelOutput.logits``."""
+        return ("main",)
+
+    @property
+    def part_count(self) -> int:
+        """P where parts are looked at, else 0."""
+        return 0
+
+    def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
+        """Normalised images (B, 3, H, W) -> ``ModelOutput``, with what is wanted."""
+        raise NotImplementedError
+
+    def for_inference(self) -> Self:
+        """Evaluation mode, without what only training needs."""
+        return self.eval()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's; then ``align``."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.align()
+        return result
+
+    def align(self) -> None:
+        """Find out anew where the cells of maps lie, which depends on the weights, see ``cell_shift``."""
 
 
 def class_probs(logits: Tensor, multi_label: bool) -> Tensor:

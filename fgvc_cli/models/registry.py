@@ -25,6 +25,7 @@ from fgvc_cli.models.backbones import build_backbone
 from fgvc_cli.models.baseline import Baseline
 from fgvc_cli.models.cra_smra import CraSmra
 from fgvc_cli.models.multistage_vit import MultiStageVit
+from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.weights import load_initial_weights
 
 CRA_SMRA_PAPER = "Wang et al. 2025"
@@ -36,7 +37,7 @@ class Family:
     """A way to turn a timm backbone into a classifier."""
 
     config: type[Section]
-    build: Callable[[nn.Module, int, Any], nn.Module]
+    build: Callable[[nn.Module, int, Any], FgvcModel]
     paper: str
     describe: str
     example: str
@@ -116,7 +117,7 @@ def create_model(
     pretrained: bool = False,
     init: Path | str | None = None,
     options: dict[str, Any] | None = None,
-) -> nn.Module:
+) -> FgvcModel:
     """Build a registered model.
 
     Args:
@@ -129,8 +130,7 @@ def create_model(
         options: settings of the family's config; unknown ones are refused.
 
     Returns:
-        A module answering ``model(images, want=...) -> ModelOutput``. ``model.input_mean`` and
-        ``model.input_std`` are those of the backbone's weights.
+        A module answering ``model(images, want=...) -> ModelOutput``, see ``FgvcModel``.
 
     Raises:
         FgvcError: an unknown name or option, a backbone that does not fit the family, weights not to be had.
@@ -139,8 +139,9 @@ def create_model(
     family = resolved.family
     config = build(family.config, dict(options or {}))
     side = family.own_size(config) if family.own_size else input_px
-    kwargs = _size_arguments(resolved.backbone, side) | _constructor_arguments(config)
-    backbone = build_backbone(resolved.backbone, pretrained=pretrained and not init, **kwargs)
+    name = _tagged(resolved.backbone, config.pretrained_tag)
+    kwargs = _size_arguments(name, side) | _constructor_arguments(config)
+    backbone = build_backbone(name, pretrained=pretrained and not init, **kwargs)
     cfg = getattr(backbone, "pretrained_cfg", {})
     mean, std = cfg.get("mean", IMAGENET_MEAN), cfg.get("std", IMAGENET_STD)
     if family.own_size and side:
@@ -149,24 +150,23 @@ def create_model(
     if init:
         mean, std = load_initial_weights(model, Path(init)) or (mean, std)
     fixed = cfg.get("fixed_input_size") and not family.own_size
-    model.fixed_px = _image_size(backbone) or cfg["input_size"][-1] if fixed else None  # type: ignore[assignment]
-    model.least_px = _image_size(backbone) or 0 if family.own_size else 0  # type: ignore[assignment]
-    model.input_mean, model.input_std = tuple(mean), tuple(std)  # type: ignore[assignment]
+    model.fixed_px = _image_size(backbone) or cfg["input_size"][-1] if fixed else None
+    model.least_px = _image_size(backbone) or 0 if family.own_size else 0
+    model.input_mean, model.input_std = tuple(mean), tuple(std)
     return model
 
 
-def check_input_px(model: nn.Module, input_px: int) -> None:
+def check_input_px(model: FgvcModel, input_px: int) -> None:
     """Refuse an input size that a backbone built for one size cannot take, or that is smaller than what the
     looks of a multi-stage model are to hold.
 
     Raises:
         FgvcError: names the size that fits.
     """
-    least = int(model.least_px)  # type: ignore[arg-type]
-    if input_px < least:
+    if input_px < model.least_px:
         raise FgvcError(
-            f"The input of {input_px} px is smaller than the {least} px of each look.",
-            f"--input-px {least} or more, or --set options.encoder_px={input_px}.",
+            f"The input of {input_px} px is smaller than the {model.least_px} px of each look.",
+            f"--input-px {model.least_px} or more, or --set options.encoder_px={input_px}.",
             EXIT_USAGE,
         )
     if model.fixed_px not in (None, input_px):
@@ -175,6 +175,10 @@ def check_input_px(model: nn.Module, input_px: int) -> None:
             f"Give it one size: --input-px {model.fixed_px}, and no other augment.train_px.",
             EXIT_USAGE,
         )
+
+
+def _tagged(backbone: str, tag: str | None) -> str:
+    return f"{backbone}.{tag}" if tag and "." not in backbone else backbone
 
 
 def _constructor_arguments(config: BackboneOptions) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -40,6 +40,10 @@ class StagePlan(ABC):
     @abstractmethod
     def features(self, state: Any) -> Tensor:
         """What timm's ``forward_features`` gives, of the state after the last stage."""
+
+    def aligned(self, net: nn.Module) -> Self:
+        """The plan with the ``shifts`` of the network's present weights."""
+        return self
 
 
 def network_name(net: nn.Module) -> str:

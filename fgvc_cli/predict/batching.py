@@ -1,4 +1,4 @@
-"""How many images go through the model at once: a short probe, and what counts as out of memory."""
+"""How many images go through the model at once: a short probe."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
+
+from fgvc_cli.engine.device import is_out_of_memory, release_memory
 
 T = TypeVar("T")
 
@@ -17,15 +19,6 @@ CPU_PROBE_SECONDS = 3.0
 
 GAIN = 1.03
 """A larger batch is worth its memory only where images/s rise by this factor."""
-
-_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory", "alloc_failed")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a forward pass failed for lack of memory, on the device or on the host."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MESSAGES)
 
 
 def best_batch_size(seconds: Callable[[int], float], device: torch.device) -> int:
@@ -54,6 +47,8 @@ def best_batch_size(seconds: Callable[[int], float], device: torch.device) -> in
         # The next size takes twice as long as this one.
         if not on_cuda and spent + 4 * taken > CPU_PROBE_SECONDS:
             break
+    # What the largest batch tried took is not kept from the run, nor from others on the card.
+    release_memory(device)
     return best_size
 
 

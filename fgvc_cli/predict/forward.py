@@ -7,11 +7,9 @@ of the embedding, h w of a map.
 from __future__ import annotations
 
 import contextlib
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,15 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from fgvc_cli.data.transforms import normalize
+from fgvc_cli.engine.device import Precision, computing, has_bf16, is_out_of_memory, release_memory
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import apply_temperature
 from fgvc_cli.formats.rows import RunInfo
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput, Want
-from fgvc_cli.predict.batching import is_out_of_memory
 
 Amp = Literal["auto", "none", "bf16"]
-Precision = Literal["float32", "bf16"]
 
 WORTH = 1.5
 """How many times faster bfloat16 must be on a CPU to be chosen: it moves probabilities by about 0.01, and now
@@ -71,19 +68,6 @@ def choose_precision(
     choice = "bf16" if gain >= WORTH else "float32"
     tell(f"Computing in {choice}: a probe found bfloat16 {gain:.2f} times as fast as float32.")
     return choice
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 itself rather than through float32."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-    if platform.machine() in ("x86_64", "AMD64", "i386"):
-        tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, test, lambda: False)() for test in tests)
-    with contextlib.suppress(OSError):
-        return " bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    return False
 
 
 def _gain(run: Callable[[Precision], None]) -> float:
@@ -167,13 +151,12 @@ class Forward:
         self.size = size
         self.precision: Precision = "float32"
         self.temperature = 1.0
-        model = model.eval().to(device)
         side = info.preprocess.input_px
-        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-        folded = fold_batch_norms(model, noise)
+        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        folded = fold_batch_norms(model.eval(), noise)
         self.folded = folded is not model
         """Whether batch norms became part of the convolutions before them."""
-        self._plain = folded.to(memory_format=torch.channels_last)
+        self._plain = folded.to(device).to(memory_format=torch.channels_last)
         self._model: Callable[..., ModelOutput] = (
             torch.compile(self._plain, dynamic=False) if compiled else self._plain
         )
@@ -236,15 +219,14 @@ class Forward:
         return None, True
 
     def _shrink(self, tried: int) -> None:
-        if self._on_cuda:
-            torch.cuda.empty_cache()
+        release_memory(self._device)
         self.size = tried // 2
         self._tell(f"Out of memory with {tried} images at once: going on with {self.size}.")
 
     @torch.inference_mode()
     def _run(self, chunk: Sequence[np.ndarray]) -> _Piece:
         images = normalize(self._upload(chunk), self._info.preprocess)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with computing(self._device, self.precision):
             output = self._call(images)
         columns = self._columns(output)
         attention = None

@@ -17,14 +17,14 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 from torch import nn
 
 from fgvc_cli.config import Preprocess
-from fgvc_cli.engine.device import pick_device
+from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.rows import Block, Extra, Row, RunInfo
 from fgvc_cli.predict.batching import best_batch_size, delayed, until_full
 from fgvc_cli.predict.columns import Batch, build_block
 from fgvc_cli.predict.decode_pool import DecodePool, Loaded, in_order
 from fgvc_cli.predict.decoder import DecodeSettings, Read, Rule
-from fgvc_cli.predict.forward import Amp, Forward, Launched, Precision, choose_precision
+from fgvc_cli.predict.forward import Amp, Forward, Launched, choose_precision
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import read_image
 
@@ -78,7 +78,8 @@ class Predictor:
         top_k: predictions per row; all classes where the model has fewer.
         extras: what blocks carry beside the predictions.
         min_prob: rows whose best probability is below it are ``unsure``.
-        amp: ``none`` computes in float32, ``bf16`` in bfloat16, ``auto`` as ``choose_precision``.
+        amp: ``none`` computes in strict float32, ``bf16`` in bfloat16 (what it leaves in float32 in TF32 on a
+            card), ``auto`` as ``choose_precision``.
         compile: ``torch.compile`` the model; goes on without where that fails.
         fast_decode: decode large JPEGs at a fraction of their size. Sizes and boxes stay those of the
             photograph, crops come from the smaller copy, predictions change a little.
@@ -157,6 +158,8 @@ class Predictor:
         self._forward.temperature = temperature
         precision = choose_precision(amp, self.device, self._probe_precision, self._tell)
         self._forward.precision = settings["precision"] = precision
+        if self.device.type == "cuda":
+            settings["tf32"] = uses_tf32(self.device, precision)
         if batch_size == AUTO:
             self._forward.size = best_batch_size(self._forward.seconds, self.device)
             self._tell(f"Batch size {self._forward.size}, the fastest in a short probe.")

@@ -25,10 +25,10 @@ from PIL import Image
 from pydantic import Field
 
 from fgvc_cli import __version__
+from fgvc_cli.charts.colormap import color_table
 from fgvc_cli.command import Messages, command, options
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.explain.colormap import color_table
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.h5 import open_h5, reading
 from fgvc_cli.formats.outputs import read_table
@@ -318,7 +318,9 @@ def report(options: ReportOptions) -> Report:
             maker.check()
         truth = None
         if options.labels:
-            labels = read_labels(options.labels, table.rows.path, multi_label=table.info.multi_label)
+            several = table.info.multi_label
+            paths = table.rows.path
+            labels = read_labels(options.labels, paths, multi_label=several, on_note=messages.note)
             truth = build_truth(table, labels)
         rows = choose_rows(table, options.thumbs, truth.wrong(table) if truth else None)
         with _crops(table) as crops:

@@ -6,16 +6,19 @@ Legend: N rows, k predictions per row.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fgvc_cli.data.label_files import is_label_file, read_listing
 from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.data.labelled_csv import read_listing
+from fgvc_cli.data.listing import first_names
+from fgvc_cli.data.names import same_form
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import TOLD_ABOVE, Table, as_text
+from fgvc_cli.sources.stored import is_image_name
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,16 @@ class Truth:
 
 def build_truth(table: Table, labels: Sequence[tuple[str, ...] | None]) -> Truth:
     """Labels as numbers, with a class of its own for each name that the model does not know."""
-    number = {name: i for i, name in enumerate(table.info.classes)}
+    classes = list(table.info.classes)
+    # Compared in Unicode NFC: the same name may be written in two ways.
+    number = {same_form(name): i for i, name in enumerate(classes)}
     for name in (name for names in labels for name in names or ()):
-        number.setdefault(name, len(number))
-    sets = (None if names is None else frozenset(number[name] for name in names) for names in labels)
-    return Truth(tuple(sets), tuple(number))
+        if number.setdefault(same_form(name), len(classes)) == len(classes):
+            classes.append(name)
+    sets = (
+        None if names is None else frozenset(number[same_form(name)] for name in names) for names in labels
+    )
+    return Truth(tuple(sets), tuple(classes))
 
 
 def told_sets(table: Table) -> list[frozenset[int]]:
@@ -73,20 +81,26 @@ def cut_rows(table: Table) -> int:
 
 
 def read_labels(
-    path: Path, names: Sequence[str], *, multi_label: bool = False
+    path: Path,
+    names: Sequence[str],
+    *,
+    multi_label: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> list[tuple[str, ...] | None]:
-    """The labels of each row, None where they are not known.
+    """The labels of each row, None where they are not known. Paths are compared in Unicode NFC.
 
     Args:
-        path: a CSV with the columns path and label, or a folder with one folder of photographs per class. Of
-            a CSV, no photograph needs to be there.
-        names: paths of the rows; relative to the folder, or to that of the CSV, or starting with it.
-        multi_label: the CSV may have labels in place of label, with any number; else each row has one.
+        path: a CSV, JSONL or Parquet file with path and label, or a folder with one folder of photographs per
+            class. Of a file, no photograph needs to be there.
+        names: paths of the rows; relative to the folder, or to that of the file, or starting with it. A path
+            of a file may lack the ending.
+        multi_label: the file may have labels in place of label, with any number; else each row has one.
+        on_note: gets one line where labels met no row.
 
     Raises:
         FgvcError: labels that cannot be read, or not one of them meets a row.
     """
-    if path.is_file() and path.suffix.lower() == ".csv":
+    if path.is_file() and is_label_file(path):
         root = path.parent
         found, _ = read_listing(path)
         if found.multi_label and not multi_label:
@@ -95,26 +109,34 @@ def read_labels(
                 "Give a column label, with one.",
             )
         by_labels = ((labels, images) for split in found.images.values() for labels, images in split.items())
-        labels_of = {as_text(image): labels for labels, images in by_labels for image in images}
+        labels_of = {_key(image): labels for labels, images in by_labels for image in images}
     else:
         root = path
         listed = load_labelled(path, for_training=False)
         examples = (example for split in listed.splits.values() for example in split)
-        labels_of = {as_text(example.path): (listed.classes[example.label],) for example in examples}
-    prefixes = (f"{root.as_posix()}/", f"{Path(os.path.abspath(root)).as_posix()}/")
-    rows = [_lookup(name, labels_of, prefixes) for name in names]
-    if all(labels is None for labels in rows):
+        labels_of = {_key(example.path): (listed.classes[example.label],) for example in examples}
+    prefixes = tuple(
+        same_form(prefix) for prefix in (f"{root.as_posix()}/", f"{Path(os.path.abspath(root)).as_posix()}/")
+    )
+    met = [_find(same_form(name), labels_of, prefixes) for name in names]
+    if not any(met):
         known = next(iter(labels_of), "nothing")
         raise FgvcError(
             f"{path} labels none of the {len(names):,} rows: it has {known!r}, the rows have {names[0]!r}.",
             "Write the paths in --labels as they are in the predictions.",
         )
-    return rows
+    unmet = sorted(labels_of.keys() - set(met))
+    if unmet:
+        on_note(f"{len(unmet):,} of {len(labels_of):,} labels met no row ({first_names(unmet, 3)}).")
+    return [labels_of[key] if key else None for key in met]
 
 
-def _lookup(
-    name: str, labels_of: dict[str, tuple[str, ...]], prefixes: Sequence[str]
-) -> tuple[str, ...] | None:
-    if name in labels_of:
-        return labels_of[name]
-    return next((labels_of.get(name[len(p) :]) for p in prefixes if name.startswith(p)), None)
+def _key(image: str) -> str:
+    return same_form(as_text(image))
+
+
+def _find(name: str, labels_of: Mapping[str, object], prefixes: Sequence[str]) -> str | None:
+    """The path in ``labels_of`` that a row's name means."""
+    below = [name, *(name[len(prefix) :] for prefix in prefixes if name.startswith(prefix))]
+    without = [os.path.splitext(own)[0] for own in below if is_image_name(own)]
+    return next((own for own in (*below, *without) if own in labels_of), None)

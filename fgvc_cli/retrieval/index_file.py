@@ -19,21 +19,29 @@ Embeddings are not compressed: gzip takes 20 % off them, and every search reads 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from fgvc_cli.command import Messages, command
 from fgvc_cli.data.listing import Example
+from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.engine.device import keep_freed_memory
+from fgvc_cli.engine.trained_data import choose_data, known_examples
+from fgvc_cli.engine.weights import default_notice, open_weights, resolve_weights
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import AtomicFile
+from fgvc_cli.files import AtomicFile, check_writable
 from fgvc_cli.formats.h5 import H5Rows, ragged, root_attributes
 from fgvc_cli.formats.rows import Block, as_text, has_prediction
 from fgvc_cli.predict.crops import surroundings
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
+from fgvc_cli.retrieval.options import IndexOptions
 from fgvc_cli.sources.find import Found
 
 FORMAT = "fgvc index"
@@ -152,3 +160,75 @@ def left_out(block: Block) -> Iterator[str]:
     for path, status, error in zip(block.path, block.status, block.error, strict=True):
         if not has_prediction(status):
             yield f"Left out {path}: {error} ({status})"
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """An index that was written."""
+
+    path: Path
+    images: int
+    """That it holds."""
+    statuses: dict[str, int]
+    """Status -> images of the split; those without a prediction are not in the index."""
+
+
+@command(IndexOptions)
+def index(options: IndexOptions) -> Indexed:
+    """Store the embeddings of labelled images, for ``explain(..., nearest=5)`` to compare with.
+
+    Raises:
+        FgvcError: an output that is there already, weights or data that cannot be read, an empty split,
+            labels that the checkpoint does not know, a model without embeddings.
+    """
+    messages = options.messages or Messages(quiet=options.quiet)
+    out = options.out or default_index(options.weights)
+    check_writable(out, overwrite=options.overwrite)
+    if options.weights is None:
+        messages.note(default_notice())
+    keep_freed_memory()
+    checkpoint = _open_main_stage(options.weights)
+    wanted = options.split or "train"
+    labelled, _ = choose_data(checkpoint, options.data, options.dataset, options.data_root, wanted)
+    split = options.split or ("train" if labelled.splits.get("train") else "all")
+    examples = known_examples(labelled, split, checkpoint.classes)
+    predictor = index_predictor(
+        checkpoint, device=options.device, batch_size=options.batch_size, workers=options.workers
+    )
+    statuses: Counter[str] = Counter()
+    with messages.bar("embedding", len(examples), lines=True) as advance:
+
+        def on_block(block: Block) -> None:
+            for line in left_out(block):
+                messages.note(line)
+            statuses.update(block.status)
+            advance(len(block))
+
+        count = write_index(
+            out,
+            predictor,
+            labelled.root,
+            examples,
+            dataset=labelled.name,
+            split=split,
+            overwrite=options.overwrite,
+            on_block=on_block,
+        )
+    return Indexed(out, count, dict(statuses))
+
+
+def default_index(weights: str | None) -> Path:
+    """Where the index of ``--weights`` lies where nobody says otherwise.
+
+    Beside the checkpoint; of an embedded model in the current folder, since its own is the installation's.
+    """
+    path, entry = resolve_weights(weights)
+    return index_path(Path(path.name) if entry else path)
+
+
+def _open_main_stage(weights: str | None) -> Checkpoint:
+    """The checkpoint; a multi-stage ViT stops after the first stage, which its embedding is of."""
+    checkpoint = open_weights(weights)
+    if not hasattr(checkpoint.model.config, "cascade"):
+        return checkpoint
+    return open_weights(weights, options={"cascade": 0.0})

@@ -260,6 +260,8 @@ class MergeOptions:
     """New folder for a JPEG of each object."""
     maps_dir: Path | None = None
     """New folder for a 16-bit PNG of each attention map."""
+    per_file: Path | None = None
+    """CSV with one row per file where rows are frames."""
     overwrite: bool = False
     """Replace output files that exist."""
     quiet: bool = False

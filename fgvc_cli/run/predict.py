@@ -40,6 +40,7 @@ from fgvc_cli.run.record import (
 from fgvc_cli.run.resume import RunFolder, ShardWalk
 from fgvc_cli.run.retry import finished_setting, repaired_outputs, retry_failed, take_apart
 from fgvc_cli.sources.find import STDIN, Images, find_images
+from fgvc_cli.sources.frames import FrameChoice, parse_frames
 from fgvc_cli.sources.remote import is_url
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class PredictOptions:
     """New folder for a JPEG of each object."""
     maps_dir: Path | None = None
     """New folder for a 16-bit PNG of each attention map."""
+    per_file: Path | None = None
+    """CSV with one row per file where rows are frames (``frames``, ``every``)."""
     min_prob: Annotated[float, Field(ge=0, le=1)] | None = None
     """Rows less sure than this get the status ``unsure``."""
     amp: Literal["auto", "none", "bf16"] = "auto"
@@ -109,6 +112,14 @@ class PredictOptions:
     """Lists end their entries with NUL."""
     all_files: bool = False
     """Try files of any name in folders and archives, by content."""
+    nested: bool = False
+    """Look into archives that lie in folders and archives, one level."""
+    raw: Literal["preview", "develop"] | None = None
+    """Of camera RAW; None: as the model was trained."""
+    frames: str | None = None
+    """``all`` or a number: a row per frame or page of a file, or of its first so many."""
+    every: str | None = None
+    """Read videos, a row per 1s, 500ms, 2min, ..."""
     quiet: bool = False
     """Say nothing but errors."""
     messages: Messages | None = None
@@ -121,6 +132,7 @@ class PredictOptions:
         """Raise FgvcError where options exclude each other."""
         if not self.out:
             files = ["shard", "devices", "restart", "retry_failed", "accept_list", "crops_dir", "maps_dir"]
+            files += ["per_file"]
             for name in [*files, "maps", "crops", "embeddings", "logits"]:
                 if getattr(self, name) not in (None, False):
                     message = f"--{name.replace('_', '-')} needs an output file."
@@ -135,6 +147,16 @@ class PredictOptions:
         if self.devices and STDIN in self.sources:
             message = "--devices cannot share the list on stdin among its processes."
             raise FgvcError(message, "Write the list to a file: fgvc predict @list.txt", EXIT_USAGE)
+        _ = self.frame_choice
+
+    @property
+    def frame_choice(self) -> FrameChoice | None:
+        """What ``frames`` and ``every`` come to.
+
+        Raises:
+            FgvcError: a usage error.
+        """
+        return parse_frames(self.frames, self.every)
 
     @property
     def outputs(self) -> Outputs:
@@ -342,7 +364,7 @@ def open_images(options: PredictOptions, progress: Listener, shard: ShardOf = WH
         progress.note(line)
     progress.total = lambda: _count_of(images.total, shard)
     # A note says that the walk costs about as much as reading; what comes on stdin comes once.
-    once = images.notes or STDIN in options.sources or any(map(is_url, options.sources))
+    once = images.notes or options.nested or STDIN in options.sources or any(map(is_url, options.sources))
     return ShardWalk(images, shard, None if once else partial(_list_again, options))
 
 
@@ -353,7 +375,14 @@ def _list_again(options: PredictOptions) -> Images:
 
 def _find(options: PredictOptions, on_unreadable: Callable[[Path | str, OSError], None]) -> Images:
     sources = list(options.sources)
-    return find_images(sources, on_unreadable, null=options.null, all_files=options.all_files)
+    return find_images(
+        sources,
+        on_unreadable,
+        null=options.null,
+        all_files=options.all_files,
+        nested=options.nested,
+        frames=options.frame_choice,
+    )
 
 
 def _count_of(total: int | None, shard: ShardOf) -> int | None:
@@ -375,8 +404,11 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
     if options.weights is None:
         progress.note(default_notice())
     device = _device(options.device)
-    return Predictor(
-        open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade}),
+    checkpoint = open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade})
+    if options.raw:
+        checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
+    predictor = Predictor(
+        checkpoint,
         device=device,
         batch_size=_batch_size(options, progress, shard),
         workers=options.workers,
@@ -388,6 +420,9 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         fast_decode=options.fast_decode,
         on_event=progress.note,
     )
+    if choice := options.frame_choice:
+        predictor.info.settings["frames"] = {"limit": choice.limit, "every_s": choice.every_s}
+    return predictor
 
 
 def _amp(options: PredictOptions, device: str, shard: ShardOf) -> Literal["auto", "none", "bf16"]:

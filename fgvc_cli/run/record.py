@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_cli import __version__
-from fgvc_cli.config import Preprocess, build
+from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import LOCK, TEMPORARY, read_document, sync_folder, write_document
 from fgvc_cli.formats.outputs import Outputs
@@ -110,7 +110,7 @@ def run_identity(info: RunInfo, sources: Sequence[str]) -> dict[str, Any]:
 def info_of(identity: dict[str, Any]) -> RunInfo:
     """The ``RunInfo`` that an identity was made from."""
     shared = {f.name: identity[f.name] for f in dataclasses.fields(RunInfo)}
-    shared["preprocess"] = build(Preprocess, identity["preprocess"])
+    shared["preprocess"] = stored_preprocess(identity["preprocess"])
     return RunInfo(**shared | {name: tuple(shared[name]) for name in ("classes", "extras")})
 
 

@@ -10,9 +10,12 @@ from skimage.measure import label
 from skimage.morphology import closing
 
 from fgvc_cli.attention.objects import (
+    CUDA_ROUNDS,
     MAPS_AT_ONCE,
-    MIN_AREA_SHARE,
+    _block_links,
+    _hook,
     close_maps,
+    close_mask,
     label_components,
     locate_objects,
     peak_boxes,
@@ -71,11 +74,20 @@ def spiral(side, gap=1):
     return mask
 
 
+CELLS = {"closing": "cells", "min_area": 0.01}
+
+
 def reference_equals(maps, grid):
-    """On a grid of at most ``WORK_PX`` a box of the reference is in pixels of the grid."""
-    found = peak_boxes(maps, grid, math.ceil(MIN_AREA_SHARE * math.prod(grid)))
+    """Both ways of closing, batched and map by map; returns the boxes of closed cells, in pixels of a grid
+    of at most ``WORK_PX``."""
+    for closing_px in (3, 9):
+        least = math.ceil(64**2 / 448**2 * math.prod(grid))
+        found = peak_boxes(maps, grid, least, closing_px)
+        expected = locate_objects(maps, grid, closing_px=closing_px)
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=0)
+    found = peak_boxes(maps, grid, math.ceil(0.01 * math.prod(grid)))
     assert found.dtype == torch.int64
-    torch.testing.assert_close(found.float(), locate_objects(maps, grid), rtol=0, atol=0)
+    torch.testing.assert_close(found.float(), locate_objects(maps, grid, **CELLS), rtol=0, atol=0)
     return found
 
 
@@ -196,6 +208,54 @@ def test_closing_is_that_of_scikit_image_on_a_plane_of_minima(shape):
     for found, heat in zip(close_maps(maps).numpy(), maps.numpy(), strict=True):
         padded = np.pad(heat, 2, constant_values=-np.inf)
         np.testing.assert_array_equal(found, closing(padded, np.ones((3, 3)))[2:-2, 2:-2])
+
+
+@pytest.mark.parametrize("side", [1, 3, 7, 31])
+def test_closing_of_masks_is_that_of_scikit_image_on_a_clear_plane(side):
+    masks = torch.rand(3, 40, 53, generator=generator(11)) < 0.2
+    batched = close_maps(masks.float(), side) > 0.5
+    for mask, found in zip(masks.numpy(), batched.numpy(), strict=True):
+        padded = closing(np.pad(mask, side), np.ones((side, side)))
+        expected = padded[side : side + 40, side : side + 53]
+        np.testing.assert_array_equal(close_mask(mask, side), expected)
+        np.testing.assert_array_equal(found, expected)
+
+
+def maze(side, seed):
+    """One component of long winding paths: a spanning tree drawn at random over every fourth cell."""
+    rng, mask = np.random.default_rng(seed), torch.zeros(side, side, dtype=torch.bool)
+    path, seen = [(0, 0)], {(0, 0)}
+    while path:
+        y, x = path[-1]
+        around = [(y + dy, x + dx) for dy, dx in ((0, 4), (4, 0), (0, -4), (-4, 0))]
+        new = [place for place in around if min(place) >= 0 and max(place) < side and place not in seen]
+        if not new:
+            path.pop()
+            continue
+        to = new[rng.integers(len(new))]
+        seen.add(to)
+        path.append(to)
+        mask[min(y, to[0]) : max(y, to[0]) + 1, min(x, to[1]) : max(x, to[1]) + 1] = True
+    return mask
+
+
+def rounds_of_labelling(masks):
+    """After how many rounds no label changes any more."""
+    links = _block_links(masks)
+    rows, columns = (-(-side // 2) for side in masks.shape[1:])
+    labels = torch.arange(rows * columns).expand(len(masks), -1).view(len(masks), rows, columns)
+    for count in range(50):
+        previous, labels = labels, _hook(labels, links)
+        if previous.equal(labels):
+            return count
+    raise AssertionError("labels do not settle")
+
+
+def test_the_rounds_on_a_card_are_enough_with_room_to_spare():
+    noise = [torch.rand(2, 224, 224, generator=generator(9)) < fraction for fraction in (0.3, 0.4, 0.5)]
+    paths = torch.stack([maze(224, 0), maze(224, 1), snake(224), snake(224, 3), spiral(224), spiral(224, 3)])
+    needed = [rounds_of_labelling(masks) for masks in [*noise, paths, paths.flip(2), paths.mT]]
+    assert 4 <= max(needed) <= CUDA_ROUNDS - 3
 
 
 @needs_cuda

@@ -1,5 +1,7 @@
 """Boxes of hand-made maps, whose truth is known, and agreement with the full-size scikit-image path."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,15 @@ from skimage.measure import label, regionprops
 from skimage.morphology import closing
 from skimage.transform import resize
 
-from fgvc_cli.attention.objects import THRESHOLDS, locate_object, locate_objects
+from fgvc_cli.attention import objects
+from fgvc_cli.attention.objects import THRESHOLDS
 from fgvc_cli.errors import FgvcError
 
 CELL = 16
+CELLS = {"closing": "cells", "min_area": 0.01}
+"""Of models from before these were settings; the first tests here are of steps that both ways share."""
+locate_object = functools.partial(objects.locate_object, **CELLS)
+locate_objects = functools.partial(objects.locate_objects, **CELLS)
 FULL = (0.0, 0.0, 224.0, 224.0)
 
 
@@ -153,7 +160,7 @@ def smooth_map(rng, cells):
 
 
 def reference_box(heat, side):
-    """The steps at full size, by scikit-image alone."""
+    """The steps of closed cells at full size, by scikit-image alone."""
     padded = closing(np.pad(heat, 2, constant_values=-np.inf), np.ones((3, 3)))[2:-2, 2:-2]
     enlarge = {"output_shape": (side, side), "order": 1, "mode": "edge", "anti_aliasing": False}
     resized = resize(heat, **enlarge)
@@ -172,3 +179,47 @@ def test_boxes_agree_with_the_full_size_reference(cells, side, tolerance):
         heat = smooth_map(rng, cells)
         gap = np.abs(np.array(locate_object(heat, (side, side))) - reference_box(heat, side))
         assert gap.max() <= tolerance
+
+
+def binary_reference(heat, side, closing_px=3, min_area=64**2 / 448**2):
+    """The paper's order (2.1) by scikit-image alone."""
+    resized = resize(heat, (side, side), order=1, mode="edge", anti_aliasing=False)
+    mask = np.pad(resized > threshold_mean(resized), closing_px - 1)
+    mask = closing(mask, np.ones((closing_px, closing_px)))
+    components = label(mask[closing_px - 1 : side + closing_px - 1, closing_px - 1 : side + closing_px - 1])
+    large = [r for r in regionprops(components) if r.area >= min_area * side * side]
+    step = side // len(heat)
+    cells = components[step // 2 :: step, step // 2 :: step]
+    y1, x1, y2, x2 = max(large, key=lambda r: heat[cells == r.label].max(initial=-np.inf)).bbox
+    return x1, y1, x2, y2
+
+
+@pytest.mark.parametrize(("cells", "side"), [(7, 224), (14, 448), (24, 384)])
+@pytest.mark.parametrize("closing_px", [3, 21])
+def test_binary_boxes_are_the_papers_order_at_full_size(cells, side, closing_px):
+    rng = np.random.default_rng(cells)
+    for _ in range(5):
+        heat = smooth_map(rng, cells).astype(np.float64)
+        found = objects.locate_object(heat, (side, side), closing_px=closing_px)
+        assert found == binary_reference(heat.astype(np.float32).astype(np.float64), side, closing_px)
+
+
+def test_binary_closing_leaves_objects_apart_that_closed_cells_join():
+    heat = blobs((2, 4, 6, 8), (8, 4, 12, 8, 0.8))
+    near, joined = (
+        objects.locate_object(heat, (224, 224), closing=c, min_area=0.01) for c in ("binary", "cells")
+    )
+    assert near[2] < 8 * CELL < 11 * CELL < joined[2]
+
+
+def test_a_gap_is_closed_by_a_square_wide_enough():
+    heat = np.kron(blobs((2, 2, 7, 12), (7, 2, 12, 12, 0.8)), np.ones((16, 16), np.float32))
+    heat[:, 112:116] = 0
+    boxes = [objects.locate_object(heat, heat.shape, closing_px=px) for px in (3, 5)]
+    assert [box[2] for box in boxes] == [112, 192]
+
+
+def test_the_smallest_object_is_a_setting():
+    heat = blobs((5, 5, 7, 7))  # of 14 x 14 cells: 2.04 % before it is resized
+    assert objects.locate_object(heat, (224, 224), min_area=0.2) == FULL
+    assert objects.locate_object(heat, (224, 224), min_area=0.02) != FULL

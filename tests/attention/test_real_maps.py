@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgvc_cli.attention.objects import MIN_AREA_SHARE, locate_objects, peak_boxes
+from fgvc_cli.attention.objects import locate_objects, peak_boxes
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import eval_transform, normalize
 from fgvc_cli.engine.weights import open_weights
@@ -26,9 +26,15 @@ def pixels(paths: list[Path], preprocess: Preprocess) -> torch.Tensor:
 
 
 def same_boxes(maps: torch.Tensor) -> None:
+    for size in ((224, 224), (448, 448), (160, 200)):
+        for closing_px in (3, 15):
+            found = peak_boxes(maps, size, math.ceil(64**2 / 448**2 * math.prod(size)), closing_px)
+            expected = locate_objects(maps, size, closing_px=closing_px)
+            torch.testing.assert_close(found.float(), expected, rtol=0, atol=0)
     for size in ((224, 224), (160, 200)):
-        found = peak_boxes(maps, size, math.ceil(MIN_AREA_SHARE * math.prod(size)))
-        torch.testing.assert_close(found.float(), locate_objects(maps, size), rtol=0, atol=0)
+        found = peak_boxes(maps, size, math.ceil(0.01 * math.prod(size)))
+        expected = locate_objects(maps, size, closing="cells", min_area=0.01)
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=0)
 
 
 @torch.inference_mode()

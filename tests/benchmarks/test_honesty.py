@@ -142,7 +142,7 @@ def test_one_picture_is_scored_for_its_class_and_against_each_that_differs_in_on
     torch.manual_seed(0)
     model = Model(create_model("crasmra-test_resnet", len(classes), input_px=64).eval(), images)
     bird.target = int(model.probs(images).argmax())
-    methods = ["stages", "rollout", "gradcam", "hirescam", "occlusion"]
+    methods = ["features", "rollout", "gradcam", "hirescam", "occlusion"]
     line, heats = score(model, model, images, bird, methods, {})
     assert line["right"] == 1 and {"stage5", "gradcam-stage3", "occlusion"} <= {*heats}
     assert not [name for name in heats if "rollout" in name]
@@ -156,7 +156,7 @@ def test_one_picture_is_scored_for_its_class_and_against_each_that_differs_in_on
     assert all(len(rows) == 2 for rows in line["contrasts"].values())
 
     bird.target = (bird.target + 1) % len(classes)
-    line, _ = score(model, None, images, bird, ["stages"], heats)
+    line, _ = score(model, None, images, bird, ["features"], heats)
     assert line["right"] == 0 and "point telling part" not in line["rows"]["stage5"]
     assert line["rows"]["stage5"]["other picture"] == pytest.approx(1)
     assert "sanity" not in line["rows"]["stage5"]

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from fgvc_cli.charts.seed_statistics import draw_spread
+from fgvc_cli.charts.figures import draw_spread
 
 
 def pixels(**groups) -> np.ndarray:

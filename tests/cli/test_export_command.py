@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import fgvc_cli
 from fgvc_cli.cli import app
+from fgvc_cli.command import Messages
 from fgvc_cli.config import Preprocess
 from fgvc_cli.engine import export
 from fgvc_cli.engine.checkpoint import Checkpoint
@@ -120,7 +121,7 @@ def test_a_cascade_is_left_out_with_a_word(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr("fgvc_cli.engine.export.open_weights", open_weights)
     options = export.ExportOptions(tmp_path / "model.pt2", weights="mine", stages="main")
-    export._open_all_stages(options, options.messages)
+    export._open_all_stages(options, Messages())
     assert asked == [{"stages": "main"}, {"stages": "main", "cascade": 1.0}]
     assert "cascade of 0.5 is left out" in capsys.readouterr().err
 

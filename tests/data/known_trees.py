@@ -13,7 +13,8 @@ import numpy as np
 from scipy.io import savemat
 from torchvision.datasets import Flowers102
 
-from fgvc_cli.datasets.registry import KnownSet, find_known
+from fgvc_cli.datasets.entries import KnownSet
+from fgvc_cli.datasets.registry import find_known
 
 # Every tiny tree has 2 classes, 3 training images of the first, 2 of the second, and 1 + 1 for test.
 

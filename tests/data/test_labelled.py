@@ -203,8 +203,8 @@ def test_csv_with_splits(tmp_path: Path, encoding: str) -> None:
         ("path,label\na1.jpg,a\na2.jpg,a\n", ["one class only (a)", "at least 2"]),
         ("path,label,split\na1.jpg,a,val\nb1.jpg,b,test\n", ["no training images"]),
         (
-            "path,label,split\na1.jpg,a,train\nb1.jpg,b,train\na2.jpg,A,test\nb2.jpg,b,val\n",
-            ["test has 1 classes that train lacks: A"],
+            "path,label,split\na1.jpg,a,train\nb1.jpg,b,train\na2.jpg,c,test\nb2.jpg,b,val\n",
+            ["test has 1 classes that train lacks: c"],
         ),
     ],
 )
@@ -258,7 +258,7 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in str(refusal(tmp_path / "nowhere"))
     (tmp_path / "birds.txt").touch()
     error = refusal(tmp_path / "birds.txt")
-    assert "neither a folder nor a .csv file" in error.message
+    assert "neither a folder nor a .csv, .jsonl or .parquet file" in error.message
     assert error.hint is not None and "path,label" in error.hint
 
 
@@ -276,7 +276,7 @@ def test_unreadable_class_folder_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert f"{root / 'b'} cannot be read: Permission denied" in str(refusal(root))
 
 
-@pytest.mark.parametrize("shares", [(0.0, 0.2), (-0.1, 0.2), (0.5, 0.5), (0.1, -0.1), (float("nan"), 0.2)])
+@pytest.mark.parametrize("shares", [(-0.1, 0.2), (0.5, 0.5), (0.1, -0.1), (float("nan"), 0.2)])
 def test_shares_out_of_range_are_a_usage_error(tmp_path: Path, shares: tuple[float, float]) -> None:
     root = write_images(tmp_path, {"a": 10, "b": 10})
     assert refusal(root, val_share=shares[0], test_share=shares[1]).exit_code == EXIT_USAGE
@@ -412,3 +412,31 @@ def test_csv_with_one_image_under_two_paths_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a/x.jpg").touch()
     error = refusal(write_csv(tmp_path, "path,label\na/x.jpg,a\nb1.jpg,b\na/../a/x.jpg,b\n"))
     assert "line 4: a/../a/x.jpg is on line 2 too as a/x.jpg" in str(error)
+
+
+def test_classes_that_no_score_will_tell_of_are_named(tmp_path: Path) -> None:
+    listing = load_labelled(write_images(tmp_path / "1", {"a": 2, "b": 2, "c": 9}))
+    assert listing.notes == (
+        "2 of 3 classes without a test image (a, b): no score tells how well the model knows them.",
+    )
+    listing = load_labelled(write_images(tmp_path / "2", {"a": 2, "b": 2}))
+    assert listing.counts() == {"train": 2, "val": 2, "test": 0}
+    assert listing.notes[0].startswith("No test split: the classes have too few images for one")
+    assert not load_labelled(tmp_path / "2", test_share=0.0).notes
+    split = {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 0, "test/a": 1, "test/b": 1}
+    assert load_labelled(write_images(tmp_path / "3", split)).notes == (
+        "1 of 2 classes without a val image (b): no part in choosing the epoch.",
+    )
+
+
+def test_val_share_0_trains_on_everything(tmp_path: Path) -> None:
+    listing = load_labelled(
+        write_images(tmp_path / "1", {"train/a": 1, "train/b": 5, "test/a": 3}), val_share=0
+    )
+    assert listing.counts() == {"train": 6, "val": 0, "test": 3}
+    listing = load_labelled(write_images(tmp_path / "2", {"a": 10, "b": 1}), val_share=0)
+    assert listing.counts() == {"train": 9, "val": 0, "test": 2}
+    assert load_labelled(tmp_path / "2", val_share=0, test_share=0).counts()["train"] == 11
+    assert "1 of 2 classes have fewer than 1 images" in str(
+        refusal(write_images(tmp_path / "3", {"a": 3, "b": 0}), val_share=0)
+    )

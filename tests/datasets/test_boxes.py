@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fgvc_cli.aviary.dataset import PARTS, read_boxes, write_aviary
-from fgvc_cli.datasets.load import load_boxes
+from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.errors import FgvcError
 
 DOG = """<annotation>

@@ -19,8 +19,9 @@ import pytest
 from known_trees import tar_of, tiny
 from range_server import Site, serve
 
+from fgvc_cli.datasets.entries import Archive, KnownSet
 from fgvc_cli.datasets.get import get_known
-from fgvc_cli.datasets.registry import Archive, KnownSet, known_sets
+from fgvc_cli.datasets.registry import known_sets
 from fgvc_cli.errors import FgvcError
 
 
@@ -125,7 +126,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from fgvc_cli.datasets.get import get_known
-from fgvc_cli.datasets.registry import Archive, find_known
+from fgvc_cli.datasets.entries import Archive
+from fgvc_cli.datasets.registry import find_known
 entry = replace(find_known("cub"), archives=(Archive(sys.argv[1]),))
 get_known(entry, Path(sys.argv[2]))
 """

@@ -15,7 +15,8 @@ from scipy.io import savemat
 from torchvision.datasets import Flowers102
 
 from fgvc_cli.data.listing import Example
-from fgvc_cli.datasets.registry import KnownSet, find_known, known_sets, load_entry, load_known
+from fgvc_cli.datasets.entries import KnownSet
+from fgvc_cli.datasets.registry import find_known, known_sets, load_entry, load_known
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from conftest import train_options
 
-from fgvc_cli.commands.train_settings import plain_values, resolved_config
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.ablations import ABLATIONS, find_ablation, table_cells
+from fgvc_cli.engine.options import TrainOptions
+from fgvc_cli.engine.settings import plain_values, resolved_config
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 
 def configs(name: str, model: str, *sets: str, **flags) -> dict[str, TrainConfig]:
-    values = plain_values({"model": model, "input_px": 64, **flags}, list(sets))
+    values = plain_values(train_options(sets, model=model, input_px=64, **flags))
     return {cell.name: build(TrainConfig, cell.values) for cell in table_cells(ABLATIONS[name], values, [0])}
 
 
@@ -57,7 +59,7 @@ def test_a_sweep_changes_its_setting_alone():
 def test_every_row_of_every_table_can_be_built_and_the_reference_is_one(name):
     ablation = ABLATIONS[name]
     model = "vitms-test_vit" if ablation.family == "vitms" else "crasmra-resnet10t"
-    values = plain_values({"model": model, "input_px": 160}, [])
+    values = plain_values(TrainOptions(model, input_px=160))
     cells = table_cells(ablation, values, [3])
     built = [resolved_config(cell.values) for cell in cells]
     assert len({config.model_dump_json() for config in built}) == len(cells) > 1
@@ -67,9 +69,9 @@ def test_every_row_of_every_table_can_be_built_and_the_reference_is_one(name):
 
 
 def test_the_reference_of_a_crasmra_sweep_is_the_default():
-    usual = resolved_config(plain_values({"model": "crasmra-resnet10t", "input_px": 64}, []))
+    usual = resolved_config(plain_values(TrainOptions("crasmra-resnet10t", input_px=64)))
     for name in ("delta", "gamma", "necks", "head-pool", "smram-map"):
-        values = plain_values({"model": "crasmra-resnet10t", "input_px": 64}, [])
+        values = plain_values(TrainOptions("crasmra-resnet10t", input_px=64))
         cells = {cell.variant: cell for cell in table_cells(ABLATIONS[name], values, [0])}
         assert resolved_config(cells[ABLATIONS[name].reference].values) == usual
 

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import write_colours
 from safetensors.torch import load_file
 
-from fgvc_cli.commands import train as train_command
+from fgvc_cli.command import Messages
+from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.data.loaders import Batch
+from fgvc_cli.engine import train as training
 from fgvc_cli.engine.distributed import ALONE, World, find_world
-from fgvc_cli.engine.meter import Meter
+from fgvc_cli.engine.learner import Learner, Meter
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.evaluator import Evaluation, join_evaluations
+from fgvc_cli.evaluate.calibration import apply_temperature, expected_calibration_error
+from fgvc_cli.evaluate.evaluator import Evaluation, join_judged
+from fgvc_cli.models.registry import create_model
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
@@ -141,7 +149,7 @@ def test_no_process_outlives_the_one_that_started_them(data, tmp_path):
     with start_two(data, run_dir, epochs=1000) as parent:
         wait_for(1, run_dir)
         with pytest.raises(FgvcError, match="is in use by process"):
-            train_command.resume(run_dir, {}, sets=[], out=None, device="cpu", overwrite=False)
+            training.resume(run_dir, {}, device="cpu")
         parent.kill()
     deadline = time.monotonic() + 60
     while any(pid_of(rank, run_dir) for rank in (0, 1)) and time.monotonic() < deadline:
@@ -161,25 +169,23 @@ def test_an_error_of_the_user_ends_all_without_another_start(data, tmp_path):
 def test_resume_wants_as_many_processes_as_began(data, tmp_path, monkeypatch):
     flags = {"model": "timm-test_vit", "data": str(data), "pretrained": False, "input_px": 32, "epochs": 2}
     launched = []
-    monkeypatch.setattr(train_command, "launch", lambda *given: launched.append(given) or EXIT_OK)
+    monkeypatch.setattr(training, "_launch", lambda *given: launched.append(given))
     out = tmp_path / "run"
-    train_command.run(flags | {"devices": 2}, sets=[], out=out, device="cpu", overwrite=False)
-    train_command.resume(out, {"workers": 1}, sets=[], out=None, device="auto", overwrite=False)
+    training.train(**flags, devices=2, out=out, device="cpu")
+    training.resume(out, {"workers": 1})
     assert launched == [
         (out, 2, ["--device", "cpu"]),
         (out, 2, ["--device", "auto", "--workers", "1"]),
     ]
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(FgvcError, match="started with 2 processes, this is one of 3"):
-        train_command.resume(out, {}, sets=[], out=None, device="cpu", overwrite=False)
+        training.resume(out, {}, device="cpu")
 
 
 def test_synchronised_batch_norm_needs_cuda(data, tmp_path):
     flags = {"model": "timm-test_resnet", "data": str(data), "pretrained": False, "input_px": 32}
     with pytest.raises(FgvcError, match="needs CUDA") as caught:
-        train_command.run(
-            flags, sets=["sync_batchnorm=yes"], out=tmp_path / "run", device="cpu", overwrite=False
-        )
+        training.train(**flags, set=["sync_batchnorm=yes"], out=tmp_path / "run", device="cpu")
     assert caught.value.exit_code == EXIT_USAGE
     assert not (tmp_path / "run").exists()
 
@@ -201,13 +207,60 @@ def test_alone_nothing_is_exchanged():
     assert not ALONE.main_says(False)
 
 
+def test_the_process_that_starts_the_others_leaves_the_cards_alone(monkeypatch, tmp_path):
+    """A context on the first card would take its memory from the process that trains there."""
+    made, started = [], []
+
+    def trainer(model, config, data, run_dir, target, *_):
+        made.append(target)
+        return SimpleNamespace(prepare=lambda: None)
+
+    monkeypatch.setattr(training, "_trainer", trainer)
+    monkeypatch.setattr(training, "_launch", lambda *words: started.append(words))
+    config = TrainConfig(model="timm-test_vit", devices=2)
+    training._train(torch.nn.Linear(2, 2), config, None, tmp_path, torch.device("cuda"), ALONE, Messages())
+    assert made == [torch.device("cpu")]
+    assert started == [(tmp_path, 2, ["--device", "cuda"])]
+
+
+@pytest.mark.parametrize("world", [ALONE, World(1, 2, 1)])
+def test_one_device_for_several_processes_is_refused(monkeypatch, world):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(FgvcError, match="--device cuda:1 is one device, this trains on 2") as caught:
+        training._own_device("cuda:1", TrainConfig(model="timm-test_vit", devices=2), world)
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_gradients_are_exchanged_once_per_update():
+    class Watched(World):
+        calls = 0
+
+        def without_exchange(self, wrapped):
+            Watched.calls += 1
+            return nullcontext()
+
+    preprocess = {"input_px": 32, "resize_px": 32}
+    config = build(TrainConfig, {"model": "timm-test_resnet", "accumulate": 3, "preprocess": preprocess})
+    model, cpu = create_model("timm-test_resnet", 3, input_px=32), torch.device("cpu")
+    learner = Learner(model, config, classes=3, updates_per_epoch=1, device=cpu, world=Watched())
+    learner.begin_epoch(1)
+    made = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2).long(), torch.arange(2), [])
+    few = Batch(*(column[:1] for column in made[:3]), [])
+    meter = Meter()
+    # The last batch is too small for batch norm: the third is the one that gradients go out with.
+    learner.update([((1, i), batch) for i, batch in enumerate([made, made, made, few])], 7, meter)
+    assert Watched.calls == 2 and meter.images == 6
+
+
 def make_evaluation(labels: list[int], overlap: float, first: int = 0) -> Evaluation:
     probs = torch.full((len(labels), 3), 0.1)
     probs[:, 0] = 0.8
     if not labels:
         probs = torch.empty(0, 1)
     branches = {"main": probs} if labels else {}
-    stats = {"overlap": overlap} if labels else {}
+    rates = torch.tensor([0.0, 1.0, overlap], dtype=torch.float64)
+    stats = {"overlap": torch.tensor(overlap), "suppressed_stage3": rates} if labels else {}
     return Evaluation(
         labels=torch.tensor(labels),
         probs=probs,
@@ -221,13 +274,50 @@ def make_evaluation(labels: list[int], overlap: float, first: int = 0) -> Evalua
 
 def test_joined_evaluation_counts_every_image_once():
     parts = [make_evaluation([0, 0, 1], 0.2), make_evaluation([2], 0.6, 1), make_evaluation([], 0)]
-    joined = join_evaluations(parts)
+    joined = join_judged([part.judged() for part in parts])
     assert joined.labels.tolist() == [0, 2, 0, 1], "in the order of the split"
     assert joined.metrics()["top1"] == 0.5
-    assert joined.stats["overlap"] == pytest.approx((3 * 0.2 + 0.6) / 4)
-    assert joined.failures == ["3 bad", "1 bad", "0 bad"]
+    figures = joined.metrics()
+    assert figures["overlap"] == pytest.approx((3 * 0.2 + 0.6) / 4)
+    assert figures["mask_variation_stage3"] == pytest.approx(1 / 3), (
+        "channels that both parts always suppress"
+    )
+    assert figures["unreadable"] == 3
     assert joined.seconds == 0.3
-    assert len(join_evaluations([make_evaluation([], 0)]).labels) == 0
+    assert len(join_judged([make_evaluation([], 0).judged()]).labels) == 0
+
+
+def test_what_is_gathered_does_not_grow_with_the_classes():
+    sizes = []
+    for classes in (10, 5000):
+        probs = torch.rand(30, classes).softmax(dim=1)
+        part = Evaluation(torch.arange(30) % 10, probs, {"main": probs}, {}, [], 1.0, torch.arange(30))
+        sizes.append(len(pickle.dumps(part.judged(2.0))))
+    assert sizes[0] == sizes[1]
+
+
+def test_figures_of_parts_are_those_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    probs = (4 * torch.randn(40, 7, generator=generator)).softmax(dim=1)
+    branch = probs.roll(1, 0)
+    branch[::3] = torch.nan
+    labels = torch.randint(0, 7, (40,), generator=generator)
+
+    def evaluation(rows):
+        indices = torch.arange(40)[rows]
+        return Evaluation(labels[rows], probs[rows], {"object": branch[rows]}, {}, ["bad"], 1.0, indices)
+
+    whole, parts = evaluation(slice(None)), [evaluation(slice(i, None, 3)) for i in range(3)]
+    expected = whole.metrics(1.7)
+    assert expected["top1"] == float((probs.argmax(1) == labels).float().mean())
+    assert expected["nll"] == pytest.approx(float(torch.nn.functional.nll_loss(probs.log(), labels)))
+    assert expected["ece"] == pytest.approx(expected_calibration_error(probs, labels))
+    calibrated = apply_temperature(probs, 1.7)
+    assert expected["ece_calibrated"] == pytest.approx(expected_calibration_error(calibrated, labels))
+    assert expected["reached_object"] == 26 / 40
+    found = join_judged([part.judged(1.7) for part in parts]).metrics()
+    assert found.pop("unreadable") == 3 and expected.pop("unreadable") == 1
+    assert found == pytest.approx(expected)
 
 
 def test_a_meter_adds_what_it_loads():

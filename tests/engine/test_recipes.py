@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+from conftest import train_options
 
-from fgvc_cli.commands.train_settings import plain_values, resolved_config, settings_text
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.optim import build_optimizer, build_schedule
+from fgvc_cli.engine.options import TrainOptions
 from fgvc_cli.engine.recipes import RECIPES, Setup, find_recipe
+from fgvc_cli.engine.settings import plain_values, resolved_config, settings_text
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.models import registry
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.models.traits import backbone_traits
 
 
 def config_of(model: str, *sets: str, **flags) -> TrainConfig:
-    return build(TrainConfig, plain_values({"model": model, **flags}, list(sets)))
+    return build(TrainConfig, plain_values(train_options(sets, model=model, **flags)))
 
 
 def test_the_papers_sizes_keep_their_ratio():
@@ -29,6 +33,31 @@ def test_the_papers_sizes_keep_their_ratio():
     assert config_of("timm-resnet18", input_px=224).preprocess.resize_px == 275
     config = config_of("vitms-test_vit")
     assert (config.recipe, config.preprocess.resize_px, config.epochs) == ("vitms-paper", 448, 30)
+
+
+def test_the_papers_recipe_pins_what_the_papers_day_had():
+    options = config_of("crasmra-r50").options
+    assert (options["pretrained_tag"], options["head_pool"], options["min_hidden"]) == ("tv_in1k", "max", 1)
+    assert config_of("timm-resnet101").options == {"pretrained_tag": "tv_in1k"}, "a fair baseline"
+    assert "pretrained_tag" not in config_of("crasmra-d161").options
+
+
+def test_a_tag_chooses_the_weights_of_a_name_without_one(monkeypatch):
+    asked = []
+    build = registry.build_backbone
+    monkeypatch.setattr(
+        registry, "build_backbone", lambda name, **kw: asked.append(name) or build(name, **kw)
+    )
+    create_model("timm-resnet50", 3, options={"pretrained_tag": "tv_in1k"})
+    create_model("timm-resnet50.a1_in1k", 3, options={"pretrained_tag": "tv_in1k"})
+    assert asked == ["resnet50.tv_in1k", "resnet50.a1_in1k"]
+    with pytest.raises(FgvcError, match="no weights called 'resnet50.nothing'"):
+        create_model("timm-resnet50", 3, options={"pretrained_tag": "nothing"})
+
+
+def test_a_probe_leaves_the_backbone_alone_to_the_end():
+    config = config_of("timm-resnet10t", recipe="probe", epochs=3)
+    assert (config.epochs, config.optim.freeze_epochs) == (3, 3)
 
 
 @pytest.mark.parametrize(("epochs", "frozen"), [(None, 2), (3, 2), (2, 1), (1, 0)])
@@ -61,7 +90,7 @@ def test_rates_of_strong_grow_with_the_square_root_of_the_photographs_of_an_upda
         assert scaled.lr_heads == pytest.approx(2 * base.lr_heads)
     halved = config_of("crasmra-resnet10t", recipe="strong", batch_size=16).optim
     assert halved.lr_cram == pytest.approx(base.lr_cram / math.sqrt(2), rel=1e-3)
-    under_torchrun = plain_values({"model": "crasmra-resnet10t", "recipe": "strong"}, [], processes=4)
+    under_torchrun = plain_values(TrainOptions("crasmra-resnet10t", recipe="strong"), processes=4)
     assert under_torchrun["optim"]["lr_cram"] == pytest.approx(2 * base.lr_cram)
     assert under_torchrun["devices"] == 4
 
@@ -96,7 +125,7 @@ def test_strong_gives_a_backbone_only_what_it_takes():
 )
 def test_strong_trains_every_family(model):
     """The optimiser and the schedule take what the recipe says, down to the shortest run."""
-    values = plain_values({"model": model, "recipe": "strong", "epochs": 1, "input_px": 160}, [])
+    values = plain_values(TrainOptions(model, recipe="strong", epochs=1, input_px=160))
     config = build(TrainConfig, values)
     built = create_model(model, 3, input_px=160, options=config.options)
     optimizer = build_optimizer(built, config.optim)
@@ -122,7 +151,7 @@ def test_traits_are_found_without_weights():
         ("strng", "timm", "Nearest: strong"),
         ("crasmra", "crasmra", "Nearest: crasmra-paper"),
         ("zzz", "timm", "fgvc recipes"),
-        ("vitms-paper", "crasmra", "Those that fit: crasmra-paper, strong"),
+        ("vitms-paper", "crasmra", "Those that fit: crasmra-paper, probe, strong"),
     ],
 )
 def test_a_wrong_name_is_one_line_with_the_nearest(name, family, message):
@@ -133,11 +162,23 @@ def test_a_wrong_name_is_one_line_with_the_nearest(name, family, message):
 
 def test_settings_are_shown_as_they_are_typed():
     sets = ["preprocess.mean=0.1,0.2,0.3", "options.delta=0.8", "seed=3"]
-    config = resolved_config(plain_values({"model": "crasmra-resnet10t", "input_px": 64}, sets))
+    config = resolved_config(plain_values(TrainOptions("crasmra-resnet10t", input_px=64, set=sets)))
     text = settings_text(config)
     assert text.splitlines()[0] == "Recipe crasmra-paper; what is not the default:"
     shown = [part for line in text.splitlines()[1:] for part in line.split()]
     assert "preprocess.mean=0.1,0.2,0.3" in shown and "options.delta=0.8" in shown and "seed=3" in shown
     assert not any(part.startswith(("model=", "optim.")) for part in shown)
-    again = resolved_config(plain_values({"model": "crasmra-resnet10t"}, shown))
+    again = resolved_config(plain_values(TrainOptions("crasmra-resnet10t", set=shown)))
     assert again == config
+
+
+def test_init_takes_the_name_of_an_embedded_model_or_a_run_folder(tmp_path):
+    model = TrainOptions("crasmra-resnet10t", init="groceries")
+    path = Path(plain_values(model)["init"])
+    assert path.is_file() and path.suffix == ".safetensors"
+    (tmp_path / "model.safetensors").touch()
+    by_set = TrainOptions("crasmra-resnet10t", set=[f"init={tmp_path}"])
+    assert plain_values(by_set)["init"] == str(tmp_path / "model.safetensors")
+    assert build(TrainConfig, plain_values(TrainOptions("crasmra-resnet10t", set=["init=none"]))).init is None
+    with pytest.raises(FgvcError, match="--init 'grocery' is neither a file nor an embedded model"):
+        plain_values(TrainOptions("crasmra-resnet10t", init="grocery"))

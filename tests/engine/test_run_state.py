@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from fgvc_cli.commands import train as train_command
-from fgvc_cli.commands.run_folder import make_run_dir
-from fgvc_cli.engine.run_state import pack, state_path, unpack
+from fgvc_cli.cli.train import run as run_command
+from fgvc_cli.engine.options import TrainOptions
+from fgvc_cli.engine.run_state import make_run_dir, pack, state_path, unpack
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 
@@ -44,13 +44,18 @@ def test_a_folder_without_a_state_is_one_clear_line(tmp_path):
     for name, what in causes.items():
         folder = tmp_path / name
         with pytest.raises(FgvcError, match=what) as caught:
-            train_command.resume(folder, {}, sets=[], out=None, device="cpu", overwrite=False)
+            run_command(TrainOptions(resume=folder, device="cpu"))
         assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_a_missing_folder_is_named_before_a_missing_model():
+    with pytest.raises(FgvcError, match="nowhere"):
+        run_command(TrainOptions(data="nowhere"))
 
 
 def test_without_model_or_resume_both_are_named():
     with pytest.raises(FgvcError, match="--model NAME, or --resume RUN"):
-        train_command.run({"data": "x"}, sets=[], out=None, device="cpu", overwrite=False)
+        run_command(TrainOptions())
 
 
 def test_overwriting_takes_the_old_state_away(tmp_path):

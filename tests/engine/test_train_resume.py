@@ -13,13 +13,13 @@ import signal
 
 import pytest
 import torch
-from conftest import write_colours
+from conftest import train_options, write_colours
 from safetensors import safe_open
 
-from fgvc_cli.commands import train as train_command
-from fgvc_cli.commands.run_folder import finished_run
+from fgvc_cli.cli.train import run as run_command
 from fgvc_cli.engine import run_state, trainer
-from fgvc_cli.engine.run_state import state_path
+from fgvc_cli.engine.options import TrainOptions
+from fgvc_cli.engine.run_state import finished_run, state_path
 from fgvc_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 
 resource = pytest.importorskip("resource", reason="kills and limits as POSIX has them")
@@ -47,11 +47,11 @@ TIMES = ("seconds", "images_per_second", "val_images_per_second")
 
 def train(data, out, *sets, **flags) -> int:
     values = PLAIN | {"data": str(data), "pretrained": False} | flags
-    return train_command.run(values, sets=[*SETS, *sets], out=out, device="cpu", overwrite=False)
+    return run_command(train_options([*SETS, *sets], **values, out=out, device="cpu"))
 
 
 def resume(run, **flags) -> int:
-    return train_command.resume(run, flags, sets=[], out=None, device="cpu", overwrite=False)
+    return run_command(TrainOptions(resume=run, device="cpu", **flags))
 
 
 def read_result(run) -> tuple[dict[str, torch.Tensor], dict, list[dict[str, str]]]:
@@ -341,7 +341,7 @@ def test_the_best_model_must_be_there(straight, tmp_path, monkeypatch):
 )
 def test_other_settings_are_refused(flags, sets, named, straight):
     with pytest.raises(FgvcError, match=f"run's own settings, got {named}") as caught:
-        train_command.resume(straight[1], flags, sets=sets, out=None, device="cpu", overwrite=False)
+        run_command(TrainOptions(resume=straight[1], device="cpu", set=sets, **flags))
     assert caught.value.exit_code == EXIT_USAGE
 
 

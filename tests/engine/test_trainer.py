@@ -8,17 +8,18 @@ import shutil
 
 import pytest
 import torch
+from conftest import train_options
 
-from fgvc_cli.commands import eval as eval_command
-from fgvc_cli.commands import train as train_command
-from fgvc_cli.commands.eval import EvalRequest
-from fgvc_cli.commands.eval_data import known_examples
-from fgvc_cli.commands.train_settings import plain_values
+import fgvc_cli
+from fgvc_cli.cli.train import run as run_command
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.datasets.load import load_data
+from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
+from fgvc_cli.engine.options import TrainOptions
+from fgvc_cli.engine.settings import plain_values
+from fgvc_cli.engine.trained_data import known_examples
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import fit_temperature
 from fgvc_cli.models.registry import create_model
@@ -29,7 +30,7 @@ FAST = ["optim.name=adamw", "optim.lr_backbone=0.002", "optim.lr_heads=0.005", "
 
 def train(data, out, *sets, **flags) -> int:
     values = TINY | {"data": str(data), "pretrained": False} | flags
-    return train_command.run(values, sets=[*FAST, *sets], out=out, device="cpu", overwrite=False)
+    return run_command(train_options([*FAST, *sets], **values, out=out, device="cpu"))
 
 
 def read_metrics(out) -> list[dict[str, str]]:
@@ -81,14 +82,13 @@ def test_fuse_weights_are_fitted_and_stored(trained):
     assert not torch.allclose(weights, torch.full((4,), 0.25), atol=1e-3)
 
 
-def test_eval_with_the_checkpoint_alone_repeats_the_stored_number(trained, capsys):
+def test_eval_with_the_checkpoint_alone_repeats_the_stored_number(trained):
     path = trained[1] / "model.safetensors"
     for split in ("val", "test"):
-        code = evaluate_split(path, split)
-        document = json.loads(capsys.readouterr().out)
+        document = evaluate_split(path, split)
         # The fuse weights were fitted on val; the figure that chose the epoch stays apart.
         stored = load_checkpoint(path).metadata["metrics"]["val_fitted" if split == "val" else split]
-        assert code == 0 and document["split"] == split
+        assert document["split"] == split
         for name in ("top1", "top1_concat", "macro_f1", "images", "nll", "nll_calibrated", "ece_calibrated"):
             assert document["metrics"][name] == pytest.approx(stored[name], abs=1e-6), name
 
@@ -138,6 +138,15 @@ def test_best_validation_epoch_is_kept(colours, tmp_path, monkeypatch):
     assert torch.equal(kept, seen[1]) and not torch.equal(kept, seen[2])
     # The temperature is that of the kept epoch's answers, not of the last one's.
     assert checkpoint.temperature == fit_temperature(Scored(0.7).probs, label)
+
+
+@pytest.mark.filterwarnings("ignore:delta 0.3 suppresses every channel")
+def test_a_mask_that_is_the_same_for_every_image_is_told_once(colours, tmp_path, capsys):
+    train(colours, tmp_path / "run", "options.delta=0.3", epochs=3)
+    told = [line for line in capsys.readouterr().err.splitlines() if "fixed gate" in line]
+    assert len(told) == 1 and "CRAM is a fixed gate in stage3, stage4, stage5" in told[0]
+    row = read_metrics(tmp_path / "run")[-1]
+    assert (float(row["val_mask_variation_stage4"]), float(row["val_suppressed_stage4"])) == (0, 1)
 
 
 def test_baseline_trains_through_the_same_loop(colours, tmp_path):
@@ -194,7 +203,7 @@ def test_labels_are_matched_by_name_not_by_number(trained, tmp_path):
 
 
 def test_input_px_keeps_the_papers_ratio_of_resizing():
-    values = plain_values({"model": "timm-resnet18", "input_px": 224}, [])
+    values = plain_values(TrainOptions("timm-resnet18", input_px=224))
     assert values["preprocess"] == {"input_px": 224, "resize_px": 275}
 
 
@@ -246,31 +255,28 @@ def test_full_disk_keeps_the_last_good_checkpoint(trained, monkeypatch, tmp_path
 
 
 def evaluate_split(weights, split="test", data=None):
-    options = dict(dataset=None, data_root=None, batch_size=8, workers=0, device="cpu", as_json=True)
-    request = EvalRequest(weights=str(weights), data=data and str(data), split=split, **options)
-    return eval_command.run(request)
+    return fgvc_cli.evaluate(
+        str(weights), data=data and str(data), split=split, batch_size=8, workers=0, device="cpu"
+    ).document
 
 
-def test_a_split_that_would_mix_with_training_is_refused(colours, tmp_path, capsys):
+def test_a_split_that_would_mix_with_training_is_refused(colours, tmp_path):
     train(colours, tmp_path / "run", epochs=1)
     weights = tmp_path / "run" / "model.safetensors"
-    assert evaluate_split(weights) == 0
+    assert evaluate_split(weights)["split"] == "test"
     extra = colours / "red" / "new.png"
     shutil.copyfile(next((colours / "red").iterdir()), extra)
     for data in (None, colours):
         with pytest.raises(FgvcError, match="no longer holds the photographs of the training"):
             evaluate_split(weights, data=data)
-    capsys.readouterr()
-    assert evaluate_split(weights, split="all") == 0
-    assert json.loads(capsys.readouterr().out)["metrics"]["images"] == 31
+    assert evaluate_split(weights, split="all")["metrics"]["images"] == 31
 
 
-def test_new_photographs_are_evaluated_whole_whatever_their_number(trained, tmp_path, capsys):
+def test_new_photographs_are_evaluated_whole_whatever_their_number(trained, tmp_path):
     new = tmp_path / "new"
     (new / "red").mkdir(parents=True)
     shutil.copyfile(next((trained[0] / "red").iterdir()), new / "red" / "one.png")
-    assert evaluate_split(trained[1] / "model.safetensors", data=new) == 0
-    assert json.loads(capsys.readouterr().out)["metrics"]["images"] == 1
+    assert evaluate_split(trained[1] / "model.safetensors", data=new)["metrics"]["images"] == 1
 
 
 def test_overwriting_takes_the_old_model_away_first(colours, tmp_path, monkeypatch):
@@ -281,7 +287,7 @@ def test_overwriting_takes_the_old_model_away_first(colours, tmp_path, monkeypat
 
     monkeypatch.setattr(trainer_module.Trainer, "_train_epoch", interrupted)
     values = TINY | {"data": str(colours), "pretrained": False}
-    code = train_command.run(values, sets=FAST, out=tmp_path / "run", device="cpu", overwrite=True)
+    code = run_command(TrainOptions(**values, set=FAST, out=tmp_path / "run", device="cpu", overwrite=True))
     assert code == 130
     assert not (tmp_path / "run" / "model.safetensors").exists()
 

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 import torch
+from conftest import train_options
 
-from fgvc_cli.commands import train as train_command
+from fgvc_cli.cli.train import run as run_command
 from fgvc_cli.config import Loss
 from fgvc_cli.data.loaders import LabelledImages
 from fgvc_cli.engine import trainer as trainer_module
@@ -26,7 +27,7 @@ CRASMRA, PLAIN = "crasmra-mobilenetv2_035", "timm-mobilenetv2_035"
 
 def train(data, out, *sets, model=PLAIN, **flags) -> int:
     values = TINY | {"data": str(data), "model": model} | flags
-    return train_command.run(values, sets=[*SETS, *sets], out=out, device="cpu", overwrite=False)
+    return run_command(train_options([*SETS, *sets], **values, out=out, device="cpu"))
 
 
 def read_metrics(out) -> list[dict[str, str]]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
+from conftest import train_options
 
-from fgvc_cli.commands import eval as eval_command
-from fgvc_cli.commands import train as train_command
+import fgvc_cli
+from fgvc_cli.cli.eval import format_document
+from fgvc_cli.cli.train import run as run_command
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform
-from fgvc_cli.datasets.load import load_data
+from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.evaluate.calibration import (
@@ -169,7 +170,7 @@ def test_a_fitted_temperature_lowers_the_error():
 
 def train(data, out, **flags) -> int:
     values = LOOKS | {"data": str(data), "pretrained": False} | flags
-    return train_command.run(values, sets=SETS, out=out, device="cpu", overwrite=False)
+    return run_command(train_options(SETS, **values, out=out, device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -180,15 +181,9 @@ def trained(module_colours):
 
 
 def run_eval(weights, capsys, *, as_json=True, split="test", data=None, **looks):
-    capsys.readouterr()
-    options = dict(data=data and str(data), dataset=None, data_root=None, batch_size=8, workers=0)
-    request = eval_command.EvalRequest(
-        weights=str(weights), split=split, device="cpu", as_json=as_json, **options, **looks
-    )
-    code = eval_command.run(request)
-    assert code == 0
-    printed = capsys.readouterr().out
-    return json.loads(printed) if as_json else printed
+    options = dict(batch_size=8, workers=0, device="cpu")
+    evaluated = fgvc_cli.evaluate(str(weights), data=data and str(data), split=split, **options, **looks)
+    return evaluated.document if as_json else format_document(evaluated.document)
 
 
 def test_training_fits_on_validation_what_the_checkpoint_answers_there(trained):

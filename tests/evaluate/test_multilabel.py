@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import save
 from typer.testing import CliRunner
 
 from fgvc_cli.cli import app
-from fgvc_cli.commands.run_folder import finished_run
-from fgvc_cli.commands.train_devices import OnlyWarnings
+from fgvc_cli.command import Messages
 from fgvc_cli.config import Loss, Preprocess, TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.engine.checkpoint import load_checkpoint
+from fgvc_cli.engine.distributed import Silent
 from fgvc_cli.engine.losses import label_loss, part_loss
+from fgvc_cli.engine.run_state import finished_run
 from fgvc_cli.engine.trainer import Trainer
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.multilabel import headline, label_slots, multilabel_metrics, rank
@@ -287,7 +287,7 @@ def colour_trainer(root: Path, csv_name: str, told: bool, **settings: object) ->
         pretrained=False,
         options={"multi_label": told},
     )
-    return Trainer(model, config, data, root / "python", torch.device("cpu"), OnlyWarnings(Console()))
+    return Trainer(model, config, data, root / "python", torch.device("cpu"), Silent(Messages()))
 
 
 def test_a_trainer_from_python_checks_the_labels_too(run: Path) -> None:

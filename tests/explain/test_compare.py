@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from test_stage_panels import CUT, SHAPES, explanation, full
 
-from fgvc_cli.explain.compare import draw_comparison
+from fgvc_cli.charts.text import WIDTH
 from fgvc_cli.explain.explanation import HEAT, LabelledExplanation
-from fgvc_cli.explain.layout import WIDTH
+from fgvc_cli.explain.pages import draw_comparison
 from fgvc_cli.explain.panels import BOX_LINE
 
 STAGES = {f"stage{i}": np.eye(16 >> i, dtype=np.float32) for i in (1, 2, 3)}

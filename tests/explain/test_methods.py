@@ -12,9 +12,17 @@ from torch import nn
 
 from fgvc_cli.cli.explain import explain as explain_command
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.explain.cam import GradCam, HiResCam
-from fgvc_cli.explain.methods import METHODS, pick_methods
-from fgvc_cli.explain.occlusion import CELLS, POSITIONS, Occlusion, OcclusionBlur, spread_losses
+from fgvc_cli.explain.methods import (
+    CELLS,
+    METHODS,
+    POSITIONS,
+    GradCam,
+    HiResCam,
+    Occlusion,
+    OcclusionBlur,
+    pick_methods,
+    spread_losses,
+)
 from fgvc_cli.explain.question import Case, Question
 from fgvc_cli.models.cells import align_maps
 from fgvc_cli.models.output import ModelOutput, StageMap, over_maximum
@@ -257,15 +265,15 @@ def test_every_method_is_listed_where_people_look():
 
 
 def test_methods_are_picked_once_each_and_occlusion_answers_for_a_class():
-    assert [m.name for m in pick_methods(("object", "stages", "object"))] == ["object", "stages"]
+    assert [m.name for m in pick_methods(("object", "features", "object"))] == ["object", "features"]
     assert pick_methods(()) == ()
     assert [m.name for m in pick_methods((), asked=True)] == ["occlusion"]
-    assert [m.name for m in pick_methods(("stages", "occlusion"), asked=True)] == ["stages", "occlusion"]
-    with pytest.raises(FgvcError, match="nothing in stages, rollout.*occlusion or .*or hirescam or gradcam"):
-        pick_methods(("stages", "rollout"), asked=True)
+    assert [m.name for m in pick_methods(("features", "occlusion"), asked=True)] == ["features", "occlusion"]
+    with pytest.raises(FgvcError, match="nothing in features, rollout.*occlusion or .*or gradcam"):
+        pick_methods(("features", "rollout"), asked=True)
     with pytest.raises(FgvcError, match="Nearest: rollout"):
         pick_methods(("roll-out",))
-    with pytest.raises(FgvcError, match="Known: stages, object"):
+    with pytest.raises(FgvcError, match="Known: features, object"):
         pick_methods(("lime",))
 
 

@@ -12,16 +12,14 @@ from PIL import Image
 from test_explainer import BrightnessModel, checkpoint, photo_with_spot
 from test_stage_panels import SHAPES, explanation
 
+from fgvc_cli.charts import text as layout
+from fgvc_cli.charts.text import ACCENT, INNER, TRACK, WIDTH, Face
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.explain import layout
 from fgvc_cli.explain import nearest as module
 from fgvc_cli.explain.explainer import Explainer, explain_photo
-from fgvc_cli.explain.layout import ACCENT, INNER, TRACK, WIDTH
 from fgvc_cli.explain.nearest import COLUMNS, draw_nearest, draw_nearest_strip, shorten_start
+from fgvc_cli.explain.pages import draw_strip, render
 from fgvc_cli.explain.panels import BOX_LINE
-from fgvc_cli.explain.render import render
-from fgvc_cli.explain.strip import draw_strip
-from fgvc_cli.explain.text import Face
 from fgvc_cli.retrieval.search import Nearest, Neighbour
 
 RED, GREEN, BLUE = (200, 20, 20), (20, 180, 20), (20, 20, 200)

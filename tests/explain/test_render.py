@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fgvc_cli.charts import text
+from fgvc_cli.charts.colormap import color_table
+from fgvc_cli.charts.text import ACCENT, ELLIPSIS, INNER, MUTED, WIDTH, Face
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import input_geometry
-from fgvc_cli.explain import text
-from fgvc_cli.explain.colormap import color_table
 from fgvc_cli.explain.explanation import HEAT, Explanation
-from fgvc_cli.explain.layout import ACCENT, INNER, MUTED, WIDTH
+from fgvc_cli.explain.pages import draw_bars, draw_branches, render
 from fgvc_cli.explain.panels import BOX_LINE, UNSEEN_VEIL, draw_map, draw_photo, fit
-from fgvc_cli.explain.render import draw_bars, draw_branches, render
-from fgvc_cli.explain.text import ELLIPSIS, Face
 
 SQUASH = Preprocess(input_px=80, resize_px=100)
 SHORTER = SQUASH.model_copy(update={"resize_rule": "shorter"})

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fgvc_cli.charts.colormap import color_table
+from fgvc_cli.charts.text import INNER, WIDTH
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import input_geometry
-from fgvc_cli.explain.colormap import color_table
 from fgvc_cli.explain.explanation import Explanation
-from fgvc_cli.explain.layout import INNER, WIDTH
+from fgvc_cli.explain.pages import render
 from fgvc_cli.explain.panels import (
     BOX_LINE,
     ERASED,
@@ -28,7 +29,6 @@ from fgvc_cli.explain.panels import (
     frame,
     solid,
 )
-from fgvc_cli.explain.render import render
 from fgvc_cli.explain.stage_panels import MIN_PANEL_PX, draw_looks
 
 WHOLE = Preprocess(input_px=40, resize_px=40)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from test_stage_panels import SHAPES, explanation, full
 
-from fgvc_cli.explain.explanation import HEAT, spoken
-from fgvc_cli.explain.layout import INNER, WIDTH
+from fgvc_cli.charts.text import INNER, WIDTH, spoken
+from fgvc_cli.explain.explanation import HEAT
+from fgvc_cli.explain.pages import draw_question, draw_strip, render
 from fgvc_cli.explain.panels import BOX_LINE
-from fgvc_cli.explain.render import draw_question, render
-from fgvc_cli.explain.strip import draw_strip
 
 MAPS = {"stage3": np.eye(8, dtype=np.float32), HEAT: np.eye(4, dtype=np.float32)}
 

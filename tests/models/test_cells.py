@@ -33,6 +33,9 @@ from fgvc_cli.models.registry import create_model
     ],
 )
 def test_shift_of_known_layers(layers, stride, expected):
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.ones_(layer.weight)
     assert cell_shift(layers, stride) == pytest.approx(expected)
 
 
@@ -49,7 +52,37 @@ def test_shift_of_known_layers(layers, stride, expected):
     ],
 )
 def test_shifts_of_backbones(name, expected):
-    assert plan_stages(build_backbone(name)).shifts == pytest.approx(expected)
+    # Random kernels lean by chance, a little.
+    assert plan_stages(build_backbone(name)).shifts == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(1, 1, 3, 2, 1, bias=False), Conv2dSame(1, 1, 3, 2, bias=False)])
+def test_what_kernels_have_learnt_counts(layer):
+    """A kernel that reads one pixel only: the shift says where that pixel lies, whatever the padding."""
+    nn.init.zeros_(layer.weight)
+    layer.weight.data[0, 0, 0, 0] = 1  # the upper left one
+    image = torch.zeros(1, 1, 16, 16)
+    cell = layer(image + 1)[0, 0].nonzero()[-1]
+    image.requires_grad_(True)
+    layer(image)[0, 0, cell[0], cell[1]].backward()
+    (place,) = image.grad[0, 0].nonzero()
+    off = (2 * cell + 1 - (place + 0.5)) / 2  # cells too far to the lower right
+    assert off.tolist() == pytest.approx([cell_shift([layer], 2)] * 2)
+
+
+def test_weights_that_are_loaded_move_the_maps():
+    model = create_model("crasmra-mobilenetv2_100", 3)
+    before = model.plan.shifts
+    tensors = {k: v.clone() for k, v in model.state_dict().items()}
+    tensors["backbone.conv_stem.weight"][..., 1:, :] = 0
+    tensors["backbone.conv_stem.weight"][..., 1:] = 0
+    model.load_state_dict(tensors)
+    # The stem reads one pixel further to the upper left: an eighth of a cell in stage 3.
+    assert model.plan.shifts[0] - before[0] == pytest.approx(1 / 8, abs=0.02)
+    plain = create_model("timm-mobilenetv2_100", 3)
+    at_first = plain._shifts[32]
+    plain.load_state_dict({k: v for k, v in tensors.items() if k in plain.state_dict()}, strict=False)
+    assert plain._shifts[32] - at_first == pytest.approx(1 / 32, abs=0.02)
 
 
 def test_aligning_moves_up_and_left():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fgvc_cli.predict.batching import best_batch_size, delayed, is_out_of_memory, until_full
+from fgvc_cli.predict.batching import best_batch_size, delayed, until_full
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -50,11 +50,11 @@ def test_a_model_that_fails_otherwise_or_at_once_is_not_hidden():
         best_batch_size(too_large, CPU)
 
 
-def test_what_counts_as_out_of_memory():
-    assert is_out_of_memory(torch.cuda.OutOfMemoryError("x"))
-    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
-    assert not is_out_of_memory(ValueError("out of memory"))
-    assert not is_out_of_memory(RuntimeError("size mismatch"))
+def test_the_probe_gives_its_memory_back(monkeypatch):
+    released = []
+    monkeypatch.setattr("fgvc_cli.predict.batching.release_memory", released.append)
+    best_batch_size(lambda size: 0.001 * size, CUDA)
+    assert released == [CUDA]
 
 
 def test_groups_are_full_of_what_counts_and_bounded():

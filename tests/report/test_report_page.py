@@ -126,9 +126,10 @@ def test_labels_that_the_model_does_not_know_are_mistakes(tmp_path, preds, capsy
     truth = build_truth(table, [("wasp",), ("bee",), ("ant",)])
     assert truth.classes == (*CLASSES, "wasp") and truth.sets == ({3}, {1}, {0})
     assert truth.wrong(table).tolist() == [True, False, False]
-    (tmp_path / "labels.csv").write_text("path,label\n000.jpg,wasp\n001.jpg,bee\n002.jpg,ant\n")
+    (tmp_path / "labels.csv").write_text("path,label\n000.jpg,wasp\n001.jpg,bee\n002.jpg,ant\n9.jpg,ant\n")
     fgvc_cli.report(preds, out=tmp_path / "p.html", labels=tmp_path / "labels.csv")
     said = capsys.readouterr().err
+    assert "1 of 4 labels met no row (9.jpg)." in said
     assert "50.0% of 2 labelled rows are right. Labels that are no class of the model: 1." in said
     header, columns = data_of((tmp_path / "p.html").read_text())
     assert columns["truth_count"].tolist() == [1, 1, 1] and columns["truth_labels"].tolist() == [3, 1, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import h5py
 import numpy as np
 import pytest
@@ -123,6 +125,19 @@ def test_labels_of_a_folder_are_its_folders(tmp_path):
     (tmp_path / "set" / "bee").mkdir(parents=True)
     (tmp_path / "set" / "bee" / "a.jpg").write_bytes(jpeg("red"))
     assert read_labels(tmp_path / "set", ["bee/a.jpg", "a.jpg"]) == [("bee",), None]
+
+
+def test_labels_find_rows_of_either_unicode_form_and_without_an_ending(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "né.jpg") for form in ("NFC", "NFD"))
+    (tmp_path / "labels.csv").write_text(f"path,label\n{nfc},bee\nsub/7,wasp\nsub/8.tif,ant\ngone/9,ant\n")
+    told = []
+    names = [nfd, "sub/7.jpg", "sub/8.jpg", f"{tmp_path}/{nfd}"]
+    labels = read_labels(tmp_path / "labels.csv", names, on_note=told.append)
+    assert labels == [("bee",), ("wasp",), None, ("bee",)]
+    assert told == ["2 of 4 labels met no row (gone/9, sub/8.tif)."]
+    (tmp_path / "labels.jsonl").write_text('{"path": "sub/7.jpg", "label": "bee"}\n')
+    assert read_labels(tmp_path / "labels.jsonl", names, on_note=told.append) == [None, ("bee",), None, None]
+    assert len(told) == 1
 
 
 def test_labels_that_meet_no_row_are_refused_with_both_names(tmp_path):

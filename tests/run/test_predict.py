@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ import fgvc_cli
 from fgvc_cli.cli.predict import run as run_command
 from fgvc_cli.command import Messages
 from fgvc_cli.config import Preprocess
+from fgvc_cli.engine import weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.run import progress as progress_module
@@ -52,19 +52,16 @@ def model(monkeypatch):
     """The weights of the command: a model of mean colours."""
     model = MeanColour().eval()
     preprocess = Preprocess(input_px=32, resize_px=32)
-    weights = types.ModuleType("fgvc_cli.engine.weights")
-    weights.asked = []
-    weights.default_notice = lambda: "No --weights given: using 'colours'."
+    model.asked = []
 
     def open_weights(name, options=None):
-        weights.asked.append(name)
+        model.asked.append(name)
         return SimpleNamespace(
             model=model, classes=("red", "green", "blue"), preprocess=preprocess, name="colours", sha256="0"
         )
 
-    weights.open_weights = open_weights
-    monkeypatch.setitem(sys.modules, "fgvc_cli.engine.weights", weights)
-    model.asked = weights.asked
+    monkeypatch.setattr(weights, "open_weights", open_weights)
+    monkeypatch.setattr(weights, "default_notice", lambda: "No --weights given: using 'colours'.")
     return model
 
 
@@ -179,7 +176,7 @@ def test_weights_that_fail_leave_no_file(model, photos, tmp_path, monkeypatch):
     def refuse(name, options=None):
         raise FgvcError("No such weights.")
 
-    monkeypatch.setattr(sys.modules["fgvc_cli.engine.weights"], "open_weights", refuse)
+    monkeypatch.setattr(weights, "open_weights", refuse)
     with pytest.raises(FgvcError, match="No such weights"):
         run(photos, out=tmp_path / "p.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]

@@ -1,0 +1,102 @@
+"""Names that people and systems spell in several ways: Unicode forms, case, blanks.
+
+macOS writes an accented letter as letter and accent (NFD), most others as one character (NFC): both look
+alike, and are the same name. Names that differ by case or blanks look alike too, but may be meant.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from fgvc_cli.sources.stored import is_image_name
+
+
+def same_form(name: str) -> str:
+    """The name in Unicode NFC: equal for names that are the same, whatever system wrote them."""
+    return unicodedata.normalize("NFC", name)
+
+
+def without_case_and_blanks(name: str) -> str:
+    """Equal for names that differ only by form, case, the number of their blanks or the kind of them."""
+    return " ".join(same_form(name.casefold()).split())
+
+
+def code_points(name: str) -> str:
+    """A name with what it is made of: ``'é' (U+00E9)``."""
+    return f"{name!r} ({' '.join(f'U+{ord(letter):04X}' for letter in name)})"
+
+
+def join_forms(names: Iterable[str]) -> dict[str, str]:
+    """Each name -> the one name that it and its other Unicode forms get.
+
+    NFC where there are several forms, else as it is spelled, so that what was trained before keeps its names.
+    """
+    forms: dict[str, set[str]] = {}
+    for name in names:
+        forms.setdefault(same_form(name), set()).add(name)
+    return {name: joined if len(own) > 1 else name for joined, own in forms.items() for name in own}
+
+
+def look_alikes(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that differ only by case or blanks, each sorted; their forms are joined before."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        groups.setdefault(without_case_and_blanks(name), []).append(name)
+    return [own for own in groups.values() if len(own) > 1]
+
+
+class FileFinder:
+    """Files below a folder by paths that are written in another way than the files are called.
+
+    Each folder is listed once, when it is first asked for.
+    """
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._listed: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {}
+
+    def find(self, path: str) -> list[str]:
+        """The files that a path may mean, of which none is called so: one in another Unicode form or with
+        backslashes, or those whose name without the ending it is. Relative where ``path`` is; in order."""
+        for written in dict.fromkeys((path, path.replace("\\", "/"))):
+            folders = [""]
+            *above, last = written.split("/")
+            for part in above:
+                folders = [f"{folder}{name}/" for folder in folders for name in self._names(folder, part)]
+            found = [f"{folder}{name}" for folder in folders for name in self._files(folder, last)]
+            if found:
+                return sorted(found)
+        return []
+
+    def _names(self, folder: str, part: str) -> list[str]:
+        if part in ("", ".", ".."):
+            return [part]
+        names = self._listing(folder)[0].get(same_form(part), [])
+        return [part] if part in names else names
+
+    def _files(self, folder: str, last: str) -> list[str]:
+        names, stems = self._listing(folder)
+        return [
+            name
+            for name in names.get(same_form(last), []) or stems.get(same_form(last), [])
+            if os.path.isfile(os.path.join(self._root, folder, name))
+        ]
+
+    def _listing(self, folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Of one folder: NFC of a name -> names, NFC of a name without its ending -> names of images."""
+        if folder not in self._listed:
+            names: dict[str, list[str]] = {}
+            stems: dict[str, list[str]] = {}
+            try:
+                entries = os.listdir(os.path.join(self._root, folder))
+            except OSError:
+                entries = []
+            for name in entries:
+                names.setdefault(same_form(name), []).append(name)
+                if is_image_name(name):
+                    stems.setdefault(same_form(os.path.splitext(name)[0]), []).append(name)
+            self._listed[folder] = (names, stems)
+        return self._listed[folder]

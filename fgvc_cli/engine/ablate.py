@@ -1,0 +1,289 @@
+"""``fgvc train --ablate``: every row of a table with several seeds, one run folder each; resumed if cut."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgvc_cli.charts.figures import draw_spread
+from fgvc_cli.command import Messages, command
+from fgvc_cli.config import TrainConfig, build, stored_config
+from fgvc_cli.datasets.registry import load_data
+from fgvc_cli.engine import train as training
+from fgvc_cli.engine.ablation_table import (
+    SPLITS,
+    Line,
+    Score,
+    read_scores,
+    summarise,
+    top1_by_seed,
+    write_scores,
+    write_summary,
+)
+from fgvc_cli.engine.ablations import Ablation, Cell, find_ablation, table_cells
+from fgvc_cli.engine.distributed import EndedByAnother, find_world
+from fgvc_cli.engine.options import AblateOptions
+from fgvc_cli.engine.run_state import CONFIG, choose_run_dir, finished_run, state_path
+from fgvc_cli.engine.settings import plain_values, resolved_config
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted
+from fgvc_cli.files import AtomicFile
+
+SCORES, SUMMARY, PICTURE = "results.csv", "summary.csv", "results.png"
+FAILURE = "error.txt"
+"""In the folder of a training that ended with an error that is not the user's: where it came from."""
+
+_MAY_DIFFER = ("recipe", "workers", "data", "data_root", "save_minutes", "tensorboard")
+"""What changes no result, the name of a recipe beside its settings too; it may be another when a table is
+gone on with."""
+
+
+@dataclass
+class Table:
+    """What one call is about."""
+
+    ablation: Ablation
+    cells: list[Cell]
+    folder: Path
+    options: AblateOptions
+    messages: Messages
+
+    def run_dir(self, cell: Cell) -> Path:
+        """Of one training."""
+        return self.folder / cell.name
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """What the finished trainings of a table say."""
+
+    folder: Path
+    """Of the run folders, and of results.csv, summary.csv and results.png."""
+    reference: str
+    """The row that the others are compared with."""
+    lines: tuple[Line, ...]
+    """Row by split; empty where no training is finished."""
+    failures: dict[str, str]
+    """Training -> why it failed."""
+
+
+@command(AblateOptions)
+def ablate(options: AblateOptions) -> Ablated:
+    """Train a table; each of its trainings is what ``train`` does with the same settings.
+
+    Without ``out``, its folder is ``runs/<model>-<data>-<table>``.
+
+    Raises:
+        FgvcError: before anything is trained: settings that do not work for a row, a folder that holds
+            another training.
+        Interrupted: Ctrl-C; the same call again goes on.
+    """
+    ablation, cells, values = _read_options(options)
+    configs = {cell.name: resolved_config(cell.values) for cell in cells}
+    base: TrainConfig = build(TrainConfig, values)
+    data = load_data(base)
+    folder = choose_run_dir(options.out, base, data.name, overwrite=True)
+    folder = folder if options.out else folder.with_name(f"{folder.name}-{ablation.name}")
+    table = Table(ablation, cells, folder, options, options.messages or Messages(quiet=options.quiet))
+    if not options.overwrite:
+        for cell in cells:
+            _check_folder(table.run_dir(cell), configs[cell.name], data.sha256())
+    failures = _train_all(table, data.name)
+    lines = _write_results(table, {cell.name for cell in cells} - {*failures}, data.name)
+    return Ablated(folder, ablation.reference, tuple(lines), failures)
+
+
+def ablation_configs(options: AblateOptions) -> dict[str, TrainConfig]:
+    """Name of each training of a table -> its settings; nothing is trained."""
+    return {cell.name: resolved_config(cell.values) for cell in _read_options(options)[1]}
+
+
+def _read_options(options: AblateOptions) -> tuple[Ablation, list[Cell], dict[str, Any]]:
+    """The table, its trainings, and the values of the training that they vary."""
+    training.check_model_given(options)
+    ablation = find_ablation(options.ablate)
+    given = {text.partition("=")[0].strip() for text in options.set}
+    if options.seed is not None or "seed" in given:
+        raise FgvcError(
+            "--ablate trains with several seeds, got one.", "For example: --seeds 0,1,2", EXIT_USAGE
+        )
+    given |= {"options.stages"} if options.stages else set()
+    for path in sorted(given & ablation.paths):
+        raise FgvcError(f"{path} is what --ablate {ablation.name} varies.", "Leave it out.", EXIT_USAGE)
+    if find_world().size > 1:
+        raise FgvcError(
+            "--ablate starts its trainings itself, this is one process of several.",
+            "Without torchrun: --devices N.",
+            EXIT_USAGE,
+        )
+    seeds = _read_seeds("0,1,2" if options.seeds is None else options.seeds)
+    values = plain_values(options)
+    return ablation, table_cells(ablation, values, seeds), values
+
+
+def _read_seeds(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
+        raise FgvcError(
+            f"--seeds got {text!r}, expected different whole numbers.",
+            "For example: --seeds 0,1,2",
+            EXIT_USAGE,
+        )
+    return [int(part) for part in parts]
+
+
+def _check_folder(run_dir: Path, config: TrainConfig, data_sha256: str) -> None:
+    """Whether a folder is this training, finished or cut, or free.
+
+    Raises:
+        FgvcError: it holds a training with other settings or photographs, or something else.
+    """
+    metadata = finished_run(run_dir)
+    if metadata is not None and metadata.get("data_sha256") != data_sha256:
+        raise FgvcError(
+            f"{run_dir} was trained on other photographs, labels or splits.",
+            "Choose another --out, or train the table anew with --overwrite.",
+        )
+    found = stored_config(metadata["config"]) if metadata else _read_config(run_dir)
+    differing = _differences(found, config) if found else []
+    if differing:
+        raise FgvcError(
+            f"{run_dir} was started with other settings: {'; '.join(differing[:4])}.",
+            "Give them again, choose another --out, or train the table anew with --overwrite.",
+        )
+
+
+def _read_config(run_dir: Path) -> TrainConfig | None:
+    """The settings that a training was started with; None where the folder is free.
+
+    Raises:
+        FgvcError: it holds something else.
+    """
+    if not run_dir.exists() or (run_dir.is_dir() and not any(run_dir.iterdir())):
+        return None
+    try:
+        return stored_config(json.loads((run_dir / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, FgvcError) as error:
+        raise FgvcError(f"{run_dir} is there and holds no training.", "Choose another --out.") from error
+
+
+def _differences(found: TrainConfig, asked: TrainConfig) -> list[str]:
+    """``section.field was X, now Y`` for every setting that matters."""
+    old, new = (_flat(json.loads(config.model_dump_json())) for config in (found, asked))
+    names = dict.fromkeys([*old, *new])
+    return [
+        f"{name} was {old.get(name)}, now {new.get(name)}"
+        for name in names
+        if old.get(name) != new.get(name) and name not in _MAY_DIFFER
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _train_all(table: Table, data_name: str) -> dict[str, str]:
+    """Every training that is not finished; a failed one does not end the others.
+
+    Returns:
+        Name -> why it failed.
+
+    Raises:
+        Interrupted: Ctrl-C.
+    """
+    messages, cells, overwrite = table.messages, table.cells, table.options.overwrite
+    done = {cell.name for cell in cells if not overwrite and finished_run(table.run_dir(cell))}
+    messages.note(
+        f"{table.ablation.name} on {data_name}: {len(cells)} trainings in {table.folder}, "
+        f"{len(done)} of them finished.\n{table.ablation.about}."
+    )
+    failures: dict[str, str] = {}
+    for number, cell in enumerate(cells, start=1):
+        if cell.name in done:
+            continue
+        messages.note(f"\n[{number}/{len(cells)}] {cell.name}")
+        try:
+            why = _train_cell(table, cell)
+        except KeyboardInterrupt:
+            messages.note("To go on: the same command again.")
+            raise Interrupted from None
+        if why is not None:
+            failures[cell.name] = why
+            messages.note(f"{cell.name} failed: {why}")
+        else:
+            done.add(cell.name)
+            write_scores(table.folder / SCORES, _scores(table, done))
+    return failures
+
+
+def _train_cell(table: Table, cell: Cell) -> str | None:
+    """Train or go on; why it failed, or None.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what was done is saved.
+    """
+    run_dir, options = table.run_dir(cell), table.options
+    try:
+        if state_path(run_dir).is_file() and not options.overwrite:
+            moved = {name: getattr(options, name) for name in ("workers", "data", "data_root")}
+            given = {name: value for name, value in moved.items() if value is not None}
+            trained = training.resume(run_dir, given, device=options.device, messages=table.messages)
+        else:
+            # Nothing to go on from, so what an earlier attempt left may go.
+            trained = training.start(
+                cell.values, out=run_dir, device=options.device, overwrite=True, messages=table.messages
+            )
+    except FgvcError as error:
+        return str(error)
+    except EndedByAnother:
+        return "its processes ended with an error, see above"
+    # torch, timm and the decoders raise anything, and a night of trainings must not end with the first.
+    except Exception as error:
+        text = " ".join(str(error).split())
+        with contextlib.suppress(OSError):
+            (run_dir / FAILURE).write_text(traceback.format_exc())
+        return f"{type(error).__name__}: {text[:200]}"
+    finally:
+        gc.collect()
+    (run_dir / FAILURE).unlink(missing_ok=True)
+    if not trained.told:
+        table.messages.note(trained.text)
+    return None
+
+
+def _scores(table: Table, finished: set[str]) -> list[Score]:
+    """Of these trainings only: with --overwrite a folder may still hold an earlier one."""
+    scores = []
+    for cell in table.cells:
+        metadata = finished_run(table.run_dir(cell)) if cell.name in finished else None
+        if metadata is not None:
+            scores += read_scores(table.run_dir(cell), cell.variant, cell.seed, metadata)
+    return scores
+
+
+def _write_results(table: Table, finished: set[str], data_name: str) -> list[Line]:
+    """The files beside the run folders; the lines of the table."""
+    scores, reference = _scores(table, finished), table.ablation.reference
+    if not scores:
+        return []
+    names = [variant.name for variant in table.ablation.variants]
+    lines = summarise(scores, names, reference)
+    write_scores(table.folder / SCORES, scores)
+    write_summary(table.folder / SUMMARY, lines)
+    groups = {
+        split: {name: [100 * value for value in top1_by_seed(scores, name, split).values()] for name in names}
+        for split in SPLITS
+        if any(score.split == split for score in scores)
+    }
+    model, seeds = table.cells[-1].values["model"], len({cell.seed for cell in table.cells})
+    title = f"{table.ablation.name}: {model} on {data_name}, {seeds} seeds (bar: one standard deviation)"
+    with AtomicFile(table.folder / PICTURE, overwrite=True) as stream:
+        stream.write(draw_spread(names, groups, reference=reference, title=title))
+    return lines

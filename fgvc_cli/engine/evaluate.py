@@ -1,0 +1,512 @@
+"""``fgvc eval``: a checkpoint over a labelled split -> accuracy, with the split it was measured on.
+
+With ``out``, tables for further work and pictures for a paper, all or nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fgvc_cli.charts.confused import ConfusedPair, draw_confused
+from fgvc_cli.charts.figures import draw_confusion, draw_reliability
+from fgvc_cli.command import Messages, command
+from fgvc_cli.data.geometry import input_geometry
+from fgvc_cli.data.labelled import Example, LabelledSet
+from fgvc_cli.data.loaders import LabelledImages, build_loader
+from fgvc_cli.data.transforms import eval_transform
+from fgvc_cli.datasets.boxes import TrueBoxes
+from fgvc_cli.datasets.registry import load_boxes
+from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.engine.device import keep_freed_memory, pick_device
+from fgvc_cli.engine.options import EvalOptions
+from fgvc_cli.engine.trained_data import choose_data, known_examples
+from fgvc_cli.engine.weights import default_notice, open_weights, read_manifest, resolve_weights
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.evaluate.calibration import (
+    Calibration,
+    apply_temperature,
+    fit_temperature,
+    reliability,
+    write_calibrated,
+)
+from fgvc_cli.evaluate.comparison import compare
+from fgvc_cli.evaluate.evaluator import Evaluation
+from fgvc_cli.evaluate.evaluator import evaluate as evaluate_model
+from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED
+from fgvc_cli.evaluate.localisation import Located, best_iou, localisation_metrics
+from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, most_confused
+from fgvc_cli.evaluate.multilabel import label_slots
+from fgvc_cli.files import check_folder, check_writable, whole_folder
+from fgvc_cli.formats.rows import as_text
+from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
+
+METRICS, PER_CLASS, CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"
+PREDICTIONS, CONFUSION_PNG = "predictions.csv", "confusion.png"
+CONFUSED_PNG, RELIABILITY_PNG = "confused.png", "reliability.png"
+REPORT_FILES = (METRICS, PER_CLASS, CONFUSION, PREDICTIONS, CONFUSION_PNG, CONFUSED_PNG, RELIABILITY_PNG)
+"""What a report may hold; ``confused.png`` only where there is a mistake."""
+
+PAIRS = 6
+"""Most confused pairs that are shown in photographs."""
+WIDE_CLASSES = 200
+"""Up to so many classes confusion.csv is the whole matrix; beyond, a line for each pair that occurs."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model does on a split."""
+
+    document: dict[str, Any]
+    """Everything: what ``fgvc eval --json`` prints."""
+    failures: list[str]
+    """Images that could not be read, and why."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Name -> value, shares in [0, 1]."""
+        return self.document["metrics"]
+
+    @property
+    def intervals(self) -> dict[str, list[float]]:
+        """Name -> its 95 % interval."""
+        return self.document["intervals"]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A model that was written with another temperature."""
+
+    path: Path
+    calibration: Calibration
+    before: float
+    """The temperature that it had."""
+    ece: float
+    """Calibration error on those images without any temperature, a share."""
+    ece_calibrated: float
+    """With the new one."""
+    failures: list[str]
+    """Images that could not be read, and why."""
+
+
+@command(EvalOptions)
+def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
+    """Measure a model on labelled images; without ``data`` and ``dataset``, on those of its training.
+
+    Returns:
+        The figures; with ``calibrate``, what was fitted.
+
+    Raises:
+        FgvcError: options that do not go together, weights or data that cannot be read, an empty split,
+            labels the checkpoint does not know, an output that is there already.
+    """
+    _check(options)
+    messages = options.messages or Messages(quiet=options.quiet)
+    if options.weights is None:
+        messages.note(default_notice())
+    checkpoint = open_weights(options.weights, options=_stage_options(options))
+    _check_labels(options, checkpoint.multi_label)
+    other = open_weights(options.against) if options.against is not None else None
+    device = pick_device(options.device)
+    keep_freed_memory()
+    labelled, own_data = choose_data(
+        checkpoint, options.data, options.dataset, options.data_root, options.split
+    )
+    measured_by = partial(
+        measure,
+        labelled=labelled,
+        split=options.split,
+        device=device,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        messages=messages,
+    )
+    if options.calibrate is not None:
+        return _calibrate(options, checkpoint, own_data, measured_by)
+    measured = measured_by(checkpoint)
+    document = _document(options, measured, labelled, own_data)
+    if other is not None:
+        document["against"] = _against(options, measured, measured_by(other, locate=False))
+        if own_data:
+            document["against"]["notes"] = _notes(options, labelled, other)
+    if options.out is not None:
+        write_report(options.out, measured, document, overwrite=options.overwrite)
+        messages.note(f"written: {options.out}")
+    return Evaluated(document, measured.result.failures)
+
+
+def _stage_options(options: EvalOptions) -> dict[str, Any]:
+    return {"stages": options.stages, "cascade": options.cascade}
+
+
+def _check(options: EvalOptions) -> None:
+    """Raise FgvcError for what can be known to fail before anything is read.
+
+    That is an option without its other half, and an output that is there already.
+    """
+    if options.overwrite and options.out is None and options.calibrate is None:
+        raise FgvcError("--overwrite is for --out and --calibrate.", "Leave it out.", EXIT_USAGE)
+    if options.out is not None:
+        check_folder(options.out, overwrite=options.overwrite, replaceable=REPORT_FILES)
+    if options.calibrate is not None:
+        _check_calibrate(options)
+        check_writable(options.calibrate, overwrite=options.overwrite)
+
+
+def _check_labels(options: EvalOptions, multi_label: bool) -> None:
+    given = {"--out": options.out, "--against": options.against, "--calibrate": options.calibrate}
+    named = [name for name, value in given.items() if value is not None]
+    if multi_label and named:
+        raise FgvcError(
+            f"{named[0]} is for models that tell one class, this one tells several labels per photograph.",
+            "Leave it out; --json prints every figure.",
+            EXIT_USAGE,
+        )
+
+
+def _check_calibrate(options: EvalOptions) -> None:
+    if options.split != "val":
+        raise FgvcError(
+            f"--calibrate fits the temperature on the val split of the training, not on {options.split}.",
+            "Add --split val.",
+            EXIT_USAGE,
+        )
+    # What is fitted is fitted for the looks of the training, and nothing else is measured.
+    extra: dict[str, object] = {
+        "--stages": options.stages,
+        "--cascade": options.cascade,
+        "--against": options.against,
+    }
+    extra |= {"--out": options.out}
+    given = [name for name, value in extra.items() if value is not None]
+    if given:
+        raise FgvcError(f"--calibrate does not go with {given[0]}.", f"Leave {given[0]} out.", EXIT_USAGE)
+
+
+@dataclass
+class Measured:
+    """A checkpoint's answers over the readable photographs of a split."""
+
+    checkpoint: Checkpoint
+    root: Path
+    examples: list[Example]
+    """All of the split, labels in the checkpoint's numbering; ``result.indices`` points into it."""
+    result: Evaluation
+    located: dict[int, Located]
+    """Position among the readable photographs -> where the model looked; of those with known boxes."""
+
+    def paths(self) -> list[str]:
+        """Of the readable photographs, in the order of ``result``."""
+        return [self.examples[index].path for index in self.result.indices.tolist()]
+
+    def right(self) -> dict[str, bool]:
+        """Path of each readable photograph -> whether the model has it right."""
+        hits = (self.result.guesses() == self.result.labels.numpy()).tolist()
+        return dict(zip(self.paths(), hits, strict=True))
+
+    def localisation(self) -> dict[str, Any] | None:
+        """Figures and intervals of where it looked; None where no box is known."""
+        if not self.located:
+            return None
+        metrics, intervals = localisation_metrics([*self.located.values()])
+        return {"metrics": metrics, "intervals": intervals}
+
+
+def measure(
+    checkpoint: Checkpoint,
+    labelled: LabelledSet,
+    split: str,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    messages: Messages,
+    locate: bool = True,
+) -> Measured:
+    """The model over a split, with progress and unreadable images told.
+
+    Args:
+        locate: also compare where it looked with the boxes of the set, if it has any.
+
+    Raises:
+        FgvcError: see ``known_examples`` and ``load_boxes``; no readable photograph.
+    """
+    examples = known_examples(labelled, split, checkpoint.classes)
+    truths = load_boxes(labelled.root, [e.path for e in examples]) if locate else {}
+    slots = label_slots(labelled, len(checkpoint.classes), checkpoint.multi_label)
+    preprocess = checkpoint.preprocess
+    images = LabelledImages(labelled.root, examples, eval_transform(preprocess), slots, preprocess)
+    loader = build_loader(images, batch_size=batch_size, workers=workers)
+    with messages.bar("evaluating", len(examples)) as advance:
+        result = evaluate_model(
+            checkpoint.model.to(device),
+            loader,
+            checkpoint.preprocess,
+            device,
+            locate=bool(truths),
+            on_batch=lambda count: advance(count),
+        )
+    for failure in result.failures:
+        messages.warn(f"left out {failure}")
+    if not len(result.labels):
+        raise FgvcError(f"No photograph of the {split} split could be read.", "Check the files named above.")
+    measured = Measured(checkpoint, labelled.root, examples, result, {})
+    measured.located = _locate(measured, truths, workers)
+    return measured
+
+
+def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> dict[int, Located]:
+    """The model's boxes and peaks in pixels of each photograph, through the geometry of its input."""
+    boxes, peaks = measured.result.boxes, measured.result.peaks
+    if boxes is None:
+        return {}
+    chosen = [(i, path) for i, path in enumerate(measured.paths()) if path in truths]
+    files = [measured.root / path for _, path in chosen]
+    sizes = _upright_sizes(files, measured.checkpoint.preprocess, workers)
+    located = {}
+    for (i, path), size in zip(chosen, sizes, strict=True):
+        if size is None:
+            continue
+        geometry = input_geometry(*size, measured.checkpoint.preprocess)
+        x1, y1, x2, y2 = boxes[i].tolist()
+        peak = None
+        if peaks is not None:
+            x, y = peaks[i].tolist()
+            peak = geometry.to_photo((x, y, x, y))[:2]
+        located[i] = Located(truths[path], size, geometry.to_photo((x1, y1, x2, y2)), peak)
+    return located
+
+
+def _upright_sizes(files: Sequence[Path], rule: ReadRule, workers: int) -> list[tuple[int, int] | None]:
+    """(width, height) of photographs that were read a moment ago; None where one has gone meanwhile."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        photos = pool.map(partial(read_image, prepare=_least, rule=rule), files)
+        return [photo.size if isinstance(photo, DecodedImage) else None for photo in photos]
+
+
+def _least(image: Image.Image) -> None:
+    """Only the size is wanted: of a JPEG, decode the smallest copy there is."""
+    image.draft(None, (1, 1))
+
+
+def _document(
+    options: EvalOptions, measured: Measured, labelled: LabelledSet, own_data: bool
+) -> dict[str, Any]:
+    """Everything that ``--json`` prints."""
+    checkpoint = measured.checkpoint
+    calibration = _calibration(checkpoint, options.split if own_data else None, _stage_options(options))
+    located = measured.localisation()
+    if located is not None:
+        located["source"] = labelled.name
+    return {
+        "model": checkpoint.name,
+        "weights_sha256": checkpoint.sha256,
+        "dataset": labelled.name,
+        "split": options.split,
+        "metrics": measured.result.metrics(checkpoint.temperature if calibration else None),
+        "intervals": measured.result.intervals(),
+        "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},
+        "calibration": calibration,
+        "localisation": located,
+        "against": None,
+        "failures": measured.result.failures,
+    }
+
+
+def _against(options: EvalOptions, measured: Measured, other: Measured) -> dict[str, Any]:
+    """The comparison over the photographs that both could read, matched by path."""
+    first, second = measured.right(), other.right()
+    shared = [path for path in first if path in second]
+    comparison = compare(
+        np.array([first[path] for path in shared], bool), np.array([second[path] for path in shared], bool)
+    )
+    return {
+        "first": options.weights or read_manifest().default,
+        "second": options.against,
+        "model": other.checkpoint.name,
+        "weights_sha256": other.checkpoint.sha256,
+        "images": comparison.images,
+        "top1": (comparison.both + comparison.only_first) / comparison.images,
+        "other_top1": (comparison.both + comparison.only_second) / comparison.images,
+        "difference": comparison.difference,
+        "difference_interval": comparison.interval,
+        "both": comparison.both,
+        "only_first": comparison.only_first,
+        "only_second": comparison.only_second,
+        "neither": comparison.neither,
+        "p_value": comparison.p_value,
+        "notes": [],
+    }
+
+
+def _notes(options: EvalOptions, labelled: LabelledSet, other: Checkpoint) -> list[str]:
+    """Whether the other model may have been trained on photographs of this split of the first one's data."""
+    recorded = other.metadata.get("data_sha256")
+    if recorded == labelled.sha256():
+        return []
+    why = "on other photographs or another division" if recorded else "without a record of the photographs"
+    trained = f"{options.against} was trained {why} ({other.metadata['dataset']})"
+    return [f"{trained}: it may have been trained on some of these"]
+
+
+def _calibrate(
+    options: EvalOptions, checkpoint: Checkpoint, own_data: bool, measured_by: Callable[..., Measured]
+) -> Calibrated:
+    """Fit the temperature on the training's val split and write the model with it."""
+    if not own_data:
+        raise FgvcError(
+            "--calibrate got other images than those of the training, whose val split it needs.",
+            "Leave --data and --dataset out, or name the training's.",
+            EXIT_USAGE,
+        )
+    assert options.calibrate is not None
+    result = measured_by(checkpoint, locate=False).result
+    calibration = Calibration(fit_temperature(result.probs, result.labels), "val", len(result.labels))
+    source = resolve_weights(options.weights)[0]
+    write_calibrated(source, options.calibrate, calibration, overwrite=options.overwrite)
+    metrics = result.metrics(calibration.temperature)
+    return Calibrated(
+        options.calibrate,
+        calibration,
+        checkpoint.temperature,
+        metrics["ece"],
+        metrics["ece_calibrated"],
+        result.failures,
+    )
+
+
+def _calibration(
+    checkpoint: Checkpoint, own_split: str | None, looks: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What the checkpoint's temperature was fitted on, and whether these figures are apart from that.
+
+    Args:
+        own_split: of the data of the training; None for other data.
+        looks: as given on the command line, None where not.
+    """
+    fitted: dict[str, Any] | None = checkpoint.metadata.get("calibration")
+    if not fitted:
+        return None
+    trained = checkpoint.metadata["options"]
+    return {
+        "temperature": checkpoint.temperature,
+        "fitted_on": fitted["split"],
+        "fitted_images": fitted["images"],
+        "held_out": own_split not in (fitted["split"], "all"),
+        "same_looks": all(value in (None, trained.get(name)) for name, value in looks.items()),
+    }
+
+
+def write_report(out: Path, measured: Measured, document: dict[str, Any], *, overwrite: bool) -> None:
+    """Write the folder.
+
+    Args:
+        document: what ``--json`` prints.
+
+    Raises:
+        FgvcError: as ``whole_folder``.
+    """
+    classes = measured.checkpoint.classes
+    matrix = confusion(measured.result.labels.numpy(), measured.result.guesses(), len(classes))
+    about = f"{document['model']} on {document['dataset']}, {document['split']} split"
+    with whole_folder(out, overwrite=overwrite, replaceable=REPORT_FILES) as folder:
+        (folder / METRICS).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        _write_csv(folder / PER_CLASS, _class_rows(matrix, classes))
+        _write_csv(folder / CONFUSION, _confusion_rows(matrix, classes))
+        _write_csv(folder / PREDICTIONS, _prediction_rows(measured))
+        (folder / CONFUSION_PNG).write_bytes(draw_confusion(matrix, classes, about))
+        (folder / RELIABILITY_PNG).write_bytes(_reliability(measured, document, about))
+        pairs = most_confused(matrix, PAIRS)
+        if pairs:
+            picture = draw_confused(_with_photos(measured, matrix, pairs), about, "most confused")
+            picture.save(folder / CONFUSED_PNG, format="PNG")
+
+
+def _class_rows(matrix: np.ndarray, classes: Sequence[str]) -> Iterable[Sequence[object]]:
+    yield ["class", "images", "recall", "precision", "f1", "most_confused_with", "confused_images"]
+    for name, row in zip(classes, class_figures(matrix), strict=True):
+        shares = ["" if value is None else f"{value:.4f}" for value in (row.recall, row.precision, row.f1)]
+        taken = "" if row.taken_for is None else classes[row.taken_for]
+        yield [name, row.images, *shares, taken, row.taken_count]
+
+
+def _confusion_rows(matrix: np.ndarray, classes: Sequence[str]) -> Iterable[Sequence[object]]:
+    if len(classes) <= WIDE_CLASSES:
+        yield ["label", *classes]
+        for name, counts in zip(classes, matrix.tolist(), strict=True):
+            yield [name, *counts]
+        return
+    yield ["label", "guess", "images"]
+    for label, guess in zip(*np.nonzero(matrix), strict=True):
+        yield [classes[label], classes[guess], int(matrix[label, guess])]
+
+
+def _prediction_rows(measured: Measured) -> Iterable[Sequence[object]]:
+    """One row for each readable photograph; ``prob`` with the temperature, as ``fgvc predict`` gives it."""
+    classes, result = measured.checkpoint.classes, measured.result
+    yield ["path", "label", "guess", "prob", "correct", *(["box_iou"] if measured.located else [])]
+    guesses = result.guesses()
+    probs = apply_temperature(result.probs, measured.checkpoint.temperature).numpy()
+    for i, (path, label) in enumerate(zip(measured.paths(), result.labels.tolist(), strict=True)):
+        guess = int(guesses[i])
+        row = [as_text(path), classes[label], classes[guess], f"{probs[i, guess]:.4f}", int(guess == label)]
+        located = measured.located.get(i)
+        if measured.located:
+            row.append("" if located is None else f"{best_iou(located.box, located.truth.objects):.4f}")
+        yield row
+
+
+def _reliability(measured: Measured, document: dict[str, Any], about: str) -> bytes:
+    result = measured.result
+    panels = [("As the model gives it", reliability(result.probs, result.labels))]
+    if document["calibration"]:
+        temperature = measured.checkpoint.temperature
+        calibrated = reliability(apply_temperature(result.probs, temperature), result.labels)
+        panels.append((f"With temperature {temperature:.3f}", calibrated))
+    return draw_reliability(panels, about)
+
+
+def _with_photos(measured: Measured, matrix: np.ndarray, pairs: Sequence[Confusion]) -> list[ConfusedPair]:
+    """Of each pair the surest mistake, and the photograph of the other class that is recognised best."""
+    classes, result = measured.checkpoint.classes, measured.result
+    labels, guesses, paths = result.labels.numpy(), result.guesses(), measured.paths()
+    probs = apply_temperature(result.probs, measured.checkpoint.temperature).numpy()
+    drawn = []
+    for label, guess, count in pairs:
+        sure = probs[:, guess]
+        misread = int(np.where((labels == label) & (guesses == guess), sure, -1).argmax())
+        # Right ones first, else any of that class.
+        of_class = labels == guess
+        typical = int(np.where(of_class, sure + (guesses == guess), -1).argmax()) if of_class.any() else None
+        drawn.append(
+            ConfusedPair(
+                label=classes[label],
+                guess=classes[guess],
+                count=count,
+                images=int(matrix[label].sum()),
+                misread=_photo(measured.root / paths[misread]),
+                prob=float(sure[misread]),
+                example=None if typical is None else _photo(measured.root / paths[typical]),
+            )
+        )
+    return drawn
+
+
+def _photo(file: Path) -> Image.Image | None:
+    photo = read_image(file)
+    return photo.image if isinstance(photo, DecodedImage) else None
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -1,0 +1,134 @@
+"""From what the user gave and a recipe to the settings of a training, and how they are shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fgvc_cli.config import PAPER_INPUT_PX, TrainConfig, apply_sets, build, merge
+from fgvc_cli.engine.options import TrainOptions
+from fgvc_cli.engine.recipes import DEFAULT, Setup, find_recipe
+from fgvc_cli.engine.weights import resolve_weights
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.evaluate.multilabel import check_labels
+from fgvc_cli.models.registry import check_input_px, create_model, resolve
+from fgvc_cli.models.traits import backbone_traits
+
+_SECTION_HINT = "For example: --set preprocess.input_px=224"
+_FIELDS = (
+    *("model", "recipe", "data", "dataset", "data_root", "epochs", "batch_size", "seed", "init"),
+    *("pretrained", "amp", "workers", "devices"),
+)
+"""Options that are fields of ``TrainConfig``."""
+_SAID_ELSEWHERE = ("model", "data", "dataset", "data_root", "recipe", "workers")
+"""Fields that the block of settings leaves out: the line above it says them, or they change no result."""
+
+
+def plain_values(options: TrainOptions, processes: int = 1) -> dict[str, Any]:
+    """What the user gave, laid over the recipe: nested plain values of ``TrainConfig``.
+
+    Args:
+        processes: that train together, where others started them; else ``devices`` says it.
+
+    Raises:
+        FgvcError: an unknown model or recipe, a recipe of another family, an assignment that is none, weights
+            to start from that are not there.
+    """
+    given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
+    given = apply_sets(given, list(options.set))
+    sections = (("preprocess", "input_px", options.input_px), ("options", "stages", options.stages))
+    for section, field, value in sections:
+        inside = given.setdefault(section, {})
+        if not isinstance(inside, dict):
+            raise FgvcError(f"{section} is a section, got {inside!r}.", _SECTION_HINT, EXIT_USAGE)
+        if value is not None:
+            inside.setdefault(field, value)
+    if processes > 1:
+        given["devices"] = processes
+    if str(given.get("init", "none")).lower() not in ("none", "null"):
+        given["init"] = str(resolve_weights(str(given["init"]), option="--init")[0])
+    resolved = resolve(str(given["model"]))
+    family = resolved.name.partition("-")[0]
+    recipe = find_recipe(str(given.pop("recipe", DEFAULT)), family)
+    traits = backbone_traits(resolved.backbone)._asdict() if recipe.asks_backbone else {}
+    setup = Setup(
+        family=family,
+        backbone=resolved.backbone,
+        input_px=_count(given["preprocess"].get("input_px")) or PAPER_INPUT_PX,
+        epochs=_count(given.get("epochs")),
+        batch_size=_count(given.get("batch_size")),
+        batches=(_count(given.get("devices")) or 1) * (_count(given.get("accumulate")) or 1),
+        **traits,
+    )
+    return merge(recipe.settings(setup), given) | {"recipe": recipe.name}
+
+
+def _count(value: Any) -> int | None:
+    """A number from 1 as given; None for what is none, which validation refuses later in its own words."""
+    text = str(value)
+    return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def with_labels(config: TrainConfig, multi_label: bool) -> TrainConfig:
+    """The config of a model that tells as many labels per photograph as the data has.
+
+    Raises:
+        FgvcError: settings that say otherwise, or that several labels do not go with.
+    """
+    check_labels(config.options.get("multi_label", multi_label), multi_label, config.sampling)
+    return config.model_copy(update={"options": config.options | {"multi_label": multi_label}})
+
+
+def with_statistics(config: TrainConfig, values: dict[str, Any], model: nn.Module) -> TrainConfig:
+    """Normalise as the starting weights expect, unless the user set it; record the options in full."""
+    preprocess = {"mean": model.input_mean, "std": model.input_std} | values["preprocess"]
+    options = model.config.model_dump()  # type: ignore[operator, union-attr]
+    return build(TrainConfig, values | {"preprocess": preprocess, "options": options})
+
+
+def resolved_config(values: dict[str, Any]) -> TrainConfig:
+    """What ``config.json`` of a run with these values holds, without its data; nothing is downloaded.
+
+    Raises:
+        FgvcError: settings or a model that do not work.
+    """
+    config: TrainConfig = build(TrainConfig, values)
+    model = create_model(
+        config.model, 2, input_px=config.preprocess.input_px, init=config.init, options=config.options
+    )
+    config = with_statistics(config, values, model)
+    check_input_px(model, config.augment.train_px or config.preprocess.input_px)
+    return config
+
+
+def settings_text(config: TrainConfig) -> str:
+    """The recipe and, a line per section, what is not the default, each as ``--set`` takes it."""
+    given, usual = config.model_dump(), TrainConfig(model=config.model).model_dump()
+    usual["options"] = resolve(config.model).family.config().model_dump()
+    lines = []
+    single = _changed("", given, usual, skip=_SAID_ELSEWHERE)
+    for section in (name for name, value in usual.items() if isinstance(value, dict)):
+        changed = _changed(f"{section}.", given[section], usual[section])
+        lines += [f"  {changed}"] if changed else []
+    lines += [f"  {single}"] if single else []
+    head = f"Recipe {config.recipe}" if config.recipe else "No recipe"
+    what = "; what is not the default:" if lines else "; every setting is the default."
+    return "\n".join([head + what, *lines])
+
+
+def _changed(prefix: str, given: dict[str, Any], usual: dict[str, Any], skip: tuple[str, ...] = ()) -> str:
+    return " ".join(
+        f"{prefix}{name}={_text(value)}"
+        for name, value in given.items()
+        if name not in skip and not isinstance(value, dict) and value != usual.get(name)
+    )
+
+
+def _text(value: Any) -> str:
+    """As ``--set`` reads it."""
+    if isinstance(value, tuple | list):
+        return ",".join(_text(part) for part in value)
+    if value is None:
+        return "none"
+    return format(value, ".6g") if isinstance(value, float) else str(value)

@@ -1,0 +1,429 @@
+"""``fgvc train``: options -> settings -> a run -> where the model is and how good.
+
+One training; ``engine.ablate`` trains tables of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import shlex
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from fgvc_cli.command import Messages, command
+from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.data.labelled import LabelledSet
+from fgvc_cli.datasets.registry import load_data
+from fgvc_cli.engine.device import keep_freed_memory, pick_device, pick_devices
+from fgvc_cli.engine.distributed import (
+    ALONE,
+    EndedByAnother,
+    Silent,
+    World,
+    errors_end_all,
+    find_world,
+    gave_up,
+    joined,
+    launch,
+    restarts,
+)
+from fgvc_cli.engine.learner import seed_everything
+from fgvc_cli.engine.options import TrainOptions, given_options
+from fgvc_cli.engine.run_state import (
+    CHECKPOINT,
+    METRICS,
+    RunState,
+    choose_run_dir,
+    finished_run,
+    load_state,
+    make_run_dir,
+    state_path,
+)
+from fgvc_cli.engine.settings import plain_values, settings_text, with_labels, with_statistics
+from fgvc_cli.engine.trainer import Trainer
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted
+from fgvc_cli.evaluate.multilabel import headline
+from fgvc_cli.files import AtomicFile
+from fgvc_cli.models.registry import check_input_px, create_model
+
+_MAY_DIFFER = ("workers", "data", "data_root")
+"""Options that may differ when a run is gone on with: none of them changes what it computes."""
+CURVES = "curves.png"
+"""In the run folder: what metrics.csv holds, drawn."""
+CURVES_SHARE = 0.05
+"""Most of the time that drawing may take: where epochs are short, not every one is drawn, but the last is."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that came to its end."""
+
+    checkpoint: Path
+    """``model.safetensors`` in its run folder."""
+    epoch: int
+    """Whose weights were kept."""
+    metrics: dict[str, dict[str, float]]
+    """Split -> metric -> value, of that epoch."""
+    told: bool = False
+    """Whether another process has printed it already."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Its folder."""
+        return self.checkpoint.parent
+
+    @property
+    def text(self) -> str:
+        """The result for people: a line for each split, and where the model is."""
+        lines = [
+            f"{split} {headline(values)} of {values['images']:.0f} images"
+            for split, values in self.metrics.items()
+        ]
+        return "\n".join([*lines, f"model of epoch {self.epoch}, chosen on val: {self.checkpoint}"])
+
+
+@command(TrainOptions)
+def train(options: TrainOptions) -> Trained:
+    """Train a model on labelled images; the best epoch on validation is kept, then tested once.
+
+    Raises:
+        FgvcError: data, model, options or folder that do not work; the loss diverged.
+        Interrupted: Ctrl-C or SIGTERM; what was done is saved.
+        EndedByAnother: one of several processes failed, and has said why.
+    """
+    messages = options.messages or Messages(quiet=options.quiet)
+    if options.resume is not None:
+        _check_resume_options(options)
+        given = {name: getattr(options, name) for name in _MAY_DIFFER if getattr(options, name) is not None}
+        return resume(options.resume, given, device=options.device, messages=messages)
+    check_model_given(options)
+    return start(
+        plain_values(options, find_world().size),
+        out=options.out,
+        device=options.device,
+        overwrite=options.overwrite,
+        messages=messages,
+    )
+
+
+def check_model_given(options: TrainOptions) -> None:
+    """Raise FgvcError where there is nothing to train; data that cannot be read are named first."""
+    if options.model:
+        return
+    if options.data or options.dataset:
+        where = {"data": options.data, "dataset": options.dataset, "data_root": options.data_root}
+        load_data(build(TrainConfig, {"model": "none", **where}))
+    raise FgvcError(
+        "Give --model NAME, or --resume RUN to go on with an interrupted training.",
+        "For example: fgvc train --data birds --model crasmra-r50",
+        EXIT_USAGE,
+    )
+
+
+def start(
+    values: dict[str, Any],
+    *,
+    out: Path | None,
+    device: str = "auto",
+    overwrite: bool = False,
+    messages: Messages | None = None,
+) -> Trained:
+    """Train with plain nested values of ``TrainConfig``, recipe and all; otherwise as ``train``."""
+    messages = messages or Messages()
+    world = find_world()
+    config: TrainConfig = build(TrainConfig, values)
+    data = load_data(config)
+    if world.is_main:
+        # What the listing took in another way than it is written, and what no score will tell.
+        for note in data.notes:
+            messages.note(note)
+    config = with_labels(config, data.multi_label)
+    values = values | {"options": config.options}
+    # Only the main one of several processes looks at the folder: the others may see its files.
+    run_dir = choose_run_dir(out, config, data.name, overwrite or not world.is_main or restarts() > 0)
+    if restarts() and state_path(run_dir).is_file():
+        return resume(run_dir, {}, device=device, messages=messages)
+    target = _own_device(device, config, world)
+    seed_everything(config.seed)
+    model = create_model(
+        config.model,
+        len(data.classes),
+        input_px=config.preprocess.input_px,
+        pretrained=config.pretrained,
+        init=config.init,
+        options=config.options,
+    )
+    config = with_statistics(config, values, model)
+    check_input_px(model, config.augment.train_px or config.preprocess.input_px)
+    return _train(model, config, data, run_dir, target, world, messages)
+
+
+def resume(
+    run_dir: Path, given: dict[str, Any], *, device: str = "auto", messages: Messages | None = None
+) -> Trained:
+    """Go on with an interrupted training, by the settings it was started with.
+
+    Args:
+        run_dir: its run folder.
+        given: ``workers``, ``data`` and ``data_root`` (where the same images lie now), where they differ.
+
+    Raises:
+        FgvcError: no state to go on from, images that changed; and what ``train`` raises.
+    """
+    messages = messages or Messages()
+    if not state_path(run_dir).is_file() and (ended := _read_result(run_dir)):
+        messages.note(f"{run_dir} is finished; nothing to go on with.")
+        return ended
+    state = load_state(run_dir)
+    config = state.config = build(TrainConfig, state.config.model_dump() | given)
+    option = "--data-root" if config.dataset else "--data"
+    elsewhere = f"If they lie elsewhere now: fgvc train --resume {shlex.quote(str(run_dir))} {option} FOLDER"
+    try:
+        data = load_data(config)
+    except FgvcError as error:
+        raise FgvcError(
+            f"The photographs of {run_dir} cannot be read: {error.message}",
+            elsewhere + ("" if config.dataset else " (or CSV)"),
+            error.exit_code,
+        ) from error
+    if data.sha256() != state.data_sha256:
+        raise FgvcError(
+            f"The photographs, labels or splits of {data.name} are not those that {run_dir} was trained on.",
+            f"Put them back, or train again with another --out. {elsewhere}",
+        )
+    world = find_world()
+    if config.devices > 1 and world.size == 1:
+        arguments = {"device": device, **given}
+        options = [text for key, value in arguments.items() for text in (_as_option(key), str(value))]
+        return _launch(run_dir, config.devices, options)
+    if config.devices != world.size:
+        raise FgvcError(
+            f"{run_dir} was started with {config.devices} processes, this is one of {world.size}.",
+            f"Start {config.devices}: its batches are dealt to so many.",
+        )
+    target = _own_device(device, config, world)
+    seed_everything(config.seed)
+    model = create_model(
+        config.model, len(data.classes), input_px=config.preprocess.input_px, options=config.options
+    )
+    return _train(model, config, data, run_dir, target, world, messages, state)
+
+
+def _train(
+    model: nn.Module,
+    config: TrainConfig,
+    data: LabelledSet,
+    run_dir: Path,
+    target: torch.device,
+    world: World,
+    messages: Messages,
+    state: RunState | None = None,
+) -> Trained:
+    if config.devices > 1 and world == ALONE:
+        messages.note(settings_text(config))
+        # This process only starts the others: on a card it would take memory from the first of them.
+        _trainer(model, config, data, run_dir, torch.device("cpu"), world, messages).prepare()
+        return _launch(run_dir, config.devices, ["--device", target.type])
+    if restarts() and gave_up(run_dir):
+        raise EndedByAnother
+    with joined(world, target), errors_end_all(run_dir) if config.devices > 1 else contextlib.nullcontext():
+        return _run(_trainer(model, config, data, run_dir, target, world, messages, state), messages, state)
+
+
+def _launch(run_dir: Path, devices: int, arguments: list[str]) -> Trained:
+    launch(run_dir, devices, arguments)
+    ended = _read_result(run_dir)
+    if ended is None:
+        raise FgvcError(f"{run_dir} is not finished, though its processes have ended.", None)
+    return replace(ended, told=True)
+
+
+def _trainer(
+    model: nn.Module,
+    config: TrainConfig,
+    data: LabelledSet,
+    run_dir: Path,
+    target: torch.device,
+    world: World,
+    messages: Messages,
+    state: RunState | None = None,
+) -> Trainer:
+    keep_freed_memory()
+    observer = TrainProgress(messages, config.epochs, run_dir) if world.is_main else Silent(messages)
+    trainer = Trainer(model, config, data, run_dir, target, observer, state, world)
+    if world.is_main and not state:
+        make_run_dir(run_dir)
+    return trainer
+
+
+def _run(trainer: Trainer, messages: Messages, state: RunState | None) -> Trained:
+    run_dir, talks = trainer.run_dir, trainer.world.is_main
+    if talks:
+        messages.note(_head(trainer))
+    if talks and not state:
+        messages.note(settings_text(trainer.config))
+    if state and talks and (state.progress.epoch, state.progress.batches) != (1, 0):
+        done = state.progress
+        messages.note(f"Going on in epoch {done.epoch}, after {done.batches} batches of it.")
+    try:
+        with trainer.observer:
+            result = trainer.run()
+    except KeyboardInterrupt:
+        if not talks:
+            raise Interrupted from None
+        kept = f"epoch {trainer.best_epoch}, the best so far, is kept: {run_dir / CHECKPOINT}"
+        messages.note(f"Interrupted; {kept if trainer.best else 'no epoch is done'}.")
+        if state_path(run_dir).is_file():
+            again = shlex.join(["fgvc", "train", "--resume", str(run_dir)])
+            messages.note(f"To go on: {again}")
+        raise Interrupted from None
+    return Trained(result.checkpoint, result.best_epoch, result.metrics, told=not talks)
+
+
+def _head(trainer: Trainer) -> str:
+    config, data = trainer.config, trainer.data
+    counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items())
+    where = f"{config.devices} processes, {trainer.device.type}" if config.devices > 1 else trainer.device
+    return f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} images, {where}."
+
+
+def _own_device(name: str, config: TrainConfig, world: World) -> torch.device:
+    """The device of this process among those of its machine.
+
+    Raises:
+        FgvcError: fewer devices than processes; settings that need CUDA.
+    """
+    if config.devices > 1 and name not in ("auto", "cpu", "cuda"):
+        pick_device(name)  # a name that is none is told first
+        raise FgvcError(
+            f"--device {name} is one device, this trains on {config.devices}.",
+            "Use --device auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses among several.",
+            EXIT_USAGE,
+        )
+    if config.devices > 1 and world == ALONE:
+        target = pick_device(pick_devices(name, config.devices)[0].partition(":")[0])
+    else:
+        target = pick_device(name)
+    if config.devices > 1 and target.type == "cuda" and world != ALONE:
+        target = pick_device(f"cuda:{world.local_rank}")
+    if config.sync_batchnorm and target.type != "cuda":
+        raise FgvcError(
+            f"sync_batchnorm needs CUDA devices, this trains on {target}.", "Leave it out.", EXIT_USAGE
+        )
+    return target
+
+
+def _check_resume_options(options: TrainOptions) -> None:
+    other = given_options(options, "resume", "device", *_MAY_DIFFER)
+    if other:
+        raise FgvcError(
+            f"--resume goes on by the run's own settings, got {', '.join(other)}.",
+            "Leave them out; --device, --workers, --data and --data-root may be given.",
+            EXIT_USAGE,
+        )
+
+
+def _as_option(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _read_result(run_dir: Path) -> Trained | None:
+    """What a finished run says of itself; None of one that is not."""
+    metadata = finished_run(run_dir)
+    if metadata is None:
+        return None
+    return Trained(run_dir / CHECKPOINT, metadata.get("epoch", 0), metadata["metrics"])
+
+
+class TrainProgress:
+    """``engine.logs.Observer``: a bar, a plain line per epoch, and the curves in the run folder.
+
+    Args:
+        run_dir: where ``CURVES`` is drawn from metrics.csv.
+    """
+
+    def __init__(self, messages: Messages, epochs: int, run_dir: Path):
+        self.messages = messages
+        self.epochs = epochs
+        self.run_dir = run_dir
+        self.undrawn = False
+        self.drawing = True
+        self.drawn_at, self.drawing_seconds = -float("inf"), 0.0
+        self._open = contextlib.ExitStack()
+        self._done = 0
+
+    def __enter__(self) -> Self:
+        if not (self.run_dir / METRICS).exists():  # else training goes on from there
+            (self.run_dir / CURVES).unlink(missing_ok=True)
+        self._advance = self._open.enter_context(self.messages.bar("starting", unit="batches"))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._open.close()
+        if self.undrawn:
+            self._draw_curves()
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """Move the bar; ``loss`` is the epoch's mean so far."""
+        done = (epoch - 1) * steps + step
+        text = f"epoch {epoch}/{self.epochs}  loss {loss:.3f}"
+        self._advance(done - self._done, total=self.epochs * steps, text=text)
+        self._done = done
+
+    def on_epoch(self, epoch: int, row: dict[str, float], best: bool) -> None:
+        """One line: loss, the figure that chooses the epoch, speed, and what CRAM and SMRAM do."""
+        parts = [
+            f"epoch {epoch}/{self.epochs}",
+            f"loss {row['loss']:.3f}",
+            f"val {headline(row, 'val_')}{' *' if best else ''}",
+            f"{row['images_per_second']:.1f} images/s",
+        ]
+        if "loss_div" in row:
+            parts.append(f"L_div {row['loss_div']:.3f}")
+        suppressed = [f"{value:.2f}" for name, value in row.items() if name.startswith("suppressed_")]
+        if suppressed:
+            parts.append("suppressed " + "/".join(suppressed))
+        self.messages.note("  ".join(parts))
+        self.undrawn = True
+        if self.drawing_seconds <= CURVES_SHARE * (time.monotonic() - self.drawn_at):
+            self._draw_curves()
+
+    def on_warning(self, message: str) -> None:
+        """One line."""
+        self.messages.warn(message)
+
+    def _draw_curves(self) -> None:
+        if not self.drawing:
+            return
+        start = time.monotonic()
+        try:
+            from fgvc_cli.charts.figures import draw_curves
+
+            rows = read_metrics(self.run_dir / METRICS)
+            picture = draw_curves(rows, self.run_dir.resolve().name)
+            with AtomicFile(self.run_dir / CURVES, overwrite=True) as stream:
+                stream.write(picture)
+        # A picture must not end a training, and matplotlib, its fonts and the disk may raise anything.
+        except Exception as error:
+            self.drawing = False
+            why = " ".join(str(error).split()) or type(error).__name__
+            self.on_warning(f"no {CURVES} from here on: {why}")
+        self.undrawn = False
+        self.drawn_at = time.monotonic()
+        self.drawing_seconds = self.drawn_at - start
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.csv; an empty cell is left out.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or holds something else than numbers.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]

@@ -1,0 +1,298 @@
+"""fgvc eval --out, --against, --calibrate and boxes, as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import fgvc_cli
+from fgvc_cli.cli import app
+from fgvc_cli.engine.checkpoint import load_checkpoint
+from fgvc_cli.engine.evaluate import REPORT_FILES
+from fgvc_cli.errors import FgvcError
+
+
+def fgvc(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def evaluate(*arguments: object):
+    result = fgvc("eval", "--workers", 0, "--device", "cpu", *arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def train(data, model, out) -> None:
+    result = fgvc("train", "--no-pretrained", "--epochs", 1, "--batch-size", 6, "--input-px", 32, "--workers",
+                  0, "--device", "cpu", "--data", data, "--model", model, "--out", out)  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """An Aviary of three species and two models of it that do not know much."""
+    root = tmp_path_factory.mktemp("report")
+    made = fgvc("datasets", "make", "aviary", root / "aviary", "--species", 3, "--train", 4, "--val", 2,
+                "--test", 5, "--size-px", 64)  # fmt: skip
+    assert made.exit_code == 0, made.output
+    for name, model in (("first", "crasmra-mobilenetv2_035"), ("second", "timm-resnet10t")):
+        train(root / "aviary", model, root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(world):
+    """What --out writes, and the printed JSON."""
+    result = evaluate("--weights", world / "first/model.safetensors", "--out", world / "report", "--json")
+    return world / "report", json.loads(result.stdout)
+
+
+def rows(path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_accuracies_are_printed_with_their_interval(world):
+    printed = evaluate("--weights", world / "first/model.safetensors").stdout
+    lines = {line.split()[0]: line for line in printed.splitlines() if line.startswith("  ")}
+    assert all("[" in lines[name] for name in ("top1", "top5", "top1_concat", "macro_f1", "iou"))
+    assert "95 % interval" in printed
+
+
+def test_a_report_is_whole_and_says_what_the_json_says(report):
+    folder, document = report
+    assert {entry.name for entry in folder.iterdir()} == {*REPORT_FILES}
+    assert json.loads((folder / "metrics.json").read_text()) == document
+    for name in ("confusion.png", "confused.png", "reliability.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.format == "PNG"
+
+
+def test_the_tables_agree_with_each_other_and_with_the_metrics(report):
+    folder, document = report
+    predictions = rows(folder / "predictions.csv")
+    assert len(predictions) == document["metrics"]["images"] == 15
+    right = [int(row["correct"]) for row in predictions]
+    assert right == [int(row["label"] == row["guess"]) for row in predictions]
+    assert np.mean(right) == pytest.approx(document["metrics"]["top1"])
+    confusion = {row.pop("label"): row for row in rows(folder / "confusion.csv")}
+    counted = Counter((row["label"], row["guess"]) for row in predictions)
+    assert {(a, b): int(n) for a, row in confusion.items() for b, n in row.items() if int(n)} == counted
+    for row in rows(folder / "per_class.csv"):
+        assert int(row["images"]) == 5
+        assert float(row["recall"]) == pytest.approx(counted[row["class"], row["class"]] / 5)
+        others = {guess: n for (label, guess), n in counted.items() if label == row["class"] != guess}
+        assert int(row["confused_images"]) == max(others.values(), default=0)
+        assert not others or others[row["most_confused_with"]] == max(others.values())
+    f1 = [float(row["f1"] or 0) for row in rows(folder / "per_class.csv")]
+    assert np.mean(f1) == pytest.approx(document["metrics"]["macro_f1"], abs=1e-4)
+
+
+def test_a_notebook_gets_what_the_command_prints(world, report, capsys):
+    """Before and after a part of the room is imported, which puts the package in the function's place."""
+    weights = str(world / "first/model.safetensors")
+    measured = fgvc_cli.evaluate(weights, workers=0, device="cpu")
+    importlib.import_module("fgvc_cli.evaluate.metrics")
+
+    again = fgvc_cli.evaluate(weights=weights, workers=0, device="cpu")
+    assert capsys.readouterr().out == ""
+    documents = [json.loads(json.dumps(each)) for each in (measured.document, again.document, report[1])]
+    for document in documents:
+        document["metrics"].pop("images_per_second")  # is never the same
+    assert documents[0] == documents[1] == documents[2]
+    assert measured.metrics["top1"] == report[1]["metrics"]["top1"]
+    with pytest.raises(FgvcError, match="--split got 'tset', expected train, val, test or all"):
+        fgvc_cli.evaluate(weights, split="tset")
+
+
+def test_many_classes_are_a_long_table(report, monkeypatch):
+    from fgvc_cli.engine import evaluate as eval_report
+
+    monkeypatch.setattr(eval_report, "WIDE_CLASSES", 1)
+    matrix = np.array([[3, 0], [1, 2]])
+    table = [[*row] for row in eval_report._confusion_rows(matrix, ["a", "b"])]
+    assert table == [["label", "guess", "images"], ["a", "a", 3], ["b", "a", 1], ["b", "b", 2]]
+
+
+def test_boxes_are_those_that_predict_writes(world, report):
+    """The same geometry: predict's boxes against boxes.csv give the IoU of each photograph."""
+    folder, document = report
+    out = world / "preds.csv"
+    weights = world / "first/model.safetensors"
+    made = fgvc("predict", world / "aviary/test", "--weights", weights, "--out", out, "--workers", 0,
+                "--device", "cpu")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    truths = {row["path"]: row for row in rows(world / "aviary/boxes.csv")}
+    predicted = {f"test/{row['path']}": row for row in rows(out)}
+    corners = ("x1", "y1", "x2", "y2")
+    for row in rows(folder / "predictions.csv"):
+        ours = [float(predicted[row["path"]][f"box_{corner}"]) for corner in corners]
+        true = [float(truths[row["path"]][corner]) for corner in corners]
+        assert float(row["box_iou"]) == pytest.approx(overlap(ours, true), abs=0.02)
+    assert document["localisation"]["metrics"]["boxes"] == 15
+    assert {"iou", "iou_above_0.5", "pointing_object", "pointing_parts"} <= {
+        *document["localisation"]["intervals"]
+    }
+
+
+def overlap(a: list[float], b: list[float]) -> float:
+    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    both = max(0.0, width) * max(0.0, height)
+    return both / sum([(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)], -both)
+
+
+def test_boxes_of_turned_photographs_are_upright(tmp_path, world):
+    """A photograph stored on its side has the figures of the same photograph stored upright."""
+    figures = []
+    for name, turned in (("upright", False), ("turned", True)):
+        folder = tmp_path / name
+        (folder / "copper-capped-linnet").mkdir(parents=True)
+        lines = ["path,x1,y1,x2,y2"]
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 255, (40, 70, 3), np.uint8)
+            image, exif = Image.fromarray(pixels), Image.Exif()
+            if turned:
+                exif[0x0112] = 6  # to be turned clockwise
+                image = image.transpose(Image.Transpose.ROTATE_90)
+            image.save(folder / "copper-capped-linnet" / f"{i}.png", exif=exif)
+            lines.append(f"copper-capped-linnet/{i}.png,0,0,{30 + i},40")
+        (folder / "boxes.csv").write_text("\n".join(lines) + "\n")
+        result = evaluate("--weights", world / "first/model.safetensors", "--data", folder, "--json")
+        figures.append(json.loads(result.stdout)["localisation"]["metrics"])
+    assert figures[0] == figures[1]
+
+
+def test_a_report_is_not_written_over_unasked(world, report):
+    folder, _ = report
+    weights = world / "first/model.safetensors"
+    again = ("eval", "--weights", weights, "--workers", 0, "--out", folder)
+    refused = fgvc(*again)
+    assert refused.exit_code == 1 and "--overwrite" in refused.stderr
+    shutil.copytree(folder, world / "copy")
+    evaluate("--weights", weights, "--out", world / "copy", "--overwrite")
+    (world / "copy" / "thesis.txt").touch()
+    refused = fgvc(*again[:-1], world / "copy", "--overwrite")
+    assert refused.exit_code == 1 and "thesis.txt" in refused.stderr and (world / "copy/thesis.txt").exists()
+
+
+def test_two_models_on_the_same_photographs(world):
+    first, second = (world / name / "model.safetensors" for name in ("first", "second"))
+    document = json.loads(evaluate("--weights", first, "--against", second, "--json").stdout)
+    against = document["against"]
+    alone = json.loads(evaluate("--weights", second, "--json").stdout)
+    assert against["top1"] == document["metrics"]["top1"]
+    assert against["other_top1"] == alone["metrics"]["top1"]
+    assert against["difference"] == pytest.approx(against["top1"] - against["other_top1"])
+    assert (
+        sum(against[n] for n in ("both", "only_first", "only_second", "neither")) == against["images"] == 15
+    )
+    assert against["notes"] == []
+    printed = evaluate("--weights", first, "--against", second).stdout
+    assert "McNemar's exact test: p =" in printed and "on the same 15 photographs" in printed
+
+
+def test_a_model_against_itself_shows_no_difference(world):
+    weights = world / "first/model.safetensors"
+    printed = evaluate("--weights", weights, "--against", weights).stdout
+    assert "p = 1.000" in printed and "no difference shown" in printed
+
+
+@pytest.mark.parametrize(
+    ("interval", "p", "says"),
+    [
+        ((0.01, 0.05), 0.001, "A is right more often than B"),
+        ((-0.05, -0.01), 0.001, "B is right more often than A"),
+        ((-0.01, 0.05), 0.2, "no difference shown"),
+        ((0.001, 0.05), 0.06, "no difference shown"),
+    ],
+)
+def test_the_verdict_needs_both_the_interval_and_the_test(interval, p, says):
+    from fgvc_cli.cli.eval import verdict
+
+    assert verdict({"difference_interval": interval, "p_value": p, "first": "A", "second": "B"}).startswith(
+        says
+    )
+
+
+def test_a_model_of_other_training_data_is_pointed_out(world, tmp_path):
+    """Classes are matched by name, and the other may have been trained on these photographs."""
+    mixed = tmp_path / "birds"
+    for species in (world / "aviary/train").iterdir():
+        shutil.copytree(species, mixed / species.name)
+    shutil.copytree(mixed / species.name, mixed / "another")
+    train(mixed, "timm-resnet10t", tmp_path / "run")
+    pair = world / "second/model.safetensors", tmp_path / "run/model.safetensors"
+    document = json.loads(evaluate("--weights", pair[0], "--against", pair[1], "--json").stdout)
+    assert "may have been trained on some of these" in document["against"]["notes"][0]
+    assert document["against"]["images"] == 15
+
+
+def test_calibrate_writes_a_copy_with_the_temperature_of_the_training(world, tmp_path):
+    source = world / "first/model.safetensors"
+    trained = load_checkpoint(source)
+    from fgvc_cli.evaluate.calibration import Calibration, write_calibrated
+
+    forgotten = tmp_path / "interrupted.safetensors"
+    write_calibrated(source, forgotten, Calibration(1.0, "val", 6))
+    out = tmp_path / "calibrated.safetensors"
+    printed = evaluate("--weights", forgotten, "--split", "val", "--calibrate", out).stdout
+    copy = load_checkpoint(out)
+    assert copy.temperature == pytest.approx(trained.temperature, rel=1e-4) != 1
+    assert copy.metadata["calibration"]["images"] == 6 and str(out) in printed
+    for key, tensor in trained.model.state_dict().items():
+        assert tensor.equal(copy.model.state_dict()[key])
+    assert {**copy.metadata, "calibration": None} == {**trained.metadata, "calibration": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "names"),
+    [
+        (["--calibrate", "new.safetensors"], 2, "--split val"),
+        (["--split", "val", "--calibrate", "new.safetensors", "--json"], 2, "--json"),
+        (["--split", "val", "--calibrate", "new.safetensors", "--out", "new"], 2, "--out"),
+        (["--overwrite"], 2, "--overwrite"),
+        (["--out", "none/new"], 1, "mkdir -p none"),
+        (["--out", "file.txt"], 1, "is a file"),
+        (["--against", "aviari"], 1, "Embedded"),
+        (["--against", "groceries"], 1, "does not know"),
+    ],
+)
+def test_what_cannot_work_is_one_line(world, tmp_path, monkeypatch, arguments, code, names):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").touch()
+    result = fgvc("eval", "--weights", world / "first/model.safetensors", "--workers", 0, *arguments)
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("fgvc: ")]
+    assert len(lines) == 1 and names in lines[0]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_only_those_of_the_trainings_data_are_calibrated_on(world, tmp_path):
+    shutil.copytree(world / "aviary", tmp_path / "other")
+    next((tmp_path / "other/train").rglob("*.jpg")).unlink()
+    weights = world / "first/model.safetensors"
+    result = fgvc("eval", "--weights", weights, "--data", tmp_path / "other", "--split", "val", "--calibrate",
+                  tmp_path / "new.safetensors")  # fmt: skip
+    assert result.exit_code == 2 and "those of the training" in result.stderr
+
+
+def test_photographs_that_moved_are_divided_as_in_training(world, tmp_path):
+    """Unsplit, as new photographs are: taken for new, those that were trained on would count."""
+    shutil.copytree(world / "aviary/test", tmp_path / "here")
+    train(tmp_path / "here", "timm-resnet10t", tmp_path / "run")
+    weights = tmp_path / "run/model.safetensors"
+    before = json.loads(evaluate("--weights", weights, "--json").stdout)
+    (tmp_path / "here").rename(tmp_path / "there")
+    after = json.loads(evaluate("--weights", weights, "--data", tmp_path / "there", "--json").stdout)
+    assert after["intervals"] == before["intervals"] and after["metrics"]["images"] == 3
+    next((tmp_path / "there").rglob("*.jpg")).unlink()
+    new = json.loads(evaluate("--weights", weights, "--data", tmp_path / "there", "--json").stdout)
+    assert new["metrics"]["images"] == 14
