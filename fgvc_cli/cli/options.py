@@ -133,7 +133,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--compile",
         "--fast-decode",
     ),
-    "Resuming": ("--resume", "--shard", "--restart", "--retry-failed"),
+    "Resuming": ("--resume", "--shard", "--restart", "--retry-failed", "--accept-list"),
 }
 """Panel of a help page -> its options. ``COMMAND --option`` goes before ``--option``."""
 

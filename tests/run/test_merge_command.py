@@ -37,7 +37,7 @@ def failing(pipe, index, how):
             pipe.send(("error", "No such weights.", "Try others.", 1))
         else:
             os._exit(7)
-    time.sleep(60)
+    time.sleep(600)
 
 
 def test_processes_are_counted_together():
@@ -54,7 +54,7 @@ def test_when_one_process_fails_the_others_end(how, words):
     start = time.monotonic()
     with pytest.raises(FgvcError, match=words):
         run_processes(failing, [(0, how), (1, how)], progress())
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 120
 
 
 def test_devices_are_cards_or_the_cpu_several_times():
