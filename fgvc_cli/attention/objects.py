@@ -337,21 +337,14 @@ def _peak_box(
 
 def close_mask(mask: np.ndarray, side: int) -> np.ndarray:
     """Binary closing of a mask (H, W) with a square of ``side`` pixels, an odd number; the plane around it is
-    clear. A square is closed along one axis after the other: nine times as fast as scikit-image's."""
-    margin = side - 1
-    wide = np.pad(mask, margin)
-    for axis in (0, 1):
-        wide = _windows(np.logical_or, wide, side, axis)
-    for axis in (0, 1):
-        wide = _windows(np.logical_and, wide, side, axis)
+    clear. A square is closed along one axis after the other, which is much faster than scikit-image's."""
+    wide = np.pad(mask, side - 1)
+    for join in (np.logical_or, np.logical_and):
+        rows, columns = (length - side + 1 for length in wide.shape)
+        down = wide[:rows].copy()
+        for start in range(1, side):
+            join(down, wide[start : start + rows], out=down)
+        wide = down[:, :columns].copy()
+        for start in range(1, side):
+            join(wide, down[:, start : start + columns], out=wide)
     return wide
-
-
-def _windows(join: np.ufunc, mask: np.ndarray, side: int, axis: int) -> np.ndarray:
-    """What ``join`` makes of each ``side`` neighbours along an axis, which gets ``side - 1`` shorter."""
-    count = mask.shape[axis] - side + 1
-    lines = np.moveaxis(mask, axis, 0)
-    made = lines[:count].copy()
-    for start in range(1, side):
-        join(made, lines[start : start + count], out=made)
-    return np.moveaxis(made, 0, axis)

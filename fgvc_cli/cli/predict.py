@@ -109,13 +109,11 @@ def predict(
     ] = None,
     frames: Annotated[
         str | None,
-        typer.Option(
-            metavar="all|N", help="A row per frame or page of a file, or of its first N: path#0, ..."
-        ),
+        typer.Option(help="A row per frame or page of a file, or of its first N: path#0, ..."),
     ] = None,
     every: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Read videos (.mp4 .mov .avi), a row per 1s, 500ms, 2min, ..."),
+        typer.Option(help="Read videos (.mp4 .mov .avi), a row per 1s, 500ms, 2min, ..."),
     ] = None,
     per_file: PerFile = None,
     formats: Annotated[

@@ -22,6 +22,7 @@ from fgvc_cli.formats.h5 import reading
 from fgvc_cli.formats.rows import Table, as_text
 from fgvc_cli.predict.decoder import BIG_PIXELS, TURNS
 from fgvc_cli.sources.find import find_images
+from fgvc_cli.sources.frames import FrameChoice, locate_frame
 from fgvc_cli.sources.images import Failure, Reading, read_image
 from fgvc_cli.sources.remote import local_path
 from fgvc_cli.sources.stored import Stored, is_archive
@@ -104,13 +105,15 @@ class PictureMaker:
         names = self.table.rows.path
         if self.images is None or os.path.isdir(self.images):
             root = Path(self.images or "")
-            yield from ((row, root / file_name(names[row])) for row in rows)
+            every_s = self.table.info.settings.get("frames", {}).get("every_s")
+            yield from ((row, locate_frame(root, file_name(names[row]), every_s)) for row in rows)
             return
         # An archive or a store is walked once; members may share a name, as their rows then do.
         wanted: dict[str, deque[int]] = {}
         for row in rows:
             wanted.setdefault(names[row], deque()).append(row)
-        for found in find_images([self.images]):
+        frames = self.table.info.settings.get("frames")
+        for found in find_images([self.images], frames=FrameChoice(**frames) if frames else None):
             if places := wanted.get(as_text(found.name)):
                 yield places.popleft(), found.path
         yield from ((row, None) for places in wanted.values() for row in places)
@@ -212,6 +215,8 @@ def _below(base: Path, table: Table) -> str | None:
     sources = table.origin.sources if table.origin else ()
     answered = np.flatnonzero(table.answered)
     first = file_name(table.rows.path[answered[0] if len(answered) else 0])
+    if "frames" in table.info.settings:
+        first = re.sub(r"#\d+$", "", first)
     # One folder or archive: paths are relative to it. Else they are as given.
     if len(sources) == 1:
         source = base / file_name(local_path(sources[0]))

@@ -421,7 +421,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         on_event=progress.note,
     )
     if choice := options.frame_choice:
-        predictor.info.settings["frames"] = {"limit": choice.limit, "every_s": choice.every_s}
+        predictor.info.settings["frames"] = dataclasses.asdict(choice)
     return predictor
 
 

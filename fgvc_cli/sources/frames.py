@@ -98,6 +98,20 @@ def parse_frames(frames: str | None, every: str | None) -> FrameChoice | None:
     return FrameChoice(limit, seconds, animations)
 
 
+def locate_frame(root: Path, name: str, every_s: float | None = None) -> Path | Frame:
+    """Where the image of a row lies, which may be a frame of the file that its name begins with.
+
+    Args:
+        every_s: of the run, for videos.
+    """
+    path = root / name
+    match = re.fullmatch(r"(.+)#(\d+)", name, re.DOTALL)
+    if match is None or path.exists():
+        return path
+    is_video = match[1].lower().endswith(VIDEOS)
+    return Frame(root / match[1], int(match[2]), (every_s or 1.0) if is_video else 0.0)
+
+
 def each_frame(images: Iterable[Found], choice: FrameChoice) -> Iterator[Found]:
     """Images, those that hold several as frames ``name#0``, ``name#1``, ...; others under their own names.
 

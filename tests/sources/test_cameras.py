@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from fgvc_cli.sources import images
-from fgvc_cli.sources.images import DecodedImage, Failure, read_image
+from fgvc_cli.sources.images import DecodedImage, Failure, Reading, read_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,6 +109,15 @@ def test_a_raw_without_a_preview_is_developed(tmp_path, orientation, shape):
     assert developed.shape == shape
     bright = developed[:, -50:] if orientation == 1 else developed[-50:]
     assert bright.mean() > developed.mean() + 50
+
+
+@pytest.mark.parametrize(("orientation", "shape"), [(1, (256, 384, 3)), (6, (384, 256, 3))])
+def test_a_raw_with_a_preview_is_developed_on_request(tmp_path, orientation, shape):
+    write_dng(tmp_path / "a.dng", orientation)
+    assert upright(tmp_path / "a.dng").shape != shape
+    photo = read_image(tmp_path / "a.dng", rule=Reading(raw="develop"))
+    assert isinstance(photo, DecodedImage), photo
+    assert np.asarray(photo.image).shape == shape
 
 
 def test_the_content_decides_and_the_thumbnail_of_a_raw_is_not_taken_for_the_image(tmp_path):

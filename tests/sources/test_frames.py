@@ -14,7 +14,7 @@ from PIL import Image
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.sources.find import find_images
-from fgvc_cli.sources.frames import Frame, FrameChoice, frame_numbers, parse_frames
+from fgvc_cli.sources.frames import Frame, FrameChoice, frame_numbers, locate_frame, parse_frames
 from fgvc_cli.sources.images import DecodedImage, Failure, read_image
 
 GREYS = [20, 80, 140, 200, 250]
@@ -159,6 +159,15 @@ def test_a_video_in_steps_of_a_second(tmp_path, ending):
     assert np.abs(np.array([*found.values()]) - [*GREYS[:4], GREYS[0]]).max() <= 4
     half = values(find_images([tmp_path], frames=FrameChoice(3, 0.5)))
     assert np.abs(np.array([*half.values()][:3]) - [GREYS[0], GREYS[0], GREYS[1]]).max() <= 4
+
+
+def test_rows_are_found_again_by_their_names(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(video())
+    (tmp_path / "b.gif").write_bytes(animation("GIF"))
+    plain(3).save(tmp_path / "c.png")
+    plain(4).save(tmp_path / "d#1.png")
+    for found in find_images([tmp_path], frames=FrameChoice(None, 0.5)):
+        assert locate_frame(tmp_path, found.name, 0.5) == found.path
 
 
 def test_a_video_in_an_archive(tmp_path):
