@@ -7,12 +7,12 @@ Prints, for each of these, images/s and the processor time of one image in all p
 
     decode    decoding and resizing alone, in as many workers
     forward   the model alone as the checkpoint has it, with boxes, on resident pixels
-    csv       predict as the command does it: rows sealed, merged into a CSV
+    csv       predict as the command does it: rows completed in parts, merged into a CSV
     h5        the same, into a CSV and an HDF5 file with attention maps and crops
     plain     a DataLoader in the manner of timm's inference.py with its defaults: Pillow in worker processes,
               normalised as float32 on the host, no boxes, all rows in memory, one CSV at the end
     tuned     the same with the model in channels_last, which timm has as an option
-    finished  what a run costs whose rows are all sealed: names compared, merged; milliseconds in all
+    finished  what a run costs whose rows are all complete: names compared, merged; milliseconds in all
 
 and the ratios that predict is to reach. Rounds are interleaved and medians are printed, as shared machines
 are noisy; where other work runs beside, the ratios of processor time say more.
@@ -54,8 +54,9 @@ from fgvc_cli.predict.decode_pool import DecodePool, in_order
 from fgvc_cli.predict.decoder import DecodeSettings, Rule
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
 from fgvc_cli.run.merge import merge_run
-from fgvc_cli.run.parts import ShardWriter
-from fgvc_cli.run.resume import RunFolder, run_identity
+from fgvc_cli.run.parts import PartWriter
+from fgvc_cli.run.record import run_identity
+from fgvc_cli.run.resume import RunFolder
 from fgvc_cli.sources.find import Found, find_images
 
 EXTRAS = ("attention", "crop")
@@ -195,20 +196,20 @@ def _forward(
 
 
 def _predict(predictor: Predictor, images: list[Found], *endings: str) -> None:
-    """Into sealed rows and from there into the outputs, as the command does."""
+    """Into completed parts and from there into the outputs, as the command does."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = Outputs(
             tuple(Path(folder) / f"p{end}" for end in endings), frozenset(predictor.info.extras)
         )
         root = Path(folder) / "partial"
         with RunFolder(root, run_identity(predictor.info, ["photos"])) as run:
-            _seal(run, predictor, images)
+            _complete(run, predictor, images)
             merge_run(root, outputs)
 
 
-def _seal(run: RunFolder, predictor: Predictor, images: list[Found]) -> None:
+def _complete(run: RunFolder, predictor: Predictor, images: list[Found]) -> None:
     statuses = run.statuses
-    with ShardWriter(run.path) as writer:
+    with PartWriter(run.path) as writer:
         for block in predictor.blocks(images):
             writer.add(block)
             statuses.update(block.status)
@@ -221,10 +222,10 @@ def _finished(predictor: Predictor, images: list[Found]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "partial"
         with RunFolder(root, run_identity(predictor.info, ["photos"])) as run:
-            _seal(run, predictor, images)
+            _complete(run, predictor, images)
         start = time.perf_counter()
         with RunFolder(root, run_identity(predictor.info, ["photos"])) as run:
-            run.skip_sealed(iter(images))
+            run.skip_completed(iter(images))
             merge_run(root, Outputs((Path(folder) / "p.csv",)))
         return time.perf_counter() - start
 

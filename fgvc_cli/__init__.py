@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fgvc_cli.predict.predictor import Predictor as Predictor
     from fgvc_cli.report.page import report as report
     from fgvc_cli.retrieval.index_file import index as index
+    from fgvc_cli.run.merge import merge as merge
+    from fgvc_cli.run.predict import predict_folder as predict_folder
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "export",
     "index",
     "load_checkpoint",
+    "merge",
+    "predict_folder",
     "report",
     "train",
 ]
@@ -47,6 +51,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "export": ("fgvc_cli.engine.export", "export", "fgvc_cli.engine.options.ExportOptions"),
     "index": ("fgvc_cli.retrieval.index_file", "index", "fgvc_cli.retrieval.options.IndexOptions"),
     "report": ("fgvc_cli.report.page", "report", "fgvc_cli.report.page.ReportOptions"),
+    "merge": ("fgvc_cli.run.merge", "merge", "fgvc_cli.run.merge.MergeOptions"),
+    "predict_folder": ("fgvc_cli.run.predict", "predict_folder", "fgvc_cli.run.predict.PredictOptions"),
 }
 """Public name -> module and name there; of a command also the class of its options, its arguments."""
 

@@ -24,7 +24,6 @@ LOW_TO_HIGH = (
     ("run", "retrieval"),
     ("explain",),
     ("report",),
-    ("commands",),
     ("cli",),
 )
 """Rooms of a level import no room of a higher one, nor each other."""

@@ -1,9 +1,15 @@
-"""``fgvc predict`` and ``fgvc merge``: names, options and help."""
+"""``fgvc predict`` and ``fgvc merge``: options, help, how they end."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,6 +29,10 @@ from fgvc_cli.cli.options import (
     Weights,
     Workers,
 )
+from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
+
+if TYPE_CHECKING:
+    from fgvc_cli.run.predict import PredictOptions
 
 
 def _print_formats(wanted: bool) -> None:
@@ -68,7 +78,9 @@ def predict(
     min_prob: Annotated[
         float | None, typer.Option(min=0, max=1, help="Rows less sure than this get the status unsure.")
     ] = None,
-    amp: Annotated[str, typer.Option(help="Precision: auto, none (float32) or bf16.")] = "auto",
+    amp: Annotated[
+        Literal["auto", "none", "bf16"], typer.Option(help="Precision: auto, none (float32) or bf16.")
+    ] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
@@ -80,6 +92,10 @@ def predict(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Read again only what failed; all else stays as it is.")
     ] = False,
+    accept_list: Annotated[
+        bool,
+        typer.Option("--accept-list", help="Resume though images came or went behind the completed rows."),
+    ] = False,
     null: Annotated[bool, typer.Option("-0", "--null", help="Lists end their entries with NUL.")] = False,
     all_files: Annotated[
         bool, typer.Option("--all-files", help="Try files of any name in folders and archives, by content.")
@@ -88,7 +104,7 @@ def predict(
         bool, typer.Option("--nested", help="Look into archives that lie in folders and archives, one level.")
     ] = False,
     raw: Annotated[
-        str | None,
+        Literal["preview", "develop"] | None,
         typer.Option(help="Camera RAW: preview or develop. Default: as the model was trained, preview."),
     ] = None,
     frames: Annotated[
@@ -113,13 +129,12 @@ def predict(
     Interrupted runs resume with the same command. Exit code 0: every row is ok; 3: finished,
     but some images failed; 130: interrupted.
     """
-    from fgvc_cli.commands import predict as command
-    from fgvc_cli.commands.predict_options import PredictOptions, parse_batch_size
+    from fgvc_cli.run.predict import PredictOptions
 
     options = PredictOptions(
         sources=sources,
         weights=weights,
-        out=out or (),
+        out=tuple(out or ()),
         top_k=top_k,
         batch_size=None if batch_size is None else parse_batch_size(batch_size),
         workers=workers,
@@ -141,6 +156,7 @@ def predict(
         overwrite=overwrite,
         restart=restart,
         retry_failed=retry_failed,
+        accept_list=accept_list,
         null=null,
         all_files=all_files,
         nested=nested,
@@ -150,11 +166,88 @@ def predict(
         per_file=per_file,
         quiet=quiet,
     )
-    return command.run(options)
+    return run(options)
+
+
+def parse_batch_size(text: str) -> int | Literal["auto"]:
+    """``auto`` or a number of images.
+
+    Raises:
+        FgvcError: anything else.
+    """
+    if text == "auto":
+        return "auto"
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise FgvcError(f"--batch-size got {text!r}, expected a number from 1 or auto.", None, EXIT_USAGE)
+
+
+def run(options: PredictOptions) -> int:
+    """Predict; returns the exit code: 0, 3 where a row failed, 130 after Ctrl-C, 1 where stdout has gone.
+
+    Raises:
+        FgvcError: as ``predict_folder``.
+    """
+    # Decoders share the cores: by default a thread of the model that waits for another spins and takes
+    # theirs. Read once, as torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from dataclasses import replace
+
+    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.formats.csv_rows import StdoutSink, TerminalSink
+    from fgvc_cli.run.predict import predict_folder
+
+    messages = options.messages or ConsoleMessages(quiet=options.quiet)
+    try:
+        with second_ctrl_c_ends():
+            sink = TerminalSink() if sys.stdout.isatty() else StdoutSink()
+            return predict_folder.run(replace(options, messages=messages, on_rows=sink)).exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _abandon_stdout()
+        return EXIT_ERROR
+
+
+@contextlib.contextmanager
+def second_ctrl_c_ends() -> Iterator[None]:
+    """The first Ctrl-C raises KeyboardInterrupt, so that finished rows are committed; the second ends the
+    process at once, which costs the rows that were not. A SIGINT that is ignored stays so."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if not in_main or before in (signal.SIG_IGN, None):
+        yield
+        return
+
+    def at_once(*_: object) -> None:
+        os._exit(EXIT_INTERRUPTED)
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, at_once)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _abandon_stdout() -> None:
+    """Whoever read stdout, ``head`` for example, has gone; Python would flush it once more at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def merge(
-    out: Annotated[list[Path], typer.Argument(help="Outputs, the first as it was named to predict --shard.")],
+    out: Annotated[
+        list[Path],
+        typer.Argument(
+            help="The output as it was named to predict --shard; the run knows the others, with maps, crops "
+            "and folders. Several, or options: these in place of what the run was begun for."
+        ),
+    ],
     maps: Maps = False,
     crops: Crops = False,
     embeddings: Embeddings = False,
@@ -166,12 +259,12 @@ def merge(
     quiet: Quiet = False,
 ) -> int:
     """Put the complete shards of fgvc predict --shard I/N together, in the order of the images."""
-    from fgvc_cli.commands import merge as command
-    from fgvc_cli.commands.predict_options import PredictOptions
+    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.run.merge import MergeOptions
+    from fgvc_cli.run.merge import merge as run
 
-    options = PredictOptions(
-        sources=(),
-        out=out,
+    options = MergeOptions(
+        out=tuple(out),
         maps=maps,
         crops=crops,
         embeddings=embeddings,
@@ -181,5 +274,6 @@ def merge(
         per_file=per_file,
         overwrite=overwrite,
         quiet=quiet,
+        messages=ConsoleMessages(quiet=quiet),
     )
-    return command.run(options)
+    return run.run(options).exit_code

@@ -13,7 +13,10 @@ from fgvc_cli.errors import EXIT_OK
 
 def report(
     predictions: Annotated[
-        Path, typer.Argument(help="What fgvc predict wrote: .h5 (with --maps --crops, also those), or .csv.")
+        Path,
+        typer.Argument(
+            help="What fgvc predict wrote: .h5 (with --maps --crops, also those), .parquet, .csv or .jsonl."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="HTML to write. Default: <name>.html here.")] = None,
     images: Annotated[

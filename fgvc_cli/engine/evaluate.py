@@ -48,7 +48,7 @@ from fgvc_cli.evaluate.localisation import Located, best_iou, localisation_metri
 from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, most_confused
 from fgvc_cli.evaluate.multilabel import label_slots
 from fgvc_cli.files import check_folder, check_writable, whole_folder
-from fgvc_cli.formats.row_blocks import as_text
+from fgvc_cli.formats.rows import as_text
 from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
 
 METRICS, PER_CLASS, CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"

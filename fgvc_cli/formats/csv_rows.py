@@ -1,18 +1,62 @@
-"""CSV, into a file or to stdout, and the columns that other tables take over."""
+"""CSV: into a file, to stdout, and read back; the columns that other tables take over.
+
+A cell that a spreadsheet would take for a formula, from the name of a file or a class, gets a ``'`` in front
+(``as_cell``); ``from_cell`` gives it back exactly. A spreadsheet shows the ``'`` of a file that it imports.
+"""
 
 from __future__ import annotations
 
 import csv
+import re
 import sys
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats.rows import Block, Row, RunInfo
-from fgvc_cli.formats.sinks import FileSink
+from fgvc_cli.formats.rows import (
+    OK,
+    UNSURE,
+    Block,
+    Box,
+    FileSink,
+    OtherRun,
+    Row,
+    RunInfo,
+    Table,
+    as_text,
+    build_blocks,
+    build_table,
+    has_prediction,
+)
 
 CRLF = "\r\n"
+
+FORMULA_STARTS = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
+"""What begins a formula in some spreadsheet (OWASP, CSV injection): the last four are full-width = + - @."""
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+def as_cell(text: str) -> str:
+    """A text as it stands in a CSV: with ``'`` in front where it begins like a formula, or with ``'`` itself.
+
+    Numbers stay as they are.
+    """
+    begins_so = text != "" and text[0] in f"{FORMULA_STARTS}'"
+    return f"'{text}" if begins_so and not _NUMBER.fullmatch(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that ``as_cell`` made a cell of.
+
+    A ``'`` in front of anything else stays: it is of a file that was written before cells were protected.
+    """
+    protected = len(cell) > 1 and cell[0] == "'" and cell[1] in f"{FORMULA_STARTS}'"
+    return cell[1:] if protected else cell
 
 
 def csv_columns(top_k: int, parts: int = 0, multi_label: bool = False) -> list[str]:
@@ -55,13 +99,14 @@ class _Utf8Lines:
 
 
 def csv_lines(stream: IO[bytes], rows: Iterable[list[str]]) -> None:
-    """Cells as lines: UTF-8, LF, quoted where needed.
+    """Write cells as lines: UTF-8, LF, quoted where needed, none of them a formula (``as_cell``).
 
     Bytes of a file name that are not UTF-8 are written as ``\\udcXX`` (XX the byte in hex), so that any
     reader can read the whole file.
     """
     # Told that lines end in CRLF, csv quotes a lone CR too; readers take either for the end of a line.
-    csv.writer(_Utf8Lines(stream), lineterminator=CRLF).writerows(rows)
+    safe = ([as_cell(cell) for cell in cells] for cells in rows)
+    csv.writer(_Utf8Lines(stream), lineterminator=CRLF).writerows(safe)
 
 
 class CsvSink(FileSink):
@@ -114,3 +159,196 @@ class StdoutSink:
             raise
         except OSError as error:
             raise FgvcError(f"Could not write to stdout: {error.strerror or error}.") from error
+
+
+class PerFileSink(FileSink):
+    """CSV: ``path,status,error,frames,answered,label,prob,label_2,...``, a row per file in their order.
+
+    A probability is the mean over the frames that were answered. A class counts as 0 in a frame that does not
+    have it among its top k: the means are exact with ``top_k`` = all classes, and else at most as large.
+    ``min_prob`` of the run marks unsure ones. Where no frame was answered, ``status`` and ``error`` are those
+    of the first.
+    """
+
+    def _begin(self, info: RunInfo) -> None:
+        self._info = info
+        self._min_prob = info.settings.get("min_prob")
+        self._has_frames = "frames" in info.settings
+        self._name: str | None = None
+        csv_lines(
+            self._stream, [["path", "status", "error", "frames", "answered", *ranked_columns(info.top_k)]]
+        )
+
+    def _start(self, name: str, status: str, error: str) -> None:
+        self._name, self._failure = name, (status, error)
+        self._frames = self._answered = 0
+        self._sums: defaultdict[int, float] = defaultdict(float)
+
+    def _write(self, block: Block) -> None:
+        for row, path in enumerate(block.path):
+            name = re.sub(r"#\d+$", "", path) if self._has_frames else path
+            # Without frames, a name that occurs twice is two files.
+            if name != self._name or not self._has_frames:
+                self._finish()
+                self._start(name, block.status[row], block.error[row])
+            self._frames += 1
+            if block.topk_index[row, 0] < 0:
+                continue
+            self._answered += 1
+            for index, prob in zip(
+                block.topk_index[row].tolist(), block.topk_prob[row].tolist(), strict=True
+            ):
+                self._sums[index] += prob
+
+    def _finish(self) -> None:
+        if self._name is None:
+            return
+        info = self._info
+        means = [(total / self._answered, index) for index, total in self._sums.items()]
+        best = sorted(means, key=lambda each: (-each[0], each[1]))[: info.top_k]
+        status, error = self._failure
+        if best:
+            status, error = (UNSURE if self._min_prob and best[0][0] < self._min_prob else OK), ""
+        ranked = [cell for mean, index in best for cell in (info.classes[index], f"{mean:.6f}")]
+        counts = [str(self._frames), str(self._answered)]
+        csv_lines(self._stream, [[self._name, status, error, *counts, *(ranked or [""] * (2 * info.top_k))]])
+
+    def _close(self, *, complete: bool) -> None:
+        if complete and hasattr(self, "_name"):
+            self._finish()
+
+
+class TerminalSink(StdoutSink):
+    """Rows for somebody who looks at them: of one image a readable line, of several the CSV as
+    ``StdoutSink``."""
+
+    on_terminal = True
+
+    def begin(self, info: RunInfo) -> None:
+        """The header waits until there are two rows."""
+        self._info = info
+        self._first: Row | None = None
+        self._begun = False
+
+    def write(self, block: Block) -> None:
+        """Write a line for each row, but keep the first one until a second comes."""
+        rows = list(block.rows(self._info))
+        if not self._begun and self._first is None and len(rows) == 1:
+            self._first = rows[0]
+            return
+        if not self._begun:
+            self._begun = True
+            super().begin(self._info)
+            rows = [self._first, *rows] if self._first else rows
+        info = self._info
+        self._put(csv_cells(row, info.top_k, info.parts, info.multi_label) for row in rows)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the line of the only row."""
+        if kind is None and not self._begun and self._first:
+            line = as_text(readable(self._first, self._info.multi_label))
+            self._stream.write(f"{line}\n".encode())
+            self._stream.flush()
+
+
+def readable(row: Row, multi_label: bool = False) -> str:
+    """A row as people read it: ``bird.jpg: spotted-linnet 93.1%, ringed-linnet 4.2%``, likeliest first.
+
+    Control characters of a file name are shown as escapes, so that it cannot steer the terminal.
+    """
+    name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in as_text(row.path))
+    if not row.ok:
+        return f"{name}: {row.status}: {row.error}"
+    names = ", ".join(f"{label} {prob:.1%}" for label, prob in zip(row.labels, row.probs, strict=True))
+    if multi_label:
+        there = ", ".join(row.labels_there) or "none of the labels"
+        return f"{name}: {there} ({names})"
+    return f"{name}: {names}{' (unsure)' if row.status == UNSURE else ''}"
+
+
+def read_table(path: Path) -> Table:
+    """Read all rows.
+
+    Raises:
+        FgvcError: not the columns of fgvc predict; a cell that cannot be, with its line; too many rows; a
+            model that tells several labels per image.
+    """
+    top_k, parts, multi_label = _read_header(path)
+    if multi_label:
+        raise FgvcError(
+            f"{path} is of a model that tells several labels per photograph.",
+            "It does not name all of them; make the report of the .h5.",
+        )
+    return build_table(path, lambda: _read_rows(path, top_k, parts), top_k, parts)
+
+
+def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
+    """Read the rows of a finished run, which have no extras.
+
+    Raises:
+        FgvcError: as ``read_table``.
+        OtherRun: other columns or classes than those of the run.
+    """
+    if _read_header(path) != (info.top_k, info.parts, info.multi_label):
+        raise OtherRun("its columns are not those of this run")
+    yield from build_blocks(_read_rows(path, info.top_k, info.parts, info.multi_label), info)
+
+
+def _read_header(path: Path) -> tuple[int, int, bool]:
+    """k, P and whether there are several labels per row, which the columns' names say."""
+    header = next(_read_cells(path), (0, []))[1]
+    top_k = sum(bool(re.fullmatch(r"prob(_\d+)?", name)) for name in header)
+    parts = sum(bool(re.fullmatch(r"part_\d+_x1", name)) for name in header)
+    multi_label = header[-1:] == ["labels"]
+    if not top_k or header != csv_columns(top_k, parts, multi_label):
+        got = ",".join(header)[:60]
+        message = f"{path} line 1: expected the columns of fgvc predict, {','.join(csv_columns(1)[:7])}..."
+        raise FgvcError(f"{message}; got {got!r}.", "fgvc predict PHOTOS --out preds.csv")
+    return top_k, parts, multi_label
+
+
+def _read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines as (number of the last one read, cells). A byte order mark, which Excel writes, is no cell's."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream)
+            for cells in reader:
+                yield reader.line_num, [from_cell(cell) for cell in cells]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FgvcError(f"{path} is not a UTF-8 CSV file: {error}.") from error
+
+
+def _read_rows(path: Path, top_k: int, parts: int, multi_label: bool = False) -> Iterator[Row]:
+    width = len(csv_columns(top_k, parts, multi_label))
+    for number, cells in islice(_read_cells(path), 1, None):
+        if len(cells) != width:
+            raise FgvcError(f"{path} line {number}: {len(cells)} values, expected {width}.")
+        try:
+            yield _row(cells[: width - multi_label], 5 + 2 * top_k)
+        except ValueError as error:
+            raise FgvcError(f"{path} line {number}: {error}.") from error
+
+
+def _row(cells: list[str], boxes_at: int) -> Row:
+    path, status, error, width, height = cells[:5]
+    if not has_prediction(status):
+        return Row(path, status, error)
+    if "" in cells[3:boxes_at]:
+        raise ValueError(f"a row of status {status} without its size, a label or a probability")
+    boxes: list[Box | None] = []
+    for at in range(boxes_at, len(cells), 4):
+        x1, y1, x2, y2 = cells[at : at + 4]
+        boxes.append((float(x1), float(y1), float(x2), float(y2)) if x1 else None)
+    return Row(
+        path=path,
+        status=status,
+        error=error,
+        width=int(width),
+        height=int(height),
+        labels=tuple(cells[5:boxes_at:2]),
+        probs=tuple(float(prob) for prob in cells[6:boxes_at:2]),
+        box=boxes[0],
+        parts=tuple(box for box in boxes[1:] if box),
+    )

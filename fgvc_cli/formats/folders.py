@@ -20,8 +20,7 @@ from PIL import Image
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import reason, sync_folder
-from fgvc_cli.formats.row_blocks import as_text, has_prediction
-from fgvc_cli.formats.rows import Block, RunInfo
+from fgvc_cli.formats.rows import Block, RunInfo, as_text, has_prediction
 
 
 def safe_name(path: str) -> str:

@@ -15,22 +15,43 @@ Legend: N rows, k predictions per row, P parts, K classes, D embedding width, h 
 
 Where the photographs were is an attribute too, where it is known: ``sources`` as typed, ``working_folder``.
 
-How they are stored: ``h5_rows``.
+Arrays are compressed with gzip, which every HDF5 reader has (lzf only h5py), behind a shuffle, with a
+checksum per chunk; values of any length cannot be.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
 from fgvc_cli import __version__
-from fgvc_cli.formats.h5_rows import H5Rows, ragged
-from fgvc_cli.formats.row_blocks import ARRAYS, OPTIONAL_ARRAYS, TEXTS, as_text
-from fgvc_cli.formats.rows import Block, RunInfo
-from fgvc_cli.formats.sinks import FileSink
+from fgvc_cli.config import Preprocess, stored_preprocess
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.formats.rows import (
+    ARRAYS,
+    HOW_TO,
+    OPTIONAL_ARRAYS,
+    READ_ROWS,
+    TEXTS,
+    Block,
+    Extra,
+    FileSink,
+    Origin,
+    OtherRun,
+    RunInfo,
+    Table,
+    as_text,
+    check_count,
+    first_change,
+)
 
 SCHEMA_VERSION = 1
 BOX_CONVENTION = "xyxy pixels of the EXIF-upright photograph, end-exclusive"
@@ -103,3 +124,315 @@ def root_attributes(info: RunInfo) -> dict[str, Any]:
         "box_convention": BOX_CONVENTION,
         "fgvc_version": __version__,
     }
+
+
+NEEDED = (*TEXTS, "size", "topk_index", "topk_prob", "box")
+ATTRIBUTES = ("schema_version", "class_names", "preprocessing")
+CACHE_BYTES = 8 << 20
+"""Of decompressed chunks, per data set: rows read one after another decompress each chunk once."""
+
+
+def open_h5(path: Path) -> h5py.File:
+    """The file, read-only, to be closed.
+
+    Raises:
+        FgvcError: it cannot be opened.
+    """
+    with reading(path):
+        return h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Round each read of the file: what h5py raises becomes the user's line.
+
+    Raises:
+        FgvcError: something in it cannot be read.
+    """
+    try:
+        yield
+    # h5py raises any of these for a file that is cut short, damaged, or built to confuse.
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise FgvcError(f"{path} cannot be read as HDF5: {reason}.", HOW_TO) from error
+
+
+def read_table(path: Path) -> Table:
+    """Read all rows but their maps, crops, embeddings and logits.
+
+    Raises:
+        FgvcError: damaged, not written by fgvc, by a newer fgvc, or too many rows.
+    """
+    with open_h5(path) as file, reading(path):
+        _check(path, file)
+        rows = len(file["path"])
+        check_count(path, rows)
+        columns: dict[str, Any] = {name: file[name].asstr()[:].tolist() for name in TEXTS}
+        columns |= {name: file[name][:] for name in ("size", "topk_index", "topk_prob", "box")}
+        columns["parts"] = file["parts"][:] if "parts" in file else np.empty((rows, 0, 4), np.float32)
+        classes = tuple(str(name) for name in file.attrs["class_names"])
+        known: tuple[Extra, ...] = ("attention", "crop")
+        info = RunInfo(
+            model=str(file.attrs.get("model", "")),
+            weights_sha256=str(file.attrs.get("weights_sha256", "")),
+            classes=classes,
+            preprocess=_preprocess(path, file),
+            top_k=columns["topk_index"].shape[1],
+            parts=columns["parts"].shape[1],
+            # An extra that no row had has no width.
+            extras=tuple(extra for extra in known if extra in file and 0 not in file[extra].shape),
+            settings=_settings(path, file),
+        )
+        origin = _origin(file)
+    if columns["topk_index"].max() >= len(classes):
+        raise FgvcError(f"{path} is damaged: it names class {columns['topk_index'].max()} of {len(classes)}.")
+    return Table(path, Block(first=0, **columns), info, origin)
+
+
+def _settings(path: Path, file: h5py.File) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.attrs.get("settings", "{}")))
+    except (TypeError, ValueError) as error:
+        raise FgvcError(f"{path} is damaged: its settings are no JSON.") from error
+
+
+def _origin(file: h5py.File) -> Origin | None:
+    if "sources" not in file.attrs or "working_folder" not in file.attrs:
+        return None
+    sources = tuple(str(source) for source in file.attrs["sources"])
+    return Origin(sources, str(file.attrs["working_folder"]))
+
+
+def _check(path: Path, file: h5py.File) -> None:
+    """Raise FgvcError unless fgvc predict wrote this, in a form that is known here."""
+    missing = [name for name in NEEDED if not isinstance(file.get(name), h5py.Dataset)]
+    missing += [name for name in ATTRIBUTES if name not in file.attrs]
+    if missing:
+        raise FgvcError(f"{path} is not what fgvc predict writes: it has no {missing[0]}.", HOW_TO)
+    if (version := file.attrs["schema_version"]) != SCHEMA_VERSION:
+        message = f"{path} has the schema {version}, this fgvc reads {SCHEMA_VERSION}."
+        raise FgvcError(message, "Predict again, or use the fgvc that wrote it.")
+    rows, top_k = len(file["path"]), file["topk_index"].shape[-1:]
+    shapes: dict[str, tuple[int, ...]] = {name: (rows,) for name in (*TEXTS, "crop")}
+    shapes |= {"size": (rows, 2), "box": (rows, 4), "topk_index": (rows, *top_k), "topk_prob": (rows, *top_k)}
+    for name, shape in shapes.items():
+        if name in file and (file[name].shape != shape or 0 in shape[1:]):
+            raise FgvcError(f"{path} is damaged: {name} has the shape {file[name].shape}, for {rows} rows.")
+    for name in ("parts", "attention"):
+        if name in file and len(file[name]) != rows:
+            raise FgvcError(f"{path} is damaged: {name} has {len(file[name])} rows of {rows}.")
+
+
+def _preprocess(path: Path, file: h5py.File) -> Preprocess:
+    try:
+        return stored_preprocess(json.loads(file.attrs["preprocessing"]))
+    except (TypeError, ValueError) as error:
+        raise FgvcError(f"{path} is damaged: its preprocessing is no JSON.") from error
+
+
+def read_setting(path: Path, name: str) -> Any:
+    """Look up a setting of the run that a file is of; None where it tells none.
+
+    Raises:
+        FgvcError: it cannot be opened.
+    """
+    with open_h5(path) as file:
+        return _document(file, "settings").get(name)
+
+
+def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
+    """Read the rows of a finished run exactly, with their extras.
+
+    Raises:
+        FgvcError: as ``read_table``.
+        OtherRun: another model, classes or settings than those of the run; the batch size may differ, since
+            what failed is read in other company than before anyway.
+    """
+    with open_h5(path) as file, reading(path):
+        for name, value in root_attributes(info).items():
+            if name in ("settings", "preprocessing"):
+                either = {"batch_size": None} if name == "settings" else {}
+                stored = _document(file, name)
+                if name == "preprocessing":
+                    stored = stored_preprocess(stored).model_dump(mode="json")
+                if change := first_change(stored | either, json.loads(value) | either, name):
+                    field, old, new = change
+                    raise OtherRun(f"its {field} is {json.dumps(old)}, this run's {json.dumps(new)}")
+            elif not np.array_equal(file.attrs.get(name), value):
+                raise OtherRun(f"its {name} is not that of this run")
+        sets = {name: file[name] for name in (*TEXTS, *ARRAYS, *OPTIONAL_ARRAYS, "crop") if name in file}
+        if missing := [extra for extra in info.extras if extra not in sets]:
+            raise OtherRun(f"it holds no {missing[0]}")
+        if sets["topk_index"].shape[1] != info.top_k:
+            raise OtherRun(f"it holds {sets['topk_index'].shape[1]} predictions per row")
+        for first in range(0, len(sets["path"]), READ_ROWS):
+            yield _read_block(sets, first)
+
+
+def _read_block(sets: Mapping[str, h5py.Dataset], first: int) -> Block:
+    rows = slice(first, first + READ_ROWS)
+    columns: dict[str, Any] = {name: sets[name].asstr()[rows].tolist() for name in TEXTS}
+    columns |= {name: sets[name][rows] for name in (*ARRAYS, *OPTIONAL_ARRAYS) if name in sets}
+    columns.setdefault("parts", np.empty((len(columns["path"]), 0, 4), np.float32))
+    # An extra that no row had has no width.
+    columns = {k: v for k, v in columns.items() if k not in OPTIONAL_ARRAYS or v.shape[1]}
+    crop = [item.tobytes() for item in sets["crop"][rows]] if "crop" in sets else None
+    return Block(first=first, crop=crop, **columns)
+
+
+def _document(file: h5py.File, name: str) -> dict[str, Any]:
+    """A JSON attribute; empty where the file has none."""
+    try:
+        return dict(json.loads(file.attrs.get(name, "{}")))
+    except (TypeError, ValueError):
+        return {}
+
+
+CHUNK_BYTES = 1 << 20
+CHUNK_ROWS = 1024
+# Version 1.8 of the file format holds attributes above 64 KiB (the names of very many classes).
+LIBVER = ("v108", "v110")
+
+
+class H5Rows:
+    """Data sets of N rows each, in an open file; ``append`` adds to all of them.
+
+    Args:
+        name: of a file that is there, and empty.
+    """
+
+    def __init__(self, name: str):
+        self._disk = _Disk(name)
+        self.file = h5py.File(self._disk, "w", libver=LIBVER)
+        self.count = 0
+        """N."""
+        self._sets: dict[str, h5py.Dataset] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sets
+
+    def add(
+        self, name: str, shape: tuple[int, ...], dtype: Any, *, description: str = "", compress: bool = True
+    ) -> None:
+        """A data set (N, *shape) with as many blank rows as there are: NaN in floats, else 0 or empty.
+
+        Args:
+            description: what its name does not say.
+            compress: not for numbers that are noise to a compressor and are read often.
+        """
+        dtype = np.dtype(dtype)
+        # Texts and JPEGs lie in a heap of the file that no filter reaches.
+        filters: dict[str, Any] = {}
+        if dtype.kind != "O":
+            filters = {"fletcher32": True}
+        if filters and compress:
+            filters |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+        row_bytes = max(1, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        chunk = min(CHUNK_ROWS, max(1, CHUNK_BYTES // row_bytes))
+        self._sets[name] = self.file.create_dataset(
+            name,
+            shape=(self.count, *shape),
+            maxshape=(None, *shape),
+            chunks=(chunk, *shape),
+            dtype=dtype,
+            # Rows only come at the end: two chunks, and memory does not grow with the file.
+            rdcc_nbytes=2 * chunk * row_bytes,
+            **filters,
+            fillvalue=np.nan if dtype.kind == "f" else None,
+        )
+        self.describe(name, description)
+
+    def describe(self, name: str, description: str) -> None:
+        """Say of a data set what its name does not."""
+        if description:
+            self.file[name].attrs["description"] = description
+
+    def append(self, count: int, columns: Mapping[str, Any]) -> None:
+        """So many rows more; data sets that ``columns`` lacks stay blank there.
+
+        Raises:
+            OSError: of the first write that failed.
+        """
+        start, self.count = self.count, self.count + count
+        for name, data_set in self._sets.items():
+            data_set.resize(self.count, axis=0)
+            if name in columns:
+                data_set[start:] = columns[name]
+        self._disk.check()
+
+    def close(self) -> None:
+        """Raises the ``OSError`` of the first write that failed."""
+        self.file.close()
+        self._disk.close()
+        self._disk.check()
+
+
+class _Disk(io.RawIOBase):
+    """The file beneath HDF5, which hides from it that a disk is full.
+
+    The HDF5 library ends the process (SIGSEGV) some time after a write that fails. So a failed write is
+    remembered, all that follows goes nowhere, and ``check`` raises.
+    """
+
+    def __init__(self, name: str):
+        self._file = open(name, "r+b", buffering=0)  # noqa: SIM115 - closed by close
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the ``OSError`` of the first write that failed."""
+        if self._error:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        """All of ``data``, or none of it and none of what follows."""
+        view, done = memoryview(data).cast("B"), 0
+        try:
+            while done < len(view) and not self._error:
+                done += self._file.write(view[done:]) or 0
+        except OSError as error:
+            self._error = error
+        if self._error:
+            self._file.seek(len(view) - done, os.SEEK_CUR)
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        """Zeros where nothing was written."""
+        view = memoryview(buffer).cast("B")
+        count = self._file.readinto(view) or 0
+        view[count:] = bytes(len(view) - count)
+        return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._file.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        """As of any file, where the disk allows."""
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
+
+    def close(self) -> None:
+        """Close the file; what the system still has to say of it counts."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self._error = self._error or error
+        super().close()
+
+
+def ragged(pieces: list[bytes]) -> np.ndarray:
+    """Pieces, not all empty, as h5py takes values of any length: of equal length, it wants one array."""
+    arrays = [np.frombuffer(piece, np.uint8) for piece in pieces]
+    if len({len(array) for array in arrays}) == 1:
+        return np.stack(arrays)
+    ragged = np.empty(len(arrays), object)
+    for i, array in enumerate(arrays):
+        ragged[i] = array
+    return ragged

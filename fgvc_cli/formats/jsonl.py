@@ -1,14 +1,26 @@
-"""JSON lines: one object per row, keys as the CSV's columns, boxes as lists."""
+"""JSON lines, written and read back: one object per row, keys as the CSV's columns, boxes as lists."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.csv_rows import ranked_columns
-from fgvc_cli.formats.row_blocks import as_text
-from fgvc_cli.formats.rows import Block, Row, RunInfo
-from fgvc_cli.formats.sinks import FileSink
+from fgvc_cli.formats.rows import (
+    Block,
+    FileSink,
+    OtherRun,
+    Row,
+    RunInfo,
+    Table,
+    as_text,
+    build_blocks,
+    build_table,
+    check_count,
+)
 
 
 def json_row(row: Row, top_k: int, parts: int = 0, multi_label: bool = False) -> dict[str, Any]:
@@ -44,3 +56,71 @@ class JsonlSink(FileSink):
         for row in block.rows(info):
             line = json.dumps(json_row(row, info.top_k, info.parts, info.multi_label), ensure_ascii=False)
             self._stream.write(f"{line}\n".encode())
+
+
+def read_table(path: Path) -> Table:
+    """Read all rows.
+
+    Raises:
+        FgvcError: not the keys of fgvc predict, with the line; too many rows; a model that tells several
+            labels per image.
+    """
+    first = next(_read_objects(path), (1, {}))[1]
+    if not first:
+        check_count(path, 0)
+    if "labels" in first:
+        raise FgvcError(
+            f"{path} is of a model that tells several labels per photograph.",
+            "It does not name all of them; make the report of the .h5.",
+        )
+    top_k = _top_k(first)
+    return build_table(path, lambda: _read_rows(path, top_k), top_k)
+
+
+def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
+    """Read the rows of a finished run, which have no extras.
+
+    Raises:
+        FgvcError: as ``read_table``.
+        OtherRun: other keys or classes than those of the run.
+    """
+    for _, row in _read_objects(path):
+        if (_top_k(row), "parts" in row, "labels" in row) != (info.top_k, info.parts > 0, info.multi_label):
+            raise OtherRun("its keys are not those of this run")
+        break
+    yield from build_blocks(_read_rows(path, info.top_k), info)
+
+
+def _top_k(row: dict[str, Any]) -> int:
+    return sum(key == "prob" or key.startswith("prob_") for key in row)
+
+
+def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Lines as (number, object)."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield number, dict(json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise FgvcError(f"{path} line {number}: no JSON object: {error}.") from error
+
+
+def _read_rows(path: Path, top_k: int) -> Iterator[Row]:
+    names = ranked_columns(top_k)
+    for number, row in _read_objects(path):
+        try:
+            if _top_k(row) != top_k:
+                raise KeyError(f"prob_{top_k + 1}" if _top_k(row) > top_k else f"prob_{top_k}")
+            values = [row[name] for name in names if row[name] is not None]
+            head = (row["path"], row["status"], row["error"], row["width"], row["height"])
+            box = tuple(row["box"]) if row["box"] else None
+            parts = tuple(tuple(part) for part in row.get("parts", ()))
+            read = Row(*head, tuple(values[::2]), tuple(values[1::2]), box, parts)
+            if read.ok and (len(values) != 2 * top_k or None in head):
+                raise ValueError(f"a row of status {read.status} without its size, a label or a probability")
+        except KeyError as error:
+            message = f"{path} line {number}: expected the keys of fgvc predict, {error} is not as in them."
+            raise FgvcError(message, "fgvc predict PHOTOS --out preds.jsonl") from error
+        except (TypeError, ValueError) as error:
+            raise FgvcError(f"{path} line {number}: {error}.") from error
+        yield read

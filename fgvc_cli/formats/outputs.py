@@ -1,4 +1,5 @@
-"""What a run writes at its end, checked before it begins: files by their endings, folders of crops, maps."""
+"""What a run writes at its end, checked before it begins: files by their endings, folders of crops and maps;
+and which format reads a file back."""
 
 from __future__ import annotations
 
@@ -8,15 +9,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import check_writable
 
 if TYPE_CHECKING:
-    from fgvc_cli.formats.provenance import Origin
-    from fgvc_cli.formats.rows import Extra, RunInfo
-    from fgvc_cli.formats.sinks import Sink
+    from fgvc_cli.formats.rows import Extra, Origin, RunInfo, Sink, Table
 
 SINKS = {
     ".csv": ("csv_rows", "CsvSink"),
@@ -25,7 +24,8 @@ SINKS = {
     ".hdf5": ("h5", "H5Sink"),
     ".parquet": ("parquet", "ParquetSink"),
 }
-"""Ending of a file -> module and class of its sink, see ``FileSink``."""
+"""Ending of a file -> module and class of its sink, see ``FileSink``. Each module reads its files too:
+``read_table(path)`` and ``read_blocks(path, info)``."""
 
 HOLDS_EXTRAS = (".h5", ".hdf5", ".parquet")
 
@@ -36,6 +36,25 @@ FLAGS: dict[Extra, tuple[str, str | None]] = {
     "logits": ("--logits", None),
 }
 """What can be asked for, in the order of ``RunInfo.extras`` -> option for files, option for a folder."""
+
+
+class HoldsFlags(Protocol):
+    """The options of a command that writes rows."""
+
+    @property
+    def maps(self) -> bool: ...
+    @property
+    def crops(self) -> bool: ...
+    @property
+    def embeddings(self) -> bool: ...
+    @property
+    def logits(self) -> bool: ...
+    @property
+    def crops_dir(self) -> Path | None: ...
+    @property
+    def maps_dir(self) -> Path | None: ...
+    @property
+    def per_file(self) -> Path | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +74,51 @@ class Outputs:
     maps_dir: Path | None = None
     per_file: Path | None = None
 
+    @classmethod
+    def of(cls, files: Iterable[Path], asked: HoldsFlags) -> Outputs:
+        """As the options of a command ask for them."""
+        flags = {"attention": asked.maps, "crop": asked.crops}
+        flags |= {"embedding": asked.embeddings, "logits": asked.logits}
+        extras: frozenset[Extra] = frozenset(extra for extra in FLAGS if flags[extra])
+        return cls(tuple(files), extras, asked.crops_dir, asked.maps_dir, asked.per_file)
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """As plain JSON values, paths relative to a folder where they lie in it, so that all may move
+        together."""
+
+        def text(path: Path | None) -> str | None:
+            if path is None:
+                return None
+            real, base = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+            return str(real.relative_to(base) if real.is_relative_to(base) else real)
+
+        alone = {"crops_dir": self.crops_dir, "maps_dir": self.maps_dir, "per_file": self.per_file}
+        files = [text(path) for path in self.files]
+        return {
+            "files": files,
+            "extras": sorted(self.extras),
+            **{name: text(path) for name, path in alone.items()},
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], folder: Path) -> Outputs:
+        """Back from ``record``."""
+        base = Path(os.path.relpath(folder)) if folder.is_relative_to(os.path.realpath(".")) else folder
+        names = ("crops_dir", "maps_dir", "per_file")
+        alone = {name: base / record[name] if record[name] else None for name in names}
+        return cls(tuple(base / path for path in record["files"]), frozenset(record["extras"]), **alone)
+
+    def text(self) -> str:
+        """As they are typed, behind ``--out``."""
+        flags = [FLAGS[extra][0] for extra in FLAGS if extra in self.extras]
+        folders = [
+            ("--crops-dir", self.crops_dir),
+            ("--maps-dir", self.maps_dir),
+            ("--per-file", self.per_file),
+        ]
+        named = [f"{flag} {folder}" for flag, folder in folders if folder]
+        return " ".join([*map(str, self.files), *flags, *named])
+
     def needed(self) -> tuple[Extra, ...]:
         """What each row must carry, for ``Predictor(extras=...)``."""
         folders = {"crop": self.crops_dir, "attention": self.maps_dir}
@@ -72,7 +136,7 @@ class Outputs:
         return [folder for folder in (self.crops_dir, self.maps_dir) if folder]
 
     def check(self, *, overwrite: bool = False, allowed: Iterable[str] = ()) -> None:
-        """Whether all can be written; touches nothing.
+        """Raise FgvcError unless all can be written; touches nothing.
 
         Args:
             overwrite: files that exist may be replaced; folders never are.
@@ -123,11 +187,10 @@ class Outputs:
         """
         sinks: list[Sink] = []
         for out in self.files:
-            module, name = SINKS[out.suffix.lower()]
-            cls = getattr(importlib.import_module(f"fgvc_cli.formats.{module}"), name)
+            cls = getattr(format_of(out), SINKS[out.suffix.lower()][1])
             sinks.append(cls(out, overwrite=True, extras=self.extras, origin=origin))
         if self.per_file:
-            from fgvc_cli.formats.per_file import PerFileSink
+            from fgvc_cli.formats.csv_rows import PerFileSink
 
             sinks.append(PerFileSink(self.per_file, overwrite=True))
         from fgvc_cli.formats.folders import CropsFolder, MapsFolder
@@ -136,6 +199,33 @@ class Outputs:
             if folder and not (os.path.realpath(folder) in set(placed) and _holds_anything(folder)):
                 sinks.append(cls(folder))
         return sinks
+
+
+def read_table(path: Path) -> Table:
+    """Read what ``fgvc predict`` wrote.
+
+    Raises:
+        FgvcError: no such file, another kind of file, damaged, without a row, or of more than ``MAX_ROWS``.
+    """
+    from fgvc_cli.formats.rows import HOW_TO
+
+    if path.suffix.lower() not in SINKS:
+        hint = f"Give one of {', '.join(SINKS)}; of an .h5 the attention maps and crops are shown too."
+        raise FgvcError(f"fgvc report does not read {path.name}.", hint, EXIT_USAGE)
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise FgvcError(f"{path} {what}.", HOW_TO)
+    return format_of(path).read_table(path)
+
+
+def format_of(path: Path) -> Any:
+    """The module that writes and reads files of this ending, one of ``SINKS``.
+
+    Raises:
+        FgvcError: Parquet without pyarrow.
+    """
+    _check_ending(path)
+    return importlib.import_module(f"fgvc_cli.formats.{SINKS[path.suffix.lower()][0]}")
 
 
 def _check_ending(out: Path) -> None:
@@ -148,7 +238,7 @@ def _check_ending(out: Path) -> None:
 
 
 def check_folder(folder: Path, *, placed: bool = False) -> None:
-    """Whether a folder of outputs can be made: absent or empty, its own folder there and writable.
+    """Raise FgvcError unless a folder of outputs can be made: absent or empty, its own folder there.
 
     Args:
         placed: an earlier merge of the same run has put it there, whatever it holds.

@@ -1,4 +1,5 @@
-"""Parquet, through pyarrow: the CSV's columns with types, null where there is no value, extras behind them.
+"""Parquet, through pyarrow, written and read back: the CSV's columns with types, null where there is
+no value, extras behind them.
 
 ``attention`` is a list of lists of float16, ``crop`` the bytes of a JPEG, ``embedding`` and ``logits`` are
 lists of float32; they are null in rows without a prediction. The root attributes of the HDF5 file stand as
@@ -8,6 +9,9 @@ JSON under the key ``fgvc`` of the file's metadata.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fgvc_cli import __version__
+from fgvc_cli.config import stored_preprocess
+from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.csv_rows import csv_columns
-from fgvc_cli.formats.row_blocks import as_text, has_prediction
-from fgvc_cli.formats.rows import Block, RunInfo
-from fgvc_cli.formats.sinks import FileSink
+from fgvc_cli.formats.rows import (
+    READ_ROWS,
+    Block,
+    FileSink,
+    OtherRun,
+    RunInfo,
+    Table,
+    as_text,
+    check_count,
+    first_change,
+    has_prediction,
+    join,
+)
 
 EXTRA_TYPES = {
     "attention": pa.list_(pa.list_(pa.float16())),
@@ -26,6 +42,7 @@ EXTRA_TYPES = {
     "embedding": pa.list_(pa.float32()),
     "logits": pa.list_(pa.float32()),
 }
+HOW_TO_PARQUET = "fgvc predict PHOTOS --out preds.parquet"
 _TYPES = {"path": pa.string(), "status": pa.string(), "error": pa.string()}
 _TYPES |= {"width": pa.int32(), "height": pa.int32()}
 
@@ -40,15 +57,7 @@ class ParquetSink(FileSink):
             labelled = pa.string() if name.startswith("label") else pa.float32()
             fields.append(pa.field(name, _TYPES.get(name, labelled)))
         fields += [pa.field(name, kind) for name, kind in EXTRA_TYPES.items() if name in self.extras]
-        shared = {
-            "model": info.model,
-            "weights_sha256": info.weights_sha256,
-            "class_names": info.classes,
-            "preprocessing": info.preprocess.model_dump(),
-            "settings": info.settings,
-            "fgvc_version": __version__,
-        }
-        self._schema = pa.schema(fields, metadata={"fgvc": json.dumps(shared)})
+        self._schema = pa.schema(fields, metadata={"fgvc": json.dumps(_shared(info))})
         self._writer = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
 
     def _write(self, block: Block) -> None:
@@ -91,6 +100,18 @@ class ParquetSink(FileSink):
             self._writer.close()
 
 
+def _shared(info: RunInfo) -> dict[str, Any]:
+    """What a file says of all its rows."""
+    return {
+        "model": info.model,
+        "weights_sha256": info.weights_sha256,
+        "class_names": info.classes,
+        "preprocessing": info.preprocess.model_dump(),
+        "settings": info.settings,
+        "fgvc_version": __version__,
+    }
+
+
 def _lists(values: np.ndarray) -> pa.Array:
     """(n, ...) -> n nested lists; null where all is NaN."""
     blank = np.isnan(values.reshape(len(values), -1)).all(axis=1)
@@ -99,4 +120,150 @@ def _lists(values: np.ndarray) -> pa.Array:
         offsets = np.arange(0, len(array) + 1, values.shape[depth], dtype=np.int32)
         mask = pa.array(blank) if depth == 1 else None
         array = pa.ListArray.from_arrays(pa.array(offsets), array, mask=mask)
+    return array
+
+
+def read_table(path: Path) -> Table:
+    """Read all rows but their maps, crops, embeddings and logits.
+
+    Raises:
+        FgvcError: damaged, not written by fgvc, or too many rows.
+    """
+    with _open(path) as file:
+        info = _read_info(path, file)
+        check_count(path, file.metadata.num_rows)
+        return Table(path, join(list(_read_blocks(path, file, info))), info)
+
+
+def read_setting(path: Path, name: str) -> Any:
+    """Look up a setting of the run that a file is of; None where it tells none.
+
+    Raises:
+        FgvcError: damaged, not written by fgvc.
+    """
+    with _open(path) as file:
+        return _read_info(path, file).settings.get(name)
+
+
+def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
+    """Read the rows of a finished run exactly, with their extras.
+
+    Raises:
+        FgvcError: as ``read_table``.
+        OtherRun: another model, classes or settings than those of the run, but for the batch size.
+    """
+    with _open(path) as file:
+        _read_info(path, file)
+        old = json.loads(file.schema_arrow.metadata[b"fgvc"])
+        new = json.loads(json.dumps(_shared(info)))
+        for document in (old, new):
+            document["settings"]["batch_size"] = None
+        if change := first_change(old, new):
+            name, was, now = change
+            if name == "class_names":
+                raise OtherRun("its class_names is not that of this run")
+            raise OtherRun(f"its {name} is {json.dumps(was)}, this run's {json.dumps(now)}")
+        names = file.schema_arrow.names
+        if missing := [extra for extra in info.extras if extra not in names]:
+            raise OtherRun(f"it holds no {missing[0]}")
+        columns = csv_columns(info.top_k, info.parts, info.multi_label)
+        if names[: len(columns)] != columns:
+            raise OtherRun("its columns are not those of this run")
+        yield from _read_blocks(path, file, info)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> FgvcError:
+    reason = " ".join(str(error).split())[:160]
+    return FgvcError(f"{path} cannot be read as Parquet: {reason}.", HOW_TO_PARQUET)
+
+
+def _read_info(path: Path, file: pq.ParquetFile) -> RunInfo:
+    """What a file says of all its rows; without extras."""
+    names = file.schema_arrow.names
+    top_k = sum(bool(re.fullmatch(r"prob(_\d+)?", name)) for name in names)
+    parts = sum(bool(re.fullmatch(r"part_\d+_x1", name)) for name in names)
+    try:
+        shared = json.loads(file.schema_arrow.metadata[b"fgvc"])
+        info = RunInfo(
+            model=shared["model"],
+            weights_sha256=shared["weights_sha256"],
+            classes=tuple(shared["class_names"]),
+            preprocess=stored_preprocess(shared["preprocessing"]),
+            top_k=top_k,
+            parts=parts,
+            settings=dict(shared["settings"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"{path} is not what fgvc predict writes: it tells no model, classes and settings."
+        raise FgvcError(message, HOW_TO_PARQUET) from error
+    columns = csv_columns(top_k, parts, info.multi_label)
+    if not top_k or names[: len(columns)] != columns:
+        raise FgvcError(f"{path} has not the columns of fgvc predict.", HOW_TO_PARQUET)
+    return info
+
+
+def _read_blocks(path: Path, file: pq.ParquetFile, info: RunInfo) -> Iterator[Block]:
+    """The rows, with the extras of ``info``."""
+    index = {name: i for i, name in enumerate(info.classes)} | {None: -1}
+    wanted = [*csv_columns(info.top_k, info.parts), *info.extras]
+    first = 0
+    try:
+        for batch in file.iter_batches(READ_ROWS, columns=wanted):
+            block = _read_block(batch, info, index, first)
+            first += len(block)
+            yield block
+    except KeyError as error:
+        raise FgvcError(f"{path} is damaged: it names {error}, which is none of its classes.") from error
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_block(batch: pa.RecordBatch, info: RunInfo, index: dict[str | None, int], first: int) -> Block:
+    count = len(batch)
+    ranks = ["", *(f"_{k}" for k in range(2, info.top_k + 1))]
+    boxes = ["box", *(f"part_{k}" for k in range(1, info.parts + 1))]
+
+    def numbers(name: str, fill: float) -> np.ndarray:
+        return batch[name].fill_null(fill).to_numpy(zero_copy_only=False)
+
+    edges = [numbers(f"{box}_{edge}", np.nan) for box in boxes for edge in ("x1", "y1", "x2", "y2")]
+    all_boxes = np.stack(edges, axis=1).reshape(count, len(boxes), 4)
+    labels = [[index[name] for name in batch[f"label{rank}"].to_pylist()] for rank in ranks]
+    block = Block(
+        first=first,
+        path=batch["path"].to_pylist(),
+        status=batch["status"].to_pylist(),
+        error=batch["error"].to_pylist(),
+        size=np.stack([numbers("width", 0), numbers("height", 0)], axis=1).astype(np.int32),
+        topk_index=np.array(labels, np.int32).reshape(info.top_k, count).T.copy(),
+        topk_prob=np.stack([numbers(f"prob{rank}", np.nan) for rank in ranks], axis=1),
+        box=all_boxes[:, 0].copy(),
+        parts=all_boxes[:, 1:].copy(),
+    )
+    for name in info.extras:
+        if name == "crop":
+            block.crop = [crop or b"" for crop in batch["crop"].to_pylist()]
+        else:
+            setattr(block, name, _array(batch[name], np.float16 if name == "attention" else np.float32))
+    return block
+
+
+def _array(column: pa.Array, dtype: Any) -> np.ndarray | None:
+    """n nested lists -> (n, ...), NaN where one is null; None where all are."""
+    there = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    if not len(there):
+        return None
+    shape = np.shape(column[int(there[0])].as_py())
+    flat = column
+    while isinstance(flat, pa.ListArray):
+        flat = flat.flatten()
+    array = np.full((len(column), *shape), np.nan, dtype)
+    array[there] = flat.to_numpy(zero_copy_only=False).reshape(len(there), *shape)
     return array

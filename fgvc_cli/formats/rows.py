@@ -1,19 +1,30 @@
-"""One row per image, as an object for people and in columns for files, and what all rows of a run share.
+"""One row per image, as an object for people and in columns for files; blocks of rows cut, joined and
+replaced; the tables that are read back; what a format is (``Sink``).
 
-Legend: n rows of a block, k predictions per row, P parts, K classes, D embedding width, h w of a map.
+Legend: n rows of a block, N rows of a file, k predictions per row, P parts, K classes, D embedding width,
+h w of a map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Protocol, Self
 
 import numpy as np
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.geometry import Box
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import AtomicFile
 from fgvc_cli.sources.images import OK
+from fgvc_cli.sources.remote import is_url
 
 Extra = Literal["attention", "crop", "embedding", "logits"]
 """What a run stores beside its predictions, on request."""
@@ -134,3 +145,339 @@ class Block:
                 box=None if np.isnan(x1) else (x1, y1, x2, y2),
                 parts=tuple((a, b, c, d) for a, b, c, d in parts),
             )
+
+
+TEXTS = ("path", "status", "error")
+ARRAYS = ("size", "topk_index", "topk_prob", "box", "parts")
+OPTIONAL_ARRAYS = ("attention", "embedding", "logits")
+"""None where not asked for, and in a block of failed rows that never met the model."""
+
+
+def as_text(name: str) -> str:
+    """A name as every file of the run holds it: bytes that are not UTF-8 become ``\\udcXX``, XX in hex."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def has_prediction(status: str) -> bool:
+    """Whether a row of this status has one."""
+    return status in (OK, UNSURE)
+
+
+def block_bytes(block: Block) -> int:
+    """Roughly what a block takes in memory."""
+    arrays = [getattr(block, name) for name in (*ARRAYS, *OPTIONAL_ARRAYS)]
+    texts = sum(len(text) for name in TEXTS for text in getattr(block, name))
+    return sum(a.nbytes for a in arrays if a is not None) + texts + sum(map(len, block.crop or ()))
+
+
+def cut(block: Block, start: int, stop: int) -> Block:
+    """Rows start to stop, end-exclusive, without copying arrays."""
+    rows = slice(start, stop)
+    columns = {name: getattr(block, name) for name in (*TEXTS, *ARRAYS, *OPTIONAL_ARRAYS, "crop")}
+    taken = {name: None if column is None else column[rows] for name, column in columns.items()}
+    return Block(first=block.first + start, **taken)  # type: ignore[arg-type]
+
+
+def join(blocks: Sequence[Block]) -> Block:
+    """Blocks that follow each other as one."""
+    ends = np.cumsum([len(block) for block in blocks]).tolist()
+    starts = [0, *ends[:-1]]
+    rows = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+    return _scatter(blocks, rows, ends[-1], blocks[0].first)
+
+
+def interleave(blocks: Sequence[Block], first: int) -> Block:
+    """n blocks as one whose row j is row j // n of block j % n; lengths fall by one at most."""
+    rows = [slice(i, None, len(blocks)) for i in range(len(blocks))]
+    return _scatter(blocks, rows, sum(map(len, blocks)), first)
+
+
+def replace_rows(block: Block, rows: Sequence[int], new: Block) -> None:
+    """Put row j of ``new`` in the place of row ``rows[j]``."""
+    for name in TEXTS:
+        for row, text in zip(rows, getattr(new, name), strict=True):
+            getattr(block, name)[row] = text
+    for name in (*ARRAYS, *OPTIONAL_ARRAYS):
+        values = getattr(new, name)
+        if values is None:
+            continue
+        if getattr(block, name) is None:
+            setattr(block, name, _blank(len(block), values))
+        # Arrays read from a file may be read-only views.
+        column = np.array(getattr(block, name))
+        column[list(rows)] = values
+        setattr(block, name, column)
+    if new.crop is not None:
+        block.crop = block.crop or [b""] * len(block)
+        for row, crop in zip(rows, new.crop, strict=True):
+            block.crop[row] = crop
+
+
+def _scatter(blocks: Sequence[Block], rows: Sequence[slice], total: int, first: int) -> Block:
+    """One block whose rows ``rows[b]`` are those of ``blocks[b]``."""
+    columns: dict[str, Any] = {}
+    for name in TEXTS:
+        texts = [""] * total
+        for block, where in zip(blocks, rows, strict=True):
+            texts[where] = getattr(block, name)
+        columns[name] = texts
+    for name in (*ARRAYS, *OPTIONAL_ARRAYS):
+        columns[name] = _scatter_arrays([getattr(block, name) for block in blocks], rows, total)
+    crops: list[bytes] | None = None
+    if any(block.crop is not None for block in blocks):
+        crops = [b""] * total
+        for block, where in zip(blocks, rows, strict=True):
+            if block.crop is not None:
+                crops[where] = block.crop
+    return Block(first=first, crop=crops, **columns)
+
+
+def _scatter_arrays(
+    arrays: Iterable[np.ndarray | None], rows: Sequence[slice], total: int
+) -> np.ndarray | None:
+    arrays = list(arrays)
+    known = next((array for array in arrays if array is not None), None)
+    if known is None:
+        return None
+    out = _blank(total, known)
+    for array, where in zip(arrays, rows, strict=True):
+        if array is not None:
+            out[where] = array
+    return out
+
+
+def _blank(total: int, like: np.ndarray) -> np.ndarray:
+    fill = np.nan if like.dtype.kind == "f" else 0
+    return np.full((total, *like.shape[1:]), fill, like.dtype)
+
+
+def rows_block(rows: Sequence[Row], first: int, info: RunInfo) -> Block:
+    """Put rows into columns, without extras.
+
+    Raises:
+        KeyError: a label that is not a class of the run.
+    """
+    index = {label: i for i, label in enumerate(info.classes)}
+    n, k = len(rows), info.top_k
+    block = Block(
+        first=first,
+        path=[row.path for row in rows],
+        status=[row.status for row in rows],
+        error=[row.error for row in rows],
+        size=np.zeros((n, 2), np.int32),
+        topk_index=np.full((n, k), -1, np.int32),
+        topk_prob=np.full((n, k), np.nan, np.float32),
+        box=np.full((n, 4), np.nan, np.float32),
+        parts=np.full((n, info.parts, 4), np.nan, np.float32),
+    )
+    for i, row in enumerate(rows):
+        if not row.ok:
+            continue
+        block.size[i] = row.width, row.height
+        block.topk_index[i] = [index[label] for label in row.labels]
+        block.topk_prob[i] = row.probs
+        if row.box:
+            block.box[i] = row.box
+        if row.parts:
+            block.parts[i, : len(row.parts)] = row.parts
+    return block
+
+
+READ_ROWS = 1000
+"""Rows read from a file at a time."""
+
+MAX_ROWS = 1_000_000
+"""More than a browser holds at ease: each row takes about 0.5 KB of its memory."""
+
+HOW_TO = "fgvc predict PHOTOS --out preds.h5 --maps --crops"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A prediction file, all in memory but for its maps and crops."""
+
+    source: Path
+    rows: Block
+    """All rows, without extras."""
+    info: RunInfo
+    """``extras`` says what can be read of the file beside them; ``model`` is empty from a CSV or JSON lines,
+    which tell none."""
+    origin: Origin | None = None
+    """Where the photographs were; only an HDF5 file knows."""
+
+    @property
+    def answered(self) -> np.ndarray:
+        """(N,) bool: rows with a prediction."""
+        return self.rows.topk_index[:, 0] >= 0
+
+
+class OtherRun(Exception):
+    """A file that holds rows of another run; its text says in what they differ."""
+
+
+def check_count(path: Path, rows: int) -> None:
+    """Raise FgvcError where a file holds no rows, or too many for a page."""
+    if rows == 0:
+        raise FgvcError(f"{path} holds no rows.", HOW_TO)
+    if rows > MAX_ROWS:
+        raise FgvcError(
+            f"{path} holds {rows:,} rows; a page shows {MAX_ROWS:,} at most.",
+            "Predict folder by folder, and make a report of each.",
+        )
+
+
+def build_table(path: Path, read: Callable[[], Iterator[Row]], top_k: int, parts: int | None = None) -> Table:
+    """All rows of a file that names no classes of its own.
+
+    Args:
+        read: the rows, from the first on at each call. They are read twice, first for their classes, so that
+            no more than columns stays in memory.
+        parts: P; None, the most that a row has.
+
+    Raises:
+        FgvcError: no rows or too many; what ``read`` raises.
+    """
+    from fgvc_cli.data.labelled import natural_key
+
+    names: set[str] = set()
+    count = most = 0
+    for row in read():
+        names.update(row.labels)
+        count += 1
+        most = max(most, len(row.parts))
+    check_count(path, count)
+    classes = tuple(sorted(names, key=natural_key))
+    info = RunInfo("", "", classes, Preprocess(), top_k, most if parts is None else parts)
+    rows, blocks = read(), []
+    while batch := tuple(islice(rows, READ_ROWS)):
+        blocks.append(rows_block(batch, 0, info))
+    return Table(path, join(blocks), info)
+
+
+def build_blocks(rows: Iterator[Row], info: RunInfo) -> Iterator[Block]:
+    """Rows of a run, read back from a file, in blocks without extras.
+
+    Raises:
+        OtherRun: a label is no class of the run.
+    """
+    first = 0
+    while batch := tuple(islice(rows, READ_ROWS)):
+        try:
+            block = rows_block(batch, first, info)
+        except KeyError as error:
+            raise OtherRun(f"the model does not know {error}") from error
+        first += len(block)
+        yield block
+
+
+def first_change(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first field, dotted where nested, that differs: (name, old, new)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if change := first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key):
+                return change
+        return None
+    return None if old == new else (name, old, new)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What was typed, and where."""
+
+    sources: tuple[str, ...]
+    """As typed; of a URL neither its password nor its query, which may be a key."""
+    working_folder: str
+    """Absolute: what relative sources, and the paths of rows that are as given, start at."""
+
+    @classmethod
+    def of(cls, sources: Sequence[str]) -> Origin:
+        """Of sources typed in the folder where this process works."""
+        return cls(tuple(as_text(_without_secrets(source)) for source in sources), as_text(os.getcwd()))
+
+
+def _without_secrets(source: str) -> str:
+    if not is_url(source):
+        return source
+    return re.sub(r"://[^/@]*@", "://", source).partition("?")[0]
+
+
+class Sink(Protocol):
+    """Entering checks that the output can be written; leaving without an exception completes it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def begin(self, info: RunInfo) -> None:
+        """Called once, before the first row."""
+
+    def write(self, block: Block) -> None:
+        """The next rows, in the order of the images."""
+
+
+class FileSink(ABC):
+    """A sink into one file that appears complete or not at all (``AtomicFile``).
+
+    Args:
+        out: the file.
+        overwrite: replace a file that is there.
+        extras: what to store beside the predictions; formats without room for them ignore it.
+        origin: where the photographs were; formats without attributes ignore it.
+
+    Raises:
+        FgvcError: the file exists and may not be replaced, or cannot be written: a full disk, a lost folder.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        overwrite: bool = False,
+        extras: Collection[Extra] = (),
+        origin: Origin | None = None,
+    ):
+        self.extras = frozenset(extras)
+        self.origin = origin
+        self._file = AtomicFile(out, overwrite=overwrite)
+
+    def __enter__(self) -> Self:
+        self._stream: IO[bytes] = self._file.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._close(complete=kind is None)
+        except OSError as failure:
+            explained = self._file.explain(failure)
+            self._file.__exit__(FgvcError, explained, None)
+            if kind is None:
+                raise explained from failure
+            return
+        self._file.__exit__(kind, error, trace)
+
+    def _close(self, *, complete: bool) -> None:  # noqa: B027 - most formats need nothing
+        """What the format writes last."""
+
+    def begin(self, info: RunInfo) -> None:
+        """What the format writes first."""
+        self._guard(self._begin, info)
+
+    def write(self, block: Block) -> None:
+        """The next rows."""
+        self._guard(self._write, block)
+
+    def _guard(self, step, *arguments) -> None:  # type: ignore[no-untyped-def]
+        try:
+            step(*arguments)
+        except OSError as error:
+            raise self._file.explain(error) from error
+
+    @abstractmethod
+    def _begin(self, info: RunInfo) -> None: ...
+
+    @abstractmethod
+    def _write(self, block: Block) -> None: ...

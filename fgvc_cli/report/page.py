@@ -30,9 +30,10 @@ from fgvc_cli.command import Messages, command, options
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import AtomicFile
-from fgvc_cli.formats.rows import TOLD_ABOVE
+from fgvc_cli.formats.h5 import open_h5, reading
+from fgvc_cli.formats.outputs import read_table
+from fgvc_cli.formats.rows import TOLD_ABOVE, Table
 from fgvc_cli.report.pictures import Picture, PictureMaker, choose_rows, recorded_images
-from fgvc_cli.report.table import Table, open_h5, read_table, reading
 from fgvc_cli.report.truth import Truth, build_truth, cut_rows, read_labels
 
 ALIGN = 8
@@ -366,7 +367,10 @@ def _tell(
     elif maker.images and maker.images != images and written.pictures:
         say(f"The photographs are those in {maker.images}, as {table.source.name} says.")
     if "attention" not in table.info.extras:
-        say(f"{table.source.name} holds no attention maps; fgvc predict --out preds.h5 --maps stores them.")
+        lacks = "holds no attention maps"
+        if table.source.suffix.lower() == ".parquet":
+            lacks = "is shown without maps and crops"
+        say(f"{table.source.name} {lacks}; fgvc predict --out preds.h5 --maps stores them.")
     if truth:
         labelled = table.answered & truth.known
         right = int((labelled & ~truth.wrong(table)).sum())

@@ -17,9 +17,7 @@ from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import first_names
 from fgvc_cli.data.names import same_form
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats.row_blocks import as_text
-from fgvc_cli.formats.rows import TOLD_ABOVE
-from fgvc_cli.report.table import Table
+from fgvc_cli.formats.rows import TOLD_ABOVE, Table, as_text
 from fgvc_cli.sources.stored import is_image_name
 
 

@@ -37,10 +37,8 @@ from fgvc_cli.engine.trained_data import choose_data, known_examples
 from fgvc_cli.engine.weights import default_notice, open_weights, resolve_weights
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import AtomicFile, check_writable
-from fgvc_cli.formats.h5 import root_attributes
-from fgvc_cli.formats.h5_rows import H5Rows, ragged
-from fgvc_cli.formats.row_blocks import as_text, has_prediction
-from fgvc_cli.formats.rows import Block
+from fgvc_cli.formats.h5 import H5Rows, ragged, root_attributes
+from fgvc_cli.formats.rows import Block, as_text, has_prediction
 from fgvc_cli.predict.crops import surroundings
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
 from fgvc_cli.retrieval.options import IndexOptions

@@ -1,6 +1,6 @@
-"""Sealed rows on disk: one ``.npz`` per group of blocks, never touched again once it has its name.
+"""Completed rows on disk: one ``.npz`` per group of blocks, never touched again once it has its name.
 
-A shard holds plain numpy arrays (texts and JPEGs as bytes and their ends), no pickle; the zip around them
+A part holds plain numpy arrays (texts and JPEGs as bytes and their ends), no pickle; the zip around them
 keeps a CRC of each. ``rows-000000002000.npz`` begins with row 2000 of its folder.
 """
 
@@ -19,31 +19,30 @@ import numpy as np
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import reason, whole_file
-from fgvc_cli.formats.row_blocks import ARRAYS, OPTIONAL_ARRAYS, TEXTS, as_text, block_bytes, join
-from fgvc_cli.formats.rows import Block
+from fgvc_cli.formats.rows import ARRAYS, OPTIONAL_ARRAYS, TEXTS, Block, as_text, block_bytes, join
 
-SEAL_ROWS = 1000
-FIRST_SECONDS, SEAL_SECONDS = 2.0, 20.0
+PART_ROWS = 1000
+FIRST_SECONDS, PART_SECONDS = 2.0, 20.0
 """What a kill can cost: little at first, twice as much after each group, so that a job that is killed again
 and again advances."""
-SEAL_BYTES = 64 << 20
+PART_BYTES = 64 << 20
 
 
-def shard_name(first: int) -> str:
-    """File name of the shard that begins with this row; names sort as the rows do."""
+def part_name(first: int) -> str:
+    """File name of the part that begins with this row; names sort as the rows do."""
     return f"rows-{first:012d}.npz"
 
 
-def list_shards(folder: Path) -> list[Path]:
-    """The shards of a folder, in order."""
+def list_parts(folder: Path) -> list[Path]:
+    """The parts of a folder, in order."""
     return sorted(folder.glob("rows-*.npz"))
 
 
-def write_shard(folder: Path, block: Block) -> Path:
-    """Seal a block: temporary file, fsync, rename.
+def write_part(folder: Path, block: Block) -> Path:
+    """Commit a block: temporary file, fsync, rename.
 
     Raises:
-        FgvcError: the disk is full, the folder has gone or cannot be written; what was sealed stays.
+        FgvcError: the disk is full, the folder has gone or cannot be written; the parts before it stay.
     """
     arrays: dict[str, Any] = {"first": np.int64(block.first)}
     for name in TEXTS:
@@ -53,7 +52,7 @@ def write_shard(folder: Path, block: Block) -> Path:
             arrays[name] = column
     if block.crop is not None:
         arrays |= _pack("crop", block.crop)
-    path = folder / shard_name(block.first)
+    path = folder / part_name(block.first)
     try:
         with whole_file(path) as stream:
             np.savez(stream, **arrays)
@@ -68,13 +67,13 @@ def write_shard(folder: Path, block: Block) -> Path:
     return path
 
 
-def read_shard(path: Path) -> Block:
-    """A sealed block, checked against its CRCs.
+def read_part(path: Path) -> Block:
+    """A committed block, checked against its CRCs.
 
     Raises:
         FgvcError: it is damaged or cannot be read.
     """
-    with _Shard(path) as file:
+    with _Part(path) as file:
         texts = {name: file.texts(name) for name in TEXTS}
         arrays = {name: file.array(name) for name in (*ARRAYS, *OPTIONAL_ARRAYS) if file.has(name)}
         crop = file.pieces("crop") if file.has("crop_ends") else None
@@ -82,12 +81,12 @@ def read_shard(path: Path) -> Block:
 
 
 def read_names(path: Path) -> tuple[int, list[str], list[str]]:
-    """First row, paths and statuses of a shard, without the rest of it.
+    """First row, paths and statuses of a part, without the rest of it.
 
     Raises:
-        FgvcError: as ``read_shard``.
+        FgvcError: as ``read_part``.
     """
-    with _Shard(path) as file:
+    with _Part(path) as file:
         return int(file.array("first")), file.texts("path"), file.texts("status")
 
 
@@ -96,8 +95,8 @@ def _pack(name: str, pieces: Sequence[bytes]) -> dict[str, np.ndarray]:
     return {name: np.frombuffer(b"".join(pieces), np.uint8), f"{name}_ends": ends}
 
 
-class _Shard:
-    """An open shard; whatever is wrong inside the block becomes the user's line."""
+class _Part:
+    """An open part; whatever is wrong inside the block becomes the user's line."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -139,15 +138,15 @@ class _Shard:
         return [piece.decode() for piece in self.pieces(name)]
 
 
-class ShardWriter:
-    """Gathers blocks and seals them in groups, in a thread of its own, so that the model does not wait.
+class PartWriter:
+    """Gathers blocks and commits them in groups, in a thread of its own, so that the model does not wait.
 
-    A context manager: leaving it waits for the thread, and seals nothing more; ``flush`` does.
+    A context manager: leaving it waits for the thread, and commits nothing more; ``flush`` does.
 
     Args:
-        folder: where shards lie.
+        folder: where parts lie.
         first: number of the next row.
-        rows, seconds, size_bytes: a group is sealed as soon as it reaches one of them; the first ones
+        rows, seconds, size_bytes: a group is committed as soon as it reaches one of them; the first ones
             sooner, see ``FIRST_SECONDS``.
         clock: seconds, for tests.
     """
@@ -157,9 +156,9 @@ class ShardWriter:
         folder: Path,
         *,
         first: int = 0,
-        rows: int = SEAL_ROWS,
-        seconds: float = SEAL_SECONDS,
-        size_bytes: int = SEAL_BYTES,
+        rows: int = PART_ROWS,
+        seconds: float = PART_SECONDS,
+        size_bytes: int = PART_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._folder = folder
@@ -170,8 +169,8 @@ class ShardWriter:
         self._pending: list[Block] = []
         self._pending_bytes = 0
         self._since = clock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="seal")
-        self._sealing: Future[Path] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._committing: Future[Path] | None = None
         self._broken = False
 
     def __enter__(self) -> Self:
@@ -184,7 +183,7 @@ class ShardWriter:
         """Take the next rows.
 
         Raises:
-            FgvcError: as ``write_shard``, for this group or the one before.
+            FgvcError: as ``write_part``, for this group or the one before.
         """
         if block.first != self.next_row:
             raise ValueError(f"row {block.first} came, row {self.next_row} was expected")
@@ -195,41 +194,41 @@ class ShardWriter:
         self._pending_bytes += block_bytes(block)
         full = self.next_row - self._pending[0].first >= self._rows or self._pending_bytes >= self._bytes
         if full or self._clock() - self._since >= self._wait_seconds:
-            self._seal()
+            self._commit()
 
     def flush(self) -> None:
-        """Seal what is left, and wait until all of it is on disk; nothing after a group that failed.
+        """Commit what is left, and wait until all of it is on disk; nothing after a group that failed.
 
         Raises:
-            FgvcError: as ``write_shard``.
+            FgvcError: as ``write_part``.
         """
         if self._pending and not self._broken:
-            self._seal()
+            self._commit()
         self._wait()
 
-    def _seal(self) -> None:
+    def _commit(self) -> None:
         self._wait()
         blocks, self._pending, self._pending_bytes = self._pending, [], 0
         self._since = self._clock()
         self._wait_seconds = min(2 * self._wait_seconds, self._seconds)
-        self._sealing = self._pool.submit(lambda: write_shard(self._folder, join(blocks)))
+        self._committing = self._pool.submit(lambda: write_part(self._folder, join(blocks)))
 
     def _wait(self) -> None:
-        sealing, self._sealing = self._sealing, None
-        if sealing:
-            self._broken = sealing.exception() is not None
-            sealing.result()
+        committing, self._committing = self._committing, None
+        if committing:
+            self._broken = committing.exception() is not None
+            committing.result()
 
 
-def read_blocks(shards: Sequence[Path]) -> Iterator[Block]:
-    """The blocks of shards, one at a time.
+def read_blocks(parts: Sequence[Path]) -> Iterator[Block]:
+    """The blocks of parts, one at a time.
 
     Raises:
-        FgvcError: as ``read_shard``; rows between two shards are missing.
+        FgvcError: as ``read_part``; rows between two parts are missing.
     """
     row = 0
-    for path in shards:
-        block = read_shard(path)
+    for path in parts:
+        block = read_part(path)
         if block.first != row:
             message = f"{path.parent} lacks rows {row:,} to {block.first - 1:,}."
             raise FgvcError(message, "Type the command that predicted them again; it reads them anew.")

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fgvc_cli import __version__
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import TEMPORARY, FolderLock, read_document, reason, write_document
-from fgvc_cli.formats.row_blocks import as_text
-from fgvc_cli.formats.rows import RunInfo
-from fgvc_cli.run.parts import list_shards, read_names
-from fgvc_cli.run.run_files import DONE, RUN, WHOLE, ShardOf, discard, holds_rows, holds_run, shard_folders
+from fgvc_cli.files import TEMPORARY, FolderLock, reason
+from fgvc_cli.formats.rows import as_text, first_change
+from fgvc_cli.run.parts import list_parts, read_names
+from fgvc_cli.run.record import (
+    WHOLE,
+    ImageList,
+    RunRecord,
+    ShardOf,
+    check_images,
+    discard,
+    has_record,
+    holds_rows,
+    holds_run,
+    read_record,
+    shard_folders,
+    summarise,
+    write_record,
+)
 from fgvc_cli.sources.find import Found
 
-FORMAT = 1
 DISCARD_TRIES, DISCARD_SECONDS = 10, 0.1
 """Shards that are restarted together discard what an earlier run left one after the other."""
 
@@ -44,65 +55,27 @@ class ShardWalk(Iterator[Found]):
         self.again = again
         self._images = images
         self._shard = shard
-        self._total = 0
-        self._names = hashlib.sha256()
+        self._list = ImageList()
 
     def __next__(self) -> Found:
         while True:
             found = next(self._images)
-            mine = self._total % self._shard.count == self._shard.index
-            self._total += 1
-            self._names.update(as_text(found.name).encode() + b"\0")
+            mine = self._list.total % self._shard.count == self._shard.index
+            self._list.add(found)
             if mine:
                 return found
 
     def seen(self) -> dict[str, Any]:
-        """How many images there are, and a hash of their names; goes to the end of the walk."""
+        """The summary of the whole list; goes to the end of the walk."""
         deque(self, maxlen=0)
-        return {"total": self._total, "names_sha256": self._names.hexdigest()}
-
-
-def run_identity(info: RunInfo, sources: Sequence[str]) -> dict[str, Any]:
-    """All that two runs must share for their rows to belong together, as plain JSON values."""
-    shared = {f.name: getattr(info, f.name) for f in dataclasses.fields(info)}
-    shared["preprocess"] = info.preprocess.model_dump()
-    document = {"format": FORMAT, "fgvc_version": __version__, "sources": list(sources), **shared}
-    return json.loads(json.dumps(document))
-
-
-def info_of(identity: dict[str, Any]) -> RunInfo:
-    """The ``RunInfo`` that an identity was made from."""
-    from fgvc_cli.config import stored_preprocess
-
-    shared = {f.name: identity[f.name] for f in dataclasses.fields(RunInfo)}
-    shared["preprocess"] = stored_preprocess(identity["preprocess"])
-    return RunInfo(**shared | {name: tuple(shared[name]) for name in ("classes", "extras")})
-
-
-def _as_now(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity with the fields of preprocessing that there were not yet when it was written."""
-    from fgvc_cli.config import stored_preprocess
-
-    if not isinstance(identity.get("preprocess"), dict):
-        return identity
-    return identity | {"preprocess": stored_preprocess(identity["preprocess"]).model_dump(mode="json")}
-
-
-def first_change(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The first field, dotted where nested, that differs: (name, old, new)."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            if change := first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key):
-                return change
-        return None
-    return None if old == new else (name, old, new)
+        return self._list.summary()
 
 
 class RunFolder:
     """The folder of one run, or of one of its shards, while this process works in it.
 
-    Entering locks it, compares the identity, sweeps what a killed process left half-written and finds the
-    sealed rows. Leaving with an exception and without any sealed row removes it again.
+    Entering locks it, compares the identity and sweeps what a killed process left half-written. Leaving
+    with an exception and without any completed row removes it again.
 
     Args:
         path: OUT.partial, see ``partial_folder``.
@@ -121,11 +94,13 @@ class RunFolder:
         self.path = path / shard.folder
         self.identity = identity
         self.shard = shard
-        self.shards: list[Path] = []
+        self.parts: list[Path] = []
         self.rows = 0
-        """Sealed rows."""
+        """Completed rows."""
         self.statuses: Counter[str] = Counter()
         """Theirs."""
+        self._record = RunRecord(identity)
+        self._writing = threading.Lock()
         self._restart = restart
         self._lock: FolderLock | None = None
 
@@ -175,24 +150,39 @@ class RunFolder:
     def _open(self) -> None:
         if self._restart:
             self._discard()
-        counts = {count for count, _ in shard_folders(self.root)} | (
-            {1} if (self.root / RUN).exists() else set()
-        )
+        counts = {count for count, _ in shard_folders(self.root)} | ({1} if has_record(self.root) else set())
         for count in counts - {self.shard.count}:
             raise _changed(self.root, "the number of shards", count, self.shard.count)
-        if (self.path / RUN).exists():
-            old = _as_now(read_document(self.path / RUN))
-            change = first_change(old, self.identity)
-            if change and holds_rows(self.path):
-                raise _changed(self.path, *change)
-            if change:
+        if has_record(self.path):
+            if not holds_rows(self.path):
                 # Nothing that could contradict the run as it is now; the memory may have been too small for
                 # its first batch.
                 discard(self.path, keep_folder=True)
-        if not (self.path / RUN).exists():
-            write_document(self.path / RUN, self.identity)
+            else:
+                self._record = read_record(self.path)
+                if change := first_change(self._record.run, self.identity):
+                    raise _changed(self.path, *change)
+        if not has_record(self.path):
+            write_record(self.path, self._record)
         for left in self.path.glob(f"*{TEMPORARY}"):
             left.unlink()
+
+    @property
+    def record(self) -> RunRecord:
+        """What ``run.json`` says."""
+        return self._record
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the record, on disk too; from any thread.
+
+        Raises:
+            FgvcError: the disk is full or the folder has gone.
+        """
+        with self._writing:
+            changed = dataclasses.replace(self._record, **changes)
+            if changed != self._record:
+                write_record(self.path, changed)
+                self._record = changed
 
     def _discard(self) -> None:
         """What a run in another number of pieces left, unless it still works, and what lies here."""
@@ -203,31 +193,31 @@ class RunFolder:
                 _discard_locked(folder)
         discard(self.path, keep_folder=True)
 
-    def skip_sealed(self, images: Iterator[Found]) -> None:
-        """Take the images of the sealed rows from the walk, and see that they are the same.
+    def skip_completed(self, images: Iterator[Found]) -> None:
+        """Take the images of the completed rows from the walk, and see that they are the same.
 
-        Fills ``shards``, ``rows`` and ``statuses``.
+        Fills ``parts``, ``rows`` and ``statuses``.
 
         Raises:
             FgvcError: the list of images has changed, naming the first that differs.
         """
-        deque(self.walk_sealed(images), maxlen=0)
+        deque(self.walk_completed(images), maxlen=0)
 
-    def walk_sealed(self, images: Iterator[Found]) -> Iterator[tuple[Path, int, str, Found]]:
-        """As ``skip_sealed``, lazily: shard, row in it, status and image of each sealed row.
+    def walk_completed(self, images: Iterator[Found]) -> Iterator[tuple[Path, int, str, Found]]:
+        """As ``skip_completed``, lazily: part, row in it, status and image of each completed row.
 
-        Rows behind a damaged or missing shard are dropped, to be read anew.
+        Rows behind a damaged or missing part are dropped, to be read anew.
         """
-        for shard in list_shards(self.path):
+        for part in list_parts(self.path):
             try:
-                first, names, statuses = read_names(shard)
+                first, names, statuses = read_names(part)
             except FgvcError:
                 first, names, statuses = -1, [], []
             if first != self.rows:
-                (self.path / DONE).unlink(missing_ok=True)
-                shard.unlink()
+                self.update(complete=None)
+                part.unlink()
                 continue
-            self.shards.append(shard)
+            self.parts.append(part)
             self.rows += len(names)
             self.statuses.update(statuses)
             for row, (name, status) in enumerate(zip(names, statuses, strict=True)):
@@ -235,9 +225,9 @@ class RunFolder:
                 now = as_text(found.name) if found else "the end"
                 if found is None or now != name:
                     raise self._list_changed(first + row, name, now)
-                yield shard, row, status, found
-        if self.done and read_document(self.path / DONE)["rows"] != self.rows:
-            (self.path / DONE).unlink()
+                yield part, row, status, found
+        if self._record.complete and self._record.complete["rows"] != self.rows:
+            self.update(complete=None)
         if self.done and (extra := next(images, None)):
             raise self._list_changed(self.rows, "the end", as_text(extra.name))
 
@@ -250,16 +240,76 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        """Whether all rows are sealed."""
-        return (self.path / DONE).exists()
+        """Whether all rows are complete."""
+        return self._record.complete is not None
 
     def finish(self, rows: int, statuses: Counter[str], seen: dict[str, Any] | None = None) -> None:
-        """All rows are sealed.
+        """All rows are complete.
 
         Args:
             seen: from ``ShardWalk.seen``; shards are not merged without it.
         """
-        write_document(self.path / DONE, {"rows": rows, "statuses": dict(statuses), **(seen or {})})
+        self.update(complete={"rows": rows, "statuses": dict(statuses)}, images=seen)
+
+    def watch_list(
+        self, again: Callable[[], Iterable[Found]], on_total: Callable[[int], None], *, accept: bool = False
+    ) -> contextlib.AbstractContextManager[object]:
+        """See that the list of images is that which the run was begun with; of a run that begins, write it
+        down while the context lasts.
+
+        Args:
+            again: walks the sources a second time.
+            on_total: told how many images there are, from a thread perhaps.
+            accept: write it down anew, whatever it was.
+
+        Raises:
+            FgvcError: it has changed, saying among which rows.
+        """
+        if self._record.images is None or accept:
+            return ListRecord(lambda summary: self.update(images=summary), again, on_total)
+        on_total(check_images(self.path, self._record.images, again()))
+        return contextlib.nullcontext()
+
+
+class ListRecord:
+    """Writes the list of a run that begins down, in a thread, so that the first row need not wait for it.
+
+    A run that is killed before the thread is through has no list, and the next one writes it down. Images
+    that come or go while a run works are its own affair: it takes what its walk meets.
+
+    Args:
+        write: takes the summary.
+        again: walks the sources a second time.
+        on_total: told how many images there are, from the thread.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[dict[str, Any]], None],
+        again: Callable[[], Iterable[Found]],
+        on_total: Callable[[int], None],
+    ):
+        self._write, self._again, self._on_total = write, again, on_total
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._walk, name="list", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _walk(self) -> None:
+        try:
+            if summary := summarise(self._again(), self._stop.is_set):
+                self._write(summary)
+                self._on_total(summary["total"])
+        except FgvcError:
+            return  # the run meets the same source, or the same disk, and says so
 
 
 def _discard_locked(folder: Path, *, keep_folder: bool = False) -> None:

@@ -14,8 +14,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.csv_rows import CsvSink, StdoutSink, csv_cells, csv_columns
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.rows import Row, RunInfo
-from fgvc_cli.run.retry import rows_block
+from fgvc_cli.formats.rows import Row, RunInfo, rows_block
 
 GOOD = Row("a/b.jpg", "ok", "", 640, 480, ("cat", "dog"), (0.75, 1 / 3), (0.0, 1.26, 639.95, 480.0))
 BAD = Row("a/c.jpg", "truncated", "image file is truncated")

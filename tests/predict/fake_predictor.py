@@ -16,9 +16,9 @@ from fgvc_cli.config import Preprocess
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Block, RunInfo
 from fgvc_cli.run.merge import merge_run
-from fgvc_cli.run.parts import ShardWriter
-from fgvc_cli.run.resume import RunFolder, ShardWalk, run_identity
-from fgvc_cli.run.run_files import ShardOf, partial_folder
+from fgvc_cli.run.parts import PartWriter
+from fgvc_cli.run.record import ShardOf, partial_folder, run_identity
+from fgvc_cli.run.resume import RunFolder, ShardWalk
 from fgvc_cli.sources.find import Found
 
 CLASSES = ("cat", "dog", "cow")
@@ -85,16 +85,16 @@ def fake_images(rows):
         yield Found(Path(name), name)
 
 
-def run(outputs, rows, *, seconds=0.0, seal_rows=20, batch=7, images=None):
+def run(outputs, rows, *, seconds=0.0, part_rows=20, batch=7, images=None):
     """What the command does, without its options."""
     info = fake_info(outputs.needed())
     predictor = FakePredictor(info, batch, seconds)
     images = images or fake_images(rows)
     root = partial_folder(outputs.files[0])
     with RunFolder(root, run_identity(info, ["photos"])) as folder:
-        folder.skip_sealed(images)
+        folder.skip_completed(images)
         if not folder.done:
-            with ShardWriter(folder.path, first=folder.rows, rows=seal_rows) as writer:
+            with PartWriter(folder.path, first=folder.rows, rows=part_rows) as writer:
                 for block in predictor.blocks(images, first=folder.rows):
                     writer.add(block)
                 writer.flush()
@@ -103,7 +103,7 @@ def run(outputs, rows, *, seconds=0.0, seal_rows=20, batch=7, images=None):
 
 
 def begin_shards(out, count, rows, info=None, complete=None, images=None):
-    """The sealed rows of a run in several pieces, each complete unless ``complete`` leaves it out."""
+    """The completed rows of a run in several pieces, each complete unless ``complete`` leaves it out."""
     info = info or fake_info()
     root = partial_folder(out)
     for index in range(count):
@@ -111,7 +111,7 @@ def begin_shards(out, count, rows, info=None, complete=None, images=None):
         walk = ShardWalk(iter(images or fake_images(rows)), shard)
         with (
             RunFolder(root, run_identity(info, ["photos"]), shard=shard) as folder,
-            ShardWriter(folder.path, rows=6) as writer,
+            PartWriter(folder.path, rows=6) as writer,
         ):
             statuses = Counter()
             for block in FakePredictor(info, batch=4).blocks(walk):
@@ -133,7 +133,7 @@ if __name__ == "__main__":
     where, count, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     outputs = outputs_in(where) if len(sys.argv) < 5 else Outputs((where / sys.argv[4],))
     print("begun", flush=True)
-    run(outputs, count, seconds=pause, seal_rows=20 if pause else 1000, batch=7 if pause else 64)
+    run(outputs, count, seconds=pause, part_rows=20 if pause else 1000, batch=7 if pause else 64)
     import resource
 
     print("peak_kib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

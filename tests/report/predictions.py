@@ -12,8 +12,7 @@ from PIL import Image
 from fgvc_cli.config import Preprocess
 from fgvc_cli.formats.csv_rows import CsvSink
 from fgvc_cli.formats.h5 import H5Sink
-from fgvc_cli.formats.rows import Block, RunInfo
-from fgvc_cli.report.table import Table
+from fgvc_cli.formats.rows import Block, RunInfo, Table
 
 CLASSES = ("ant", "bee", "cat")
 SIZE = (120, 80)

@@ -20,6 +20,7 @@ from predictions import (
     SIZE,
     block,
     jpeg,
+    run_info,
     several_labels,
     write_csv,
     write_h5,
@@ -27,9 +28,9 @@ from predictions import (
 
 import fgvc_cli
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.formats.outputs import SINKS, format_of, read_table
 from fgvc_cli.report import page as page_module
 from fgvc_cli.report.page import MAP_PX, MapReader
-from fgvc_cli.report.table import read_table
 from fgvc_cli.report.truth import build_truth, cut_rows, told_sets
 
 DTYPES = {"uint8": "u1", "int32": "<i4", "float32": "<f4"}
@@ -179,6 +180,23 @@ def test_a_csv_says_that_it_has_no_maps(tmp_path, capsys):
     assert "p.csv holds no attention maps; fgvc predict --out preds.h5 --maps" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_any_format_of_predict_makes_a_page_of_the_same_rows(tmp_path, ending, capsys):
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    rows = block([("bee", 0.9), None, ("ant", 0.25)], paths=["=a.jpg", "b.jpg", "c.jpg"])
+    path = tmp_path / f"p{ending}"
+    info = run_info(rows)
+    with getattr(format_of(path), SINKS[ending][1])(path) as sink:
+        sink.begin(info)
+        sink.write(rows)
+    fgvc_cli.report(path, out=tmp_path / "p.html")
+    told = capsys.readouterr().err
+    assert "3 rows, 2 with a prediction" in told and "fgvc predict --out preds.h5 --maps stores them" in told
+    header, columns = data_of((tmp_path / "p.html").read_text())
+    assert bytes(columns["path"]) == b"=a.jpg\0b.jpg\0c.jpg" and {"ant", "bee"} < {*header["classes"]}
+
+
 def test_a_page_that_exists_is_kept_and_a_failure_leaves_none(tmp_path, preds, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fgvc_cli.report(preds, quiet=True)
@@ -214,7 +232,7 @@ for _ in range(2):
     except fgvc_cli.errors.FgvcError as error:
         print(error.message)
     print("thumb_px" in inspect.signature(fgvc_cli.report).parameters)
-    import fgvc_cli.report.table
+    import fgvc_cli.report.truth
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.splitlines() == ["nowhere.csv does not exist.", "True"] * 2, run.stdout + run.stderr

@@ -14,8 +14,8 @@ from PIL import Image
 from predictions import block, jpeg, many, write_csv, write_h5
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.formats.outputs import read_table
 from fgvc_cli.report.pictures import PictureMaker, choose_rows
-from fgvc_cli.report.table import read_table
 
 BLUE, RED = (0, 0, 254), (254, 0, 0)
 

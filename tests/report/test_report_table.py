@@ -10,8 +10,8 @@ import pytest
 from predictions import block, jpeg, write_csv, write_h5
 
 from fgvc_cli.errors import EXIT_ERROR, EXIT_USAGE, FgvcError
-from fgvc_cli.report import table as table_module
-from fgvc_cli.report.table import read_table
+from fgvc_cli.formats import rows as rows_module
+from fgvc_cli.formats.outputs import read_table
 from fgvc_cli.report.truth import read_labels
 
 GUESSES = [("bee", 0.9), None, ("ant", 0.25)]
@@ -35,7 +35,7 @@ def test_hdf5_and_csv_tell_the_same_rows(tmp_path):
 
 
 def test_csv_in_batches_is_one_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("fgvc_cli.report.table.BATCH_ROWS", 2)
+    monkeypatch.setattr("fgvc_cli.formats.rows.READ_ROWS", 2)
     table = read_table(write_csv(tmp_path / "p.csv", block([("cat", 0.5 + i / 100) for i in range(5)])))
     assert table.info.classes == ("ant", "cat")
     assert table.rows.topk_prob[:, 0].round(2).tolist() == pytest.approx([0.5, 0.51, 0.52, 0.53, 0.54])
@@ -97,8 +97,8 @@ def test_csv_that_is_not_ours_is_refused(tmp_path, text, message):
 
 
 def test_what_cannot_be_a_report_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(FgvcError, match="does not read p.jsonl") as caught:
-        read_table(tmp_path / "p.jsonl")
+    with pytest.raises(FgvcError, match="does not read p.txt") as caught:
+        read_table(tmp_path / "p.txt")
     assert caught.value.exit_code == EXIT_USAGE
     with pytest.raises(FgvcError, match="does not exist") as caught:
         read_table(tmp_path / "p.h5")
@@ -109,7 +109,7 @@ def test_what_cannot_be_a_report_is_refused(tmp_path, monkeypatch):
     (tmp_path / "latin.csv").write_bytes("path,é".encode("latin-1"))
     with pytest.raises(FgvcError, match="not a UTF-8 CSV"):
         read_table(tmp_path / "latin.csv")
-    monkeypatch.setattr(table_module, "MAX_ROWS", 2)
+    monkeypatch.setattr(rows_module, "MAX_ROWS", 2)
     for path in (write_h5(tmp_path / "q.h5", block(GUESSES)), write_csv(tmp_path / "q.csv", block(GUESSES))):
         with pytest.raises(FgvcError, match="holds 3 rows; a page shows 2 at most"):
             read_table(path)

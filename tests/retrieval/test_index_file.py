@@ -20,7 +20,7 @@ from fgvc_cli.data.listing import Example
 from fgvc_cli.data.transforms import EvalTransform, normalize
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats import h5_rows
+from fgvc_cli.formats import h5
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict.crops import CROP_PX, surroundings
@@ -190,7 +190,7 @@ def test_a_full_disk_leaves_the_old_index_and_says_so(tmp_path, colours, monkeyp
     def full(self):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(h5_rows._Disk, "check", full)
+    monkeypatch.setattr(h5._Disk, "check", full)
     with pytest.raises(FgvcError, match="Could not write .*i.h5.*left as it was"):
         make(tmp_path / "i.h5", colours, trained, overwrite=True)
     assert (tmp_path / "i.h5").read_bytes() == before and sorted(os.listdir(tmp_path)) == ["colours", "i.h5"]

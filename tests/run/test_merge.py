@@ -1,5 +1,6 @@
 """Rows of n shards come out in the order of the walk; an incomplete run is not merged."""
 
+import dataclasses
 import json
 from itertools import islice
 from pathlib import Path
@@ -12,9 +13,9 @@ from fake_predictor import begin_shards, fake_images, fake_info, outputs_in, run
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.run.merge import merge_shards
-from fgvc_cli.run.parts import list_shards
+from fgvc_cli.run.parts import list_parts
+from fgvc_cli.run.record import ShardOf, discard, read_record, write_record
 from fgvc_cli.run.resume import ShardWalk
-from fgvc_cli.run.run_files import ShardOf, discard
 from fgvc_cli.sources.find import Found
 
 EXTRAS = ("attention", "crop")
@@ -28,8 +29,8 @@ def test_shards_together_are_the_run_in_one_piece(tmp_path, count, rows):
     whole, outputs = outputs_in(tmp_path / "whole"), outputs_in(tmp_path / "shards")
     run(whole, rows)
     root = begin_shards(outputs.files[0], count, rows, fake_info(EXTRAS))
-    merged = merge_shards(root, outputs)
-    assert merged.rows == rows == merged.statuses.total()
+    statuses, where = merge_shards(root, outputs)
+    assert statuses.total() == rows and where == outputs
     assert outputs.files[0].read_bytes() == whole.files[0].read_bytes()
     with h5py.File(outputs.files[1]) as ours, h5py.File(whole.files[1]) as theirs:
         for name in theirs:
@@ -58,7 +59,8 @@ def test_shards_of_different_runs_are_refused(tmp_path):
     root = begin_shards(out, 2, 20)
     path = root / "shard-1-of-2" / "run.json"
     document = json.loads(path.read_text())
-    path.write_text(json.dumps(document | {"weights_sha256": "1" * 64}))
+    other = document["run"] | {"weights_sha256": "1" * 64}
+    path.write_text(json.dumps(document | {"run": other}))
     with pytest.raises(FgvcError, match="weights_sha256 is .1111.*not .0000"):
         merge_shards(root, Outputs((out,)))
     path.write_text(json.dumps(document))
@@ -71,12 +73,12 @@ def test_shards_of_different_runs_are_refused(tmp_path):
 def test_shards_that_saw_different_lists_are_refused(tmp_path):
     out = tmp_path / "p.csv"
     root = begin_shards(out, 2, 20)
-    done = root / "shard-1-of-2" / "done.json"
-    document = json.loads(done.read_text())
-    done.write_text(json.dumps({"rows": 10, "statuses": {"ok": 10}}))
+    folder = root / "shard-1-of-2"
+    record = read_record(folder)
+    write_record(folder, dataclasses.replace(record, images=None))
     with pytest.raises(FgvcError, match="different lists"):
         merge_shards(root, Outputs((out,)))
-    done.write_text(json.dumps(document | {"rows": 7}))
+    write_record(folder, dataclasses.replace(record, complete={"rows": 7, "statuses": {"ok": 7}}))
     with pytest.raises(FgvcError, match="different lists"):
         merge_shards(root, Outputs((out,)))
 
@@ -107,13 +109,13 @@ def test_a_shard_sees_the_names_behind_its_last_row():
 def test_a_folder_without_a_run_is_no_shard(tmp_path):
     root = begin_shards(tmp_path / "p.csv", 2, 20)
     (root / "shard-0-of-3").mkdir()
-    assert merge_shards(root, Outputs((tmp_path / "p.csv",))).rows == 20
+    assert merge_shards(root, Outputs((tmp_path / "p.csv",)))[0].total() == 20
 
 
 def test_rows_that_are_gone_stop_the_merge(tmp_path):
     out = tmp_path / "p.csv"
     root = begin_shards(out, 2, 40)
-    for path in list_shards(root / "shard-1-of-2")[-1:]:
+    for path in list_parts(root / "shard-1-of-2")[-1:]:
         path.unlink()
     with pytest.raises(FgvcError, match="shard-1-of-2 lacks rows 16 to 19. Run --shard 1/2 again"):
         merge_shards(root, Outputs((out,)))
@@ -131,7 +133,7 @@ def test_shards_may_differ_in_batch_size_which_is_recorded(tmp_path):
     root = begin_shards(tmp_path / "p.h5", 2, 20, fake_info(batch_size=16, device="cuda"))
     document = root / "shard-1-of-2" / "run.json"
     document.write_text(document.read_text().replace('"batch_size": 16', '"batch_size": 64'))
-    assert merge_shards(root, Outputs((tmp_path / "p.h5",))).rows == 20
+    assert merge_shards(root, Outputs((tmp_path / "p.h5",)))[0].total() == 20
     with h5py.File(tmp_path / "p.h5") as file:
         assert json.loads(file.attrs["settings"]) == {"batch_size": [16, 64], "device": "cuda"}
 

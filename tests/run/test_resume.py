@@ -16,13 +16,19 @@ import numpy as np
 import pytest
 from fake_predictor import FakePredictor, fake_images, fake_info, outputs_in, run
 
-from fgvc_cli.commands.predict_options import PredictOptions
-from fgvc_cli.commands.predict_seal import seal_rows
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.run.parts import ShardWriter, list_shards
-from fgvc_cli.run.resume import RunFolder, ShardWalk, info_of, run_identity
-from fgvc_cli.run.run_files import ShardOf, parse_shard, recorded_setting, sweep_removed
+from fgvc_cli.run.parts import PartWriter, list_parts
+from fgvc_cli.run.predict import PredictOptions, complete_rows
+from fgvc_cli.run.record import (
+    ShardOf,
+    info_of,
+    parse_shard,
+    recorded_setting,
+    run_identity,
+    sweep_removed,
+)
+from fgvc_cli.run.resume import RunFolder, ShardWalk
 from fgvc_cli.sources.find import Found
 
 ROWS = 150
@@ -103,12 +109,12 @@ def test_killed_at_any_moment_the_same_command_ends_as_if_nothing_had_been(conte
     assert runs < kills
 
 
-def begin(folder, rows=60, seal_rows=20, info=None, **options):
+def begin(folder, rows=60, part_rows=20, info=None, **options):
     """A run that ends before its merge; the rows of its shards."""
     info = info or fake_info()
     with (
         RunFolder(folder / "p.csv.partial", run_identity(info, ["photos"]), **options) as opened,
-        ShardWriter(opened.path, rows=seal_rows) as writer,
+        PartWriter(opened.path, rows=part_rows) as writer,
     ):
         for block in FakePredictor(info, batch=10).blocks(fake_images(rows)):
             writer.add(block)
@@ -119,11 +125,11 @@ def begin(folder, rows=60, seal_rows=20, info=None, **options):
 def go_on(root, info=None, sources=("photos",), images=None, **options):
     with RunFolder(root, run_identity(info or fake_info(), sources), **options) as folder:
         images = images or fake_images(100)
-        folder.skip_sealed(images)
+        folder.skip_completed(images)
         return folder.rows, next(images).name
 
 
-def test_sealed_rows_are_taken_from_the_walk(tmp_path):
+def test_completed_rows_are_taken_from_the_walk(tmp_path):
     root = begin(tmp_path)
     (root / "rows-000000000060.npz.tmp").write_text("torn")
     assert go_on(root) == (60, "d0000/img000060.jpg")
@@ -145,9 +151,9 @@ def test_another_run_is_refused_with_what_changed(tmp_path, change, words):
     with pytest.raises(FgvcError, match=words) as caught:
         go_on(root, **change)
     assert "--restart" in str(caught.value) and "\n" not in str(caught.value)
-    assert len(list_shards(root)) == 3
+    assert len(list_parts(root)) == 3
     assert go_on(root, restart=True, **change)[0] == 0
-    assert list_shards(root) == []
+    assert list_parts(root) == []
 
 
 def test_a_changed_list_is_refused_with_the_first_that_differs(tmp_path):
@@ -161,14 +167,14 @@ def test_a_changed_list_is_refused_with_the_first_that_differs(tmp_path):
         folder.finish(60, folder.statuses)
     with pytest.raises(FgvcError, match="row 60 was the end, now d0000/img000060.jpg"):
         go_on(root)
-    assert len(list_shards(root)) == 3
+    assert len(list_parts(root)) == 3
 
 
-def test_rows_behind_a_damaged_shard_are_read_anew(tmp_path):
+def test_rows_behind_a_damaged_part_are_read_anew(tmp_path):
     root = begin(tmp_path)
-    list_shards(root)[1].write_bytes(b"torn")
+    list_parts(root)[1].write_bytes(b"torn")
     assert go_on(root) == (20, "d0000/img000020.jpg")
-    assert len(list_shards(root)) == 1
+    assert len(list_parts(root)) == 1
 
 
 def test_a_run_without_a_row_leaves_nothing(tmp_path):
@@ -207,7 +213,7 @@ def test_two_processes_never_share_a_folder_and_a_dead_one_holds_nothing(context
         go_on(root)
     with pytest.raises(FgvcError, match=f"in use by process {process.pid}"):
         go_on(root, shard=ShardOf(0, 2), restart=True)
-    assert len(list_shards(root)) == 3
+    assert len(list_parts(root)) == 3
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert go_on(root)[0] == 60
@@ -225,7 +231,7 @@ def test_shards_restarted_together_discard_what_was_there(context, tmp_path):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
-    assert list_shards(root) == []
+    assert list_parts(root) == []
 
 
 def test_a_refused_shard_leaves_nothing_behind(tmp_path):
@@ -244,7 +250,7 @@ def test_an_output_that_came_before_the_lock_is_refused_at_once(tmp_path):
         RunFolder(tmp_path / "p.csv.partial", run_identity(fake_info(), ["photos"])) as folder,
     ):
         (tmp_path / "p.csv").write_text("finished meanwhile")
-        seal_rows(options, folder, ShardWalk(fake_images(10)), None, None)
+        complete_rows(options, folder, ShardWalk(fake_images(10)), None, None)
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
 
 

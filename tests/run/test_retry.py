@@ -1,4 +1,4 @@
-"""A finished run taken apart into sealed rows, whatever ends that; and whether it is the same run."""
+"""A finished run taken apart into completed rows, whatever ends that; and whether it is the same run."""
 
 import dataclasses
 
@@ -6,11 +6,12 @@ import pytest
 from fake_predictor import fake_block, fake_info
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.formats import h5
 from fgvc_cli.formats.h5 import H5Sink
 from fgvc_cli.run import retry
-from fgvc_cli.run.merge import merging_outputs
-from fgvc_cli.run.parts import list_shards, read_blocks
-from fgvc_cli.run.resume import RunFolder, run_identity
+from fgvc_cli.run.parts import list_parts, read_blocks
+from fgvc_cli.run.record import placed_outputs, run_identity
+from fgvc_cli.run.resume import RunFolder
 from fgvc_cli.run.retry import finished_setting, is_apart, take_apart
 
 NAMES = [f"{i}.jpg" for i in range(7)]
@@ -24,7 +25,7 @@ def info():
 @pytest.fixture
 def finished(tmp_path, info, monkeypatch):
     """A finished run of four shards."""
-    monkeypatch.setattr(retry, "SEAL_ROWS", 2)
+    monkeypatch.setattr(h5, "READ_ROWS", 2)
     out = tmp_path / "p.h5"
     with H5Sink(out) as sink:
         sink.begin(info)
@@ -36,31 +37,31 @@ def opened(tmp_path, info):
     return RunFolder(tmp_path / "p.h5.partial", run_identity(info, ["photos"]))
 
 
-@pytest.mark.parametrize("sealed", [1, 2, 3])
-def test_a_kill_while_it_is_taken_apart_begins_that_anew(tmp_path, info, finished, monkeypatch, sealed):
-    write, calls = retry.write_shard, []
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_a_kill_while_it_is_taken_apart_begins_that_anew(tmp_path, info, finished, monkeypatch, done):
+    write, calls = retry.write_part, []
 
     def killed(folder, block):
-        if len(calls) == sealed:
+        if len(calls) == done:
             raise RuntimeError("killed")
         calls.append(write(folder, block))
 
-    monkeypatch.setattr(retry, "write_shard", killed)
+    monkeypatch.setattr(retry, "write_part", killed)
     with pytest.raises(RuntimeError), opened(tmp_path, info) as folder:
         take_apart([finished], folder, info)
-    assert len(list_shards(folder.path)) == sealed and not is_apart(folder.path)
-    assert merging_outputs(folder.root) == set()
-    monkeypatch.setattr(retry, "write_shard", write)
+    assert len(list_parts(folder.path)) == done and not is_apart(folder.path)
+    assert placed_outputs(folder.root) == set()
+    monkeypatch.setattr(retry, "write_part", write)
     with opened(tmp_path, info) as folder:
         take_apart([finished], folder, info)
         assert is_apart(folder.path)
-        shards = list_shards(folder.path)
+        shards = list_parts(folder.path)
         assert [path for block in read_blocks(shards) for path in block.path] == NAMES
-        assert merging_outputs(folder.root) == {str(finished.resolve())}
+        assert placed_outputs(folder.root) == {str(finished.resolve())}
         # Rows that are there are not taken apart again.
         finished.unlink()
         take_apart([finished], folder, info)
-        assert list_shards(folder.path) == shards
+        assert list_parts(folder.path) == shards
 
 
 def test_the_setting_that_differs_is_named(tmp_path, info, finished):

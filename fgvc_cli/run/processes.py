@@ -1,55 +1,32 @@
-"""``fgvc predict --devices N``: one process per shard, their progress together, one merge at the end."""
+"""A run in several processes on one machine, their progress together (``fgvc predict --devices N``)."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import multiprocessing
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fgvc_cli.commands.predict_options import PredictOptions
-from fgvc_cli.commands.predict_progress import PredictProgress
-from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError
-
-if TYPE_CHECKING:
-    from fgvc_cli.formats.rows import Block
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.formats.rows import Block
+from fgvc_cli.run.progress import PredictProgress
 
 STOP_SECONDS = 30.0
-"""How long a process may take to seal what it has before it is ended."""
+"""How long a process may take to commit what it has before it is ended."""
 
 Work = Callable[..., None]
 """Runs in a process of its own as ``work(pipe, *arguments)``."""
 
 
-def run_devices(options: PredictOptions, progress: PredictProgress) -> None:
-    """Predict in ``options.devices`` processes and merge; resumable as a whole, like each of its shards.
-
-    Raises:
-        FgvcError: what a process was told, or that it died; devices that are not there.
-    """
-    from fgvc_cli.engine.device import pick_devices
-    from fgvc_cli.run.merge import merge_shards
-    from fgvc_cli.run.run_files import partial_folder
-
-    count = options.devices or 1
-    arguments = [(options, i, count, device) for i, device in enumerate(pick_devices(options.device, count))]
-    with progress:
-        run_processes(_seal_shard, arguments, progress)
-    merge_shards(partial_folder(options.out[0]), options.outputs, overwrite=options.overwrite)
-    progress.summary(options.outputs.paths())
-
-
 def run_processes(work: Work, arguments: Sequence[tuple[Any, ...]], progress: PredictProgress) -> None:
     """``work(pipe, *arguments[i])`` in process i; what they send goes to the progress.
 
-    When one fails or Ctrl-C comes, the others seal what they have and end.
+    When one fails or Ctrl-C comes, the others commit what they have and end.
 
     Raises:
         FgvcError: the error that a process sent, or how it died.
@@ -94,7 +71,7 @@ def _take(
         if code := processes[index].exitcode:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             message = f"The process of shard {index}/{len(processes)} died ({how})."
-            raise FgvcError(message, "What it sealed is kept: the same command goes on.") from None
+            raise FgvcError(message, "What it completed is kept: the same command resumes.") from None
         return
     if kind == "rows":
         totals[index] = values.pop()
@@ -111,7 +88,7 @@ def _take(
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:
-    """Those that still run seal what they have and end; those that do not listen are ended."""
+    """Those that still run commit what they have and end; those that do not listen are ended."""
     for process in processes:
         if process.is_alive():
             process.terminate()
@@ -157,37 +134,3 @@ class PipeProgress:
     def on_unreadable(self, folder: Path | str, error: OSError) -> None:
         """A folder that could not be listed."""
         self._pipe.send(("unreadable", str(folder), error.errno, error.strerror or str(error)))
-
-
-def _seal_shard(pipe: Connection, options: PredictOptions, index: int, count: int, device: str) -> None:
-    """In a process of its own: predict and seal one shard."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    from fgvc_cli.commands.predict_seal import open_folder, open_images, open_predictor, seal_rows
-    from fgvc_cli.run.run_files import ShardOf
-
-    code = 0
-    try:
-        import torch
-
-        torch.set_num_threads(max(1, torch.get_num_threads() // count))
-        progress, shard = PipeProgress(pipe), ShardOf(index, count)
-        options = dataclasses.replace(options, device=device)
-        images = open_images(options, progress, shard)
-        predictor = open_predictor(options, progress, shard)
-        with open_folder(options, predictor, shard) as folder:
-            seal_rows(options, folder, images, predictor, progress)
-        for line in progress.passed_over() if index == 0 else ():  # each walks past all files
-            progress.note(line)
-    except FgvcError as error:
-        pipe.send(("error", error.message, error.hint, error.exit_code))
-    except BrokenPipeError:  # the parent is gone
-        code = EXIT_ERROR
-    except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
-    pipe.close()
-    if code:
-        os._exit(code)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

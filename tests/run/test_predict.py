@@ -1,9 +1,11 @@
 """fgvc predict as a user meets it: exit codes, what is on stdout, stderr and disk."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -17,13 +19,16 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from fgvc_cli.commands import predict, predict_progress
-from fgvc_cli.commands.predict_options import PredictOptions
-from fgvc_cli.commands.predict_progress import PredictProgress
+import fgvc_cli
+from fgvc_cli.cli.predict import run as run_command
+from fgvc_cli.command import Messages
 from fgvc_cli.config import Preprocess
 from fgvc_cli.engine import weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.run import progress as progress_module
+from fgvc_cli.run.predict import PredictOptions
+from fgvc_cli.run.progress import PredictProgress
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +78,7 @@ def run(*sources, **options):
     if isinstance(out := options.get("out", ()), Path):
         options["out"] = (out,)
     defaults = {"device": "cpu", "batch_size": 2, "workers": 0, "amp": "none"}
-    return predict.run(PredictOptions(sources=[str(s) for s in sources], **{**defaults, **options}))
+    return run_command(PredictOptions(sources=[str(s) for s in sources], **{**defaults, **options}))
 
 
 def rows_of(text):
@@ -130,7 +135,7 @@ def test_ctrl_c_is_130_and_the_same_command_goes_on(model, photos, tmp_path, cap
     assert f"kept in {out}.partial" in line and "same command" in line
     model.interrupt_at = None
     assert run(photos, out=out, weights="colours") == 0
-    assert "Going on after 2 images" in capsys.readouterr().err
+    assert "Resuming after 2 images" in capsys.readouterr().err
     assert rows_of(out.read_text()) == GOOD
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "photos"]
 
@@ -280,7 +285,7 @@ def test_retry_failed_reads_only_what_failed(model, photos, tmp_path, name):
     Image.new("RGB", (16, 12), "blue").save(photos / "blue.png")
     assert run(photos, out=whole, top_k=2) == 0
     assert table(first) == table(whole)
-    with pytest.raises(FgvcError, match="--retry-failed cannot mend"):
+    with pytest.raises(FgvcError, match="--retry-failed cannot repair"):
         run(photos, out=first, top_k=1, retry_failed=True)
 
 
@@ -389,8 +394,8 @@ def test_a_reader_that_goes_away_ends_it_quietly(model, photos, monkeypatch, cap
 
 
 def test_the_command_imports_nothing_heavy():
-    heavy = "{'torch', 'PIL', 'numpy', 'timm', 'pydantic'}"
-    code = f"import fgvc_cli.commands.predict, sys; print({heavy} & {{*sys.modules}})"
+    heavy = "{'torch', 'PIL', 'numpy', 'timm', 'h5py'}"
+    code = f"import fgvc_cli.cli.predict, sys; print({heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("set()", "")
 
@@ -404,16 +409,27 @@ def test_threads_of_the_model_that_wait_leave_the_cores_to_the_decoders(model, p
         assert os.environ["OMP_WAIT_POLICY"] == after
 
 
+class Lines(Messages):
+    """Messages to a console of one's own."""
+
+    def __init__(self, stream, terminal=False, *, quiet=False):
+        super().__init__(quiet=quiet)
+        self.console = Console(file=stream, force_terminal=terminal, soft_wrap=True)
+
+    def print(self, text):
+        self.console.print(text, markup=False)
+
+
 def plain_progress(monkeypatch, seconds_per_row, terminal=False, **options):
     clock = [0.0]
-    monkeypatch.setattr(predict_progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=terminal, soft_wrap=True)
-    with PredictProgress(console, **{"quiet": False, "live": True, **options}) as progress:
+    messages = Lines(stream, terminal, quiet=options.pop("quiet", False))
+    with PredictProgress(messages, **{"live": True, **options}) as progress:
         for _ in range(50):
             clock[0] += seconds_per_row
             progress.count(1, Counter(ok=1))
-    progress.summary(None)
+    progress.summary(())
     return stream.getvalue()
 
 
@@ -434,16 +450,16 @@ def test_a_terminal_shared_with_the_rows_gets_no_live_line(monkeypatch):
 
 def test_the_time_left_and_what_failed_are_told_where_the_total_is_known(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(predict_progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
     stream = io.StringIO()
-    with PredictProgress(Console(file=stream, soft_wrap=True), quiet=False, live=True) as progress:
+    with PredictProgress(Lines(stream), live=True) as progress:
         progress.total = lambda: 200
         progress.resumed(80, Counter(ok=80))
         clock[0] = 20.0
         progress.count(20, Counter(ok=17, truncated=2, unsure=1))
     progress.summary([Path("p.csv")])
     assert stream.getvalue().splitlines() == [
-        "Going on after 80 images of an earlier run.",
+        "Resuming after 80 images of an earlier run.",
         "100 images (80 of an earlier run) in 20.0 s, 1.0 images/s, 2 failed, 50% of 200, 2 min left",
         "100 images (80 of an earlier run) in 20.0 s, 1.0 images/s: 97 ok, 1 unsure, 2 failed (truncated 2).",
         "Written to p.csv.",
@@ -454,7 +470,7 @@ def test_the_time_left_and_what_failed_are_told_where_the_total_is_known(monkeyp
 def test_a_second_ctrl_c_ends_at_once():
     code = """
 import os, signal, time
-from fgvc_cli.commands.predict import second_ctrl_c_ends
+from fgvc_cli.cli.predict import second_ctrl_c_ends
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with second_ctrl_c_ends():
     try:
@@ -467,3 +483,79 @@ with second_ctrl_c_ends():
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=25)
     assert (done.returncode, done.stdout, done.stderr) == (130, "first\n", "")
+
+
+def test_a_notebook_gets_rows_counts_and_files(model, photos, tmp_path, capsys):
+    given = {"device": "cpu", "batch_size": 2, "workers": 0, "amp": "none", "quiet": True}
+    result = fgvc_cli.predict_folder(photos, top_k=1, **given)
+    assert [(row.path, row.labels) for row in result.rows] == [
+        ("blue.png", ("blue",)),
+        ("lime.png", ("green",)),
+        ("red.png", ("red",)),
+    ]
+    assert (result.images, result.failed, result.exit_code, result.outputs) == (3, 0, 0, ())
+    (photos / "c.jpg").touch()
+    result = fgvc_cli.predict_folder([photos], out=tmp_path / "p.csv", **given)
+    assert result.statuses == {"ok": 3, "empty": 1} and result.exit_code == 3 and result.rows == ()
+    assert result.outputs == (tmp_path / "p.csv",) and len(rows_of(result.outputs[0].read_text())) == 4
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_is_told_of_wrong_options_and_interrupts(model, photos, tmp_path):
+    import inspect
+
+    names = inspect.signature(fgvc_cli.predict_folder).parameters
+    assert {"sources", "weights", "out", "top_k", "retry_failed"} < set(names)
+    for wrong, words in (
+        ({"top_k": 0}, "--top-k got 0, expected 1 or more"),
+        ({"amp": "fp8"}, "--amp got 'fp8', expected auto, none or bf16"),
+        ({"restart": True}, "--restart needs an output file"),
+    ):
+        with pytest.raises(FgvcError, match=words):
+            fgvc_cli.predict_folder(photos, **wrong)
+    with pytest.raises(TypeError, match="topk"):
+        fgvc_cli.predict_folder(photos, topk=1)
+    model.interrupt_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        fgvc_cli.predict_folder(photos, device="cpu", workers=0, amp="none", quiet=True)
+
+
+def on_terminal(*sources, **options):
+    """What a run prints on stdout, where that is a terminal."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    with pytest.MonkeyPatch.context() as patch, open(theirs, "w") as stdout:
+        patch.setattr(sys, "stdout", stdout)
+        code = run(*sources, quiet=True, **options)
+        stdout.flush()
+        os.set_blocking(ours, False)
+        pieces = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                pieces.append(os.read(ours, 1 << 16))
+    os.close(ours)
+    return code, b"".join(pieces).decode().replace("\r\n", "\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals of POSIX")
+def test_one_image_on_a_terminal_is_a_readable_line(model, photos, capsys):
+    code, text = on_terminal(photos / "red.png", top_k=2)
+    assert code == 0
+    name, _, guesses = text.partition(": ")
+    assert name == str(photos / "red.png")
+    assert re.fullmatch(r"red \d\d\.\d%, (green|blue) \d\.\d%\n", guesses), guesses
+    code, text = on_terminal(photos / "red.png", min_prob=0.99, top_k=1)
+    assert text.endswith("% (unsure)\n")
+    (photos / "odd\x1b[2J.png").write_text("text")
+    code, text = on_terminal(photos / "odd\x1b[2J.png")
+    assert code == 3 and "\x1b" not in text and "odd\\x1b[2J.png: not_an_image: " in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals of POSIX")
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_several_images_on_a_terminal_and_one_in_a_pipe_are_csv(model, photos, batch_size, capsys):
+    assert rows_of(on_terminal(photos, batch_size=batch_size)[1]) == GOOD
+    assert run(photos / "red.png", quiet=True) == 0
+    assert rows_of(capsys.readouterr().out) == [(str(photos / "red.png"), "ok", "red")]

@@ -1,30 +1,37 @@
 """The list of a run is known whole before its rows are, so that no change of it goes unnoticed."""
 
+from pathlib import Path
+
 import pytest
 from fake_predictor import fake_images
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import read_document
-from fgvc_cli.run import file_list
-from fgvc_cli.run.file_list import ListRecord, check_list, summarise
-from fgvc_cli.run.run_files import LIST
+from fgvc_cli.run import record
+from fgvc_cli.run.record import ImageList, check_images, summarise
+from fgvc_cli.run.resume import ListRecord, ShardWalk
 from fgvc_cli.sources.find import Found
 
 
 @pytest.fixture
-def begun(tmp_path, monkeypatch):
-    """The folder of a run over 95 images, with a mark after each ten."""
-    monkeypatch.setattr(file_list, "MARK_ROWS", 10)
-    totals = []
-    with ListRecord(tmp_path, lambda: fake_images(95), totals.append) as record:
-        record._thread.join()
+def begun(monkeypatch):
+    """The list of a run over 95 images, with a mark after each ten."""
+    monkeypatch.setattr(record, "MARK_ROWS", 10)
+    totals, written = [], []
+    with ListRecord(written.append, lambda: fake_images(95), totals.append) as thread:
+        thread._thread.join()
     assert totals == [95]
-    return tmp_path
+    return written[0]
 
 
 def test_the_same_list_is_told_apart_from_no_other(begun):
-    assert len(read_document(begun / LIST)["marks"]) == 10
-    assert check_list(begun, fake_images(95)) == 95
+    assert len(begun["marks"]) == 10
+    assert check_images(Path("p.partial"), begun, fake_images(95)) == 95
+
+
+def test_a_walk_takes_the_same_fingerprint(begun):
+    walk = ShardWalk(fake_images(95))
+    assert walk.seen() == begun
+    assert ImageList().summary() == summarise(())
 
 
 def with_change(row, *instead):
@@ -48,11 +55,11 @@ def with_change(row, *instead):
 )
 def test_a_change_anywhere_is_refused_with_where_it_is(begun, images, words):
     with pytest.raises(FgvcError, match=words) as caught:
-        check_list(begun, images())
-    assert f"rm {begun / LIST}" in str(caught.value) and "--restart" in str(caught.value)
+        check_images(Path("p.partial"), begun, images())
+    assert "--accept-list" in str(caught.value) and "--restart" in str(caught.value)
 
 
-def test_names_that_run_into_each_other_are_told_apart(begun):
+def test_names_that_run_into_each_other_are_told_apart():
     def summary(*names):
         return summarise(Found(name, name) for name in names)
 
@@ -60,20 +67,18 @@ def test_names_that_run_into_each_other_are_told_apart(begun):
     assert summary("a\udcff") == summary("a\udcff")
 
 
-def test_a_run_that_ends_first_stops_the_walk_and_leaves_no_half_list(tmp_path):
+def test_a_run_that_ends_first_stops_the_walk_and_leaves_no_half_list():
     def endless():
         while True:
             yield Found("x", "x")
 
-    with ListRecord(tmp_path, endless, pytest.fail) as record:
-        assert record is not None
-    assert list(tmp_path.iterdir()) == []
+    with ListRecord(pytest.fail, endless, pytest.fail) as thread:
+        assert thread is not None
 
 
-def test_a_source_that_is_gone_is_left_to_the_run_to_say(tmp_path):
+def test_a_source_that_is_gone_is_left_to_the_run_to_say():
     def gone():
         raise FgvcError("No such file or folder.")
 
-    with ListRecord(tmp_path, gone, pytest.fail) as record:
-        record._thread.join()
-    assert list(tmp_path.iterdir()) == []
+    with ListRecord(pytest.fail, gone, pytest.fail) as thread:
+        thread._thread.join()

@@ -1,4 +1,4 @@
-"""Sealed rows come back as they were, in groups of the size asked for, and memory stays flat."""
+"""Committed rows come back as they were, in groups of the size asked for, and memory stays flat."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ import pytest
 from fake_predictor import FakePredictor, fake_block, fake_images, fake_info
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats.row_blocks import (
+from fgvc_cli.formats.rows import (
     ARRAYS,
     OPTIONAL_ARRAYS,
     TEXTS,
@@ -22,7 +22,7 @@ from fgvc_cli.formats.row_blocks import (
     join,
     replace_rows,
 )
-from fgvc_cli.run.parts import ShardWriter, list_shards, read_blocks, read_names, read_shard, write_shard
+from fgvc_cli.run.parts import PartWriter, list_parts, read_blocks, read_names, read_part, write_part
 
 EXTRAS = ("attention", "crop", "embedding", "logits")
 NAMES = ["a.jpg", "bad.jpg", "ä 鳥,\n.png", os.fsdecode(b"caf\xe9.jpg")]
@@ -45,9 +45,9 @@ def assert_same(left, right):
 @pytest.mark.parametrize("parts", [0, 2])
 def test_a_block_comes_back_as_it_was(tmp_path, extras, parts):
     block = fake_block(fake_info(extras, parts), NAMES, first=12)
-    path = write_shard(tmp_path, block)
+    path = write_part(tmp_path, block)
     assert path.name == "rows-000000000012.npz"
-    assert_same(read_shard(path), block)
+    assert_same(read_part(path), block)
     assert read_names(path) == (12, [as_text(name) for name in NAMES], block.status)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -80,57 +80,57 @@ def test_rows_are_replaced_in_their_place():
     assert not np.isnan(failed.attention[0]).any() and np.isnan(failed.attention[1]).all()
 
 
-def seal(folder, count, batch=10, **limits):
-    with ShardWriter(folder, **limits) as writer:
+def commit(folder, count, batch=10, **limits):
+    with PartWriter(folder, **limits) as writer:
         for block in FakePredictor(batch=batch).blocks(fake_images(count)):
             writer.add(block)
         writer.flush()
-    return [len(block) for block in read_blocks(list_shards(folder))]
+    return [len(block) for block in read_blocks(list_parts(folder))]
 
 
-def test_groups_are_sealed_by_rows_by_bytes_and_by_time(tmp_path):
+def test_groups_are_committed_by_rows_by_bytes_and_by_time(tmp_path):
     for name in "abc":
         (tmp_path / name).mkdir()
-    assert seal(tmp_path / "a", 100, rows=30) == [30, 30, 30, 10]
-    assert seal(tmp_path / "b", 40, size_bytes=1) == [10] * 4
+    assert commit(tmp_path / "a", 100, rows=30) == [30, 30, 30, 10]
+    assert commit(tmp_path / "b", 40, size_bytes=1) == [10] * 4
     ticks = iter(range(0, 1000, 4))
-    assert seal(tmp_path / "c", 50, seconds=8, clock=lambda: next(ticks)) == [10, 10, 20, 10]
+    assert commit(tmp_path / "c", 50, seconds=8, clock=lambda: next(ticks)) == [10, 10, 20, 10]
 
 
-def test_the_first_groups_are_sealed_soon(tmp_path):
+def test_the_first_groups_are_committed_soon(tmp_path):
     ticks = iter(range(1000))
-    assert seal(tmp_path, 800, clock=lambda: next(ticks)) == [20, 40, 80, 160, 200, 200, 100]
+    assert commit(tmp_path, 800, clock=lambda: next(ticks)) == [20, 40, 80, 160, 200, 200, 100]
 
 
-def test_nothing_is_sealed_behind_a_group_that_failed(tmp_path):
-    with ShardWriter(tmp_path / "gone", rows=10) as writer, pytest.raises(FgvcError, match="gone"):
+def test_nothing_is_committed_behind_a_group_that_failed(tmp_path):
+    with PartWriter(tmp_path / "gone", rows=10) as writer, pytest.raises(FgvcError, match="gone"):
         for block in FakePredictor(batch=10).blocks(fake_images(100)):
             writer.add(block)
     (tmp_path / "gone").mkdir()
     writer.flush()
-    assert list_shards(tmp_path / "gone") == []
+    assert list_parts(tmp_path / "gone") == []
 
 
 def test_rows_that_do_not_follow_are_a_programming_error(tmp_path):
-    with ShardWriter(tmp_path) as writer, pytest.raises(ValueError, match="row 5 came"):
+    with PartWriter(tmp_path) as writer, pytest.raises(ValueError, match="row 5 came"):
         writer.add(fake_block(fake_info(), ["a"], first=5))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty"])
-def test_a_damaged_shard_is_named(tmp_path, damage):
-    path = write_shard(tmp_path, fake_block(fake_info(EXTRAS), [f"{i}.jpg" for i in range(50)]))
+def test_a_damaged_part_is_named(tmp_path, damage):
+    path = write_part(tmp_path, fake_block(fake_info(EXTRAS), [f"{i}.jpg" for i in range(50)]))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes({"cut": data[:-100], "flip": data, "text": b"text", "empty": b""}[damage])
     with pytest.raises(FgvcError, match="rows-000000000000.npz is damaged"):
-        read_shard(path)
+        read_part(path)
 
 
-def test_a_missing_shard_is_noticed(tmp_path):
-    seal(tmp_path, 40, rows=10)
-    list_shards(tmp_path)[1].unlink()
+def test_a_missing_part_is_noticed(tmp_path):
+    commit(tmp_path, 40, rows=10)
+    list_parts(tmp_path)[1].unlink()
     with pytest.raises(FgvcError, match="lacks rows 10 to 19"):
-        list(read_blocks(list_shards(tmp_path)))
+        list(read_blocks(list_parts(tmp_path)))
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
@@ -139,12 +139,12 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(FgvcError, match="No space left on device; the 20 rows before it are kept"):
-        write_shard(tmp_path, fake_block(fake_info(), ["a"], first=20))
+        write_part(tmp_path, fake_block(fake_info(), ["a"], first=20))
     assert not list(tmp_path.iterdir())
 
 
 def peak_kib(folder: Path, rows: int, out: str) -> int:
-    """A whole run in a process of its own: sealing and merging fake rows."""
+    """A whole run in a process of its own: completing and merging fake rows."""
     script = Path(__file__).parents[1] / "predict" / "fake_predictor.py"
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
@@ -154,7 +154,7 @@ def peak_kib(folder: Path, rows: int, out: str) -> int:
 
 
 def test_memory_for_100_000_rows_is_that_for_10_000(tmp_path):
-    """Stand-in rows, no pixels; sealed and merged into HDF5, which keeps more than CSV."""
+    """Stand-in rows, no pixels; completed and merged into HDF5, which keeps more than CSV."""
     few, many = peak_kib(tmp_path, 10_000, "few.h5"), peak_kib(tmp_path, 100_000, "many.h5")
     assert many < 1.1 * few + 4096, (few, many)
     assert len(list(islice(tmp_path.iterdir(), 9))) == 2

@@ -1,6 +1,8 @@
 """fgvc predict goes on with a run, or says why it does not: batch size, list of files, cut-short merges."""
 
+import dataclasses
 import io
+import json
 import sys
 import time
 from pathlib import Path
@@ -11,9 +13,13 @@ from test_predict import GOOD, files_in, rows_of, run
 from test_predict import model as model
 from test_predict import photos as photos
 
+import fgvc_cli
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import read_document
-from fgvc_cli.run.run_files import LIST
+from fgvc_cli.run.record import read_record, write_record
+
+
+def has_list(root):
+    return read_record(root).images is not None
 
 
 def interrupted(model, photos, out, at=2, **options):
@@ -23,7 +29,7 @@ def interrupted(model, photos, out, at=2, **options):
     def waiting(self, images, want=()):
         if getattr(self, "batches", 0) + 1 == at:
             deadline = time.monotonic() + 10
-            while not (out.parent / f"{out.name}.partial" / LIST).exists() and time.monotonic() < deadline:
+            while not has_list(out.parent / f"{out.name}.partial") and time.monotonic() < deadline:
                 time.sleep(0.01)
             self.batches = 0
             raise KeyboardInterrupt
@@ -53,7 +59,7 @@ def test_a_restart_takes_another_batch_size(model, photos, tmp_path):
     out = tmp_path / "p.csv"
     root = interrupted(model, photos, out, batch_size=2)
     interrupted(model, photos, out, batch_size=1, restart=True)
-    assert read_document(root / "run.json")["settings"]["batch_size"] == 1
+    assert read_record(root).run["settings"]["batch_size"] == 1
 
 
 def test_a_run_without_a_row_may_be_changed(model, photos, tmp_path):
@@ -84,7 +90,7 @@ def test_another_device_is_refused(model, photos, tmp_path):
         run(photos, out=out)
 
 
-def test_an_image_that_comes_or_goes_behind_the_sealed_rows_is_noticed(model, photos, tmp_path, capsys):
+def test_an_image_that_comes_or_goes_behind_the_completed_rows_is_noticed(model, photos, tmp_path, capsys):
     out = tmp_path / "p.csv"
     root = interrupted(model, photos, out)
     red = photos / "red.png"
@@ -97,18 +103,62 @@ def test_an_image_that_comes_or_goes_behind_the_sealed_rows_is_noticed(model, ph
         run(photos, out=out)
     (tmp_path / "red.png").rename(red)
     assert run(photos, out=out) == 0
-    assert "Going on after 2 images" in capsys.readouterr().err
+    assert "Resuming after 2 images" in capsys.readouterr().err
     assert rows_of(out.read_text()) == GOOD
     assert not root.exists()
 
 
+def test_a_changed_list_is_accepted_when_asked_for(model, photos, tmp_path):
+    out = tmp_path / "p.csv"
+    interrupted(model, photos, out)
+    (photos / "z.png").write_bytes((photos / "red.png").read_bytes())
+    with pytest.raises(FgvcError, match="--accept-list goes on with the list as it is now"):
+        run(photos, out=out)
+    assert run(photos, out=out, accept_list=True) == 0
+    assert rows_of(out.read_text()) == [*GOOD, ("z.png", "ok", "red")]
+
+
 def test_without_its_list_a_run_goes_on_with_the_images_that_are_there(model, photos, tmp_path):
+    """It was killed before the list was written down."""
     out = tmp_path / "p.csv"
     root = interrupted(model, photos, out)
     (photos / "z.png").write_bytes((photos / "red.png").read_bytes())
-    (root / LIST).unlink()
+    write_record(root, dataclasses.replace(read_record(root), images=None))
     assert run(photos, out=out) == 0
     assert rows_of(out.read_text()) == [*GOOD, ("z.png", "ok", "red")]
+
+
+def test_a_run_of_the_format_before_is_left_alone_and_named(model, photos, tmp_path):
+    """Its state was in several files; nothing of it is mixed with new rows, and nothing is lost."""
+    out = tmp_path / "p.csv"
+    root = interrupted(model, photos, out)
+    run_now = read_record(root).run
+    (root / "run.json").write_text(json.dumps({"format": 1, **run_now}))
+    (root / "list.json").write_text('{"total": 3, "marks": ["0"]}')
+    (root / "origin.json").write_text('{"sources": [], "working_folder": "/"}')
+    before = {path.name: path.read_bytes() for path in root.iterdir() if path.name != "lock"}
+    words = (
+        r"p.csv.partial was begun by another version of fgvc \(0.1.0, run format 1; this one has 2\)\. Finish"
+    )
+    for options in ({}, {"retry_failed": True}):
+        with pytest.raises(FgvcError, match=words) as caught:
+            run(photos, out=out, **options)
+        assert "--restart" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(FgvcError, match=words):
+        fgvc_cli.merge(out)
+    assert {path.name: path.read_bytes() for path in root.iterdir() if path.name != "lock"} == before
+    assert run(photos, out=out, restart=True) == 0
+    assert rows_of(out.read_text()) == GOOD and files_in(tmp_path) == ["p.csv", "photos"]
+
+
+def test_a_run_of_the_format_before_without_a_row_begins_anew(model, photos, tmp_path):
+    out = tmp_path / "p.csv"
+    root = tmp_path / "p.csv.partial"
+    root.mkdir()
+    (root / "run.json").write_text('{"format": 1, "settings": {}}')
+    with pytest.raises(FgvcError, match="another version"):
+        run(photos, out=out)
+    assert run(photos, out=out, restart=True) == 0
 
 
 def test_a_shard_notices_it_too(model, photos, tmp_path):
@@ -119,7 +169,7 @@ def test_a_shard_notices_it_too(model, photos, tmp_path):
     forward = type(model).forward
 
     def waiting(self, images, want=()):
-        while not (root / LIST).exists():
+        while not has_list(root):
             time.sleep(0.01)
         return forward(self, images, want)
 
@@ -127,7 +177,7 @@ def test_a_shard_notices_it_too(model, photos, tmp_path):
         patch.setattr(type(model), "forward", waiting)
         assert run(photos, out=tmp_path / "q.csv", shard="1/2") == 130
     model.interrupt_at = None
-    # The image is another shard's, and behind all that is sealed.
+    # The image is another shard's, and behind all that is completed.
     (photos / "z3.png").unlink()
     with pytest.raises(FgvcError, match=r"rows 0 to 6 differ \(7 then, 6 now\)"):
         run(photos, out=tmp_path / "q.csv", shard="1/2")
@@ -164,4 +214,4 @@ def test_a_list_on_stdin_has_no_record(model, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"red.png\nblue.png\nlime.png\n")))
     model.interrupt_at = 2
     assert run("-", out=tmp_path / "p.csv") == 130
-    assert LIST not in files_in(tmp_path / "p.csv.partial")
+    assert not has_list(tmp_path / "p.csv.partial")

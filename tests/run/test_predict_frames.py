@@ -14,6 +14,7 @@ from test_predict import model as model
 from test_predict import rows_of, run
 from test_predict_resume import interrupted
 
+import fgvc_cli
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.outputs import Outputs
 
@@ -63,15 +64,12 @@ def test_a_row_per_frame_and_one_answer_per_file(model, clips, tmp_path):
 
 
 def test_shards_and_resuming_give_the_same(model, clips, tmp_path):
-    from fgvc_cli.commands import merge
-    from fgvc_cli.commands.predict_options import PredictOptions
-
     whole = tmp_path / "whole.csv", tmp_path / "whole-files.csv"
     run(clips, out=whole[0], frames="all", per_file=whole[1])
     parts = tmp_path / "parts.csv", tmp_path / "parts-files.csv"
     for shard in ("0/2", "1/2"):
         run(clips, out=parts[0], frames="all", per_file=parts[1], shard=shard)
-    assert merge.run(PredictOptions(sources=(), out=(parts[0],), per_file=parts[1])) == 0
+    assert fgvc_cli.merge(parts[0]).outputs == parts  # which the shards know
     resumed = tmp_path / "resumed.csv", tmp_path / "resumed-files.csv"
     model.batches = 0
     interrupted(model, clips, resumed[0], frames="all", per_file=resumed[1])

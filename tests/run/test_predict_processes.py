@@ -91,7 +91,7 @@ def test_children_of_a_killed_parent_end_and_the_same_command_goes_on(weights, l
                         "--batch-size", 2, "--workers", 1, "--out", "p.csv")  # fmt: skip
     process = start(arguments, folder)
     shards = [folder / "p.csv.partial" / f"shard-{i}-of-2" for i in range(2)]
-    wait_until(lambda: all(any(shard.glob("rows-*.npz")) for shard in shards), "sealed rows")
+    wait_until(lambda: all(any(shard.glob("rows-*.npz")) for shard in shards), "completed rows")
     below = children(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -102,7 +102,7 @@ def test_children_of_a_killed_parent_end_and_the_same_command_goes_on(weights, l
     again = start(arguments, folder)
     told = again.communicate(timeout=SECONDS)[1]
     assert again.returncode == 0, told
-    assert "Going on after" in told
+    assert "Resuming after" in told
     with (folder / "p.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 400 and {row["status"] for row in rows} == {"ok"}
@@ -138,16 +138,16 @@ HUNG = """
 import sys, time
 from pathlib import Path
 from fake_predictor import FakePredictor, fake_images, fake_info
-from fgvc_cli.commands.predict import second_ctrl_c_ends
+from fgvc_cli.cli.predict import second_ctrl_c_ends
 from fgvc_cli.run import parts as shards
-from fgvc_cli.run.parts import ShardWriter
+from fgvc_cli.run.parts import PartWriter
 
 def hang(folder, block):
-    print("sealing", flush=True)
+    print("committing", flush=True)
     time.sleep(60)
 
-shards.write_shard = hang
-with second_ctrl_c_ends(), ShardWriter(Path(".")) as writer:
+shards.write_part = hang
+with second_ctrl_c_ends(), PartWriter(Path(".")) as writer:
     try:
         for block in FakePredictor(seconds=0.01).blocks(fake_images(100_000)):
             writer.add(block)
@@ -163,7 +163,7 @@ def test_a_second_ctrl_c_ends_at_once_while_the_disk_hangs(tmp_path):
     process.send_signal(signal.SIGINT)
     while (line := process.stdout.readline()) == "row\n":
         continue
-    assert line == "sealing\n"
+    assert line == "committing\n"
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=30)[1]

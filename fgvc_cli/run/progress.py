@@ -1,34 +1,85 @@
-"""How predict shows itself on stderr: a live line on a terminal, a plain one now and then elsewhere."""
+"""What a run tells while it works, and what it comes to."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-if TYPE_CHECKING:
-    from fgvc_cli.formats.rows import Block
+from fgvc_cli.command import Messages
+from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
+from fgvc_cli.formats.rows import Block, Row, has_prediction
 
 PLAIN_EVERY_SECONDS = 10.0
-WITH_PREDICTION = ("ok", "unsure")
+
+
+def _several(value: Any) -> Any:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str | os.PathLike) else tuple(value)
+
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_several)]
+"""Files; in Python one alone will do."""
+
+Sources = Annotated[tuple[str, ...], BeforeValidator(lambda value: tuple(map(os.fspath, _several(value))))]
+"""Folders, files, globs, archives, URLs, lists; in Python one alone will do, and paths too."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to."""
+
+    statuses: dict[str, int]
+    """How many images have which status: ``ok``, ``unsure``, or why there is no prediction."""
+    outputs: tuple[Path, ...] = ()
+    """Files and folders that hold the rows; none without ``out``, and of a shard, which waits for
+    ``merge``."""
+    rows: tuple[Row, ...] = ()
+    """The rows themselves, where they went nowhere else."""
+    folders_left_out: int = 0
+    """Folders that could not be listed, whose images have no row."""
+
+    @property
+    def images(self) -> int:
+        """How many images have a row."""
+        return sum(self.statuses.values())
+
+    @property
+    def failed(self) -> int:
+        """Images without a prediction, and folders that could not be listed."""
+        failed = sum(count for status, count in self.statuses.items() if not has_prediction(status))
+        return failed + self.folders_left_out
+
+    @property
+    def exit_code(self) -> int:
+        """That of the command line: 0, or 3 where something failed."""
+        return EXIT_SOME_FAILED if self.failed else EXIT_OK
+
+
+def images(count: int) -> str:
+    """``1 image``, ``2,000 images``."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 class PredictProgress:
-    """Counts rows and tells; a context manager around the run.
+    """Counts rows and says how far they are; a context manager around the run.
 
     Args:
-        quiet: only errors.
-        live: redraw a line where stderr is a terminal; not where rows go to that terminal too.
+        messages: who says it.
+        live: redraw a line where the messages go to a terminal; not where rows go to that terminal too.
     """
 
-    def __init__(self, console: Console, *, quiet: bool, live: bool):
-        self.console = console
-        self.quiet = quiet
+    def __init__(self, messages: Messages, *, live: bool):
+        self.messages = messages
         self.rows = 0
         """Done, those of an earlier run included."""
         self.statuses: Counter[str] = Counter()
@@ -38,7 +89,14 @@ class PredictProgress:
         self.passed_over: Callable[[], list[str]] = list
         """Lines on files that were met and have no row."""
         self._earlier = self._retried = 0
-        self._live = live and not quiet and console.is_terminal and not console.is_dumb_terminal
+        console: Console | None = getattr(messages, "console", None)
+        self._live = (
+            live
+            and not messages.quiet
+            and console is not None
+            and console.is_terminal
+            and not console.is_dumb_terminal
+        )
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -62,7 +120,7 @@ class PredictProgress:
     @property
     def failures(self) -> Counter[str]:
         """Rows without a prediction, by status."""
-        return Counter({k: n for k, n in self.statuses.items() if k not in WITH_PREDICTION and n})
+        return Counter({k: n for k, n in self.statuses.items() if not has_prediction(k) and n})
 
     @property
     def failed(self) -> int:
@@ -70,13 +128,13 @@ class PredictProgress:
         return self.failures.total() + self.folders_left_out
 
     def resumed(self, rows: int, statuses: Counter[str]) -> None:
-        """Rows that an earlier run has sealed."""
+        """Rows that an earlier run has completed."""
         self.rows += rows
         self._earlier += rows
         self.statuses.update(statuses)
         if rows:
             again = f", {self._retried:,} of them read again" if self._retried else ""
-            self.note(f"Going on after {rows:,} images of an earlier run{again}.")
+            self.note(f"Resuming after {images(rows)} of an earlier run{again}.")
 
     def on_block(self, block: Block) -> None:
         """Count some rows."""
@@ -100,12 +158,11 @@ class PredictProgress:
     def on_unreadable(self, folder: Path | str, error: OSError) -> None:
         """A folder that could not be listed: its images have no rows, so this is said even when quiet."""
         self.folders_left_out += 1
-        self._print(f"Left out folder {folder}: {error.strerror or error}")
+        self.messages.print(f"Left out folder {folder}: {error.strerror or error}")
 
     def note(self, text: str) -> None:
         """One line, unless quiet."""
-        if not self.quiet:
-            self._print(text)
+        self.messages.note(text)
 
     def interrupted(self, out: Path | None, kept: bool) -> None:
         """The line after Ctrl-C."""
@@ -115,7 +172,7 @@ class PredictProgress:
             fate = f"; they are kept in {out}.partial. To go on, type the same command again."
         elif out:
             fate = f"; {out} was not written. Start again with the same command."
-        self._print(f"Interrupted after {self.rows:,} images{fate}")
+        self.messages.print(f"Interrupted after {images(self.rows)}{fate}")
 
     def summary(self, outs: Sequence[Path]) -> None:
         """The closing lines: rows, failures by status, where they are."""
@@ -127,11 +184,16 @@ class PredictProgress:
         if outs:
             self.note(f"Written to {', '.join(map(str, outs))}.")
 
-    def merged(self, rows: int, statuses: Counter[str], outs: Sequence[Path]) -> None:
-        """The closing lines of ``fgvc merge``."""
-        self.rows, self.statuses = rows, statuses
-        self.note(f"{rows:,} images: {self._fates()}.")
+    def merged(self, statuses: Counter[str], outs: Sequence[Path]) -> RunResult:
+        """The closing lines of ``fgvc merge``, and what it came to."""
+        self.rows, self.statuses = statuses.total(), statuses
+        self.note(f"{images(self.rows)}: {self._fates()}.")
         self.note(f"Written to {', '.join(map(str, outs))}.")
+        return self.result(outs)
+
+    def result(self, outs: Sequence[Path], rows: Sequence[Row] = ()) -> RunResult:
+        """What the run came to."""
+        return RunResult(dict(self.statuses), tuple(outs), tuple(rows), self.folders_left_out)
 
     def _fates(self) -> str:
         failures, unsure = self.failures, self.statuses["unsure"]
@@ -145,7 +207,7 @@ class PredictProgress:
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self.rows - self._earlier) / seconds
         earlier = f" ({self._earlier:,} of an earlier run)" if self._earlier else ""
-        return f"{self.rows:,} images{earlier} in {seconds:.1f} s, {rate:.1f} images/s"
+        return f"{images(self.rows)}{earlier} in {seconds:.1f} s, {rate:.1f} images/s"
 
     def _outlook(self) -> str:
         """What has failed, and the time left where the total is known."""
@@ -155,9 +217,6 @@ class PredictProgress:
             left = max(0, total - self.rows) * (time.monotonic() - self._start) / new
             text += f", {self.rows / total:.0%} of {total:,}, {duration(left)} left"
         return text
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, markup=False)
 
 
 def duration(seconds: float) -> str:

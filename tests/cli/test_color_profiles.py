@@ -11,12 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fgvc_cli.cli import app
-from fgvc_cli.commands import explain_folder
 from fgvc_cli.config import Preprocess, TrainConfig, stored_config, stored_preprocess
 from fgvc_cli.data import loaders
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.engine.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from fgvc_cli.engine.weights import resolve_weights
+from fgvc_cli.explain import run as explain_run
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict import decoder
 from fgvc_cli.sources import images
@@ -54,7 +54,7 @@ def rules(monkeypatch) -> set[tuple[str, str]]:
         seen.add((rule.color_profile, rule.raw))
         return read_image(path, prepare, rule)
 
-    for module in (loaders, decoder, explain_folder, images):
+    for module in (loaders, decoder, explain_run, images):
         monkeypatch.setattr(module, "read_image", reading)
     return seen
 

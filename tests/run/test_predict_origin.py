@@ -11,12 +11,11 @@ from test_predict import model as model
 from test_predict import photos as photos
 from test_predict import run
 
-from fgvc_cli.commands import merge
-from fgvc_cli.commands.predict_options import PredictOptions
-from fgvc_cli.formats.provenance import Origin
+import fgvc_cli
+from fgvc_cli.formats.outputs import read_table
+from fgvc_cli.formats.rows import Origin
 from fgvc_cli.report.page import report
 from fgvc_cli.report.pictures import recorded_images
-from fgvc_cli.report.table import read_table
 
 OUT = Path("p.h5")
 
@@ -53,7 +52,7 @@ def test_shards_and_a_merge_elsewhere_keep_them(photos, here, monkeypatch):
         assert run("photos", out=here / OUT, shard=shard) == 0
     (here / "other").mkdir()
     monkeypatch.chdir(here / "other")
-    assert merge.run(PredictOptions(sources=(), out=(here / OUT,))) == 0
+    assert fgvc_cli.merge(here / OUT).exit_code == 0
     assert recorded(here / OUT) == (["photos"], str(here))
 
 

@@ -1,0 +1,546 @@
+"""``fgvc predict``: images -> one row each, into outputs, or handed on as they come.
+
+Rows go to completed parts in ``OUT.partial`` and from there, all at once, into the outputs; the same command
+resumes where another one ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+from pydantic import Field
+
+from fgvc_cli.command import Messages, command, options
+from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
+from fgvc_cli.formats.outputs import Outputs
+from fgvc_cli.formats.rows import Block, Origin, Row
+from fgvc_cli.run.merge import merge_run, merge_shards
+from fgvc_cli.run.parts import PartWriter
+from fgvc_cli.run.processes import PipeProgress, run_processes
+from fgvc_cli.run.progress import Paths, PredictProgress, RunResult, Sources
+from fgvc_cli.run.record import (
+    WHOLE,
+    ShardOf,
+    parse_shard,
+    partial_folder,
+    placed_outputs,
+    recorded_setting,
+    run_identity,
+    sweep_removed,
+)
+from fgvc_cli.run.resume import RunFolder, ShardWalk
+from fgvc_cli.run.retry import finished_setting, repaired_outputs, retry_failed, take_apart
+from fgvc_cli.sources.find import STDIN, Images, find_images
+from fgvc_cli.sources.frames import FrameChoice, parse_frames
+from fgvc_cli.sources.remote import is_url
+
+if TYPE_CHECKING:
+    from fgvc_cli.predict.predictor import Predictor
+
+BATCH_SIZE = 16
+
+
+@options
+class PredictOptions:
+    """What ``fgvc predict`` is asked for."""
+
+    sources: Sources
+    """Folders (searched recursively), files, globs, .tar and .zip archives, URLs like s3://..., @LIST for a
+    list in a file, or - for one on stdin."""
+    weights: str | None = None
+    """Checkpoint, folder of a training, or an embedded model; None: the default one."""
+    out: Paths = ()
+    """Files to write: .csv, .jsonl, .h5 or .parquet; the first names OUT.partial, where an interrupted run
+    waits.
+    None: rows are handed on as they come."""
+    top_k: Annotated[int, Field(ge=1)] = 5
+    """Predictions per image."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Images per forward pass; None: what the run was begun with, else ``BATCH_SIZE``."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Parallel readers of images."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    devices: Annotated[int, Field(ge=1)] | None = None
+    """Processes, one per CUDA device or several on the CPU."""
+    shard: str | None = None
+    """``i/n``: only rows i, i + n, i + 2 n, ...; when all are complete: ``merge``."""
+    stages: str | None = None
+    """Of a multi-stage ViT: main, main+object or all; None: as trained."""
+    cascade: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Multi-stage ViT: images this sure after a stage take no further one."""
+    maps: bool = False
+    """Store attention maps in the .h5 or .parquet."""
+    crops: bool = False
+    """Store crops of the objects there, as JPEG."""
+    embeddings: bool = False
+    """Store embeddings there."""
+    logits: bool = False
+    """Store the scores of all classes there."""
+    crops_dir: Path | None = None
+    """New folder for a JPEG of each object."""
+    maps_dir: Path | None = None
+    """New folder for a 16-bit PNG of each attention map."""
+    per_file: Path | None = None
+    """CSV with one row per file where rows are frames (``frames``, ``every``)."""
+    min_prob: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Rows less sure than this get the status ``unsure``."""
+    amp: Literal["auto", "none", "bf16"] = "auto"
+    """Precision: none is float32."""
+    compile: bool = False
+    """``torch.compile`` the model."""
+    fast_decode: bool = False
+    """Decode large JPEGs at a fraction of their size."""
+    overwrite: bool = False
+    """Replace output files that exist."""
+    restart: bool = False
+    """Discard what an earlier run left in OUT.partial."""
+    retry_failed: bool = False
+    """Read again only what failed; all else stays as it is."""
+    accept_list: bool = False
+    """Resume with the list of images as it is now, where it has changed behind the completed rows."""
+    null: bool = False
+    """Lists end their entries with NUL."""
+    all_files: bool = False
+    """Try files of any name in folders and archives, by content."""
+    nested: bool = False
+    """Look into archives that lie in folders and archives, one level."""
+    raw: Literal["preview", "develop"] | None = None
+    """Of camera RAW; None: as the model was trained."""
+    frames: str | None = None
+    """``all`` or a number: a row per frame or page of a file, or of its first so many."""
+    every: str | None = None
+    """Read videos, a row per 1s, 500ms, 2min, ..."""
+    quiet: bool = False
+    """Say nothing but errors."""
+    messages: Messages | None = None
+    """Who says what happens; None: lines on stderr."""
+    on_rows: Any = None
+    """Without ``out``: a sink that gets the rows as they come, such as ``StdoutSink``; None: they are in
+    the result."""
+
+    def __post_init__(self) -> None:
+        """Raise FgvcError where options exclude each other."""
+        if not self.out:
+            files = ["shard", "devices", "restart", "retry_failed", "accept_list", "crops_dir", "maps_dir"]
+            files += ["per_file"]
+            for name in [*files, "maps", "crops", "embeddings", "logits"]:
+                if getattr(self, name) not in (None, False):
+                    message = f"--{name.replace('_', '-')} needs an output file."
+                    raise FgvcError(message, "Add --out FILE.h5", EXIT_USAGE)
+        pieces = "--devices" if self.devices else "--shard" if self.shard else None
+        if self.devices and self.shard:
+            raise FgvcError("--devices splits the work itself.", "Leave --shard away.", EXIT_USAGE)
+        if self.retry_failed and pieces:
+            raise FgvcError("--retry-failed works in one piece.", f"Leave {pieces} away.", EXIT_USAGE)
+        if self.retry_failed and self.restart:
+            raise FgvcError("--restart discards what --retry-failed repairs.", "Choose one.", EXIT_USAGE)
+        if self.devices and STDIN in self.sources:
+            message = "--devices cannot share the list on stdin among its processes."
+            raise FgvcError(message, "Write the list to a file: fgvc predict @list.txt", EXIT_USAGE)
+        _ = self.frame_choice
+
+    @property
+    def frame_choice(self) -> FrameChoice | None:
+        """What ``frames`` and ``every`` come to.
+
+        Raises:
+            FgvcError: a usage error.
+        """
+        return parse_frames(self.frames, self.every)
+
+    @property
+    def outputs(self) -> Outputs:
+        """Where the rows go; only with ``out``."""
+        return Outputs.of(self.out, self)
+
+
+@command(PredictOptions)
+def predict_folder(options: PredictOptions) -> RunResult:
+    """Classify the images of folders, lists or archives: one row each, whatever the files hold.
+
+        result = fgvc_cli.predict_folder("photos", weights="groceries", out="predictions.csv")
+        print(result.images, result.failed, result.outputs)
+
+    The options are those of ``fgvc predict``. Interrupted, the same call resumes where it was. Without
+    ``out``, the rows are in the result: ``result.rows``.
+
+    Returns:
+        What the run came to: counts by status, where the rows are, and the exit code of the command line.
+
+    Raises:
+        FgvcError: an output that cannot be written (found out first), sources without an image, weights or a
+            device that are not there, another run in OUT.partial.
+        KeyboardInterrupt: after what is finished has been completed.
+    """
+    messages = options.messages or Messages(quiet=options.quiet)
+    progress = PredictProgress(messages, live=bool(options.out) or not _shows_rows(options))
+    try:
+        return _to_files(options, progress) if options.out else _hand_on(options, progress)
+    except KeyboardInterrupt:
+        out = options.out[0] if options.out else None
+        progress.interrupted(out, kept=out is not None and partial_folder(out).is_dir())
+        raise
+
+
+def _shows_rows(options: PredictOptions) -> bool:
+    """Whether rows go to the terminal that a live line would be redrawn on."""
+    return bool(getattr(options.on_rows, "on_terminal", False))
+
+
+class _Collected:
+    """A sink into memory."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def __enter__(self) -> _Collected:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """The rows stay."""
+
+    def begin(self, info: Any) -> None:
+        """Remember what a block needs to tell its rows."""
+        self._info = info
+
+    def write(self, block: Block) -> None:
+        """Take the next rows."""
+        self.rows += block.rows(self._info)
+
+
+def _hand_on(options: PredictOptions, progress: PredictProgress) -> RunResult:
+    pick_shard(options, os.environ)  # which refuses torchrun without --out
+    images = open_images(options, progress)
+    predictor = open_predictor(options, progress)
+    kept = _Collected()
+    with options.on_rows or kept as sink, progress, closing(predictor.blocks(images)) as blocks:
+        sink.begin(predictor.info)
+        for block in blocks:
+            sink.write(block)
+            progress.on_block(block)
+    progress.summary(())
+    return progress.result((), kept.rows)
+
+
+def _to_files(options: PredictOptions, progress: PredictProgress) -> RunResult:
+    shard = pick_shard(options, os.environ)
+    outputs, root = options.outputs, partial_folder(options.out[0])
+    sweep_removed(root)
+    repaired = repaired_outputs(options.out, root) if options.retry_failed else set()
+    # What a restart discards gives no leave to replace anything: asked before, not behind it.
+    placed = set() if options.restart else placed_outputs(root)
+    outputs.check(overwrite=options.overwrite, allowed=placed | repaired)
+    if options.devices:
+        return _run_devices(options, progress)
+    images = open_images(options, progress, shard)
+    predictor = open_predictor(options, progress, shard)
+    with open_folder(options, predictor, shard) as folder:
+        with progress:
+            complete_rows(options, folder, images, predictor, progress)
+        if shard.count == 1:
+            merge_run(root, outputs, overwrite=options.overwrite)
+    if shard.count == 1:
+        progress.summary(outputs.paths())
+        return progress.result(outputs.paths())
+    progress.summary(())
+    again = f"fgvc merge {options.out[0]}{' --overwrite' * options.overwrite}"
+    progress.note(f"Shard {shard.index}/{shard.count} is complete. When all are: {again}")
+    return progress.result(())
+
+
+def _run_devices(options: PredictOptions, progress: PredictProgress) -> RunResult:
+    """Predict in ``options.devices`` processes and merge; resumable as a whole, like each of its shards.
+
+    Raises:
+        FgvcError: what a process was told, or that it died; devices that are not there.
+    """
+    from fgvc_cli.engine.device import pick_devices
+
+    count = options.devices or 1
+    here = dataclasses.replace(options, messages=None)  # which stay in this process
+    arguments = [(here, i, count, device) for i, device in enumerate(pick_devices(options.device, count))]
+    with progress:
+        run_processes(_complete_shard, arguments, progress)
+    merge_shards(partial_folder(options.out[0]), options.outputs, overwrite=options.overwrite)
+    progress.summary(options.outputs.paths())
+    return progress.result(options.outputs.paths())
+
+
+def _complete_shard(pipe: Connection, options: PredictOptions, index: int, count: int, device: str) -> None:
+    """In a process of its own: predict and complete one shard."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    code = 0
+    try:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+        progress, shard = PipeProgress(pipe), ShardOf(index, count)
+        options = dataclasses.replace(options, device=device)
+        images = open_images(options, progress, shard)
+        predictor = open_predictor(options, progress, shard)
+        with open_folder(options, predictor, shard) as folder:
+            complete_rows(options, folder, images, predictor, progress)
+        for line in progress.passed_over() if index == 0 else ():  # each walks past all files
+            progress.note(line)
+    except FgvcError as error:
+        pipe.send(("error", error.message, error.hint, error.exit_code))
+    except BrokenPipeError:  # the parent is gone
+        code = EXIT_ERROR
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    pipe.close()
+    if code:
+        os._exit(code)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def launched_shard(environment: Mapping[str, str]) -> str | None:
+    """The shard that a launcher like torchrun gives this process, as ``i/n``; None without one.
+
+    Raises:
+        FgvcError: a world without a rank.
+    """
+    count = environment.get("WORLD_SIZE", "1")
+    if not count.isdecimal() or int(count) < 2:
+        return None
+    if "RANK" not in environment:
+        message = f"WORLD_SIZE is {count}, but RANK is not set."
+        raise FgvcError(message, "torchrun sets both; or unset WORLD_SIZE.", EXIT_USAGE)
+    return f"{environment['RANK']}/{count}"
+
+
+def pick_shard(options: PredictOptions, environment: Mapping[str, str]) -> ShardOf:
+    """Which rows this process predicts: ``--shard``, else the launcher's, else all.
+
+    Raises:
+        FgvcError: not i/n; a launcher beside --devices, --retry-failed or without --out.
+    """
+    launched = launched_shard(environment)
+    if launched and not options.shard:
+        for name, used in (("--devices", options.devices), ("--retry-failed", options.retry_failed)):
+            if used:
+                raise FgvcError(f"{name} is not for torchrun.", "Start fgvc predict itself.", EXIT_USAGE)
+        if not options.out:
+            raise FgvcError("Under torchrun rows go to a file.", "Add --out FILE", EXIT_USAGE)
+    text = options.shard or launched
+    return parse_shard(text) if text else ShardOf()
+
+
+class Listener(Protocol):
+    """What is told how far it is: ``PredictProgress``, or the pipe to it from another process."""
+
+    total: Callable[[], int | None]
+    passed_over: Callable[[], list[str]]
+
+    def note(self, text: str) -> None: ...
+    def resumed(self, rows: int, statuses: Counter[str]) -> None: ...
+    def on_block(self, block: Block) -> None: ...
+    def on_retried(self, block: Block) -> None: ...
+    def on_unreadable(self, folder: Path | str, error: OSError) -> None: ...
+
+
+def open_images(options: PredictOptions, progress: Listener, shard: ShardOf = WHOLE) -> ShardWalk:
+    """The images of the sources, those of a shard only.
+
+    Raises:
+        FgvcError: as ``find_images``.
+    """
+    images = _find(options, progress.on_unreadable)
+    progress.passed_over = lambda: images.passed_over
+    for line in images.notes:
+        progress.note(line)
+    progress.total = lambda: _count_of(images.total, shard)
+    # A note says that the walk costs about as much as reading; what comes on stdin comes once.
+    once = images.notes or options.nested or STDIN in options.sources or any(map(is_url, options.sources))
+    return ShardWalk(images, shard, None if once else partial(_list_again, options))
+
+
+def _list_again(options: PredictOptions) -> Images:
+    """The images of all shards, without a word on folders that cannot be listed."""
+    return _find(options, lambda folder, error: None)
+
+
+def _find(options: PredictOptions, on_unreadable: Callable[[Path | str, OSError], None]) -> Images:
+    sources = list(options.sources)
+    return find_images(
+        sources,
+        on_unreadable,
+        null=options.null,
+        all_files=options.all_files,
+        nested=options.nested,
+        frames=options.frame_choice,
+    )
+
+
+def _count_of(total: int | None, shard: ShardOf) -> int | None:
+    """How many of so many images are a shard's."""
+    return None if total is None else (total - shard.index + shard.count - 1) // shard.count
+
+
+def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf = WHOLE) -> Predictor:
+    """The model, ready to predict as the options say; for a shard of a run where there is one.
+
+    Raises:
+        FgvcError: weights or a device that are not there, settings that cannot be.
+    """
+    from fgvc_cli.engine.device import keep_freed_memory
+    from fgvc_cli.engine.weights import default_notice, open_weights
+    from fgvc_cli.predict.predictor import Predictor, count_named
+
+    keep_freed_memory()
+    if options.weights is None:
+        progress.note(default_notice())
+    device = _device(options.device)
+    checkpoint = open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade})
+    if options.raw:
+        checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
+    predictor = Predictor(
+        checkpoint,
+        device=device,
+        batch_size=_batch_size(options, progress, shard),
+        workers=options.workers,
+        top_k=options.top_k,
+        extras=options.outputs.needed(),
+        min_prob=options.min_prob,
+        amp=_amp(options, device, shard),
+        compile=options.compile,
+        fast_decode=options.fast_decode,
+        expected=count_named(options.sources),
+        on_event=progress.note,
+    )
+    if choice := options.frame_choice:
+        predictor.info.settings["frames"] = dataclasses.asdict(choice)
+    return predictor
+
+
+def _amp(options: PredictOptions, device: str, shard: ShardOf) -> Literal["auto", "none", "bf16"]:
+    """``auto`` is what the run was begun with: a probe may answer otherwise the second time.
+
+    The shards of a run need one answer too. That of a card follows from its kind; for CPUs it is float32.
+    """
+    if options.amp != "auto" or not options.out:
+        return options.amp
+    if recorded := _recorded(options, shard, "precision"):
+        return "none" if recorded == "float32" else recorded
+    if shard.count > 1:
+        from fgvc_cli.engine.device import pick_device
+
+        return "none" if pick_device(device).type == "cpu" else "auto"
+    return "auto"
+
+
+def _batch_size(options: PredictOptions, progress: Listener, shard: ShardOf) -> int | Literal["auto"]:
+    """What the run was begun with; where another number is given, the run will be refused."""
+    if isinstance(options.batch_size, int):
+        return options.batch_size
+    otherwise = options.batch_size or BATCH_SIZE
+    recorded = _recorded(options, shard, "batch_size") if options.out else None
+    if not isinstance(recorded, int) or recorded == otherwise:
+        return otherwise
+    progress.note(f"Batch size {recorded}, as this run was begun.")
+    return recorded
+
+
+def _recorded(options: PredictOptions, shard: ShardOf, name: str) -> Any:
+    """A setting of the run that this one resumes or repairs; None where there is none."""
+    if options.restart:
+        return None
+    recorded = recorded_setting(partial_folder(options.out[0]), name, shard)
+    return finished_setting(options.out, name) if recorded is None and options.retry_failed else recorded
+
+
+def _device(name: str) -> str:
+    """``auto`` under torchrun is the device of this process on its machine."""
+    local = os.environ.get("LOCAL_RANK", "")
+    if name != "auto" or not local.isdecimal() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return name
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"cuda:{int(local) % count}" if count else "cpu"
+
+
+def open_folder(options: PredictOptions, predictor: Predictor, shard: ShardOf) -> RunFolder:
+    """The folder of this run; enter it.
+
+    Raises:
+        FgvcError: on entering, see ``RunFolder``.
+    """
+    identity = run_identity(predictor.info, options.sources)
+    return RunFolder(partial_folder(options.out[0]), identity, shard=shard, restart=options.restart)
+
+
+def complete_rows(
+    options: PredictOptions,
+    folder: RunFolder,
+    images: ShardWalk,
+    predictor: Predictor,
+    progress: Listener,
+) -> None:
+    """Predict all rows that the folder does not hold yet, and commit them in parts; what is finished when
+    something stops it, Ctrl-C included, is committed too.
+
+    Raises:
+        FgvcError: an output that has come into being since it was looked for; another list of images than
+            before; a disk that is full; what the predictor raises.
+    """
+    # Again, now that the folder is locked: the process that held it may have just put them there.
+    repaired = repaired_outputs(options.out, folder.root) if options.retry_failed else set()
+    allowed = placed_outputs(folder.root) | repaired
+    options.outputs.check(overwrite=options.overwrite, allowed=allowed)
+    origin = dataclasses.asdict(Origin.of(options.sources))
+    folder.update(
+        outputs=options.outputs.record(folder.root.parent),
+        origin=origin | {"sources": list(origin["sources"])},
+    )
+    if options.retry_failed:
+        take_apart(options.out, folder, predictor.info)
+        retry_failed(folder, images, predictor, progress.on_retried)
+    else:
+        folder.skip_completed(images)
+    progress.resumed(folder.rows, folder.statuses)
+    rows, statuses = folder.rows, folder.statuses.copy()
+    if not folder.done:
+        with ExitStack() as stack:
+            stack.enter_context(_whole_list(options, folder, images, progress))
+            writer = stack.enter_context(PartWriter(folder.path, first=folder.rows))
+            blocks = stack.enter_context(closing(predictor.blocks(images, first=folder.rows)))
+            try:
+                for block in blocks:
+                    writer.add(block)
+                    progress.on_block(block)
+                    statuses.update(block.status)
+            finally:
+                writer.flush()
+            rows = writer.next_row
+    folder.finish(rows, statuses, images.seen())
+
+
+def _whole_list(
+    options: PredictOptions, folder: RunFolder, images: ShardWalk, progress: Listener
+) -> AbstractContextManager[object]:
+    """The list that this run was begun with is the list still; or it is written down while this one works.
+
+    Raises:
+        FgvcError: it has changed.
+    """
+
+    def on_total(total: int) -> None:
+        progress.total = lambda: _count_of(total, folder.shard)
+
+    if images.again is None:
+        return nullcontext()
+    return folder.watch_list(images.again, on_total, accept=options.accept_list)
