@@ -307,23 +307,6 @@ def test_a_merge_that_failed_goes_on_though_outputs_are_in_place(tmp_path, whole
     assert_same_outputs(tmp_path, whole)
 
 
-def test_a_run_begun_before_there_were_colour_profiles_goes_on_as_it_was(tmp_path):
-    info = fake_info()
-    now = run_identity(info, ["photos"])
-    then = now | {
-        "preprocess": {k: v for k, v in now["preprocess"].items() if k not in ("color_profile", "raw")}
-    }
-    ignoring = now | {"preprocess": now["preprocess"] | {"color_profile": "ignore"}}
-    with RunFolder(tmp_path / "p", then) as folder, ShardWriter(folder.path) as writer:
-        for block in FakePredictor(info).blocks(islice(fake_images(9), 9)):
-            writer.add(block)
-        writer.flush()
-    with RunFolder(tmp_path / "p", ignoring):
-        pass
-    with pytest.raises(FgvcError, match=r'begun with preprocess.color_profile "ignore", this is "srgb"'):
-        RunFolder(tmp_path / "p", now).__enter__()
-
-
 def test_identity_keeps_all_of_the_run():
     info = fake_info(("crop",), precision="bf16")
     assert info_of(run_identity(info, ["a"])) == info
