@@ -183,13 +183,15 @@ class BackboneOptions(Section):
         return {"closing": self.closing, "closing_px": self.closing_px, "min_area": self.min_area}
 
 
-BEFORE_SETTINGS: dict[str, Any] = {"closing": "cells", "min_area": 0.01}
+_BEFORE = {"closing": "cells", "min_area": 0.01}
+_VIT_BEFORE = {"rollout_first": 1, "rollout_weight": "attention"}
 """What models did before these were settings, where that is not their default now."""
 
 
 def stored_options(options: dict[str, Any]) -> dict[str, Any]:
     """A model's options as a checkpoint or a run folder has them, with those that did not exist yet."""
-    return BEFORE_SETTINGS | options
+    multistage = "erase_prob" in options
+    return _BEFORE | (_VIT_BEFORE if multistage else {}) | options
 
 
 class CraSmraConfig(BackboneOptions):
@@ -265,18 +267,33 @@ class MultiStageVitConfig(BackboneOptions):
     """How the attention map is binarised for the object box (2.1)."""
     residual: Share = 0.5
     """Share of the identity in each layer of the rollout (Abnar & Zuidema 2020)."""
+    rollout_first: int | None = Field(None, ge=1)
+    """Lowest layer that enters the rollout, from 1; 1: all (paper). None: the upper half of the layers."""
+    rollout_weight: Literal["attention", "norm"] = "norm"
+    """What the rollout multiplies: attention (paper), or attention times the length of the value vectors
+    (Kobayashi et al. 2020), which mutes tokens that are attended to but hand on nothing: such artefacts put
+    the map's maximum into a corner of two in three shelf images."""
     parts: int = Field(2, ge=1, le=16)
     """Part crops per photograph (2.2)."""
     part_window: float = Field(112 / 384, gt=0, le=1)
     """Side of a part as a share of the object's side; the paper's 112 of 384."""
     part_iou: Share = 0.1
     """Windows that overlap more are not both parts (non-maximum suppression)."""
+    part_score: Literal["mean", "gem", "max"] = "mean"
+    """What a window scores: its mean attention (2.2), generalised mean with exponent 3, or maximum."""
+    part_aspect: float = Field(1.0, ge=0.25, le=4)
+    """Width of a window over its height; its area is that of the square of ``part_window``."""
+    part_stride: int = Field(1, ge=1)
+    """Distance between windows that are scored, in pixels of the encoder's input."""
     part_map: Literal["main", "object"] = "main"
     """Scores the windows: the object's cut of the first map (paper), or the second look's map (ours)."""
     differentiable_crop: bool = False
     """Let gradients flow through the crops into the first look's map (the paper's future work)."""
     erase_prob: Share = 0.5
     """P: share of training photographs that lose their most attended pixels (2.3)."""
+    erase_object_prob: Share = 0.0
+    """Fraction of training images whose object crop loses its most attended pixels, drawn apart from
+    ``erase_prob``; parts are then cut from what is left (the authors' code). Each takes one more pass."""
     erase_threshold: Share = 0.7
     """T: attention, of the map's maximum, above which a pixel is erased."""
     cascade: Share | None = None
@@ -329,6 +346,8 @@ class Augment(Section):
     """Smallest area share of a random resized crop."""
     flip: bool = True
     """Horizontal flip with probability 0.5."""
+    noise: Share = 0.0
+    """Standard deviation of Gaussian noise added to every pixel, of the range of the image."""
     color_jitter: Share = 0.0
     """Strength of brightness, contrast and saturation jitter; hue, often the label itself, is kept."""
     rand_augment: int = Field(0, ge=0, le=30)
@@ -365,6 +384,10 @@ class Optim(Section):
     """Largest gradient norm; None: unclipped."""
     schedule: Literal["cosine", "onecycle"] = "cosine"
     """Cosine decay after the warm-up, or one cycle (Smith & Topin 2017), frozen epochs having their own."""
+    onecycle_rise: float = Field(0.3, gt=0, lt=1)
+    """Fraction of the updates of one cycle in which the rates rise."""
+    freeze_rate: float = Field(1.0, gt=0)
+    """Factor on all rates during ``freeze_epochs``, with one cycle only."""
     freeze_epochs: int = Field(0, ge=0)
     """First epochs, in which the backbone rests while everything else learns; it may be all of them."""
     layer_decay: float | None = Field(None, gt=0, le=1)

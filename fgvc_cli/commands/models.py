@@ -40,8 +40,7 @@ def run(names: list[str], *, input_px: int) -> int:
 
 
 def _registry_table(names: list[str], input_px: int) -> Table:
-    from fgvc_cli.models.cost import count_gmac, count_parameters
-    from fgvc_cli.models.registry import create_model, resolve
+    from fgvc_cli.models.registry import count_gmac, count_parameters, create_model, resolve
 
     table = Table(title=f"Models: --model NAME (200 classes, {input_px} px)", title_justify="left")
     for column in ("name", "backbone", "input", "parameters", "GMAC", "paper"):
@@ -50,7 +49,7 @@ def _registry_table(names: list[str], input_px: int) -> Table:
     for name in names:
         resolved = resolve(name)
         model = create_model(name, 200)
-        side: int = model.fixed_px or input_px  # type: ignore[assignment]
+        side = model.fixed_px or input_px
         parameters, gmac = count_parameters(model), count_gmac(model, side)
         table.add_row(
             name,

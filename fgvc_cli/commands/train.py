@@ -23,12 +23,12 @@ from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, F
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from fgvc_cli.data.labelled import LabelledSet
     from fgvc_cli.engine.distributed import World
     from fgvc_cli.engine.run_state import RunState
     from fgvc_cli.engine.trainer import Trainer
+    from fgvc_cli.models.output import FgvcModel
 
 _RESUME_FLAGS = ("workers", "data", "data_root")
 """Fields that may differ when a run is gone on with: none of them changes what it computes."""
@@ -172,7 +172,7 @@ def resume(
 
 
 def _train(
-    model: nn.Module,
+    model: FgvcModel,
     config: TrainConfig,
     data: LabelledSet,
     run_dir: Path,
@@ -196,7 +196,7 @@ def _train(
 
 
 def _trainer(
-    model: nn.Module,
+    model: FgvcModel,
     config: TrainConfig,
     data: LabelledSet,
     run_dir: Path,

@@ -12,8 +12,7 @@ from fgvc_cli.engine.optim import build_optimizer, build_schedule
 from fgvc_cli.engine.recipes import RECIPES, Setup, find_recipe
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models import registry
-from fgvc_cli.models.registry import create_model
-from fgvc_cli.models.traits import backbone_traits
+from fgvc_cli.models.registry import backbone_traits, create_model
 
 
 def config_of(model: str, *sets: str, **flags) -> TrainConfig:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fgvc_cli.models.cost import count_gmac, count_parameters
-from fgvc_cli.models.registry import create_model
+from fgvc_cli.models.registry import count_gmac, count_parameters, create_model
 
 
 def test_plain_resnet50_costs_what_the_field_says():
