@@ -171,13 +171,13 @@ def vitms_paper(setup: Setup) -> dict[str, Any]:
 
 
 def vitms_authors(setup: Setup) -> dict[str, Any]:
-    """Multi-stage ViT as its authors' notebooks train it: Ranger, two one-cycles that rise for half their way.
+    """Multi-stage ViT as its authors' notebooks train it: Ranger, two cycles that rise for half their way.
 
     Source: the notebooks of Conde & Turgutlu 2021. Dogs, and everything else here: 2 frozen epochs at 3e-3,
     then 4 at 1e-3, the encoder at a fiftieth. Cars: 24 epochs at 1e-2, read as frozen ones, then 32 at a
     hundredth. Batches of 16. Random resized crops of 0.75 of the area or more (Cars 0.7), flips, lighting;
     erasing drawn apart for object crops; losses of parts averaged. Ranger is RAdam in Lookahead, timm's
-    ``lookahead_radam``. Ours: the strength of noise (0.02), which the text names without one, and of lighting.
+    ``lookahead_radam``. Ours: the strength of lighting and of noise (0.02), which the text names without one.
     Not here: their mild rotation and warp.
     Command: fgvc train --dataset dogs --data-root /data --model vitms-b16 --recipe vitms-authors
     Run time and score: not measured. Expected top-1 (paper, ViT-B/16): Cars 94.3, Dogs 93.2.
