@@ -183,7 +183,7 @@ class BackboneOptions(Section):
         return {"closing": self.closing, "closing_px": self.closing_px, "min_area": self.min_area}
 
 
-_BEFORE = {"closing": "cells", "min_area": 0.01}
+_OPTIONS_BEFORE = {"closing": "cells", "min_area": 0.01}
 _VIT_BEFORE = {"rollout_first": 1, "rollout_weight": "attention"}
 """What models did before these were settings, where that is not their default now."""
 
@@ -191,7 +191,7 @@ _VIT_BEFORE = {"rollout_first": 1, "rollout_weight": "attention"}
 def stored_options(options: dict[str, Any]) -> dict[str, Any]:
     """A model's options as a checkpoint or a run folder has them, with those that did not exist yet."""
     multistage = "erase_prob" in options
-    return _BEFORE | (_VIT_BEFORE if multistage else {}) | options
+    return _OPTIONS_BEFORE | (_VIT_BEFORE if multistage else {}) | options
 
 
 class CraSmraConfig(BackboneOptions):
