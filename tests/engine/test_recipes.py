@@ -166,3 +166,26 @@ def test_settings_are_shown_as_they_are_typed():
     assert not any(part.startswith(("model=", "optim.")) for part in shown)
     again = resolved_config(plain_values({"model": "crasmra-resnet10t"}, shown))
     assert again == config
+
+
+def test_cars_are_cut_from_512_px_by_themselves():
+    flags = {"model": "vitms-vit_tiny_patch16_224", "dataset": "cars"}
+    assert plain_values(flags, [])["preprocess"]["input_px"] == 512
+    assert plain_values(flags | {"input_px": 320}, [])["preprocess"]["input_px"] == 320
+    assert plain_values(flags | {"dataset": "cub"}, [])["preprocess"]["input_px"] == 448
+
+
+def test_published_multi_stage_recipes_pin_what_the_paper_says():
+    for name in ("vitms-paper", "vitms-authors"):
+        options = RECIPES[name].settings(Setup(family="vitms"))["options"]
+        assert (options["rollout_first"], options["rollout_weight"]) == (1, "attention")
+        assert (options["closing"], options["part_score"]) == ("binary", "mean")
+
+
+def test_the_authors_train_dogs_and_cars_in_their_own_ways():
+    dogs, cars = (
+        RECIPES["vitms-authors"].settings(Setup(family="vitms", dataset=d)) for d in ("dogs", "cars")
+    )
+    assert [(s["epochs"], s["optim"]["freeze_epochs"]) for s in (dogs, cars)] == [(6, 2), (56, 24)]
+    tops = [s["optim"]["lr_heads"] * s["optim"]["freeze_rate"] for s in (dogs, cars)]
+    assert tops == pytest.approx([3e-3, 1e-2])
