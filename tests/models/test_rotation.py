@@ -19,5 +19,5 @@ def test_boxes_of_turned_birds_are_the_boxes_turned():
     upright = checkpoint.model(images, want=("boxes",)).boxes
     turned = side - checkpoint.model(images.flip(-1, -2), want=("boxes",)).boxes[:, [2, 3, 0, 1]]
     overlap = torch.stack([box_iou(a[None], b[None])[0, 0] for a, b in zip(upright, turned, strict=True)])
-    print(overlap.mean())
-    assert overlap.mean() >= 0.8
+    # 0.80 over 96 birds (benchmarks/RESULTS.md); 0.68 where paddings alone say where cells lie.
+    assert overlap.mean() >= 0.75
