@@ -52,8 +52,7 @@ from fgvc_cli.data.transforms import normalize, train_transform
 from fgvc_cli.engine.learner import Learner, Meter
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.engine.weights import open_weights
-from fgvc_cli.models.cost import count_gmac
-from fgvc_cli.models.registry import create_model
+from fgvc_cli.models.registry import count_gmac, create_model
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import read_image

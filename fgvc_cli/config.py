@@ -183,18 +183,27 @@ class BackboneOptions(Section):
         return {"closing": self.closing, "closing_px": self.closing_px, "min_area": self.min_area}
 
 
-BEFORE_SETTINGS: dict[str, Any] = {"closing": "cells", "min_area": 0.01}
+_OPTIONS_BEFORE = {"closing": "cells", "min_area": 0.01}
+_VIT_BEFORE = {"rollout_first": 1, "rollout_weight": "attention"}
 """What models did before these were settings, where that is not their default now."""
 
 
 def stored_options(options: dict[str, Any]) -> dict[str, Any]:
     """A model's options as a checkpoint or a run folder has them, with those that did not exist yet."""
-    return BEFORE_SETTINGS | options
+    multistage = "erase_prob" in options
+    return _OPTIONS_BEFORE | (_VIT_BEFORE if multistage else {}) | options
 
 
 class CraSmraConfig(BackboneOptions):
     """CRA-SMRA (Wang et al. 2025): every point the paper leaves open, and the switches of Tables 3-5."""
 
+    closing: Literal["binary", "cells"] = "cells"
+    """As for a multi-stage ViT, where ``binary`` is the default: the maps of a CNN fall to nothing around the
+    object, so that both give nearly the same box (mean IoU with the truth on `aviary` 0.60)."""
+    heat_floor: Share = 0.0
+    """Object heat: what a place keeps of each stage's map where it does not rise; 0 lets each stage veto."""
+    heat_smooth: bool = False
+    """Object heat: average fine maps over the cells of the coarsest before they are multiplied."""
     channel_attention: Literal["cram", "cbam", "none"] = "cram"
     """Module after stages 3-5: the paper's CRAM, timm's CBAM in its place, or none (Table 3)."""
     smram: bool = True
@@ -249,6 +258,8 @@ class CraSmraConfig(BackboneOptions):
 class BaselineConfig(BackboneOptions):
     """A plain timm classifier."""
 
+    closing: Literal["binary", "cells"] = "cells"
+    """As for CRA-SMRA."""
     drop_rate: Share = 0.0
     """Dropout in front of the classifier."""
 
@@ -265,18 +276,33 @@ class MultiStageVitConfig(BackboneOptions):
     """How the attention map is binarised for the object box (2.1)."""
     residual: Share = 0.5
     """Share of the identity in each layer of the rollout (Abnar & Zuidema 2020)."""
+    rollout_first: int | None = Field(None, ge=1)
+    """Lowest layer that enters the rollout, from 1; 1: all (paper). None: the upper half of the layers."""
+    rollout_weight: Literal["attention", "norm"] = "norm"
+    """What the rollout multiplies: attention (paper), or attention times the length of the value vectors
+    (Kobayashi et al. 2020), which mutes tokens that are attended to but hand on nothing: such artefacts put
+    the map's maximum into a corner of two in three shelf images."""
     parts: int = Field(2, ge=1, le=16)
     """Part crops per image (2.2)."""
     part_window: float = Field(112 / 384, gt=0, le=1)
     """Side of a part as a fraction of the object's side; the paper's 112 of 384."""
     part_iou: Share = 0.1
     """Windows that overlap more are not both parts (non-maximum suppression)."""
+    part_score: Literal["mean", "gem", "max"] = "mean"
+    """What a window scores: its mean attention (2.2), generalised mean with exponent 3, or maximum."""
+    part_aspect: float = Field(1.0, ge=0.25, le=4)
+    """Width of a window over its height; its area is that of the square of ``part_window``."""
+    part_stride: int = Field(1, ge=1)
+    """Distance between windows that are scored, in pixels of the encoder's input."""
     part_map: Literal["main", "object"] = "main"
     """Scores the windows: the object's cut of the first map (paper), or the object stage's map (ours)."""
     differentiable_crop: bool = False
     """Let gradients flow through the crops into the first stage's map (the paper's future work)."""
     erase_prob: Share = 0.5
     """P: fraction of the training images that lose their most attended pixels (2.3)."""
+    erase_object_prob: Share = 0.0
+    """Fraction of training images whose object crop loses its most attended pixels, drawn apart from
+    ``erase_prob``; parts are then cut from what is left (the authors' code). Each takes one more pass."""
     erase_threshold: Share = 0.7
     """T: attention, of the map's maximum, above which a pixel is erased."""
     cascade: Share | None = None
@@ -329,6 +355,8 @@ class Augment(Section):
     """Smallest fraction of the area of a random resized crop."""
     flip: bool = True
     """Horizontal flip with probability 0.5."""
+    noise: Share = 0.0
+    """Standard deviation of Gaussian noise added to every pixel, of the range of the image."""
     color_jitter: Share = 0.0
     """Strength of brightness, contrast and saturation jitter; hue, often the label itself, is kept."""
     rand_augment: int = Field(0, ge=0, le=30)
@@ -365,6 +393,10 @@ class Optim(Section):
     """Largest gradient norm; None: unclipped."""
     schedule: Literal["cosine", "onecycle"] = "cosine"
     """Cosine decay after the warm-up, or one cycle (Smith & Topin 2017), frozen epochs having their own."""
+    onecycle_rise: float = Field(0.3, gt=0, lt=1)
+    """Fraction of the updates of one cycle in which the rates rise."""
+    freeze_rate: float = Field(1.0, gt=0)
+    """Factor on all rates during ``freeze_epochs``, with one cycle only."""
     freeze_epochs: int = Field(0, ge=0)
     """First epochs, in which the backbone rests while everything else learns; it may be all of them."""
     layer_decay: float | None = Field(None, gt=0, le=1)

@@ -30,18 +30,26 @@ class LayerAttention(NamedTuple):
     """Factor on the products, usually d ** -0.5."""
     bias: Tensor | None = None
     """Added to the scaled products, broadcastable to (B, M, N, N); relative positions for example."""
+    value_norm: Tensor | None = None
+    """Length of each value vector, (B, M, N); None: attention counts as it is."""
 
 
-def rollout(layers: Sequence[LayerAttention], start: slice, residual: float = 0.5) -> Tensor:
+def rollout(
+    layers: Sequence[LayerAttention], start: slice, residual: float = 0.5, *, first: int = 1
+) -> Tensor:
     """The row ``s @ A_L @ ... @ A_1``, A_l = (1 - residual) * mean over heads of softmax + residual * I.
 
-    The rows of each A_l sum to 1 as they are, so normalising them, as the paper does, changes nothing.
+    The rows of each A_l sum to 1 as they are, so normalising them changes nothing. Where a layer has a
+    ``value_norm``, attention is weighed by it (Kobayashi et al. 2020), and its rows are normalised again: a
+    token that is attended to but hands on next to nothing counts next to nothing.
 
     Args:
         layers: from the first to the last.
         start: the output tokens that the map is for, which share s equally: ``slice(0, 1)`` is the class
             token, all patches are right for a model that reads their mean.
         residual: share of the identity.
+        first: the lowest layer that enters, from 1. Lower ones mix places that have not found their meaning
+            yet. The last layer always enters.
 
     Returns:
         (B, N) float32, rows summing to 1. Gradients flow if q and k carry them.
@@ -55,14 +63,14 @@ def rollout(layers: Sequence[LayerAttention], start: slice, residual: float = 0.
         last = last._replace(bias=last.bias[..., start, :])
     seen = _step(last, row[:, start])
     row = (1 - residual) * seen + residual * row
-    for layer in reversed(layers[:-1]):
+    for layer in reversed(layers[first - 1 : -1]):
         row = (1 - residual) * _step(layer, row) + residual * row
     return row
 
 
 def _step(layer: LayerAttention, weights: Tensor) -> Tensor:
     """``weights`` (B, R) over the queries -> (B, N): their weighted attention, the mean over heads."""
-    query, key, scale, bias = layer
+    query, key, scale, bias, value_norm = layer
     batch, heads, rows, _ = query.shape
     matrix_bytes = 4 * heads * rows * key.shape[-2]
     count = max(1, _CHUNK_BYTES.get(query.device.type, _CHUNK_BYTES["cpu"]) // matrix_bytes)
@@ -77,6 +85,9 @@ def _step(layer: LayerAttention, weights: Tensor) -> Tensor:
             if bias is not None:
                 products = products + (bias[chunk] if bias.ndim == 4 and bias.shape[0] == batch else bias)
             attention = products.softmax(dim=-1, dtype=torch.float32)
+            if value_norm is not None:
+                attention = attention * value_norm[chunk, :, None].float()
+                attention = attention / attention.sum(dim=-1, keepdim=True).clamp_min(1e-12)
             parts.append((weights[chunk, None, None] @ attention).squeeze(-2).mean(dim=1))
     return torch.cat(parts)
 

@@ -72,6 +72,22 @@ class _ResizeAndCut(torch.nn.Module):
         return int(torch.randint(0, room + 1, (1,))) if room else 0
 
 
+class _AddNoise(torch.nn.Module):
+    """Gaussian noise on uint8 (3, T, T).
+
+    Args:
+        deviation: standard deviation, of the range 0 to 1.
+    """
+
+    def __init__(self, deviation: float):
+        super().__init__()
+        self.deviation = deviation
+
+    def forward(self, image: Tensor) -> Tensor:
+        noisy = image.float() + torch.randn(image.shape) * (255 * self.deviation)
+        return noisy.round().clamp(0, 255).to(torch.uint8)
+
+
 def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
     """The augmented training transform: upright RGB image -> uint8 (3, T, T), T = augment.train_px or S."""
     side = augment.train_px or preprocess.input_px
@@ -90,6 +106,8 @@ def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
         j = augment.color_jitter
         steps.append(v2.ColorJitter(brightness=j, contrast=j, saturation=j))
     steps.append(v2.PILToTensor())
+    if augment.noise:
+        steps.append(_AddNoise(augment.noise))
     if augment.erase:
         steps.append(v2.RandomErasing(p=augment.erase))
     return v2.Compose(steps)

@@ -6,11 +6,13 @@ line, and differs from it only as said here. A new table is one entry of ``ABLAT
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fgvc_cli.config import BaselineConfig, TrainConfig, build, merge
+from fgvc_cli.config import BaselineConfig, MultiStageVitConfig, TrainConfig, build, merge
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 
 
@@ -24,6 +26,8 @@ class Variant:
     """Nested, laid over those of the training."""
     plain: bool = False
     """The backbone alone, with a linear classifier."""
+    equal: bool = False
+    """Plain, of a ViT: given as many patches as all crops of the multi-stage model have together."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,12 @@ ABLATIONS: dict[str, Ablation] = {
         Ablation(
             "stages",
             "vitms",
-            "Looks of the multi-stage ViT (Conde & Turgutlu 2021), and without erasing",
+            "Stages of the multi-stage ViT (Conde & Turgutlu 2021), and without erasing; ours: the plain ViT "
+            "on what its encoder sees, and on an image of as many patches as all its crops together. The "
+            "same crops at test time alone: fgvc eval --weights RUN --stages all on a row of stages=main",
             (
+                Variant("plain", plain=True),
+                Variant("plain-equal", plain=True, equal=True),
                 *_sweep("options", "stages", ("main", "main+object", "all")),
                 Variant("no-erasing", {"options": {"stages": "all", "erase_prob": 0.0}}),
             ),
@@ -195,10 +203,10 @@ def table_cells(ablation: Ablation, values: dict[str, Any], seeds: list[int]) ->
 
 
 def _variant_values(variant: Variant, values: dict[str, Any]) -> dict[str, Any]:
-    return _plain(values) if variant.plain else merge(values, variant.settings)
+    return _plain(values, variant.equal) if variant.plain else merge(values, variant.settings)
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
+def _plain(values: dict[str, Any], equal: bool) -> dict[str, Any]:
     """The same training for the backbone alone.
 
     A fair baseline: its classifier, which is all of it that starts from nothing, learns at the rate of what
@@ -207,12 +215,31 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     from fgvc_cli.models.registry import resolve
 
     config: TrainConfig = build(TrainConfig, values)
-    rate = max(config.optim.lr_heads, config.optim.lr_cram)
+    resolved = resolve(config.model)
+    if resolved.family.own_size:
+        values = merge(values, {"preprocess": _plain_size(config, resolved.backbone, equal)})
+        rate = config.optim.lr_heads
+    else:
+        rate = max(config.optim.lr_heads, config.optim.lr_cram)
     options = {name: value for name, value in config.options.items() if name in BaselineConfig.model_fields}
-    model = f"timm-{resolve(config.model).backbone}"
+    model = f"timm-{resolved.backbone}"
     # Rates of what it has not would only look like a difference.
     rates = {name: value for name, value in values.get("optim", {}).items() if name not in _MODULE_RATES}
     return values | {"model": model, "options": options, "optim": rates | {"lr_heads": rate}}
+
+
+def _plain_size(config: TrainConfig, backbone: str, equal: bool) -> dict[str, int]:
+    """Input of a plain ViT beside a multi-stage one: what its encoder sees, or as many patches as the image,
+    the object and the parts have together, to the nearest whole patch."""
+    import timm
+
+    options = build(MultiStageVitConfig, config.options)
+    cfg = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    side = options.encoder_px or (cfg.input_size[-1] if cfg else config.preprocess.input_px)
+    if equal:
+        patch = int(found[1]) if (found := re.search(r"patch(\d+)", backbone)) else 16
+        side = round(side * math.sqrt(2 + options.parts) / patch) * patch
+    return {"input_px": side, "resize_px": side}
 
 
 def _paths(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -10,13 +10,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
 
 from fgvc_cli import __version__
 from fgvc_cli.config import Preprocess, TrainConfig, config_sha256, stored_options, stored_preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
 from fgvc_cli.files import AtomicFile
+from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import create_model, resolve
 from fgvc_cli.models.weights import CHECKPOINT_KEY, check_weight_file, read_tensors
 
@@ -27,7 +27,7 @@ FORMAT = 1
 class Checkpoint:
     """A trained model and what it needs to meet a photograph."""
 
-    model: nn.Module
+    model: FgvcModel
     """In evaluation mode, on the CPU."""
     name: str
     """Registry name."""
@@ -52,7 +52,7 @@ class Checkpoint:
 
 def save_checkpoint(
     path: Path,
-    model: nn.Module,
+    model: FgvcModel,
     *,
     config: TrainConfig,
     classes: tuple[str, ...],
@@ -80,7 +80,7 @@ def save_checkpoint(
     document = {
         "format": FORMAT,
         "model": config.model,
-        "options": model.config.model_dump(),  # type: ignore[operator, union-attr]
+        "options": model.config.model_dump(),
         "classes": list(classes),
         "preprocess": config.preprocess.model_dump(),
         "dataset": dataset,

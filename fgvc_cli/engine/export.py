@@ -138,7 +138,7 @@ def describe(checkpoint: Checkpoint, pixels: Pixels, program: ExportedProgram) -
         "weights_sha256": checkpoint.sha256,
         "class_names": list(checkpoint.classes),
         "temperature": checkpoint.temperature,
-        "options": checkpoint.model.config.model_dump(mode="json"),  # type: ignore[operator, union-attr]
+        "options": checkpoint.model.config.model_dump(mode="json"),
         "preprocess": checkpoint.preprocess.model_dump(mode="json"),
         "input": f"{INPUT}: (B, 3, {side}, {side}) RGB, {value_range}; normalised inside",
         "outputs": {name: OUTPUTS[name.split("_")[0]] for name in names},

@@ -29,7 +29,7 @@ from fgvc_cli.engine.distributed import ALONE, World
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.models.output import ModelOutput, summarize_stats
+from fgvc_cli.models.output import FgvcModel, ModelOutput, summarize_stats
 
 
 class Meter:
@@ -115,7 +115,7 @@ class Learner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: FgvcModel,
         config: TrainConfig,
         *,
         classes: int,
@@ -138,7 +138,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.ema = ModelEmaV3(self.model, config.ema_decay, use_warmup=True) if config.ema_decay else None
         self.mix = mix_transform(config.augment, classes)
-        self.multi_label = bool(model.config.multi_label)  # type: ignore[union-attr]
+        self.multi_label = bool(model.config.multi_label)
         self.updates = 0
         # Those that learn once the frozen epochs are over; a backbone may have others that never do.
         self.backbone = self.model.get_submodule("backbone")
@@ -147,9 +147,10 @@ class Learner:
         self._wrap()
 
     @property
-    def kept(self) -> nn.Module:
+    def kept(self) -> FgvcModel:
         """What is validated and kept."""
-        return self.ema.module if self.ema else self.model
+        average: Any = self.ema.module if self.ema else None
+        return average or self.model
 
     def begin_epoch(self, epoch: int) -> None:
         """Everything learns, but for the backbone in the frozen epochs, when its batch norms rest too."""

@@ -23,7 +23,7 @@ class Schedule(Protocol):
 
 class OneCycle:
     """One cycle (Smith & Topin 2017): each group rises to the rate it was made with over the first 30 % of
-    the updates, from a 25th of it, then falls to nothing. Momentum stays.
+    the updates (or ``rise``), from a 25th of it, then falls to nothing. Momentum stays.
 
     With frozen epochs there are two: one for what learns alone, then one for everything (fastai's
     ``fine_tune``, which the authors of the multi-stage ViT use). The shape is that of torch's ``OneCycleLR``,
@@ -33,9 +33,20 @@ class OneCycle:
         optimizer: its groups hold their largest rates.
         updates: of the whole run.
         frozen: how many of them, from the start, are the first cycle's.
+        rise: fraction of a cycle in which the rates rise.
+        frozen_rate: factor on the rates of the first cycle.
     """
 
-    def __init__(self, optimizer: Optimizer, updates: int, frozen: int = 0):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        updates: int,
+        frozen: int = 0,
+        *,
+        rise: float = 0.3,
+        frozen_rate: float = 1.0,
+    ):
+        self._rise, self._frozen_rate = rise, frozen_rate
         self._optimizer = optimizer
         self._tops = [group["lr"] for group in optimizer.param_groups]
         self._updates, self._frozen = updates, frozen
@@ -45,16 +56,18 @@ class OneCycle:
         """See ``Schedule``; after the last update the rates stay."""
         thawed = num_updates >= self._frozen
         done = min(num_updates, self._updates - 1) - (self._frozen if thawed else 0)
-        share = _one_cycle_share(done, self._updates - self._frozen if thawed else self._frozen)
+        share = _one_cycle_share(done, self._updates - self._frozen if thawed else self._frozen, self._rise)
+        if not thawed:
+            share *= self._frozen_rate
         for group, top in zip(self._optimizer.param_groups, self._tops, strict=True):
             group["lr"] = top * share
 
 
-def _one_cycle_share(done: int, updates: int) -> float:
+def _one_cycle_share(done: int, updates: int, fraction: float = 0.3) -> float:
     """Rate as a share of the largest, of the update that comes after ``done`` of a cycle of ``updates``."""
     if updates == 1:
         return 1.0  # where torch's has only the end, at which nothing is learnt
-    first, last, rise = 1 / 25, 1 / 25e4, 0.3 * updates - 1
+    first, last, rise = 1 / 25, 1 / 25e4, fraction * updates - 1
     if done <= rise:
         start, end, way = first, 1.0, done / rise if rise else 1.0
     else:
@@ -153,7 +166,13 @@ def build_schedule(optimizer: Optimizer, config: Optim, epochs: int, steps_per_e
                 "Leave optim.warmup_epochs out.",
                 EXIT_USAGE,
             )
-        return OneCycle(optimizer, updates, config.freeze_epochs * steps_per_epoch)
+        return OneCycle(
+            optimizer,
+            updates,
+            config.freeze_epochs * steps_per_epoch,
+            rise=config.onecycle_rise,
+            frozen_rate=config.freeze_rate,
+        )
     return CosineLRScheduler(
         optimizer,
         t_initial=updates,

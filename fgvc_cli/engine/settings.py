@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from fgvc_cli.config import PAPER_INPUT_PX, TrainConfig, apply_sets, build, merge
+from fgvc_cli.config import TrainConfig, apply_sets, build, merge
 from fgvc_cli.engine.options import TrainOptions
-from fgvc_cli.engine.recipes import DEFAULT, Setup, find_recipe
+from fgvc_cli.engine.recipes import DEFAULT, Setup, find_recipe, source_px
 from fgvc_cli.engine.weights import resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.multilabel import check_labels
-from fgvc_cli.models.registry import check_input_px, create_model, resolve
-from fgvc_cli.models.traits import backbone_traits
+from fgvc_cli.models.output import FgvcModel
+from fgvc_cli.models.registry import backbone_traits, check_input_px, create_model, resolve
 
 _SECTION_HINT = "For example: --set preprocess.input_px=224"
 _FIELDS = (
@@ -55,7 +53,9 @@ def plain_values(options: TrainOptions, processes: int = 1) -> dict[str, Any]:
     setup = Setup(
         family=family,
         backbone=resolved.backbone,
-        input_px=_count(given["preprocess"].get("input_px")) or PAPER_INPUT_PX,
+        dataset=str(given.get("dataset") or ""),
+        input_px=_count(given["preprocess"].get("input_px"))
+        or source_px(family, str(given.get("dataset") or "")),
         epochs=_count(given.get("epochs")),
         batch_size=_count(given.get("batch_size")),
         batches=(_count(given.get("devices")) or 1) * (_count(given.get("accumulate")) or 1),
@@ -80,10 +80,10 @@ def with_labels(config: TrainConfig, multi_label: bool) -> TrainConfig:
     return config.model_copy(update={"options": config.options | {"multi_label": multi_label}})
 
 
-def with_statistics(config: TrainConfig, values: dict[str, Any], model: nn.Module) -> TrainConfig:
+def with_statistics(config: TrainConfig, values: dict[str, Any], model: FgvcModel) -> TrainConfig:
     """Normalise as the starting weights expect, unless the user set it; record the options in full."""
     preprocess = {"mean": model.input_mean, "std": model.input_std} | values["preprocess"]
-    options = model.config.model_dump()  # type: ignore[operator, union-attr]
+    options = model.config.model_dump()
     return build(TrainConfig, values | {"preprocess": preprocess, "options": options})
 
 

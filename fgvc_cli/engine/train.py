@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
 
 from fgvc_cli.command import Messages, command
 from fgvc_cli.config import TrainConfig, build
@@ -50,6 +49,7 @@ from fgvc_cli.engine.trainer import Trainer
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted, counted
 from fgvc_cli.evaluate.multilabel import headline
 from fgvc_cli.files import AtomicFile
+from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import check_input_px, create_model
 
 _MAY_DIFFER = ("workers", "data", "data_root")
@@ -221,7 +221,7 @@ def resume(
 
 
 def _train(
-    model: nn.Module,
+    model: FgvcModel,
     config: TrainConfig,
     data: LabelledSet,
     run_dir: Path,
@@ -250,7 +250,7 @@ def _launch(run_dir: Path, devices: int, arguments: list[str]) -> Trained:
 
 
 def _trainer(
-    model: nn.Module,
+    model: FgvcModel,
     config: TrainConfig,
     data: LabelledSet,
     run_dir: Path,

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.epoch_sampler import EpochDraws
@@ -45,6 +44,7 @@ from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
 from fgvc_cli.evaluate.multilabel import check_labels, rank
 from fgvc_cli.files import AtomicFile, FolderLock
+from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.weights import read_tensors
 
 
@@ -88,7 +88,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: FgvcModel,
         config: TrainConfig,
         data: LabelledSet,
         run_dir: Path,
@@ -97,7 +97,7 @@ class Trainer:
         state: RunState | None = None,
         world: World = ALONE,
     ):
-        check_labels(model.config.multi_label, data.multi_label, config.sampling)  # type: ignore[union-attr, arg-type]
+        check_labels(model.config.multi_label, data.multi_label, config.sampling)
         self.config, self.data, self.run_dir = config, data, run_dir
         self.device, self.observer, self.world = device, observer, world
         self.precision: Precision = "float32" if config.amp == "none" else usual_precision(device)

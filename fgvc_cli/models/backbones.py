@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.cells import cell_shift, leaves
-from fgvc_cli.models.stage_plan import StagePlan, network_name, not_staged
-from fgvc_cli.models.vit_stages import is_vit, plan_vit
+from fgvc_cli.models.vit_stages import StagePlan, is_vit, network_name, not_staged, plan_vit
 
 _PROBE_PX = 96
 _OPTION_OF = {"drop_path_rate": "drop_path", "pad_type": "padding"}

@@ -17,9 +17,16 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.backbones import checkpoint_gradients, plan_stages
 from fgvc_cli.models.cells import align_maps, cell_shift, leaves
 from fgvc_cli.models.output import FgvcModel, ModelOutput, StageMap, Want, class_probs, scale_maps
-from fgvc_cli.models.stage_plan import StagePlan, network_name
 from fgvc_cli.models.vit_encoder import record_rollout
-from fgvc_cli.models.vit_stages import Tail, VitStagePlan, is_vit, plan_tail, run_last_block
+from fgvc_cli.models.vit_stages import (
+    StagePlan,
+    Tail,
+    VitStagePlan,
+    is_vit,
+    network_name,
+    plan_tail,
+    run_last_block,
+)
 
 STAGES = ("stage3", "stage4", "stage5")
 LAST = "last_stage"

@@ -1,14 +1,9 @@
-"""What a model costs: parameters and multiply-accumulates."""
+"""What a model costs, computed; ``catalog`` has it recorded for the models that are listed."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
-
 from fgvc_cli.models.catalog import COST_CLASSES, Cost
-from fgvc_cli.models.registry import create_model, resolve
+from fgvc_cli.models.registry import count_gmac, count_parameters, create_model, resolve
 
 
 def compute_cost(name: str, input_px: int) -> Cost:
@@ -25,21 +20,3 @@ def compute_cost(name: str, input_px: int) -> Cost:
     model = create_model(name, COST_CLASSES)
     side = model.fixed_px or input_px
     return Cost(name, backbone, side, count_parameters(model), count_gmac(model, side))
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters as used for prediction; SMRAM, which trains only, is left out."""
-    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("smram."))
-
-
-@torch.no_grad()
-def count_gmac(model: nn.Module, input_px: int) -> float:
-    """Giga multiply-accumulates of one forward pass in evaluation mode at (1, 3, input_px, input_px).
-
-    Counts matrix products and convolutions, as the field does; shapes only, nothing is computed.
-    """
-    model = model.eval()
-    counter = FlopCounterMode(display=False)
-    with FakeTensorMode(allow_non_fake_inputs=True), counter:
-        model(torch.empty(1, 3, input_px, input_px))
-    return counter.get_total_flops() / 2e9

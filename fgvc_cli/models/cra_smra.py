@@ -27,6 +27,7 @@ from fgvc_cli.models.output import (
     StageMap,
     Want,
     class_probs,
+    over_maximum,
     scale_maps,
 )
 from fgvc_cli.models.vit_encoder import record_rollout
@@ -301,7 +302,7 @@ class CraSmra(FgvcModel):
         if "stages" in want:
             output.stages = dict(zip(BRANCHES, maps, strict=False))
         if "heat" in want or "boxes" in want:
-            heat = object_heat(maps)
+            heat = object_heat(maps, floor=self.config.heat_floor, smooth=self.config.heat_smooth)
             output.heat = heat if "heat" in want else None
             if "boxes" in want:
                 output.boxes = locate_objects(heat, images.shape[-2:], **self.config.locating)
@@ -362,17 +363,32 @@ class CraSmra(FgvcModel):
         return stats
 
 
-def object_heat(maps: list[Tensor]) -> Tensor:
+def object_heat(maps: list[Tensor], *, floor: float = 0.0, smooth: bool = False) -> Tensor:
     """Where the object is: stage maps in [0, 1] -> one map (B, h, w) of the first one's size, in [0, 1].
 
     The paper draws the stages apart (Figs. 4-6); one map for the object box is ours: the product of what
     rises above each map's median, so that a place counts where all stages look. On the Aviary it finds the
     object far better than the stages' mean or any one of them (benchmarks/RESULTS.md).
+
+    Args:
+        floor: what a place keeps of each map, of its maximum, where it does not rise: 0 lets each stage veto.
+        smooth: average each map over about a cell of the next one first.
     """
+    if smooth:
+        maps = [_average(m, 2 * (len(maps) - i) - 1) for i, m in enumerate(maps)]
     size = maps[0].shape[-2:]
     resized = torch.stack([F.interpolate(m.unsqueeze(1), size, mode="bilinear").squeeze(1) for m in maps])
     cells = resized.flatten(2)
     # The median as the largest of the smaller half, which exported graphs have an operator for.
     smaller = cells.topk((cells.shape[-1] + 1) // 2, dim=-1, largest=False, sorted=False).values
     background = smaller.amax(dim=-1)[..., None, None]
-    return scale_maps((resized - background).clamp_min(0).prod(dim=0))
+    risen = (resized - background).clamp_min(0)
+    if floor:
+        risen = over_maximum(risen.flatten(0, 1)).view_as(risen) + floor
+    return scale_maps(risen.prod(dim=0))
+
+
+def _average(maps: Tensor, cells: int) -> Tensor:
+    """Maps (B, h, w) averaged over a square of an odd number of cells; the border repeats."""
+    margin = (cells // 2,) * 4
+    return F.avg_pool2d(F.pad(maps[:, None], margin, mode="replicate"), cells, stride=1)[:, 0]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fgvc_cli.attention.crops import cut_boxes, follow_map, resize, sample_boxes
-from fgvc_cli.attention.erase import attended_pixels, erase_pixels
+from fgvc_cli.attention.erase import attended_pixels, erase_pixels, place_mask
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.attention.parts import cut_map, locate_parts
 from fgvc_cli.config import MultiStageVitConfig
@@ -82,7 +82,7 @@ class MultiStageVit(FgvcModel):
         """
         need_map = len(self.branches) > 1 or bool(_FROM_MAP & {*want})
         view = self._reduce(images)
-        chosen = self._choose(len(view), view.device) if self.training else None
+        chosen = self._choose(len(view), view.device, self.config.erase_prob) if self.training else None
         before = view.new_empty(0)
         if chosen is not None:
             view, before = self._erase(view, chosen)
@@ -128,6 +128,8 @@ class MultiStageVit(FgvcModel):
             sides = boxes[:, 2:] - boxes[:, :2]
             output.stats["object_share"] = sides.prod(dim=-1).mean() / (size[0] * size[1])
         object_heat = None
+        if self.training and self.config.erase_object_prob and "object" in self.branches:
+            images = self._erase_objects(images, boxes, looks)
         if "object" in self.branches:
             need_map = "object_heat" in want or (self.config.part_map == "object" and self.part_count > 0)
             object_heat = self._look_at_object(images, heat, boxes, looks, need_map=need_map)
@@ -145,8 +147,7 @@ class MultiStageVit(FgvcModel):
             looks.skip("object")
             return None
         crops = self._cut(pick(images, rows), pick(heat, rows), pick(boxes, rows)[:, None])
-        residual = self.config.residual if need_map else None
-        embedding, own_heat = encode(self.backbone, self.plan, crops, residual=residual)
+        embedding, own_heat = self._encode(crops, need_map=need_map, detach=True)
         looks.add("object", self.heads(embedding)[:, None], rows)
         return None if own_heat is None else spread(own_heat, rows, images.shape[0])
 
@@ -166,7 +167,14 @@ class MultiStageVit(FgvcModel):
         else:
             maps = cut_map(pick(heat.detach(), rows), pick(boxes, rows), size, self.plan.side)
         parts = locate_parts(
-            maps, pick(boxes, rows), window=config.part_window, count=config.parts, max_iou=config.part_iou
+            maps,
+            pick(boxes, rows),
+            window=config.part_window,
+            count=config.parts,
+            max_iou=config.part_iou,
+            score=config.part_score,
+            aspect=config.part_aspect,
+            stride=config.part_stride,
         )
         embedding, _ = self._encode(self._cut(pick(images, rows), pick(heat, rows), parts), need_map=False)
         logits = self.heads(embedding).unflatten(0, (parts.shape[0], config.parts))
@@ -182,11 +190,19 @@ class MultiStageVit(FgvcModel):
         return sample_boxes(images, followed, self.plan.side)
 
     def _encode(
-        self, images: Tensor, *, need_map: bool, forward: Tail | None = None
+        self, images: Tensor, *, need_map: bool, forward: Tail | None = None, detach: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        residual = self.config.residual if need_map else None
-        detach = not self.config.differentiable_crop
-        return encode(self.backbone, self.plan, images, residual=residual, detach=detach, forward=forward)
+        config = self.config
+        return encode(
+            self.backbone,
+            self.plan,
+            images,
+            residual=config.residual if need_map else None,
+            first=min(config.rollout_first or self.plan.layers // 2 + 1, self.plan.layers),
+            values=config.rollout_weight == "norm",
+            detach=not config.differentiable_crop if detach is None else detach,
+            forward=forward,
+        )
 
     def _reduce(self, images: Tensor) -> Tensor:
         """The whole input at the encoder's size."""
@@ -195,9 +211,9 @@ class MultiStageVit(FgvcModel):
             return images
         return resize(images, side)
 
-    def _choose(self, batch: int, device: torch.device) -> Tensor | None:
+    def _choose(self, batch: int, device: torch.device, prob: float) -> Tensor | None:
         """Which images of a batch are erased, or None; drawn on the CPU: every device draws the same."""
-        chosen = (torch.rand(batch) < self.config.erase_prob).nonzero().flatten()
+        chosen = (torch.rand(batch) < prob).nonzero().flatten()
         return chosen.to(device, non_blocking=True) if len(chosen) else None
 
     def _erase(self, view: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,3 +223,18 @@ class MultiStageVit(FgvcModel):
         assert heat is not None
         mask = attended_pixels(heat.detach(), view.shape[-2:], self.config.erase_threshold)
         return view.index_copy(0, chosen, erase_pixels(view[chosen], mask)), heat
+
+    def _erase_objects(self, images: Tensor, boxes: Tensor, looks: Looks) -> Tensor:
+        """The batch with some images erased where their object crop is attended to, so that both the object
+        and its parts are cut from what is left (the authors' code)."""
+        chosen = self._choose(len(images), images.device, self.config.erase_object_prob)
+        if chosen is None:
+            return images
+        whole, own = images[chosen], boxes[chosen]
+        with torch.no_grad():
+            crops = cut_boxes(whole, own[:, None], self.plan.side)
+            _, heat = self._encode(crops, need_map=True, detach=True)
+            assert heat is not None
+            mask = attended_pixels(heat, crops.shape[-2:], self.config.erase_threshold)
+        looks.passes = looks.passes + len(chosen) / len(images)
+        return images.index_copy(0, chosen, erase_pixels(whole, place_mask(mask, own, images.shape[-2:])))

@@ -1,4 +1,7 @@
-"""Model names -> models. A new backbone costs nothing: ``<family>-<timm name>`` is a name already."""
+"""Model names -> models, and what these take and cost.
+
+A new backbone costs nothing: ``<family>-<timm name>`` is a name already.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from fgvc_cli.config import (
     IMAGENET_MEAN,
@@ -29,6 +34,7 @@ from fgvc_cli.models.catalog import NAMED
 from fgvc_cli.models.cra_smra import CraSmra
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.output import FgvcModel
+from fgvc_cli.models.vit_stages import is_vit
 from fgvc_cli.models.weights import load_initial_weights
 
 
@@ -228,3 +234,44 @@ def _check_backbone(name: str, family: str, backbone: str) -> None:
         f"Nearest: {', '.join(near or own)}." if near or own else "fgvc models lists them.",
         EXIT_USAGE,
     )
+
+
+class Traits(NamedTuple):
+    """Of a backbone."""
+
+    vit: bool
+    """A plain ViT, whose layers can learn at rates of their own."""
+    drop_path: bool
+    """Takes stochastic depth."""
+
+
+def backbone_traits(name: str) -> Traits:
+    """Look at a timm network that has shapes and no numbers, which takes a moment whatever its size.
+
+    Raises:
+        FgvcError: an unknown name.
+    """
+    with torch.device("meta"):
+        try:
+            return Traits(is_vit(build_backbone(name, drop_path_rate=0.1)), True)
+        except FgvcError:
+            # An unknown name is refused here again.
+            return Traits(is_vit(build_backbone(name)), False)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters as used for prediction; SMRAM, which trains only, is left out."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("smram."))
+
+
+@torch.no_grad()
+def count_gmac(model: nn.Module, input_px: int) -> float:
+    """Giga multiply-accumulates of one forward pass in evaluation mode at (1, 3, input_px, input_px).
+
+    Counts matrix products and convolutions, as the field does; shapes only, nothing is computed.
+    """
+    model = model.eval()
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), counter:
+        model(torch.empty(1, 3, input_px, input_px))
+    return counter.get_total_flops() / 2e9

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from fgvc_cli.attention.rollout import LayerAttention, patch_map, rollout
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.models.stage_plan import network_name
+from fgvc_cli.models.vit_stages import network_name
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ class RecordAttention(TorchFunctionMode):
     Args:
         tokens: N; attention over other numbers of tokens (pooling heads) is not kept.
         detach: whether gradients end here.
+        values: keep the lengths of the value vectors too.
     """
 
-    def __init__(self, tokens: int, *, detach: bool = True):
+    def __init__(self, tokens: int, *, detach: bool = True, values: bool = False):
         super().__init__()
-        self.tokens, self.detach = tokens, detach
+        self.tokens, self.detach, self.values = tokens, detach, values
         self.layers: list[LayerAttention] = []
 
     def __torch_function__(
@@ -87,7 +88,9 @@ class RecordAttention(TorchFunctionMode):
         if self.detach:
             query, key = query.detach(), key.detach()
             attn_mask = None if attn_mask is None else attn_mask.detach()
-        self.layers.append(LayerAttention(query, key, scale or query.shape[-1] ** -0.5, attn_mask))
+            value = value.detach()
+        lengths = value.float().norm(dim=-1) if self.values else None
+        self.layers.append(LayerAttention(query, key, scale or query.shape[-1] ** -0.5, attn_mask, lengths))
 
 
 def plan_encoder(net: nn.Module) -> EncoderPlan:
@@ -170,6 +173,8 @@ def encode(
     images: Tensor,
     *,
     residual: float | None = None,
+    first: int = 1,
+    values: bool = False,
     detach: bool = True,
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -178,6 +183,8 @@ def encode(
     Args:
         images: normalised (B, 3, S, S).
         residual: of the rollout; None: no map.
+        first: of the rollout.
+        values: whether the rollout weighs attention by the lengths of value vectors.
         detach: whether the map carries no gradient.
         forward: images -> features, in place of the network's own ``forward_features``.
 
@@ -187,10 +194,10 @@ def encode(
     run = forward or net.forward_features
     if residual is None:
         return _embed(net, run(images)), None  # type: ignore[operator]
-    with RecordAttention(plan.tokens, detach=detach) as record:
+    with RecordAttention(plan.tokens, detach=detach, values=values) as record:
         embedding = _embed(net, run(images))  # type: ignore[operator]
     with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
-        row = rollout(record.layers, plan.read, residual)
+        row = rollout(record.layers, plan.read, residual, first=first)
         return embedding, patch_map(row, plan.prefix_tokens, plan.grid)
 
 

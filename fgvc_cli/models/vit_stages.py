@@ -1,28 +1,77 @@
-"""Three depths of a plain ViT as stages 3, 4 and 5.
+"""What it takes to run a network stage by stage, so that CRAM can stand between stages; a plain ViT's stages.
 
-Wang et al. 2025 cut CNNs only; CRAM and SMRAM on a Transformer are its future work (section 5), so every
-choice here is ours. After a stage's blocks the patch tokens go back to their grid and pass through CRAM
-like any feature map; X_s becomes the patch tokens that the next block sees. The prefix tokens (class,
-distillation, registers) belong to no place, so CRAM has nothing to weigh them by: they pass unchanged.
-The last stage ends after the encoder's final norm.
+CRAM's suppressed map X_s of one stage is the INPUT of the next, so a finished network's ``features_only``
+extraction is not enough. The network itself stays whole, with timm's own parameter names; a plan only says
+how to run it. Each kind of network has its own plan: a CNN's is in ``backbones``.
+
+A ViT is cut at three depths, its stages 3, 4 and 5. Wang et al. 2025 cut CNNs only; CRAM and SMRAM on a
+Transformer are its future work (section 5), so every choice here is ours. After a stage's blocks the patch
+tokens go back to their grid and pass through CRAM like any feature map; X_s becomes the patch tokens that the
+next block sees. The prefix tokens (class, distillation, registers) belong to no place, so CRAM has nothing to
+weigh them by: they pass unchanged. The last stage ends after the encoder's final norm.
 
 Legend: B batch, P prefix tokens, N patch tokens, D width, h w rows and columns of the patch grid, N = h * w.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.models.stage_plan import StagePlan, network_name, not_staged
 
 _STAGES = 3
 _PARTS = ("patch_embed", "_pos_embed", "norm_pre", "blocks", "norm", "num_prefix_tokens", "embed_dim")
 _AFTER_FEATURES = ("attn_pool", "fc_norm", "head_drop", "head", "head_dist")
+
+
+@dataclass(frozen=True)
+class StagePlan(ABC):
+    """How a network is cut. Running it, ``state`` is whatever this kind of network carries onward."""
+
+    channels: tuple[int, ...]
+    """Channels that each stage puts out."""
+    shifts: tuple[float, ...]
+    """By how many cells each stage's map lies off, see ``cells.cell_shift``."""
+
+    @abstractmethod
+    def start(self, net: nn.Module, images: Tensor) -> Any:
+        """Normalised images (B, 3, H, W) -> the state that the first stage takes."""
+
+    @abstractmethod
+    def run(self, net: nn.Module, stage: int, state: Any) -> tuple[Tensor, Any]:
+        """Run a stage, counted from 0 -> its map (B, C, h, w) and the state with that map in it."""
+
+    @abstractmethod
+    def put_back(self, state: Any, onward: Tensor) -> Any:
+        """The state with ``onward`` (B, C, h, w), CRAM's X_s, in the place of the stage's map."""
+
+    @abstractmethod
+    def features(self, state: Any) -> Tensor:
+        """What timm's ``forward_features`` gives, of the state after the last stage."""
+
+    def aligned(self, net: nn.Module) -> Self:
+        """The plan with the ``shifts`` of the network's present weights."""
+        return self
+
+
+def network_name(net: nn.Module) -> str:
+    """timm's name of a network, for messages."""
+    return getattr(net, "pretrained_cfg", {}).get("architecture", type(net).__name__)
+
+
+def not_staged(net: nn.Module, why: str) -> FgvcError:
+    """The refusal of a network whose cut cannot be proven."""
+    name = network_name(net)
+    return FgvcError(
+        f"{name} cannot be run stage by stage: {why.rstrip('.')}.",
+        "Choose a CNN such as resnet50 or a ViT such as vit_small_patch16_224, "
+        f"or train it plain with --model timm-{name}.",
+    )
 
 
 class Tokens(NamedTuple):

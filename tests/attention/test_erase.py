@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fgvc_cli.attention.erase import attended_pixels, erase_pixels
+from fgvc_cli.attention.erase import attended_pixels, erase_pixels, place_mask
 
 
 def test_pixels_above_the_threshold_are_erased_and_no_others():
@@ -25,3 +25,14 @@ def test_map_is_enlarged_to_the_image():
 
 def test_nothing_is_erased_at_threshold_one():
     assert not attended_pixels(torch.rand(2, 5, 5), (10, 10), 1.0).any()
+
+
+def test_a_mask_over_a_box_lands_where_its_crop_came_from():
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, 0, 3] = mask[1] = True
+    boxes = torch.tensor([[10.0, 20.0, 18.0, 36.0], [0.0, 0.0, 5.0, 3.0]])
+    placed = place_mask(mask, boxes, (40, 30))
+    expected = torch.zeros(2, 40, 30, dtype=torch.bool)
+    expected[0, 20:24, 16:18] = True  # cells of 2 x 4 pixels
+    expected[1, :3, :5] = True
+    assert torch.equal(placed, expected)

@@ -93,3 +93,25 @@ def test_map_is_cut_where_the_object_is():
     torch.testing.assert_close(cut, heat[:, 1:5, 2:6])
     wide = cut_map(heat, torch.tensor([[32.0, 8, 96, 40]]), (64, 128), 4)
     torch.testing.assert_close(wide, heat[:, 1:5, 2:6])
+
+
+@pytest.mark.parametrize(("score", "first"), [("mean", (4, 4)), ("gem", (15, 15)), ("max", (30, 30))])
+def test_what_a_window_scores_is_a_setting(score, first):
+    """A plateau of 0.4 as large as a window, a patch of 0.9 in a quarter of one, a point of 1."""
+    maps = torch.zeros(1, 40, 40)
+    maps[0, 4:14, 4:14], maps[0, 20:25, 20:25], maps[0, 39, 39] = 0.4, 0.9, 1.0
+    boxes = torch.tensor([[0.0, 0, 40, 40]])
+    found = locate_parts(maps, boxes, window=0.25, count=1, score=score)[0, 0]
+    # The means are 0.4 and 0.225, those of third powers 0.064 and 0.182.
+    assert tuple(found[:2].int().tolist()) == first
+
+
+def test_windows_may_be_wide_and_lie_on_a_coarser_grid():
+    maps = torch.zeros(1, 40, 40)
+    maps[0, 17:22, 10:30] = 1
+    boxes = torch.tensor([[0.0, 0, 80, 80]])
+    found = locate_parts(maps, boxes, window=0.25, count=2, aspect=4.0)[0]
+    assert found[0].tolist() == [20, 34, 60, 44]
+    coarse = locate_parts(maps, boxes, window=0.25, count=2, aspect=4.0, stride=8)[0]
+    assert (coarse[:, 0] % 16 == 0).all() and (coarse[:, 1] % 16 == 0).all()
+    assert (coarse[:, 2:] - coarse[:, :2] == torch.tensor([40, 10])).all()

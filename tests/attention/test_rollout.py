@@ -31,9 +31,13 @@ def make_layers(count=4, batch=3, heads=2, tokens=10, width=8, seed=0, bias=Fals
 def full_product(layers, residual):
     """Abnar & Zuidema as they write it: N^3 per layer, rows normalised, in float64."""
     product = None
-    for query, key, scale, bias in layers:
+    for query, key, scale, bias, lengths in layers:
         products = (query.double() @ key.double().transpose(-1, -2)) * scale
-        attention = (products + (0 if bias is None else bias.double())).softmax(dim=-1).mean(dim=1)
+        attention = (products + (0 if bias is None else bias.double())).softmax(dim=-1)
+        if lengths is not None:
+            attention = attention * lengths[:, :, None].double()
+            attention = attention / attention.sum(dim=-1, keepdim=True)
+        attention = attention.mean(dim=1)
         mixed = (1 - residual) * attention + residual * torch.eye(attention.shape[-1], dtype=torch.float64)
         mixed = mixed / mixed.sum(dim=-1, keepdim=True)
         product = mixed if product is None else mixed @ product
@@ -75,6 +79,27 @@ def test_uniform_attention_spreads_evenly():
     query = torch.zeros(1, 1, 4, 2)
     row = rollout([LayerAttention(query, query, 1.0)], CLASS_TOKEN)
     torch.testing.assert_close(row, torch.tensor([[0.625, 0.125, 0.125, 0.125]]))
+
+
+def test_lengths_of_values_weigh_attention():
+    layers = [
+        layer._replace(value_norm=torch.rand(3, 2, 10, generator=torch.Generator().manual_seed(i)))
+        for i, layer in enumerate(make_layers(seed=3))
+    ]
+    expected = full_product(layers, 0.5)[:, 0]
+    torch.testing.assert_close(rollout(layers, CLASS_TOKEN).double(), expected, atol=1e-6, rtol=1e-5)
+    # What is attended to and hands on nothing is not on the map.
+    mute = torch.tensor([4])
+    muted = [layer._replace(value_norm=layer.value_norm.index_fill(2, mute, 0)) for layer in layers]
+    assert rollout(muted, CLASS_TOKEN)[:, 4].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("first", [1, 3, 4])
+def test_lower_layers_can_be_left_out(first):
+    layers = make_layers(seed=4)
+    expected = full_product(layers[first - 1 :], 0.5)[:, 0]
+    found = rollout(layers, CLASS_TOKEN, first=first)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_gradients_reach_q_and_k():

@@ -192,3 +192,11 @@ def test_training_on_a_strip_never_builds_the_resized_image(monkeypatch, crop):
     preprocess = Preprocess(input_px=64, resize_px=75, resize_rule="shorter")
     train_transform(preprocess, Augment(crop=crop))(Image.new("RGB", (30_000, 12)))
     assert sizes == [(64, 64)]
+
+
+def test_noise_has_the_strength_that_was_set():
+    image = Image.new("RGB", (64, 64), (128, 128, 128))
+    preprocess = Preprocess(input_px=64, resize_px=64)
+    made = train_transform(preprocess, Augment(noise=0.1))(image).float()
+    assert made.std() == pytest.approx(25.5, rel=0.05)
+    assert made.mean() == pytest.approx(128, abs=1)

@@ -93,3 +93,17 @@ def test_a_table_is_for_one_family(name, model, message):
 def test_an_unknown_table_names_the_nearest():
     with pytest.raises(FgvcError, match="got 'table-3', expected table3, .*Nearest: table3"):
         find_ablation("table-3")
+
+
+def test_plain_vits_of_the_stages_table_see_what_the_encoder_sees_or_as_much_as_all_crops():
+    values = {
+        "model": "vitms-vit_tiny_patch16_224",
+        "options": {"encoder_px": 160},
+        "preprocess": {"input_px": 320, "resize_px": 320},
+        "optim": {"lr_heads": 1e-3},
+    }
+    cells = {cell.variant: cell.values for cell in table_cells(ABLATIONS["stages"], values, [0])}
+    for name, side in (("plain", 160), ("plain-equal", 320)):
+        assert cells[name]["model"] == "timm-vit_tiny_patch16_224"
+        assert cells[name]["preprocess"]["input_px"] == side
+        assert cells[name]["optim"]["lr_heads"] == 1e-3

@@ -211,3 +211,15 @@ def test_layer_decay_needs_a_backbone_with_layers():
     with pytest.raises(FgvcError, match="layer_decay=0.5 needs.*Linear does not") as caught:
         build_optimizer(model, Optim(layer_decay=0.5))
     assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_one_cycle_rises_as_long_as_it_is_told_and_frozen_epochs_have_their_own_rate():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    cycle = OneCycle(optimizer, 30, frozen=10, rise=0.5, frozen_rate=3.0)
+    rates = []
+    for done in range(30):
+        cycle.step_update(done)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert max(rates[:10]) == rates[4] == pytest.approx(3.0)
+    assert max(rates[10:]) == rates[19] == pytest.approx(1.0)

@@ -15,8 +15,7 @@ from fgvc_cli.engine.recipes import RECIPES, Setup, find_recipe
 from fgvc_cli.engine.settings import plain_values, resolved_config, settings_text
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models import registry
-from fgvc_cli.models.registry import create_model
-from fgvc_cli.models.traits import backbone_traits
+from fgvc_cli.models.registry import backbone_traits, create_model
 
 
 def config_of(model: str, *sets: str, **flags) -> TrainConfig:
@@ -182,3 +181,28 @@ def test_init_takes_the_name_of_an_embedded_model_or_a_run_folder(tmp_path):
     assert build(TrainConfig, plain_values(TrainOptions("crasmra-resnet10t", set=["init=none"]))).init is None
     with pytest.raises(FgvcError, match="--init 'grocery' is neither a file nor an embedded model"):
         plain_values(TrainOptions("crasmra-resnet10t", init="grocery"))
+
+
+def test_cars_are_cut_from_512_px_by_themselves():
+    def side(**given) -> int:
+        return plain_values(TrainOptions("vitms-vit_tiny_patch16_224", **given))["preprocess"]["input_px"]
+
+    assert side(dataset="cars") == 512
+    assert side(dataset="cars", input_px=320) == 320
+    assert side(dataset="cub") == 448
+
+
+def test_published_multi_stage_recipes_pin_what_the_paper_says():
+    for name in ("vitms-paper", "vitms-authors"):
+        options = RECIPES[name].settings(Setup(family="vitms"))["options"]
+        assert (options["rollout_first"], options["rollout_weight"]) == (1, "attention")
+        assert (options["closing"], options["part_score"]) == ("binary", "mean")
+
+
+def test_the_authors_train_dogs_and_cars_in_their_own_ways():
+    dogs, cars = (
+        RECIPES["vitms-authors"].settings(Setup(family="vitms", dataset=d)) for d in ("dogs", "cars")
+    )
+    assert [(s["epochs"], s["optim"]["freeze_epochs"]) for s in (dogs, cars)] == [(6, 2), (56, 24)]
+    tops = [s["optim"]["lr_heads"] * s["optim"]["freeze_rate"] for s in (dogs, cars)]
+    assert tops == pytest.approx([3e-3, 1e-2])

@@ -126,6 +126,25 @@ def test_object_heat_is_where_every_stage_rises_above_its_background():
     torch.testing.assert_close(heat[0], expected)
 
 
+def test_the_floor_of_the_object_heat_lets_one_stage_speak():
+    fine = torch.zeros(1, 4, 4)
+    fine[0, 0, 0], fine[0, 3, 3] = 1.0, 0.5
+    coarse = torch.zeros(1, 4, 4)
+    coarse[0, 3, 3] = 1.0
+    assert object_heat([fine, coarse])[0].nonzero().tolist() == [[3, 3]]
+    floored = object_heat([fine, coarse], floor=0.1)[0]
+    # (1 + 0.1) * 0.1 and (0.5 + 0.1) * (1 + 0.1), less 0.1 * 0.1 everywhere
+    assert float(floored[0, 0] / floored[3, 3]) == pytest.approx(0.1 / 0.65)
+
+
+def test_a_smooth_object_heat_averages_the_finer_maps():
+    fine, coarse = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
+    fine[0, 4, 4], coarse[0, 2:7, 2:7] = 1.0, 1.0
+    assert int((object_heat([fine, coarse])[0] > 0).sum()) == 1
+    heat = object_heat([fine, coarse], smooth=True)[0]
+    assert (heat > 0).nonzero().tolist() == [[y, x] for y in (3, 4, 5) for x in (3, 4, 5)]
+
+
 def test_model_maps_are_aligned():
     model = create_model("crasmra-resnet18", 3).eval()
     x = torch.randn(1, 3, 64, 64)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fgvc_cli.models.catalog import FAMILY_TEXTS, LISTED, NAMED, read_costs
-from fgvc_cli.models.cost import compute_cost, count_gmac, count_parameters
-from fgvc_cli.models.registry import FAMILIES, create_model
+from fgvc_cli.models.cost import compute_cost
+from fgvc_cli.models.registry import FAMILIES, count_gmac, count_parameters, create_model
 
 
 def test_plain_resnet50_costs_what_the_field_says():

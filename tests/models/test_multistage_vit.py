@@ -396,3 +396,29 @@ def test_gradient_checkpointing_runs_blocks_again_and_changes_no_gradient():
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert calls == [3, 6]
     torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_object_crops_are_erased_apart_and_parts_cut_from_what_is_left():
+    images = photos()
+    clean = tiny(erase_prob=0.0).train()
+    erased = tiny(erase_prob=0.0, erase_object_prob=1.0, erase_threshold=0.3).train()
+    with torch.no_grad():
+        first, second = (model(images, want=("boxes", "parts")) for model in (clean, erased))
+    assert torch.equal(first.boxes, second.boxes) and torch.equal(first.parts, second.parts)
+    assert torch.equal(first.logits["main"], second.logits["main"])
+    assert (first.logits["object"] != second.logits["object"]).any(dim=1).all()
+    assert (first.logits["parts"] != second.logits["parts"]).any()
+    assert float(second.stats["passes"]) == float(first.stats["passes"]) + 1
+    erased.eval()
+    assert torch.equal(erased(images).probs, tiny(erase_prob=0.0)(images).probs)
+
+
+def test_new_models_map_the_upper_half_weighed_by_values():
+    images = photos(px=64)
+    maps = {}
+    for first, weight in ((None, "norm"), (2, "norm"), (1, "norm"), (2, "attention")):
+        model = tiny(rollout_first=first, rollout_weight=weight)
+        maps[first, weight] = model(images, want=("heat",)).heat
+    assert torch.equal(maps[None, "norm"], maps[2, "norm"])  # of three layers
+    assert not torch.allclose(maps[2, "norm"], maps[1, "norm"])
+    assert not torch.allclose(maps[2, "norm"], maps[2, "attention"])
