@@ -139,7 +139,8 @@ def write_photographs(folder: Path, arguments: argparse.Namespace) -> LabelledIm
         Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=90)
         examples.append(Example(f"{number}.jpg", number % CLASSES))
     config = make_config("timm", arguments)
-    return LabelledImages(folder, examples, train_transform(config.preprocess, config.augment))
+    transform = train_transform(config.preprocess, config.augment)
+    return LabelledImages(folder, examples, transform, rule=config.preprocess)
 
 
 def make_config(model: str, arguments: argparse.Namespace) -> TrainConfig:

@@ -51,6 +51,12 @@ def load_commands() -> dict[tuple[str, ...], Any]:
     return found
 
 
+def load_examples() -> dict[str, tuple[str, ...]]:
+    """Command -> its examples, as ``--help`` prints them."""
+    examples: dict[str, tuple[str, ...]] = importlib.import_module("fgvc_cli.cli.options").EXAMPLES
+    return examples
+
+
 def is_option(parameter: Any) -> bool:
     """Whether a parameter of a command is an option and not an argument."""
     return str(parameter.opts[0]).startswith("-")
@@ -160,6 +166,9 @@ def command_section(words: tuple[str, ...], command: Any) -> Iterator[str]:
             needed = " Required." if parameter.required else ""
             yield f"| {names} | {cell(value_of(parameter))} | {cell(text)}{needed} |"
         yield ""
+    examples = load_examples().get(" ".join(words), ())
+    if examples:
+        yield from ("```sh", *examples, "```", "")
 
 
 def command_line_page() -> str:

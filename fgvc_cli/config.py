@@ -7,6 +7,7 @@ the command line with ``--set section.field=value``. Nothing heavy is imported h
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -41,6 +42,18 @@ def _from_text(value: Any, annotation: Any) -> Any:
         return None
     kinds = (annotation, *get_args(annotation))
     return value.split(",") if any(get_origin(kind) is tuple for kind in kinds) else value
+
+
+def check_device_name(name: str) -> None:
+    """Check the spelling of a device, not that it is there.
+
+    Raises:
+        FgvcError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        number = f"cuda:{name}" if name.isdecimal() else None
+        hint = f"Did you mean --device {number}?" if number else None
+        raise FgvcError(f"--device got {name!r}, expected auto, cpu, cuda or cuda:N.", hint, EXIT_USAGE)
 
 
 def build(cls: type[Section], values: dict[str, Any]) -> Any:
@@ -145,6 +158,9 @@ class BackboneOptions(Section):
     padding: Literal["own", "same"] = "own"
     """Padding of strided convolutions: the architecture's own, or TensorFlow's SAME, for weights that were
     trained with it (timm's ``pad_type``; EfficientNet and MobileNet families)."""
+    pretrained_tag: str | None = None
+    """Which of timm's weights the backbone starts from, e.g. ``tv_in1k``; None: timm's default, or the tag
+    that the model's name has."""
     multi_label: bool = False
     """Several labels per photograph, each with a probability of its own (sigmoid). The data decides it."""
 
@@ -158,6 +174,12 @@ class CraSmraConfig(BackboneOptions):
     """Train with SMRAM and its diversity loss (Eq. 7-9); never part of the test graph."""
     reduction: int = Field(16, ge=1)
     """r of the shared MLP, C -> C/r -> C (Eq. 2)."""
+    min_hidden: int = Field(1, ge=1)
+    """Least width of that MLP's hidden layer (ours): C/16 leaves an EfficientNet-Lite0 2, 7 and 80."""
+    mask_norm: Literal["none", "layer"] = "none"
+    """LayerNorm on the pooled vectors in front of the MLP (ours), or none (paper)."""
+    mask_init: Literal["default", "zero"] = "default"
+    """Start of the MLP's second layer: torch's default, or zeros (ours), so that every I is 0.5 at first."""
     mask_sum: Literal["after_mlp", "before_mlp"] = "after_mlp"
     """MLP(avg) + MLP(max), as CBAM, or MLP(avg + max) (Eq. 1)."""
     softmax_of: Literal["mask", "logits"] = "mask"
@@ -254,6 +276,11 @@ class Preprocess(Section):
     """Per-channel mean of the input in [0, 1]."""
     std: Triple = IMAGENET_STD
     """Per-channel standard deviation of the input in [0, 1]."""
+    color_profile: Literal["srgb", "ignore"] = "srgb"
+    """Bring the colours of images with an ICC profile (Display P3, Adobe RGB, ...) to those of sRGB, or take
+    their values as they are, as every model did before there was this choice."""
+    raw: Literal["preview", "develop"] = "preview"
+    """Of camera RAW: the preview that the camera stored, or the sensor's data developed by LibRaw."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Preprocess:
@@ -299,6 +326,8 @@ class Optim(Section):
     """SMRAM (paper)."""
     lr_cram: float = Field(0.006, ge=0)
     """CRAM with its Conv_layer (paper)."""
+    lr_mask: float | None = Field(None, ge=0)
+    """The MLP behind CRAM's mask (Eq. 2) alone; None: as ``lr_cram``."""
     lr_heads: float = Field(0.002, ge=0)
     """Heads (the paper does not say); a plain baseline's classifier too, so that comparisons are fair."""
     momentum: Share = 0.9
@@ -310,7 +339,7 @@ class Optim(Section):
     schedule: Literal["cosine", "onecycle"] = "cosine"
     """Cosine decay after the warm-up, or one cycle (Smith & Topin 2017), frozen epochs having their own."""
     freeze_epochs: int = Field(0, ge=0)
-    """First epochs, in which the backbone rests while everything else learns."""
+    """First epochs, in which the backbone rests while everything else learns; it may be all of them."""
     layer_decay: float | None = Field(None, gt=0, le=1)
     """The backbone's learning rate falls by this factor per layer towards its start; None: one rate."""
 
@@ -394,6 +423,31 @@ class TrainConfig(Section):
     """Time between two savings of what ``--resume`` goes on from, within an epoch; its end is always one."""
     tensorboard: bool = False
     """Write the lines of metrics.csv as TensorBoard events into the run folder too."""
+
+
+_BEFORE = {"color_profile": "ignore"}
+"""Fields of ``Preprocess`` that what was stored before there were such fields lacks, and what it did."""
+
+
+def stored_preprocess(values: dict[str, Any]) -> Preprocess:
+    """The ``Preprocess`` that a checkpoint, a run or a file of predictions has recorded.
+
+    Raises:
+        FgvcError: as ``build``.
+    """
+    preprocess: Preprocess = build(Preprocess, _BEFORE | values)
+    return preprocess
+
+
+def stored_config(values: dict[str, Any]) -> TrainConfig:
+    """The ``TrainConfig`` that a training has recorded.
+
+    Raises:
+        FgvcError: as ``build``.
+    """
+    stored = values | {"preprocess": _BEFORE | values.get("preprocess", {})}
+    config: TrainConfig = build(TrainConfig, stored)
+    return config
 
 
 def config_sha256(config: TrainConfig) -> str:

@@ -363,7 +363,7 @@ def test_version():
     assert fgvc("--version").stdout.strip() == f"fgvc {__version__}"
 
 
-def test_help_stays_as_typer_draws_it():
+def test_help_is_printed_for_every_level():
     for arguments in (["--help"], ["train", "--help"], ["datasets", "make", "--help"]):
         result = fgvc(*arguments)
         assert result.exit_code == 0 and "Usage: fgvc" in result.stdout and not result.stderr
@@ -389,5 +389,5 @@ def test_the_package_runs_as_the_script_does():
     ],
 )
 def test_help_breaks_lines_where_the_terminal_ends_and_nowhere_else(command, sentence, monkeypatch):
-    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 300)
+    monkeypatch.setenv("COLUMNS", "300")
     assert sentence in fgvc(command, "--help").stdout

@@ -11,6 +11,7 @@ from fgvc_cli.cli.datasets import datasets_app
 from fgvc_cli.cli.eval import evaluate
 from fgvc_cli.cli.explain import explain
 from fgvc_cli.cli.export import export
+from fgvc_cli.cli.help import HelpCommand
 from fgvc_cli.cli.index import index
 from fgvc_cli.cli.models import models
 from fgvc_cli.cli.options import guarded
@@ -20,12 +21,21 @@ from fgvc_cli.cli.report import report
 from fgvc_cli.cli.train import train
 from fgvc_cli.cli.usage import OneLineGroup
 
+HELP = """Tell look-alike classes apart in images with one of two kinds of model, and see where it looked:
+crasmra-, a CNN that looks once and is fast, or vitms-, a ViT that looks again at the object and its parts,
+slower and in our measurements more accurate.
+
+Take crasmra- for millions of images or a CPU, vitms- where accuracy counts and objects are small; timm- is a
+plain network without boxes, to compare both with. fgvc models lists what each costs.
+
+Progress and messages go to stderr, data to stdout or to --out.
+"""
+
 app = typer.Typer(
     name="fgvc",
     cls=OneLineGroup,
-    help="Sort photographs into look-alike classes: predict, see where the model looked, train your own.",
+    help=HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -46,7 +56,7 @@ def _root(
 
 
 for command in (train, evaluate, predict, merge, index, explain, report, export, models, recipes):
-    app.command("eval" if command is evaluate else command.__name__)(guarded(command))
+    app.command("eval" if command is evaluate else command.__name__, cls=HelpCommand)(guarded(command))
 app.add_typer(datasets_app, name="datasets")
 
 

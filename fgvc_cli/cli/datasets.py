@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from fgvc_cli.cli.help import HelpCommand, HelpGroup
 from fgvc_cli.cli.options import DataRoot, Workers, guarded
 
-datasets_app = typer.Typer(help="Labelled data sets: list, get, check, make. Alone, it lists them.")
-make_app = typer.Typer(help="Make a data set.", no_args_is_help=True)
+datasets_app = typer.Typer(
+    cls=HelpGroup, help="Labelled data sets: list, get, check, make. Alone, it lists them."
+)
+make_app = typer.Typer(cls=HelpGroup, help="Make a data set.", no_args_is_help=True)
 datasets_app.add_typer(make_app, name="make")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -28,7 +31,7 @@ def _alone(context: typer.Context, data_root: DataRoot = None, as_json: Json = F
         )
 
 
-@datasets_app.command("list")
+@datasets_app.command("list", cls=HelpCommand)
 @guarded
 def list_datasets(data_root: DataRoot = None, as_json: Json = False) -> int:
     """List the known data sets: their counts, whether they are here and whole, and how to get them."""
@@ -37,7 +40,7 @@ def list_datasets(data_root: DataRoot = None, as_json: Json = False) -> int:
     return command.list_known(data_root, as_json=as_json)
 
 
-@datasets_app.command("get")
+@datasets_app.command("get", cls=HelpCommand)
 @guarded
 def get_dataset(
     name: Annotated[str, typer.Argument(help="A known set, e.g. cub.")],
@@ -52,7 +55,7 @@ def get_dataset(
     return command.run(name, data_root)
 
 
-@datasets_app.command("check")
+@datasets_app.command("check", cls=HelpCommand)
 @guarded
 def check_dataset(
     source: Annotated[str, typer.Argument(help="Class-per-folder folder, CSV, or known set.")],
@@ -89,7 +92,7 @@ def check_dataset(
     )
 
 
-@make_app.command("aviary")
+@make_app.command("aviary", cls=HelpCommand)
 @guarded
 def make_aviary(
     out: Annotated[Path, typer.Argument(help="New folder.")],

@@ -1,22 +1,36 @@
-"""Options that several commands share, and how every command ends. Nothing heavy is imported here."""
+"""Options that several commands share, the panels and examples of help, and how every command ends.
+
+Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fgvc_cli.config import check_device_name
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError
+
+
+def _embedded_models() -> list[str]:
+    """Names to complete ``--weights`` with; the shell adds files."""
+    from fgvc_cli.engine.weights import read_manifest
+
+    return list(read_manifest().entries)
+
 
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them)."
+        metavar="MODEL",
+        autocompletion=_embedded_models,
+        help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them).",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -46,8 +60,219 @@ Embeddings = Annotated[bool, typer.Option("--embeddings", help="Store embeddings
 Logits = Annotated[bool, typer.Option("--logits", help="Store the scores of all classes there.")]
 CropsDir = Annotated[Path | None, typer.Option(help="New folder for a JPEG of each object.")]
 MapsDir = Annotated[Path | None, typer.Option(help="New folder for a 16-bit PNG of each attention map.")]
+PerFile = Annotated[
+    Path | None,
+    typer.Option(help="One more .csv, a row per file: of its frames, the mean of their probabilities."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors on stderr.")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder that holds known sets. Default: $FGVC_DATA.")]
+
+
+PANELS: dict[str, tuple[str, ...]] = {
+    "Input": (
+        "--data",
+        "--dataset",
+        "--data-root",
+        "--split",
+        "--images",
+        "--labels",
+        "--null",
+        "--all-files",
+        "--formats",
+    ),
+    "Output": (
+        "--out",
+        "--overwrite",
+        "--top-k",
+        "--min-prob",
+        "--maps",
+        "--crops",
+        "--embeddings",
+        "--logits",
+        "--crops-dir",
+        "--maps-dir",
+        "--parts-dir",
+        "--page",
+        "--title",
+        "--thumbs",
+        "--thumb-px",
+        "--pixels",
+        "--json",
+        "--quiet",
+    ),
+    "Model": (
+        "--model",
+        "--weights",
+        "--init",
+        "--pretrained",
+        "--stages",
+        "--cascade",
+        "--calibrate",
+        "eval --against",
+        "--input-px",
+    ),
+    "Training": (
+        "--recipe",
+        "--epochs",
+        "train --batch-size",
+        "--seed",
+        "--set",
+        "--show-config",
+        "--ablate",
+        "--seeds",
+    ),
+    "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
+    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images"),
+    "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
+    "Speed": (
+        "--device",
+        "--devices",
+        "--workers",
+        "--batch-size",
+        "--amp",
+        "--compile",
+        "--fast-decode",
+    ),
+    "Resuming": ("--resume", "--shard", "--restart", "--retry-failed"),
+}
+"""Panel of a help page -> its options. ``COMMAND --option`` goes before ``--option``."""
+
+VALUE_NAMES = {
+    "--data": "DATA",
+    "--dataset": "NAME",
+    "--data-root": "FOLDER",
+    "--weights": "MODEL",
+    "--model": "NAME",
+    "--init": "MODEL",
+    "--recipe": "NAME",
+    "--seeds": "N,N,...",
+    "--device": "DEVICE",
+    "--target": "CLASS",
+    "--against": "NAME",
+    "--crops-dir": "FOLDER",
+    "--maps-dir": "FOLDER",
+    "--calibrate": "FILE",
+    "--labels": "PATH",
+}
+"""What an option takes, in a word, where its type does not say so."""
+
+OTHER_PANEL = "Other"
+"""``--help``, ``--version`` and what completes the shell."""
+
+_PANEL_OF = {option: panel for panel, options in PANELS.items() for option in options}
+
+
+def panel_of(command: str, names: Iterable[str]) -> str:
+    """The panel of an option, by its names.
+
+    Args:
+        command: the last word of it, e.g. ``predict`` or ``aviary``.
+    """
+    for name in names:
+        panel = _PANEL_OF.get(f"{command} {name}") or _PANEL_OF.get(name)
+        if panel:
+            return panel
+    return OTHER_PANEL
+
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "": (
+        "fgvc predict photos/ --weights groceries --out preds.csv",
+        "fgvc train --data my_classes/ --model crasmra-mobilenetv2_100",
+    ),
+    "train": (
+        "fgvc train --data my_classes/ --model crasmra-mobilenetv2_100 --input-px 224",
+        "fgvc train --resume runs/birds",
+    ),
+    "eval": (
+        "fgvc eval --weights runs/birds --out measured",
+        "fgvc eval --weights runs/birds --against groceries --data test_images/",
+    ),
+    "predict": (
+        "fgvc predict photos/ --weights groceries --out preds.csv --min-prob 0.6",
+        "fgvc predict photos/ --weights runs/birds --out preds.h5 --maps --crops",
+    ),
+    "merge": (
+        "fgvc merge preds.csv",
+        "fgvc merge preds.h5 --overwrite",
+    ),
+    "index": (
+        "fgvc index --weights runs/birds",
+        "fgvc index --weights groceries --data known_images/ --split all",
+    ),
+    "explain": (
+        "fgvc explain bird.jpg --weights runs/birds",
+        "fgvc explain photos/ --weights groceries --out explained --nearest 6",
+    ),
+    "report": (
+        "fgvc report preds.h5 --out report.html",
+        "fgvc report preds.csv --images photos/ --labels labels.csv",
+    ),
+    "export": (
+        "fgvc export --weights groceries --out model.onnx",
+        "fgvc export --weights runs/birds --out model.pt2 --check photos/",
+    ),
+    "models": (
+        "fgvc models",
+        "fgvc models crasmra-convnext_tiny vitms-vit_small_patch16_224 --input-px 224",
+    ),
+    "recipes": (
+        "fgvc recipes",
+        "fgvc recipes strong",
+    ),
+    "datasets": (
+        "fgvc datasets",
+        "fgvc datasets get pets --data-root /data",
+    ),
+    "datasets list": (
+        "fgvc datasets list",
+        "fgvc datasets list --data-root /data --json",
+    ),
+    "datasets get": (
+        "fgvc datasets get pets --data-root /data",
+        "fgvc datasets get cub --data-root /data",
+    ),
+    "datasets check": (
+        "fgvc datasets check my_classes/",
+        "fgvc datasets check labels.csv --out findings.csv",
+    ),
+    "datasets make": (
+        "fgvc datasets make aviary birds",
+        "fgvc datasets make aviary birds --species 6",
+    ),
+    "datasets make aviary": (
+        "fgvc datasets make aviary birds --species 6 --train 30 --val 8 --test 10",
+        "fgvc datasets make aviary large --size-px 512 --seed 1",
+    ),
+}
+"""Command -> two lines as they are typed, for the end of its help."""
+
+
+def check_given(values: Mapping[str, Any]) -> None:
+    """Check what takes no torch to check, so that a mistyped name is answered at once.
+
+    Args:
+        values: the options of a command, by parameter name.
+
+    Raises:
+        FgvcError: no such device, data set, folder or CSV of labelled images, or weights.
+    """
+    device, dataset, data = values.get("device"), values.get("dataset"), values.get("data")
+    weights = values.get("weights")
+    if device:
+        check_device_name(device)
+    if dataset:
+        from fgvc_cli.datasets.registry import find_known
+
+        find_known(dataset)
+    if data and not Path(data).exists():
+        from fgvc_cli.data.labelled import load_labelled
+
+        load_labelled(Path(data))  # raises: it says what it expects
+    if isinstance(weights, str):
+        from fgvc_cli.engine.weights import resolve_weights
+
+        resolve_weights(weights)
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
@@ -56,6 +281,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
+            check_given(kwargs)
             code = command(*args, **kwargs)
         except FgvcError as error:
             print(f"fgvc: {error}", file=sys.stderr)

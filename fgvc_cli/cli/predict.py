@@ -17,6 +17,7 @@ from fgvc_cli.cli.options import (
     Maps,
     MapsDir,
     Outs,
+    PerFile,
     Quiet,
     Stages,
     Weights,
@@ -83,6 +84,24 @@ def predict(
     all_files: Annotated[
         bool, typer.Option("--all-files", help="Try files of any name in folders and archives, by content.")
     ] = False,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="Look into archives that lie in folders and archives, one level.")
+    ] = False,
+    raw: Annotated[
+        str | None,
+        typer.Option(help="Camera RAW: preview or develop. Default: as the model was trained, preview."),
+    ] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|N", help="A row per frame or page of a file, or of its first N: path#0, ..."
+        ),
+    ] = None,
+    every: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Read videos (.mp4 .mov .avi), a row per 1s, 500ms, 2min, ..."),
+    ] = None,
+    per_file: PerFile = None,
     formats: Annotated[
         bool,
         typer.Option(
@@ -126,6 +145,11 @@ def predict(
         retry_failed=retry_failed,
         null=null,
         all_files=all_files,
+        nested=nested,
+        raw=raw,
+        frames=frames,
+        every=every,
+        per_file=per_file,
         quiet=quiet,
     )
     return command.run(options)
@@ -139,6 +163,7 @@ def merge(
     logits: Logits = False,
     crops_dir: CropsDir = None,
     maps_dir: MapsDir = None,
+    per_file: PerFile = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
     quiet: Quiet = False,
 ) -> int:
@@ -155,6 +180,7 @@ def merge(
         logits=logits,
         crops_dir=crops_dir,
         maps_dir=maps_dir,
+        per_file=per_file,
         overwrite=overwrite,
         quiet=quiet,
     )

@@ -29,8 +29,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Settings to start from: crasmra-paper, vitms-paper or strong; fgvc recipes describes them. "
-            "Default: that of the model's paper."
+            help="Settings to start from: crasmra-paper, vitms-paper, strong or probe; fgvc recipes "
+            "describes them. Default: that of the model's paper."
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: 200; vitms and strong: 30.")] = None,

@@ -15,7 +15,7 @@ from fgvc_cli.commands import train as train_command
 from fgvc_cli.commands.console import stderr_console
 from fgvc_cli.commands.run_folder import choose_run_dir, finished_run
 from fgvc_cli.commands.train_settings import plain_values, resolved_config
-from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.config import TrainConfig, build, stored_config
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine.ablation_table import (
     SPLITS,
@@ -146,7 +146,7 @@ def _check_folder(run_dir: Path, config: TrainConfig, data_sha256: str) -> None:
             f"{run_dir} was trained on other photographs, labels or splits.",
             "Choose another --out, or train the table anew with --overwrite.",
         )
-    found = build(TrainConfig, metadata["config"]) if metadata else _read_config(run_dir)
+    found = stored_config(metadata["config"]) if metadata else _read_config(run_dir)
     differing = _differences(found, config) if found else []
     if differing:
         raise FgvcError(
@@ -164,7 +164,7 @@ def _read_config(run_dir: Path) -> TrainConfig | None:
     if not run_dir.exists() or (run_dir.is_dir() and not any(run_dir.iterdir())):
         return None
     try:
-        return build(TrainConfig, json.loads((run_dir / CONFIG).read_text(encoding="utf-8")))
+        return stored_config(json.loads((run_dir / CONFIG).read_text(encoding="utf-8")))
     except (OSError, ValueError, FgvcError) as error:
         raise FgvcError(f"{run_dir} is there and holds no training.", "Choose another --out.") from error
 

@@ -19,7 +19,7 @@ from fgvc_cli.data.labelled import Example, LabelledSet
 from fgvc_cli.datasets.boxes import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.sources.images import DecodedImage, read_image
+from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,8 @@ def measure(
     examples = known_examples(labelled, split, checkpoint.classes)
     truths = load_boxes(labelled.root, [e.path for e in examples]) if locate else {}
     slots = label_slots(labelled, len(checkpoint.classes), checkpoint.multi_label)
-    images = LabelledImages(labelled.root, examples, eval_transform(checkpoint.preprocess), slots)
+    preprocess = checkpoint.preprocess
+    images = LabelledImages(labelled.root, examples, eval_transform(preprocess), slots, preprocess)
     loader = build_loader(images, batch_size=batch_size, workers=workers)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(examples))
@@ -116,7 +117,8 @@ def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> d
     if boxes is None:
         return {}
     chosen = [(i, path) for i, path in enumerate(measured.paths()) if path in truths]
-    sizes = _upright_sizes([measured.root / path for _, path in chosen], workers)
+    files = [measured.root / path for _, path in chosen]
+    sizes = _upright_sizes(files, measured.checkpoint.preprocess, workers)
     located = {}
     for (i, path), size in zip(chosen, sizes, strict=True):
         if size is None:
@@ -131,10 +133,10 @@ def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> d
     return located
 
 
-def _upright_sizes(files: Sequence[Path], workers: int) -> list[tuple[int, int] | None]:
+def _upright_sizes(files: Sequence[Path], rule: ReadRule, workers: int) -> list[tuple[int, int] | None]:
     """(width, height) of photographs that were read a moment ago; None where one has gone meanwhile."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        photos = pool.map(partial(read_image, prepare=_least), files)
+        photos = pool.map(partial(read_image, prepare=_least, rule=rule), files)
         return [photo.size if isinstance(photo, DecodedImage) else None for photo in photos]
 
 

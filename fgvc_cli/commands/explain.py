@@ -18,6 +18,8 @@ from fgvc_cli.errors import EXIT_OK, FgvcError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from fgvc_cli.sources.images import Reading
+
 
 def run(options: ExplainOptions) -> int:
     """Explain one photograph, or all of a folder or archive (see ``explain_folder``).
@@ -39,24 +41,30 @@ def run(options: ExplainOptions) -> int:
     console = stderr_console()
     from fgvc_cli.explain.explanation import LabelledExplanation
     from fgvc_cli.files import AtomicFile
+    from fgvc_cli.sources.images import Reading
 
     picture, name = options.target_path, options.image.name
-    with AtomicFile(picture, overwrite=options.overwrite) as stream:
-        photograph = _read(options.image)
-        with options.open_parts() if options.parts_dir else contextlib.nullcontext() as parts:
-            if options.weights is None and not options.quiet:
-                from fgvc_cli.engine.weights import default_notice
+    with (
+        AtomicFile(picture, overwrite=options.overwrite) as stream,
+        options.open_parts() if options.parts_dir else contextlib.nullcontext() as parts,
+    ):
+        first = _read(options.image, Reading())
+        if options.weights is None and not options.quiet:
+            from fgvc_cli.engine.weights import default_notice
 
-                console.print(default_notice(), markup=False)
-            with options.open_explainers() as explainers:
-                explained = [
-                    LabelledExplanation(label, explainer.explain([explainer.prepare(photograph)])[0])
-                    for label, explainer in explainers.items()
-                ]
-            draw(explained, name, options.page or "full").save(stream, "PNG")
-            if parts:
-                parts.begin(explainers)
-                parts.add_maps(name, explained, size=photograph.size)
+            console.print(default_notice(), markup=False)
+        with options.open_explainers() as explainers:
+            # Models may differ in what they make of a colour profile.
+            readings = [explainer.reading for explainer in explainers.values()]
+            photographs = [first if each == Reading() else _read(options.image, each) for each in readings]
+            explained = [
+                LabelledExplanation(label, explainer.explain([explainer.prepare(photograph)])[0])
+                for (label, explainer), photograph in zip(explainers.items(), photographs, strict=True)
+            ]
+        draw(explained, name, options.page or "full").save(stream, "PNG")
+        if parts:
+            parts.begin(explainers)
+            parts.add_maps(name, explained, size=photographs[0].size)
 
     from fgvc_cli.explain.text import one_line
 
@@ -72,10 +80,10 @@ def run(options: ExplainOptions) -> int:
     return EXIT_OK
 
 
-def _read(path: Path) -> Image.Image:
+def _read(path: Path, reading: Reading) -> Image.Image:
     from fgvc_cli.sources.images import DecodedImage, read_image
 
-    decoded = read_image(path)
+    decoded = read_image(path, rule=reading)
     if isinstance(decoded, DecodedImage):
         return decoded.image
     raise FgvcError(f"Cannot read {path}: {decoded.error} ({decoded.status}).")

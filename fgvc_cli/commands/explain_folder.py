@@ -28,7 +28,7 @@ from fgvc_cli.formats.rows import Row
 from fgvc_cli.predict.batching import delayed, until_full
 from fgvc_cli.predict.decode_pool import in_order
 from fgvc_cli.sources.find import Found, find_images
-from fgvc_cli.sources.images import OK, Failure, read_image
+from fgvc_cli.sources.images import OK, DecodedImage, Failure, Reading, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,12 +135,16 @@ def _explain_all(
     readers, painters = ThreadPoolExecutor(threads, "read"), ThreadPoolExecutor(threads, "draw")
 
     def read(found: Found) -> _Photo:
-        decoded = read_image(found.path)
-        if isinstance(decoded, Failure):
-            return _Photo(found, (), decoded, None)
-        image = decoded.image
-        prepared = tuple(explainer.prepare(image, KEEP_PX) for explainer in explainers.values())
-        return _Photo(found, prepared, None, decoded.size)
+        # Models may differ in what they make of a colour profile.
+        by_rule: dict[Reading, DecodedImage] = {}
+        for explainer in explainers.values():
+            if explainer.reading not in by_rule:
+                decoded = read_image(found.path, rule=explainer.reading)
+                if isinstance(decoded, Failure):
+                    return _Photo(found, (), decoded, None)
+                by_rule[explainer.reading] = decoded
+        prepared = tuple(each.prepare(by_rule[each.reading].image, KEEP_PX) for each in explainers.values())
+        return _Photo(found, prepared, None, next(iter(by_rule.values())).size)
 
     def paint(photo: _Photo, explained: tuple[LabelledExplanation, ...]) -> bytes:
         stream = io.BytesIO()

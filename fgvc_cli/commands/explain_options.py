@@ -69,7 +69,7 @@ class ExplainOptions:
     @property
     def many(self) -> bool:
         """Whether the source holds any number of photographs."""
-        from fgvc_cli.sources.archives import is_archive
+        from fgvc_cli.sources.stored import is_archive
 
         return self.image.is_dir() or (is_archive(str(self.image)) and self.image.is_file())
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fgvc_cli.engine.export import Format
     from fgvc_cli.engine.export_check import Difference
     from fgvc_cli.sources.find import Found
+    from fgvc_cli.sources.images import ReadRule
 
 
 def run(
@@ -47,10 +48,13 @@ def run(
     form = pick_format(out)
     check_writable(out, overwrite=overwrite)
     console = stderr_console()
-    photos = _photos(check, console) if check is not None else generated_photos()
+    found = _find(check) if check is not None else None
     if weights is None:
         console.print(default_notice(), markup=False)
     checkpoint = _open_all_looks(weights, stages, console)
+    photos = generated_photos()
+    if found is not None and check is not None:
+        photos = _read(found, check, console, checkpoint.preprocess)
     with console.status(f"exporting {checkpoint.name}"):
         program = trace(checkpoint, kind)
         metadata = describe(checkpoint, kind, program)
@@ -76,23 +80,22 @@ def _open_all_looks(weights: str | None, stages: str | None, console: Console) -
     return open_weights(weights, options={"stages": stages, "cascade": 1.0})
 
 
-def _photos(source: str, console: Console) -> Iterable[tuple[str, Image.Image]]:
-    """Photographs that can be read, one at a time; others are named on the console.
-
-    Raises:
-        FgvcError: at the call: a source that does not exist or holds no image.
-    """
+def _find(source: str) -> Iterator[Found]:
+    """Raises ``FgvcError`` where the source does not exist or holds no image."""
     from fgvc_cli.sources.find import find_images
 
-    return _read(find_images([source]), source, console)
+    return find_images([source])
 
 
-def _read(found: Iterable[Found], source: str, console: Console) -> Iterator[tuple[str, Image.Image]]:
+def _read(
+    found: Iterable[Found], source: str, console: Console, rule: ReadRule
+) -> Iterator[tuple[str, Image.Image]]:
+    """Photographs that can be read, one at a time; others are named on the console."""
     from fgvc_cli.sources.images import Failure, read_image
 
     read = 0
     for item in found:
-        decoded = read_image(item.path)
+        decoded = read_image(item.path, rule=rule)
         if isinstance(decoded, Failure):
             console.print(f"warning: left out {item.name}: {decoded.error}", markup=False)
             continue

@@ -96,6 +96,7 @@ def merge_hint(options: PredictOptions) -> str:
     """What to type when all shards are complete."""
     flags = [f"--{name}" for name in ("maps", "crops", "embeddings", "logits") if getattr(options, name)]
     folders = [("--crops-dir", options.crops_dir), ("--maps-dir", options.maps_dir)]
+    folders += [("--per-file", options.per_file)]
     flags += [f"{flag} {folder}" for flag, folder in folders if folder]
     return " ".join(["fgvc merge", *map(str, options.out), *flags])
 

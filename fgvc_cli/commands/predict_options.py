@@ -13,6 +13,7 @@ from fgvc_cli.formats.outputs import FLAGS, Outputs
 if TYPE_CHECKING:
     from fgvc_cli.formats.rows import Extra
     from fgvc_cli.run.run_files import ShardOf
+    from fgvc_cli.sources.frames import FrameChoice
 
 
 BATCH_SIZE = 16
@@ -49,6 +50,11 @@ class PredictOptions:
     retry_failed: bool = False
     null: bool = False
     all_files: bool = False
+    nested: bool = False
+    raw: str | None = None
+    frames: str | None = None
+    every: str | None = None
+    per_file: Path | None = None
     quiet: bool = False
 
     @property
@@ -57,7 +63,18 @@ class PredictOptions:
         asked = {"attention": self.maps, "crop": self.crops}
         asked |= {"embedding": self.embeddings, "logits": self.logits}
         extras: frozenset[Extra] = frozenset(extra for extra in FLAGS if asked[extra])
-        return Outputs(tuple(self.out), extras, self.crops_dir, self.maps_dir)
+        return Outputs(tuple(self.out), extras, self.crops_dir, self.maps_dir, self.per_file)
+
+    @property
+    def frame_choice(self) -> FrameChoice | None:
+        """What ``frames`` and ``every`` come to.
+
+        Raises:
+            FgvcError: a usage error.
+        """
+        from fgvc_cli.sources.frames import parse_frames
+
+        return parse_frames(self.frames, self.every)
 
     def check(self) -> None:
         """Options that exclude each other, before anything is opened.
@@ -66,11 +83,15 @@ class PredictOptions:
             FgvcError: a usage error.
         """
         if not self.out:
-            files = ["shard", "devices", "restart", "retry_failed", "crops_dir", "maps_dir"]
+            files = ["shard", "devices", "restart", "retry_failed", "crops_dir", "maps_dir", "per_file"]
             for name in [*files, "maps", "crops", "embeddings", "logits"]:
                 if getattr(self, name) not in (None, False):
                     message = f"--{name.replace('_', '-')} needs an output file."
                     raise FgvcError(message, "Add --out FILE.h5", EXIT_USAGE)
+        if self.raw not in (None, "preview", "develop"):
+            message = f"--raw got {self.raw!r}, expected preview or develop."
+            raise FgvcError(message, None, EXIT_USAGE)
+        _ = self.frame_choice
         pieces = "--devices" if self.devices else "--shard" if self.shard else None
         if self.devices and self.shard:
             raise FgvcError("--devices splits the work itself.", "Leave --shard away.", EXIT_USAGE)

@@ -52,7 +52,7 @@ def open_images(options: PredictOptions, progress: Listener, shard: ShardOf | No
     shard = shard or WHOLE
     progress.total = lambda: _share(images.total, shard)
     # A note says that the walk costs about as much as reading; what comes on stdin comes once.
-    once = images.notes or STDIN in options.sources or any(map(is_url, options.sources))
+    once = images.notes or options.nested or STDIN in options.sources or any(map(is_url, options.sources))
     return ShardWalk(images, shard, None if once else partial(_list_again, options))
 
 
@@ -65,7 +65,14 @@ def _find(options: PredictOptions, on_unreadable: Callable[[Path | str, OSError]
     from fgvc_cli.sources.find import find_images
 
     sources = list(options.sources)
-    return find_images(sources, on_unreadable, null=options.null, all_files=options.all_files)
+    return find_images(
+        sources,
+        on_unreadable,
+        null=options.null,
+        all_files=options.all_files,
+        nested=options.nested,
+        frames=options.frame_choice,
+    )
 
 
 def _share(total: int | None, shard: ShardOf) -> int | None:
@@ -86,8 +93,11 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf |
     if options.weights is None:
         progress.note(default_notice())
     device = _device(options.device)
-    return Predictor(
-        open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade}),
+    checkpoint = open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade})
+    if options.raw:
+        checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
+    predictor = Predictor(
+        checkpoint,
         device=device,
         batch_size=_batch_size(options, progress, shard),
         workers=options.workers,
@@ -99,6 +109,9 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf |
         fast_decode=options.fast_decode,
         on_event=progress.note,
     )
+    if choice := options.frame_choice:
+        predictor.info.settings["frames"] = {"limit": choice.limit, "every_s": choice.every_s}
+    return predictor
 
 
 def _amp(options: PredictOptions, device: str, shard: ShardOf | None) -> str:

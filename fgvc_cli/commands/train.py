@@ -80,8 +80,6 @@ def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: b
     world = find_world()
     config: TrainConfig = build(TrainConfig, values)
     data = load_data(config)
-    if world.is_main:
-        tell_notes(data)
     config = with_labels(config, data.multi_label)
     values = values | {"options": config.options}
 
@@ -105,12 +103,6 @@ def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: b
     config = with_statistics(config, values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
     return _train(model, config, data, run_dir, target, world)
-
-
-def tell_notes(data: LabelledSet) -> None:
-    """Print what the listing of a set took in another way than it is written, and what no score will tell."""
-    for note in data.notes:
-        stderr_console().print(note, markup=False, soft_wrap=True)
 
 
 def resume(
@@ -249,7 +241,8 @@ def _head(trainer: Trainer) -> str:
     config, data = trainer.config, trainer.data
     counts = ", ".join(f"{count:,} {split}" for split, count in data.counts().items())
     where = f"{config.devices} processes, {trainer.device.type}" if config.devices > 1 else trainer.device
-    return f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {where}."
+    head = f"{config.model} on {data.name}: {len(data.classes)} classes, {counts} photographs, {where}."
+    return "\n".join([head, *data.notes])
 
 
 def _own_device(name: str, config: TrainConfig, world: World) -> torch.device:

@@ -48,6 +48,7 @@ def plain_values(flags: dict[str, Any], sets: list[str], processes: int = 1) -> 
     traits = backbone_traits(resolved.backbone)._asdict() if recipe.asks_backbone else {}
     setup = Setup(
         family=family,
+        backbone=resolved.backbone,
         input_px=_count(given["preprocess"].get("input_px")) or PAPER_INPUT_PX,
         epochs=_count(given.get("epochs")),
         batch_size=_count(given.get("batch_size")),

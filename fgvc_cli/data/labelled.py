@@ -19,8 +19,7 @@ from fgvc_cli.data.names import code_points, join_forms, look_alikes
 from fgvc_cli.data.split import Division, check_shares, deal, deal_groups
 from fgvc_cli.data.split import hold_out_validation as hold_out_validation
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.sources.find import EXTENSIONS
-from fgvc_cli.sources.stored import is_left_behind
+from fgvc_cli.sources.stored import Pick, is_image_name, is_left_behind
 
 _EXPECTED = f"Give a folder with one folder of images per class, or a .csv file ({LABEL_FORM})."
 
@@ -40,9 +39,9 @@ def load_labelled(
     """List a folder with one folder per class, or a CSV, JSONL or Parquet file.
 
     Folder: class folders at the top, or below ``train/``, ``val/`` (``valid/``, ``validation/``) and
-    ``test/``. Images are found at any depth below their class folder (linked folders below that are
-    not followed); hidden names, what systems leave behind (``LEFT_BEHIND``) and files beside the class
-    folders are left out. CSV: ``path,label``
+    ``test/``. Images are found at any depth below their class folder; linked folders below that,
+    archives, other files, hidden names and what systems leave behind (``LEFT_BEHIND``) are passed over and
+    counted in ``notes``; images beside the class folders are left out. CSV: ``path,label``
     and perhaps ``split``; UTF-8; relative paths start at the CSV's folder; ``path,labels`` with ``a|b``
     makes a multi-label set, an empty field an image with none of the labels (see ``label_files``). Classes
     are in natural order (``x2`` before ``x10``), examples ordered by class, then path.
@@ -72,9 +71,10 @@ def load_labelled(
     """
     check_shares(val_share, test_share)
     by = SplitBy.parse(split_by) if split_by and for_training else None
+    pick = Pick()
     try:
         if path.is_dir():
-            root, name, found = path, path.resolve().name, _read_folder(path, for_training)
+            root, name, found = path, path.resolve().name, _read_folder(path, pick, for_training)
         elif path.is_file() and is_label_file(path):
             root, name, found = path.parent, path.stem, read_label_file(path, by.column if by else None)
         else:
@@ -118,7 +118,9 @@ def load_labelled(
         found.notes += _untested(found, classes, val, test, asked=not given and test_share > 0)
     splits = {"train": train, "val": val, "test": test}
     undivided = None in listed and not for_training
-    return LabelledSet(name, root, classes, splits, found.multi_label, undivided, tuple(found.notes))
+    return LabelledSet(
+        name, root, classes, splits, found.multi_label, undivided, (*pick.lines(), *found.notes)
+    )
 
 
 def _join_names(path: Path, found: Found, *, refuse: bool) -> None:
@@ -227,11 +229,11 @@ def _all_classes(path: Path, found: _ByClass) -> tuple[str, ...]:
     return tuple(sorted(names, key=natural_key))
 
 
-def _read_folder(root: Path, for_training: bool = True) -> Found:
+def _read_folder(root: Path, pick: Pick, for_training: bool = True) -> Found:
     tops = sorted(p.name for p in root.iterdir() if p.is_dir() and not is_left_behind(p.name))
     folders = [name for name in tops if name.lower() in SPLIT_NAMES]
     if not folders:
-        return Found({None: _list_classes(root, root)})
+        return Found({None: _list_classes(root, root, pick)})
     splits = [SPLIT_NAMES[name.lower()] for name in folders]
     if (for_training and "train" not in splits) or len(set(splits)) < len(splits):
         raise FgvcError(
@@ -239,7 +241,7 @@ def _read_folder(root: Path, for_training: bool = True) -> Found:
             "expected train/, perhaps one val/, one test/.",
             "Rename the folders, or list the images in a .csv file.",
         )
-    strays = [name for name in tops if name not in folders and any(_walk_images(root / name))]
+    strays = [name for name in tops if name not in folders and any(_walk_images(root / name, Pick()))]
     if strays:
         raise FgvcError(
             f"{root} has split folders ({first_names(folders)}) beside other folders of images "
@@ -247,28 +249,34 @@ def _read_folder(root: Path, for_training: bool = True) -> Found:
             "Move the others away, or list the images in a .csv file.",
         )
     images: dict[str | None, dict[tuple[str, ...], list[str]]] = {
-        split: _list_classes(root, root / name) for split, name in zip(splits, folders, strict=True)
+        split: _list_classes(root, root / name, pick) for split, name in zip(splits, folders, strict=True)
     }
     return Found(images)
 
 
-def _list_classes(root: Path, top: Path) -> dict[tuple[str, ...], list[str]]:
+def _list_classes(root: Path, top: Path, pick: Pick) -> dict[tuple[str, ...], list[str]]:
     """Class folder of ``top`` -> its images, relative to ``root``."""
-    folders = sorted(p.name for p in top.iterdir() if p.is_dir() and not is_left_behind(p.name))
-    if not folders and any(_walk_images(top)):
+    below = [p for p in top.iterdir() if not pick.leaves(p.name)]
+    folders = sorted(p.name for p in below if p.is_dir())
+    for path in below:
+        if path.name not in folders and not is_image_name(path.name):
+            pick.takes(path.name)
+    if not folders and any(_walk_images(top, Pick())):
         raise FgvcError(
             f"{top} has images but no class folders; expected one folder of images per class.",
             "Move the images into folders named after their classes, or list them in a .csv file.",
         )
-    return {(name,): [p.relative_to(root).as_posix() for p in _walk_images(top / name)] for name in folders}
+    walks = {name: _walk_images(top / name, pick) for name in folders}
+    return {(name,): [p.relative_to(root).as_posix() for p in walk] for name, walk in walks.items()}
 
 
-def _walk_images(top: Path) -> Iterable[Path]:
+def _walk_images(top: Path, pick: Pick) -> Iterable[Path]:
     def refuse(error: OSError) -> None:
         raise error  # os.walk would pass over an unreadable folder in silence
 
     for folder, below, files in os.walk(top, onerror=refuse):
-        below[:] = [name for name in below if not is_left_behind(name)]
+        below[:] = [name for name in below if not pick.leaves(name)]
+        pick.linked_folders += sum(os.path.islink(os.path.join(folder, name)) for name in below)
         for name in files:
-            if not is_left_behind(name) and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not pick.leaves(name) and pick.takes(name):
                 yield Path(folder, name)

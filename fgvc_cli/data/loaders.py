@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from fgvc_cli.data.epoch_sampler import Draw, EpochDraws
 from fgvc_cli.data.listing import Example
 from fgvc_cli.data.transforms import Transform
-from fgvc_cli.sources.images import Failure, read_image
+from fgvc_cli.sources.images import TO_SHOW, Failure, ReadRule, read_image
 
 
 class Batch(NamedTuple):
@@ -37,11 +37,18 @@ class LabelledImages(Dataset):
 
     Args:
         label_slots: K of a multi-label set, see ``LabelledSet.label_slots``.
+        rule: how files become pixels, the model's ``Preprocess``.
     """
 
     def __init__(
-        self, root: Path, examples: Sequence[Example], transform: Transform, label_slots: int | None = None
+        self,
+        root: Path,
+        examples: Sequence[Example],
+        transform: Transform,
+        label_slots: int | None = None,
+        rule: ReadRule = TO_SHOW,
     ):
+        self.rule = rule
         self.label_slots = label_slots
         self.root = root
         self.examples = examples
@@ -64,7 +71,7 @@ class LabelledImages(Dataset):
     def _read(self, index: int) -> tuple[int, int | Tensor, Tensor | str]:
         example = self.examples[index]
         target = self._target(example)
-        photo = read_image(self.root / example.path)
+        photo = read_image(self.root / example.path, rule=self.rule)
         if isinstance(photo, Failure):
             return index, target, f"{example.path}: {photo.error}"
         try:

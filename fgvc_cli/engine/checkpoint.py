@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from fgvc_cli import __version__
-from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256
+from fgvc_cli.config import Preprocess, TrainConfig, config_sha256, stored_preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
 from fgvc_cli.files import AtomicFile
@@ -160,7 +160,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         model=model,
         name=document["model"],
         classes=tuple(document["classes"]),
-        preprocess=build(Preprocess, document["preprocess"]),
+        preprocess=stored_preprocess(document["preprocess"]),
         sha256=file_sha256(path),
         metadata={k: v for k, v in document.items() if k not in ("classes", "preprocess")},
         temperature=document.get("calibration", {}).get("temperature", 1.0),

@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from fgvc_cli.config import check_device_name
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 
@@ -18,9 +19,8 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_device_name(name)
     kind, _, index = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or (name != "cuda" and not index.isdecimal())):
-        raise FgvcError(f"--device got {name!r}, expected auto, cpu, cuda or cuda:N.", None, EXIT_USAGE)
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:

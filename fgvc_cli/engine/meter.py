@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fgvc_cli.engine.distributed import World
+from fgvc_cli.models.output import summarize_stats
 
 
 class Meter:
-    """Sums of scalars over images, kept on the device in float64 until somebody asks.
+    """Sums over images, kept on the device in float64 until somebody asks.
 
     Reading a number back from a GPU at every step would make the CPU wait for the step to end.
     """
@@ -21,19 +22,28 @@ class Meter:
         self._sums: dict[tuple[str, ...], Tensor] = {}
 
     def add(self, values: dict[str, Tensor], images: int) -> None:
-        """Count scalars that are means over ``images``."""
-        names = tuple(values)
-        stacked = torch.stack([value.detach().double() for value in values.values()]) * images
-        self._sums[names] = self._sums[names] + stacked if names in self._sums else stacked
+        """Count scalars, or rates per channel (C,), that are means over ``images``."""
+        scalars = {name: value for name, value in values.items() if not value.dim()}
+        self._add(
+            tuple(scalars), torch.stack([value.detach().double() for value in scalars.values()]) * images
+        )
+        for name, value in values.items():
+            if value.dim():
+                self._add((name,), value.detach().double() * images)
         self.images += images
 
+    def _add(self, names: tuple[str, ...], sums: Tensor) -> None:
+        self._sums[names] = self._sums[names] + sums if names in self._sums else sums
+
     def means(self) -> dict[str, float]:
-        """Name -> mean over all images so far; waits for the device."""
-        sums: dict[str, float] = {}
+        """Name -> mean over all images so far, rates per channel as ``summarize_stats`` has them; waits for
+        the device."""
+        sums: dict[str, Tensor] = {}
         for names, values in self._sums.items():
-            for name, value in zip(names, values.tolist(), strict=True):
-                sums[name] = sums.get(name, 0.0) + value
-        return {name: value / self.images for name, value in sums.items()}
+            parts = values.cpu().unbind() if len(names) == len(values) else (values.cpu(),)
+            for name, value in zip(names, parts, strict=True):
+                sums[name] = sums[name] + value if name in sums else value
+        return summarize_stats({name: value / self.images for name, value in sums.items()})
 
     def joined(self, world: World) -> Meter:
         """Over the images of all processes; each has to ask."""
@@ -50,5 +60,4 @@ class Meter:
         """Add the sums of ``state``."""
         self.images += state["images"]
         for names, sums in state["sums"]:
-            key, values = tuple(names), torch.tensor(sums, dtype=torch.float64, device=device)
-            self._sums[key] = self._sums[key] + values if key in self._sums else values
+            self._add(tuple(names), torch.tensor(sums, dtype=torch.float64, device=device))

@@ -65,15 +65,16 @@ def _one_cycle_share(done: int, updates: int) -> float:
 def parameter_groups(model: nn.Module, config: Optim) -> list[dict]:
     """Parameters by the root of their name (backbone, cram, smram, heads), each with its learning rate.
 
-    With ``config.layer_decay`` the backbone is several groups, named ``backbone.<number>``.
-
-    Raises:
-        FgvcError: layer decay over a backbone that does not say what its layers are.
+    With ``config.lr_mask``, the MLPs of CRAM's masks are a group of their own, ``mask``. With
+    ``config.layer_decay`` the backbone is several groups, named ``backbone.<number>``.
     """
     roots: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            roots.setdefault(name.partition(".")[0], []).append(parameter)
+            root = name.partition(".")[0]
+            if root == "cram" and config.lr_mask is not None and (".mlp." in name or ".norm." in name):
+                root = "mask"
+            roots.setdefault(root, []).append(parameter)
     groups: list[dict] = []
     for root, parameters in roots.items():
         if root == "backbone" and config.layer_decay is not None:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fgvc_cli import __version__
-from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.config import TrainConfig, stored_config
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.models.weights import read_tensors
@@ -109,7 +109,7 @@ def load_state(run_dir: Path) -> RunState:
             "pip install --upgrade fgvc",
         )
     return RunState(
-        config=build(TrainConfig, document["config"]),
+        config=stored_config(document["config"]),
         data_sha256=document["data_sha256"],
         classes=tuple(document["classes"]),
         progress=Progress(**document["progress"]),

@@ -117,11 +117,14 @@ class Trainer:
             self.learner.load(state.learner)
         self.best = self._stored_best(progress.best_epoch) if state else None
         transform = train_transform(config.preprocess, config.augment)
-        images = LabelledImages(data.root, data.splits["train"], transform, data.label_slots)
+        images = LabelledImages(
+            data.root, data.splits["train"], transform, data.label_slots, config.preprocess
+        )
         loader = build_train_loader(images, draws, workers=config.workers)
         self.loop = TrainLoop(
             self.learner, draws, loader, observer, progress, warn=self._warn, save=self._save_state
         )
+        self._warned_of_masks = False
         self.table = MetricsFile(run_dir / METRICS, progress.rows)
         # Made here, so that a missing library is told before a run folder is.
         self.board = TensorBoard(run_dir, progress.epoch) if config.tensorboard and world.is_main else None
@@ -173,6 +176,7 @@ class Trainer:
             with interrupts_wait():
                 self._close_epoch(row, evaluation)
             self.observer.on_epoch(epoch, self.table.rows[-1], self.best_epoch == epoch)
+            self._warn_of_fixed_masks(epoch)
 
     @property
     def best_epoch(self) -> int:
@@ -183,6 +187,23 @@ class Trainer:
         epochs = self.loop.progress.epoch - 1
         waited = epochs - self.best_epoch
         return epochs >= self.config.epochs or waited >= (self.config.patience or math.inf)
+
+    def _warn_of_fixed_masks(self, epoch: int) -> None:
+        """Once per run, and not for an epoch in which a mask has hardly begun to learn."""
+        if self._warned_of_masks or epoch == 1 < self.config.epochs:
+            return
+        kind = "val_mask_variation_"
+        row = self.table.rows[-1]
+        fixed = [
+            name.removeprefix(kind) for name, value in row.items() if name.startswith(kind) and value < 0.01
+        ]
+        if fixed:
+            self._warned_of_masks = True
+            self.observer.on_warning(
+                f"CRAM is a fixed gate in {', '.join(fixed)}: under 1 % of channels are suppressed in some "
+                "images and not in others (mask_variation in metrics.csv), so it re-attends to nothing. Try "
+                "--set options.mask_norm=layer --set options.min_hidden=32"
+            )
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         return self.loop.run_epoch()
@@ -288,9 +309,10 @@ class Trainer:
         # Batch norms that are not synchronised have gone their own way; the main process's are kept.
         self.world.copy_from_main([*self.learner.kept.buffers()])
         mine = self.data.splits[split][self.world.rank :: self.world.size]
+        preprocess = self.config.preprocess
         loader = build_loader(
             LabelledImages(
-                self.data.root, mine, eval_transform(self.config.preprocess), self.data.label_slots
+                self.data.root, mine, eval_transform(preprocess), self.data.label_slots, preprocess
             ),
             batch_size=self.config.batch_size,
             workers=self.config.workers,

@@ -22,7 +22,7 @@ from fgvc_cli.evaluate.calibration import apply_temperature, expected_calibratio
 from fgvc_cli.evaluate.intervals import Interval, macro_f1_interval, share_interval
 from fgvc_cli.evaluate.metrics import in_top
 from fgvc_cli.evaluate.multilabel import exact_matches, multilabel_metrics
-from fgvc_cli.models.output import Want, class_probs
+from fgvc_cli.models.output import Want, class_probs, summarize_stats
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Evaluation:
     """Fused, (N, K)."""
     branches: dict[str, Tensor]
     """Branch name -> probabilities (N, K); a row is NaN where a cascade stopped before that branch."""
-    stats: dict[str, float]
-    """Means of the model's own scalars, e.g. ``overlap``."""
+    stats: dict[str, Tensor]
+    """Means of the model's own ``stats``, e.g. ``overlap``, float64."""
     failures: list[str]
     """One line for each unreadable image; these are in no metric."""
     seconds: float
@@ -80,7 +80,7 @@ class Evaluation:
         return {"images": float(len(self.labels)), "unreadable": float(len(self.failures))}
 
     def _rest(self) -> dict[str, float]:
-        return self.stats | {"images_per_second": len(self.labels) / max(self.seconds, 1e-9)}
+        return summarize_stats(self.stats) | {"images_per_second": len(self.labels) / max(self.seconds, 1e-9)}
 
     def intervals(self) -> dict[str, Interval]:
         """95 % bootstrap intervals of the accuracies among ``metrics``, by the same names."""
@@ -160,7 +160,9 @@ def evaluate(
             for name, logits in output.logits.items():
                 branch = class_probs(logits, batch.labels.is_floating_point())
                 branches.setdefault(name, []).append(branch.cpu())
-            stats.append({name: float(value) * len(batch.labels) for name, value in output.stats.items()})
+            stats.append(
+                {name: value.double().cpu() * len(batch.labels) for name, value in output.stats.items()}
+            )
         if on_batch:
             on_batch(len(batch.labels) + len(batch.failures))
     model.train(training)
@@ -171,7 +173,10 @@ def evaluate(
         labels=whole.get("labels", nothing),
         probs=whole.get("probs", torch.empty(0, 1)),
         branches={name: torch.cat(parts) for name, parts in branches.items()},
-        stats={name: sum(row[name] for row in stats) / count for name in (stats[0] if stats else ())},
+        stats={
+            name: torch.stack([row[name] for row in stats]).sum(dim=0) / count
+            for name in (stats[0] if stats else ())
+        },
         failures=failures,
         seconds=time.perf_counter() - start,
         indices=whole.get("indices", nothing),
@@ -195,7 +200,7 @@ def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
     """
     filled = [part for part in parts if len(part.labels)] or list(parts[:1])
     counts = torch.tensor([float(len(part.labels)) for part in filled])
-    shares = (counts / counts.sum().clamp_min(1)).tolist()
+    weights = counts.double() / counts.sum().clamp_min(1)
     order = torch.cat([part.indices for part in filled]).argsort()
 
     def joined(columns: Iterable[Tensor | None]) -> Tensor | None:
@@ -212,7 +217,9 @@ def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
         boxes=joined(part.boxes for part in filled),
         peaks=joined(part.peaks for part in filled),
         stats={
-            name: sum(share * part.stats[name] for share, part in zip(shares, filled, strict=True))
+            name: torch.stack([w * part.stats[name] for w, part in zip(weights, filled, strict=True)]).sum(
+                dim=0
+            )
             for name in filled[0].stats
         },
         failures=[failure for part in parts for failure in part.failures],

@@ -28,6 +28,7 @@ from fgvc_cli.explain.stages import stage_maps, unlike
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput, Want, class_probs
 from fgvc_cli.retrieval.search import Nearest, NearestIndex
+from fgvc_cli.sources.images import Reading
 
 _OWN: tuple[Want, ...] = ("heat", "boxes", "parts", "stages", "object_heat", "erased")
 """Asked of every model; what it does not have it leaves None, and the picture goes without."""
@@ -86,6 +87,12 @@ class Explainer:
         wanted = [*own, *(want for method in self.methods for want in method.wants)]
         wanted += ["embedding"] if index else []
         self._want: tuple[Want, ...] = tuple(dict.fromkeys(wanted))
+
+    @property
+    def reading(self) -> Reading:
+        """How files become the photographs that ``prepare`` takes."""
+        preprocess = self.checkpoint.preprocess
+        return Reading(preprocess.color_profile, preprocess.raw)
 
     def prepare(self, image: Image.Image, longest_px: int | None = None) -> Prepared:
         """An upright RGB photograph for ``explain``; safe to call from any thread.

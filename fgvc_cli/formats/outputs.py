@@ -46,12 +46,14 @@ class Outputs:
         files: at least one; the first names OUT.partial.
         extras: what the files store beside the predictions.
         crops_dir, maps_dir: new folders for a JPEG, a 16-bit PNG, of each row.
+        per_file: a CSV with one row per file where rows are frames, see ``PerFileSink``.
     """
 
     files: tuple[Path, ...]
     extras: frozenset[Extra] = frozenset()
     crops_dir: Path | None = None
     maps_dir: Path | None = None
+    per_file: Path | None = None
 
     def needed(self) -> tuple[Extra, ...]:
         """What each row must carry, for ``Predictor(extras=...)``."""
@@ -64,7 +66,7 @@ class Outputs:
 
     def paths(self) -> list[Path]:
         """All files and folders, as typed."""
-        return [*self.files, *self._folders()]
+        return [*self.files, *([self.per_file] if self.per_file else []), *self._folders()]
 
     def _folders(self) -> list[Path]:
         return [folder for folder in (self.crops_dir, self.maps_dir) if folder]
@@ -83,6 +85,9 @@ class Outputs:
         allowed = set(allowed)
         for out in self.files:
             _check_ending(out)
+        if self.per_file and self.per_file.suffix.lower() != ".csv":
+            message = f"Cannot write {self.per_file.name}: --per-file expects a name ending in .csv."
+            raise FgvcError(message, None, EXIT_USAGE)
         targets = self.targets()
         for target in targets:
             if targets.count(target) > 1:
@@ -90,7 +95,7 @@ class Outputs:
                     f"{target} is named twice.", "Give each output a name of its own.", EXIT_USAGE
                 )
         self._check_extras()
-        for out in self.files:
+        for out in [*self.files, *([self.per_file] if self.per_file else [])]:
             check_writable(out, overwrite=overwrite or os.path.realpath(out) in allowed)
         for folder in self._folders():
             check_folder(folder, placed=os.path.realpath(folder) in allowed)
@@ -121,6 +126,10 @@ class Outputs:
             module, name = SINKS[out.suffix.lower()]
             cls = getattr(importlib.import_module(f"fgvc_cli.formats.{module}"), name)
             sinks.append(cls(out, overwrite=True, extras=self.extras, origin=origin))
+        if self.per_file:
+            from fgvc_cli.formats.per_file import PerFileSink
+
+            sinks.append(PerFileSink(self.per_file, overwrite=True))
         from fgvc_cli.formats.folders import CropsFolder, MapsFolder
 
         for folder, cls in ((self.crops_dir, CropsFolder), (self.maps_dir, MapsFolder)):

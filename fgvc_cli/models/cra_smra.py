@@ -20,7 +20,7 @@ from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import CraSmraConfig
 from fgvc_cli.models.backbones import plan_stages
 from fgvc_cli.models.cells import align_maps
-from fgvc_cli.models.output import ModelOutput, StageMap, Want, class_probs, scale_maps
+from fgvc_cli.models.output import SUPPRESSED, ModelOutput, StageMap, Want, class_probs, scale_maps
 from fgvc_cli.models.vit_encoder import record_rollout
 
 
@@ -31,8 +31,10 @@ class StageFeatures(NamedTuple):
     """X_e (B, Ca, H, W), to the head and to SMRAM."""
     onward: Tensor
     """X_s (B, C, H, W), the input of the next stage."""
-    suppressed_share: Tensor | None
-    """Scalar, the share of channels that Eq. 5 suppressed; None without suppression."""
+    suppressed: Tensor | None
+    """(C,), the fraction of the images in which Eq. 5 suppressed each channel; None without suppression."""
+    saturated: Tensor | None
+    """Scalar, the fraction of channels whose I lies outside [0.01, 0.99]; None without a mask."""
 
 
 def conv_layer(channels: int, out_channels: int, neck: str) -> nn.Sequential:
@@ -65,10 +67,15 @@ class Cram(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, config: CraSmraConfig):
         super().__init__()
-        hidden = max(1, channels // config.reduction)
+        hidden = max(config.min_hidden, channels // config.reduction)
+        # One for both pooled vectors, as the MLP is shared.
+        self.norm = nn.LayerNorm(channels) if config.mask_norm == "layer" else None
         self.mlp = nn.Sequential(
             nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
         )
+        if config.mask_init == "zero":
+            for parameter in self.mlp[-1].parameters():
+                nn.init.zeros_(parameter)
         self.conv_layer = conv_layer(channels, out_channels, config.neck)
         self.mask_sum = config.mask_sum
         self.softmax_of = config.softmax_of
@@ -88,8 +95,13 @@ class Cram(nn.Module):
             average = x.float().mean(dim=(2, 3), keepdim=True)
             maximum = x.float().amax(dim=(2, 3), keepdim=True)
             if self.mask_sum == "before_mlp":
-                return self.mlp(average + maximum)
-            return self.mlp(average) + self.mlp(maximum)
+                return self._mlp(average + maximum)
+            return self._mlp(average) + self._mlp(maximum)
+
+    def _mlp(self, pooled: Tensor) -> Tensor:
+        if self.norm is not None:
+            pooled = self.norm(pooled.flatten(1))[..., None, None]
+        return self.mlp(pooled)
 
     def suppression(self, logits: Tensor) -> Tensor:
         """S of Eq. 4-5, piecewise constant, so it carries no gradient: (B, C, 1, 1) -> (B, C, 1, 1)."""
@@ -106,12 +118,14 @@ class Cram(nn.Module):
         return torch.where(chosen, self.omega, 1.0)
 
     def forward(self, x: Tensor) -> StageFeatures:
-        """(B, C, H, W) -> X_e (B, Ca, H, W), X_s (B, C, H, W) and the suppressed share."""
+        """(B, C, H, W) -> X_e (B, Ca, H, W), X_s (B, C, H, W) and what the mask did."""
         logits = self.mask_logits(x)
-        enhanced = self.conv_layer(logits.sigmoid().to(x.dtype) * x)
+        mask = logits.sigmoid()
+        enhanced = self.conv_layer(mask.to(x.dtype) * x)
         factors = self.suppression(logits)
-        share = (factors != 1).float().mean()
-        return StageFeatures(enhanced, factors.to(x.dtype) * x, share)
+        suppressed = (factors != 1).float().mean(dim=(0, 2, 3))
+        saturated = ((mask.detach() - 0.5).abs() > 0.49).float().mean()
+        return StageFeatures(enhanced, factors.to(x.dtype) * x, suppressed, saturated)
 
 
 class CbamStage(nn.Module):
@@ -128,7 +142,7 @@ class CbamStage(nn.Module):
     def forward(self, x: Tensor) -> StageFeatures:
         """(B, C, H, W) -> X_e (B, Ca, H, W) and the refined map (B, C, H, W)."""
         refined = self.cbam(x)
-        return StageFeatures(self.conv_layer(refined), refined, None)
+        return StageFeatures(self.conv_layer(refined), refined, None, None)
 
 
 class PlainStage(nn.Module):
@@ -140,7 +154,7 @@ class PlainStage(nn.Module):
 
     def forward(self, x: Tensor) -> StageFeatures:
         """(B, C, H, W) -> X_e (B, Ca, H, W) and x itself."""
-        return StageFeatures(self.conv_layer(x), x, None)
+        return StageFeatures(self.conv_layer(x), x, None, None)
 
 
 STAGE_MODULES: dict[str, type[nn.Module]] = {"cram": Cram, "cbam": CbamStage, "none": PlainStage}
@@ -332,8 +346,9 @@ class CraSmra(nn.Module):
     def _stats(self, stages: list[StageFeatures]) -> dict[str, Tensor]:
         stats = {"overlap": top_overlap([stage.enhanced.mean(dim=1) for stage in stages])}
         for name, stage in zip(BRANCHES, stages, strict=False):
-            if stage.suppressed_share is not None:
-                stats[f"suppressed_{name}"] = stage.suppressed_share
+            if stage.suppressed is not None and stage.saturated is not None:
+                stats[f"{SUPPRESSED}_{name}"] = stage.suppressed
+                stats[f"mask_saturated_{name}"] = stage.saturated
         return stats
 
 

@@ -6,6 +6,7 @@ Legend: B batch, K classes, h w rows and columns of a map, P parts, D embedding 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -66,7 +67,29 @@ class ModelOutput:
     penalties: dict[str, Tensor] = field(default_factory=dict)
     """Scalar loss terms that the model computes itself while training, e.g. ``div`` (Eq. 9)."""
     stats: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars worth logging: ``suppressed_stage3``, ``overlap``; training or ``want=("stats",)``."""
+    """Worth logging, means over the images: scalars (``overlap``, ``mask_saturated_stage3``), or one rate per
+    channel (``suppressed_stage3``, (C,)), of which ``summarize_stats`` makes scalars; training or
+    ``want=("stats",)``."""
+
+
+SUPPRESSED = "suppressed"
+"""How a rate of suppression per channel is called among the stats, with the stage behind it."""
+
+
+def summarize_stats(means: Mapping[str, Tensor]) -> dict[str, float]:
+    """``ModelOutput.stats``, averaged over all images of a split -> scalars.
+
+    Of ``suppressed_<stage>``, the mean over the channels, and ``mask_variation_<stage>``: the fraction of
+    channels that are suppressed in some of the images and not in others. Where that is 0, the suppression is
+    the same for every image, and CRAM re-attends to nothing.
+    """
+    result: dict[str, float] = {}
+    for name, value in means.items():
+        result[name] = float(value.mean())
+        kind, _, stage = name.partition("_")
+        if kind == SUPPRESSED and value.dim():
+            result[f"mask_variation_{stage}"] = float(((value > 0) & (value < 1)).double().mean())
+    return result
 
 
 def class_probs(logits: Tensor, multi_label: bool) -> Tensor:

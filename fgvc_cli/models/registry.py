@@ -139,8 +139,9 @@ def create_model(
     family = resolved.family
     config = build(family.config, dict(options or {}))
     side = family.own_size(config) if family.own_size else input_px
-    kwargs = _size_arguments(resolved.backbone, side) | _constructor_arguments(config)
-    backbone = build_backbone(resolved.backbone, pretrained=pretrained and not init, **kwargs)
+    name = _tagged(resolved.backbone, config.pretrained_tag)
+    kwargs = _size_arguments(name, side) | _constructor_arguments(config)
+    backbone = build_backbone(name, pretrained=pretrained and not init, **kwargs)
     cfg = getattr(backbone, "pretrained_cfg", {})
     mean, std = cfg.get("mean", IMAGENET_MEAN), cfg.get("std", IMAGENET_STD)
     if family.own_size and side:
@@ -175,6 +176,10 @@ def check_input_px(model: nn.Module, input_px: int) -> None:
             f"Give it one size: --input-px {model.fixed_px}, and no other augment.train_px.",
             EXIT_USAGE,
         )
+
+
+def _tagged(backbone: str, tag: str | None) -> str:
+    return f"{backbone}.{tag}" if tag and "." not in backbone else backbone
 
 
 def _constructor_arguments(config: BackboneOptions) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import numpy as np
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.predict.decoder import TURNS, Decoded, Decoder, DecodeSettings, Read, Where
 from fgvc_cli.sources.find import Found
+from fgvc_cli.sources.frames import Frame
 from fgvc_cli.sources.images import Failure, read_image
 from fgvc_cli.sources.stored import Stored
 
@@ -55,6 +56,9 @@ def _hold(where: Where) -> Where | Failure:
     the connections of this process nor the file systems that a script set up in it."""
     if not isinstance(where, Stored):
         return where
+    if isinstance(where, Frame):
+        held = _hold(where.path)
+        return held if isinstance(held, Failure) else where.within(held)
     try:
         with where.open() as stream:
             return _Held(stream.read())

@@ -39,6 +39,8 @@ class Rule(NamedTuple):
     input_px: int
     resize_px: int
     resize_rule: Literal["squash", "shorter"]
+    color_profile: Literal["srgb", "ignore"] = "srgb"
+    raw: Literal["preview", "develop"] = "preview"
 
 
 class Decoded(NamedTuple):
@@ -127,7 +129,7 @@ class Decoder:
         self._kept.clear()
 
     def _open(self, path: Where) -> DecodedImage | Failure:
-        return self._read(path) if self._read else read_image(path, self._prepare)
+        return self._read(path) if self._read else read_image(path, self._prepare, self._settings.rule)
 
     def _prepare(self, image: Image.Image) -> None:
         if self._settings.fast:

@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fgvc_cli.config import Preprocess, build
+from fgvc_cli.config import Preprocess, stored_preprocess
 from fgvc_cli.data.labelled import natural_key
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.csv_rows import csv_columns
@@ -275,6 +275,6 @@ def _check(path: Path, file: h5py.File) -> None:
 
 def _preprocess(path: Path, file: h5py.File) -> Preprocess:
     try:
-        return build(Preprocess, json.loads(file.attrs["preprocessing"]))
+        return stored_preprocess(json.loads(file.attrs["preprocessing"]))
     except (TypeError, ValueError) as error:
         raise FgvcError(f"{path} is damaged: its preprocessing is no JSON.") from error

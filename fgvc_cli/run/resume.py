@@ -72,10 +72,10 @@ def run_identity(info: RunInfo, sources: Sequence[str]) -> dict[str, Any]:
 
 def info_of(identity: dict[str, Any]) -> RunInfo:
     """The ``RunInfo`` that an identity was made from."""
-    from fgvc_cli.config import Preprocess, build
+    from fgvc_cli.config import stored_preprocess
 
     shared = {f.name: identity[f.name] for f in dataclasses.fields(RunInfo)}
-    shared["preprocess"] = build(Preprocess, identity["preprocess"])
+    shared["preprocess"] = stored_preprocess(identity["preprocess"])
     return RunInfo(**shared | {name: tuple(shared[name]) for name in ("classes", "extras")})
 
 

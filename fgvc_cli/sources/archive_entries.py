@@ -65,7 +65,8 @@ class Entry(NamedTuple):
 
 
 def image_member(name: str, pick: Pick | None = None) -> str | None:
-    """The name of a member as a row calls it, or None for what is no image or hidden.
+    """The name of a member as a row calls it, or None for what is no image or hidden; with a slash behind it
+    for an archive to look into.
 
     Like tar and unzip, without a leading ``/`` and without ``..``, so that no name leads out of a folder.
     """
@@ -76,6 +77,8 @@ def image_member(name: str, pick: Pick | None = None) -> str | None:
     # A folder of an archive is an entry beside what lies in it.
     if not parts or (any(map(is_left_behind, parts)) if folder else any(map(pick.leaves, parts))):
         return None
+    if not folder and pick.opens(parts[-1]):
+        return "/".join(parts) + "/"
     return "/".join(parts) if pick.takes(parts[-1], folder=folder) else None
 
 

@@ -10,26 +10,35 @@ from typing import BinaryIO
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.sources.archive_entries import FILE, WHY, Damaged, Entry, Stamp, stamp_of
-from fgvc_cli.sources.stored import Found, Lost, Pick, Source, Stored, no_image
-from fgvc_cli.sources.tars import TarMember, compressed_images, open_compressed, tar_entries
-from fgvc_cli.sources.zips import ZipMember, zip_entries
-
-ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
-"""What makes a file named by the user an archive; which kind, its first bytes say."""
-NOT_READ = (".tar.zst", ".tzst", ".tar.lz4", ".7z", ".rar")
-"""Archives that are refused rather than called broken images."""
+from fgvc_cli.sources.stored import (
+    ARCHIVES_NOT_READ,
+    NO_IMAGE,
+    CannotRead,
+    Found,
+    Lost,
+    Pick,
+    Source,
+    Stored,
+    no_image,
+)
+from fgvc_cli.sources.tars import (
+    HeldMember,
+    TarMember,
+    compressed_images,
+    open_compressed,
+    read_tarred,
+    tar_entries,
+)
+from fgvc_cli.sources.zips import ZipMember, read_zipped, zip_entries
 
 Listing = Callable[[BinaryIO, Pick | None], Iterator[Entry]]
 BUFFER_BYTES = 1 << 16
 LOST = "the archive is damaged, and what follows is lost: "
 
 
-def is_archive(name: str) -> bool:
-    """Whether a file of this name is read, or refused, as an archive."""
-    return name.lower().endswith(ENDINGS + NOT_READ)
-
-
-def archive_source(text: str, *, several: bool, pick: Pick | None = None) -> Source:
+def archive_source(
+    text: str, *, several: bool, pick: Pick | None = None, prefix: str | None = None
+) -> Source:
     """The images of an archive, named as its members; with several sources, behind the archive as given.
 
     Members of .zip and plain .tar come in the order of their sorted names; the list of them is made when the
@@ -38,15 +47,21 @@ def archive_source(text: str, *, several: bool, pick: Pick | None = None) -> Sou
     them. What is hidden, in ``__MACOSX`` or not called an image is left out; a name that occurs twice comes
     twice. Links are followed within a plain .tar. Nothing is ever unpacked to disk.
 
-    An archive that is damaged somewhere gives all it can, then one failed row under its own name.
+    An archive that is damaged somewhere gives all it can, then one failed row under its own name. One in it,
+    where ``pick`` is to look into these, is held whole, up to ``MAX_BYTES``; passing over its images costs as
+    much as reading them.
+
+    Args:
+        prefix: what the names of its images begin with, instead of what ``several`` makes it.
 
     Raises:
         FgvcError: at the call: it cannot be read at all, or holds no image.
     """
     archive = Path(text).as_posix()
-    if text.lower().endswith(NOT_READ):
+    if text.lower().endswith(ARCHIVES_NOT_READ):
         raise FgvcError(f"{archive} is no kind of archive that is read.", "Unpack it, and name the folder.")
-    prefix = f"{archive}/" if several else ""
+    if prefix is None:
+        prefix = f"{archive}/" if several else ""
     try:
         with open(text, "rb") as stream:
             start = stream.read(4)
@@ -54,18 +69,14 @@ def archive_source(text: str, *, several: bool, pick: Pick | None = None) -> Sou
             if open_compressed(stream):
                 return _front_to_back(text, archive, prefix, pick)
             listing = zip_entries if start in (b"PK\3\4", b"PK\5\6") or _is_zip_name(text) else tar_entries
-            if next(listing(stream, _silent(pick)), None) is None:
-                raise FgvcError(*no_image(archive))
+            silent = pick.silent() if pick else Pick()
+            if next(listing(stream, silent), None) is None:
+                raise FgvcError(*no_image(archive, silent))
     except (OSError, Damaged) as error:
         raise _refusal(archive, error) from error
     source = Source(iter(()))
     source.images = _sorted_images(source, text, prefix, listing, pick)
     return source
-
-
-def _silent(pick: Pick | None) -> Pick:
-    """The same choice, which counts elsewhere."""
-    return Pick(bool(pick and pick.all_files))
 
 
 def _is_zip_name(text: str) -> bool:
@@ -78,9 +89,10 @@ def _refusal(archive: str, error: Exception) -> FgvcError:
 
 
 def _front_to_back(text: str, archive: str, prefix: str, pick: Pick | None) -> Source:
-    first = next(_compressed(text, archive, prefix, _silent(pick)), None)
+    silent = pick.silent() if pick else Pick()
+    first = next(_compressed(text, archive, prefix, silent), None)
     if first is None:
-        raise FgvcError(*no_image(archive))
+        raise FgvcError(*no_image(archive, silent))
     if isinstance(first.path, Lost) and first.name == archive:
         raise _refusal(archive, Damaged(first.path.reason.removeprefix(LOST)))
     note = (
@@ -96,14 +108,75 @@ def _compressed(text: str, archive: str, prefix: str, pick: Pick | None) -> Iter
             if (stream := open_compressed(packed)) is None:
                 raise Damaged("changed while it was read")
             with stream:
-                yield from compressed_images(stream, archive, prefix, pick)
+                for found in compressed_images(stream, archive, prefix, pick):
+                    if found.name.endswith("/"):
+                        yield from _within(found.path, found.name, pick)
+                    else:
+                        yield found
     except (OSError, Damaged) as error:
-        yield _damage(archive, error)
+        yield _damage(archive, prefix, error)
 
 
-def _damage(archive: str, error: Exception) -> Found:
+def _damage(archive: str, prefix: str, error: Exception) -> Found:
     """The row for all that an archive may have held beyond its damage."""
-    return Found(Lost(archive, "truncated", f"{LOST}{error}"), archive)
+    return Found(Lost(archive, "truncated", f"{LOST}{error}"), prefix.removesuffix("/") or archive)
+
+
+def nested_images(path: str, name: str, pick: Pick) -> Iterator[Found]:
+    """The images of an archive that was met in a folder; one that cannot be read at all is a failed row.
+
+    Args:
+        name: its own, which the names of its images begin with.
+    """
+    try:
+        yield from archive_source(path, several=True, pick=pick, prefix=f"{name}/").images
+    except FgvcError as error:
+        if not error.message.endswith(NO_IMAGE):
+            yield Found(Lost(path, "unreadable", error.message), name)
+
+
+def _within(archive: Path | Stored, prefix: str, pick: Pick | None) -> Iterator[Found]:
+    """The images of an archive that is a member of another, each with its bytes."""
+    where, pick = str(archive).rstrip("/"), (pick or Pick()).within()
+    if isinstance(archive, Lost) or not isinstance(archive, Stored):
+        yield Found(archive, prefix.removesuffix("/"))
+        return
+    try:
+        with archive.open() as packed:
+            if stream := open_compressed(packed):
+                yield from compressed_images(stream, where, prefix, pick)
+                return
+            start = packed.read(4)
+            packed.seek(0)
+            is_zip = start in (b"PK\3\4", b"PK\5\6") or _is_zip_name(where)
+            damage: Damaged | None = None
+            entries: list[bytes] = []
+            try:
+                for entry in (zip_entries if is_zip else tar_entries)(packed, pick):
+                    entries.append(entry.pack())
+            except Damaged as error:
+                damage = error
+            for data in sorted(entries):
+                entry = Entry.unpack(data)
+                yield Found(_held(packed, where, entry, is_zip), prefix + entry.name)
+            if damage:
+                raise damage
+    except (OSError, Damaged) as error:
+        yield _damage(where, prefix, error)
+    except CannotRead as error:
+        yield Found(Lost(where, error.status, str(error)), prefix.removesuffix("/"))
+
+
+def _held(packed: BinaryIO, archive: str, entry: Entry, is_zip: bool) -> Stored:
+    where = f"{archive}/{entry.name}"
+    if entry.kind != FILE:
+        return Lost(where, *WHY[entry.kind])
+    try:
+        if is_zip:
+            return HeldMember(where, read_zipped(packed, entry))
+        return HeldMember(where, read_tarred(packed, entry.offset, entry.size))
+    except CannotRead as error:
+        return Lost(where, error.status, str(error))
 
 
 def _sorted_images(
@@ -118,13 +191,17 @@ def _sorted_images(
             for entry in listing(stream, pick):
                 packed.append(entry.pack())
     except (OSError, Damaged) as error:
-        damage = [_damage(Path(text).as_posix(), error)]
+        damage = [_damage(Path(text).as_posix(), prefix, error)]
     packed.sort()
-    source.total = len(packed) + len(damage)
+    if not (pick and pick.nested):
+        source.total = len(packed) + len(damage)
     open_member = partial(_member, os.fspath(text), stamp, listing)
     for data in packed:
         entry = Entry.unpack(data)
-        yield Found(open_member(entry), prefix + entry.name)
+        if entry.name.endswith("/"):
+            yield from _within(open_member(entry), prefix + entry.name, pick)
+        else:
+            yield Found(open_member(entry), prefix + entry.name)
     yield from damage
 
 

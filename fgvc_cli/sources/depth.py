@@ -7,6 +7,7 @@ the first such file. Other TIFFs stay with Pillow. No torch here.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from fgvc_cli.sources.color import to_srgb
+from fgvc_cli.sources.frames import tiff_directories
 from fgvc_cli.sources.stored import CannotRead
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -26,14 +28,17 @@ _COLOURS = {_WHITE_0: 1, _BLACK_0: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4}
 """Photometric interpretation -> samples that are colour; what is not here is not read in this depth."""
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _MAX, _FORMAT, _FORMAT_MAX = 258, 262, 274, 277, 281, 339, 341
-_SUBFILE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 330, 50706
+_SUBFILE, _SUB_DIRECTORIES, _PROFILE, _DNG_VERSION = 254, 330, 34675, 50706
 _BLOCK_VALUES = 1 << 20
 MAX_SAMPLES = 64
 """Per pixel; those beyond the colours and an alpha are not shown, but are held while the file is read."""
 
 
-def kind_of_tiff(stream: BinaryIO) -> Literal["deep", "raw", ""]:
+def kind_of_tiff(stream: BinaryIO, number: int = 0) -> Literal["deep", "raw", ""]:
     """Whether an open file is a TIFF for ``read_deep``, one that a camera wrote as RAW, or neither.
+
+    Args:
+        number: of the page that is looked at.
 
     A RAW file looks like a small TIFF, that of its thumbnail. The stream is at its start again.
     """
@@ -43,13 +48,8 @@ def kind_of_tiff(stream: BinaryIO) -> Literal["deep", "raw", ""]:
             return ""
         if header[8:10] == b"CR":
             return "raw"
-        header = header[:8]
-        if b"+" in header[:4]:
-            stream.seek(0)
-            header = stream.read(16)
-        directory = ImageFileDirectory_v2(header)
-        stream.seek(directory.next)
-        directory.load(stream)
+        stream.seek(0)
+        directory = next(itertools.islice(tiff_directories(stream), number, None))
         if _DNG_VERSION in directory or (_SUB_DIRECTORIES in directory and directory.get(_SUBFILE, 0) & 1):
             return "raw"
         bits, formats = directory.get(_BITS, (1,)), directory.get(_FORMAT, (1,))
@@ -60,10 +60,21 @@ def kind_of_tiff(stream: BinaryIO) -> Literal["deep", "raw", ""]:
         stream.seek(0)
 
 
+NARROW = (
+    "uses under 1/16 of its range, and is read by its declared depth: if its values have fewer bits than the "
+    "file declares (12 in 16), it comes out dark; scale such files up first"
+)
+
+
 def read_deep(
-    stream: BinaryIO, max_pixels: int, before: Callable[[Image.Image], None] | None = None
-) -> tuple[Image.Image, int, float]:
-    """The first page of a TIFF -> an RGB image as it is stored, its EXIF orientation, and how much it uses.
+    stream: BinaryIO,
+    max_pixels: int,
+    before: Callable[[Image.Image], None] | None = None,
+    *,
+    use_profile: bool = True,
+    number: int = 0,
+) -> tuple[Image.Image, int, str]:
+    """A page of a TIFF -> an RGB image as it is stored, its EXIF orientation, and a note for people.
 
     Integers run from black to white over the range of their declared bits, or up to MaxSampleValue where that
     declares fewer (2^n - 1); signed ones from the least to the greatest value of their type. Floats run from
@@ -72,9 +83,10 @@ def read_deep(
 
     Args:
         before: called with an empty image of the right size before the pixels are decoded.
+        use_profile: bring the colours of an embedded profile to those of sRGB.
 
     Returns:
-        The last is the fraction of the declared range that the values use; 1 for floats.
+        The last is empty where there is nothing to say.
 
     Raises:
         CannotRead: too many pixels, cut short, or a kind that is not read.
@@ -84,7 +96,7 @@ def read_deep(
 
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     with tifffile.TiffFile(stream) as tiff:
-        page: Any = tiff.pages[0]
+        page: Any = tiff.pages[number]
         _check(page, stream, max_pixels)
         if before:
             before(Image.new("1", (page.imagewidth, page.imagelength)))
@@ -100,12 +112,18 @@ def read_deep(
         if photometric == _WHITE_0:
             colours = [255 - colours[0]]
         mode = {1: "L", 3: "RGB", 4: "CMYK"}[count]
-        image = Image.merge(mode, [Image.fromarray(colour) for colour in colours]).convert("RGB")
+        image = Image.merge(mode, [Image.fromarray(colour) for colour in colours])
+        note = NARROW if used < 1 / 16 else ""
+        tag = page.tags.get(_PROFILE)
+        if use_profile and tag and photometric != _WHITE_0:
+            image, problem = to_srgb(image, bytes(tag.value) if isinstance(tag.value, bytes) else b"")
+            note = note or problem
+        image = image.convert("RGB")
         if len(planes) > count and tuple(page.extrasamples[:1]) in ((1,), (2,)):
             alpha = Image.fromarray(_bytes(planes[count], floor, top))
             image = _over_white(image, alpha, premultiplied=page.extrasamples[0] == 1)
         orientation = page.tags.get(_ORIENTATION)
-        return image, int(orientation.value) if orientation else 1, used
+        return image, int(orientation.value) if orientation else 1, note
 
 
 def _check(page: Any, stream: BinaryIO, max_pixels: int) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.sources.archives import archive_source, is_archive
+from fgvc_cli.sources.archives import archive_source, nested_images
+from fgvc_cli.sources.frames import FrameChoice, each_frame
 from fgvc_cli.sources.lists import as_given, list_source, read_list
 from fgvc_cli.sources.remote import is_url, local_path, remote_source
 from fgvc_cli.sources.stored import EXTENSIONS as EXTENSIONS
-from fgvc_cli.sources.stored import Found, Pick, Source, no_image
+from fgvc_cli.sources.stored import Found, Pick, Source, is_archive, no_image
 
 STDIN = "-"
 LIST = "@"
@@ -38,10 +39,14 @@ class Images(Iterator[Found]):
     those of an earlier run is quick (``archive_source`` names the exception).
     """
 
-    def __init__(self, sources: Sequence[Source], pick: Pick | None = None):
+    def __init__(
+        self, sources: Sequence[Source], pick: Pick | None = None, frames: FrameChoice | None = None
+    ):
         self._sources = sources
         self._pick = pick or Pick()
-        self._chain = itertools.chain.from_iterable(source.images for source in sources)
+        chain = itertools.chain.from_iterable(source.images for source in sources)
+        self._chain = each_frame(chain, frames) if frames else chain
+        self._frames = frames
 
     def __next__(self) -> Found:
         return next(self._chain)
@@ -50,6 +55,8 @@ class Images(Iterator[Found]):
     def total(self) -> int | None:
         """How many there are in all, from the moment that is known: at once for files, globs and lists in
         files, when the last archive has been opened for those, never for folders and stdin."""
+        if self._frames:
+            return None
         totals = [source.total for source in self._sources]
         return None if None in totals else sum(total or 0 for total in totals)
 
@@ -71,6 +78,8 @@ def find_images(
     stdin: BinaryIO | BufferedIOBase | None = None,
     null: bool = False,
     all_files: bool = False,
+    nested: bool = False,
+    frames: FrameChoice | None = None,
 ) -> Images:
     """The images of sources as a user types them, source by source.
 
@@ -93,6 +102,9 @@ def find_images(
         stdin: what ``-`` reads; None for the stdin of the process.
         null: NUL rather than newline ends the entries of lists.
         all_files: of folders and archives, try files of any name by their content.
+        nested: look into archives that lie in folders and archives too, one level deep.
+        frames: give an animation, a file of several pages or a video as frames ``name#0``, ``name#1``, ...;
+            None: a file is one image.
 
     Raises:
         FgvcError: at the call, not while iterating: a source that does not exist, matches nothing or holds
@@ -106,11 +118,11 @@ def find_images(
     if STDIN in texts:
         if len(texts) > 1:
             raise FgvcError("- reads the list of images from stdin and stands alone.", None, EXIT_USAGE)
-        return Images([Source(read_list(stdin or sys.stdin.buffer, null=null))])
+        return Images([Source(read_list(stdin or sys.stdin.buffer, null=null))], frames=frames)
     several = len(texts) > 1
-    pick = Pick(all_files)
+    pick = Pick(all_files, nested, videos=bool(frames and frames.every_s))
     opened = [_open_source(text, several, on_unreadable, null, pick) for text in texts]
-    return Images(list(itertools.chain.from_iterable(opened)), pick)
+    return Images(list(itertools.chain.from_iterable(opened)), pick, frames)
 
 
 def _open_source(text: str, several: bool, on_unreadable: Unreadable, null: bool, pick: Pick) -> list[Source]:
@@ -157,8 +169,9 @@ def _check_folder(folder: Path, pick: Pick) -> None:
     except OSError as error:
         message = f"Cannot list {folder}: {error.strerror or error}."
         raise FgvcError(message, "Check its permissions.") from error
-    if next(_walk(folder, "", lambda *_: None, Pick(pick.all_files)), None) is None:
-        raise FgvcError(*no_image(str(folder)))
+    silent = pick.silent()
+    if next(_walk(folder, "", lambda *_: None, silent), None) is None:
+        raise FgvcError(*no_image(str(folder), silent))
 
 
 def _walk(root: Path, prefix: str, on_unreadable: Unreadable, pick: Pick) -> Iterator[Found]:
@@ -175,8 +188,12 @@ def _walk(root: Path, prefix: str, on_unreadable: Unreadable, pick: Pick) -> Ite
         path = root / name
         if not name.endswith("/"):
             yield Found(path, prefix + name)
+        elif is_archive(name[:-1]) and path.is_file():
+            yield from nested_images(os.fspath(path), prefix + name[:-1], pick.within())
         elif not path.is_symlink() or _follow(os.path.realpath(path), real_root, followed):
             stack.append((name, _list_folder(path, on_unreadable, pick)))
+        else:
+            pick.linked_folders += 1
 
 
 def _list_folder(folder: Path, on_unreadable: Unreadable, pick: Pick) -> list[str]:
@@ -189,9 +206,9 @@ def _list_folder(folder: Path, on_unreadable: Unreadable, pick: Pick) -> list[st
                     continue
                 # "a/" sorts after "a-b/" and "a.jpg", just as the paths below it do.
                 folder_below = _is_folder(entry)
-                if folder_below:
+                if folder_below or pick.opens(entry.name):
                     names.append(f"{entry.name}/")
-                if pick.takes(entry.name, folder=folder_below):
+                if not pick.opens(entry.name) and pick.takes(entry.name, folder=folder_below):
                     names.append(entry.name)
     except OSError as error:
         on_unreadable(folder, error)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import io
 import logging
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,7 +38,10 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from fgvc_cli.sources.depth import kind_of_tiff, read_deep
+from fgvc_cli.sources.color import to_srgb
+from fgvc_cli.sources.depth import NARROW, kind_of_tiff, read_deep
+from fgvc_cli.sources.frames import AS_VIDEO, Frame, read_video, video_format
+from fgvc_cli.sources.metadata import Info, without_metadata
 from fgvc_cli.sources.stored import CannotRead, FailureStatus, Stored
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
@@ -47,6 +52,26 @@ MAX_PIXELS = 200_000_000
 bytes per pixel, several times that where the mode has to be converted."""
 
 OK: Literal["ok"] = "ok"
+
+
+class ReadRule(Protocol):
+    """What of ``config.Preprocess`` decides what the pixels of a file are."""
+
+    @property
+    def color_profile(self) -> Literal["srgb", "ignore"]: ...
+    @property
+    def raw(self) -> Literal["preview", "develop"]: ...
+
+
+class Reading(NamedTuple):
+    """A ``ReadRule`` by itself."""
+
+    color_profile: Literal["srgb", "ignore"] = "srgb"
+    raw: Literal["preview", "develop"] = "preview"
+
+
+TO_SHOW = Reading()
+"""For people: true colours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +104,35 @@ Prepare = Callable[[Image.Image], None]
 """Called with an opened image before its pixels are decoded; may ask for a smaller copy (``Image.draft``)."""
 
 
-def read_image(path: Path | str | Stored, prepare: Prepare | None = None) -> DecodedImage | Failure:
+def read_image(
+    path: Path | str | Stored, prepare: Prepare | None = None, rule: ReadRule = TO_SHOW
+) -> DecodedImage | Failure:
     """Decode one photograph; whatever the file holds, the answer is a value and nothing goes to stderr (but
     for a line of LibRaw's on a damaged RAW file).
 
     The first frame of an animation; ``to_rgb`` says what becomes of other modes. An EXIF that cannot be read
     leaves the image as it is stored. Never waits for a FIFO or opens a device.
 
+    The first call silences what Pillow warns of and libtiff prints, for the process.
+
     Args:
         path: a file, or an image in an archive or a remote store.
+        rule: what colour profiles and camera RAW come to; a checkpoint's ``preprocess`` for its model.
 
     Raises:
         Nothing for a bad file.
     """
+    _quiet_decoders()
+    frame = path if isinstance(path, Frame) else None
+    path = frame.path if frame else path
     try:
         with path.open() if isinstance(path, Stored) else _open_file(path) as stream:
             if not stream.read(1):
                 return Failure("empty", "the file has no bytes")
             stream.seek(0)
-            return _decode(stream, prepare)
+            if frame and frame.every_s:
+                return DecodedImage(read_video(stream, frame, MAX_PIXELS))
+            return _decode(stream, prepare, rule, frame.number if frame else 0)
     except CannotRead as error:
         return Failure(error.status, _one_line(str(error)))
     # Hostile files bring out any exception in Pillow: OSError, ValueError, TypeError, SyntaxError,
@@ -106,38 +141,49 @@ def read_image(path: Path | str | Stored, prepare: Prepare | None = None) -> Dec
         return _failure(error)
 
 
-def _decode(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure:
-    """An open seekable stream -> the image in it; raises what the decoder raises."""
-    kind = _kind_of(stream)
+def _decode(
+    stream: BinaryIO, prepare: Prepare | None, rule: ReadRule, number: int = 0
+) -> DecodedImage | Failure:
+    """An open seekable stream -> an image in it; raises what the decoder raises.
+
+    Args:
+        number: of the frame or page.
+    """
+    kind = _kind_of(stream, number)
     if kind == "raw":
-        return _decode_raw(stream, prepare)
+        return _decode_raw(stream, prepare, rule)
     if kind == "deep":
-        deep, orientation, used = read_deep(stream, MAX_PIXELS, prepare)
+        use_profile = rule.color_profile == "srgb"
+        deep, orientation, notes = read_deep(
+            stream, MAX_PIXELS, prepare, use_profile=use_profile, number=number
+        )
         upright = _UPRIGHT.get(orientation)
-        rgb = deep if upright is None else deep.transpose(upright)
-        return DecodedImage(rgb, note="" if used >= 1 / 16 else NARROW)
-    if kind == "heif":
-        _extra("pillow_heif", "heif", "HEIC").register_heif_opener()
-        turned = _is_turned_by_container(stream)
-    with Image.open(stream, formats=("HEIF",) if kind == "heif" else FORMATS) as image:
+        return DecodedImage(deep if upright is None else deep.transpose(upright), note=notes)
+    turned = kind == "heif" and _is_turned_by_container(stream)
+    stream, info = without_metadata(stream)
+    with _open_heif(stream) if kind == "heif" else _open_image(stream) as image:
         if (pixels := image.width * image.height) > MAX_PIXELS:
             return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
         stored_size = image.size
+        if number:
+            image.seek(number)
+            stored_size = image.size
         if prepare:
             prepare(image)
         # Only a JPEG comes smaller; a TIFF may change its size too, as Pillow turns it while it loads.
         full_size = stored_size if image.size != stored_size else None
         sixteen_bits = "16" in str(image.tile[0][3]) if image.tile else False
+        # A tag of the wrong type, which Pillow would trip over while it turns a TIFF.
         if not isinstance(image.info.get("xmp", b""), bytes):
-            del image.info[
-                "xmp"
-            ]  # a tag of the wrong type, which Pillow would trip over while it turns a TIFF
+            del image.info["xmp"]
         _load(image, stream)
-        upright = _orientation(image)
+        upright = _orientation(image, info)
         if kind == "heif" and not turned:
             upright = _UPRIGHT.get(image.info.get("original_orientation") or 1)
-        rgb = to_rgb(image)
-        note = NARROW if sixteen_bits and _is_narrow(image) else ""
+        profile = info.get("icc_profile") or image.info.get("icc_profile")
+        rgb, note = to_rgb(image, profile if rule.color_profile == "srgb" else None)
+        if sixteen_bits and _is_narrow(image):
+            note = NARROW
     if upright is None:
         return DecodedImage(rgb, full_size, note)
     if full_size and upright in _TURNED:
@@ -145,10 +191,45 @@ def _decode(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure
     return DecodedImage(rgb.transpose(upright), full_size, note)
 
 
-NARROW = (
-    "uses under 1/16 of its range, and is read by its declared depth: if its values have fewer bits than the "
-    "file declares (12 in 16), it comes out dark; scale such files up first"
-)
+class _Png(PngImagePlugin.PngImageFile):
+    """What follows the pixels of a PNG may be damaged."""
+
+    def load_end(self) -> None:
+        with contextlib.suppress(Exception):
+            super().load_end()
+
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """Turning a TIFF upright, for which Pillow reads its EXIF, may fail."""
+
+    def load_end(self) -> None:
+        with contextlib.suppress(Exception):
+            super().load_end()
+
+
+_OWN: dict[str, Any] = {"PNG": _Png, "TIFF": _Tiff, "JPEG": JpegImagePlugin.JpegImageFile}
+"""Instead of Pillow's own; a JPEG that holds further ones (MPO) is its first."""
+
+
+def _open_image(stream: BinaryIO) -> Any:
+    """``Image.open`` without its limit of pixels, which is the process's, and with our plugins.
+
+    Raises:
+        UnidentifiedImageError: none of ``FORMATS``.
+        Exception: whatever the plugins raise.
+    """
+    start = stream.read(16)
+    for form in FORMATS:
+        factory, accept = Image.OPEN[form]
+        if not accept or accept(start) is True:
+            stream.seek(0)
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+                return _OWN.get(form, factory)(stream)
+    raise UnidentifiedImageError
+
+
+def _open_heif(stream: BinaryIO) -> Any:
+    return _extra("pillow_heif", "heif", "HEIC").HeifImageFile(stream)
 
 
 def _is_narrow(image: Image.Image) -> bool:
@@ -160,16 +241,19 @@ def _is_narrow(image: Image.Image) -> bool:
     return max(high for _, high in colours) < 16  # type: ignore[misc]
 
 
-def _kind_of(stream: BinaryIO) -> Literal["deep", "raw", "heif", ""]:
-    """What of a file Pillow alone would miss, by its first bytes; the stream is at its start again."""
+def _kind_of(stream: BinaryIO, number: int = 0) -> Literal["deep", "raw", "heif", ""]:
+    """What of a file, or of a page of it, Pillow alone would miss, by its first bytes; the stream is at its
+    start again."""
     start = stream.read(64)
     stream.seek(0)
+    if video_format(start):
+        raise CannotRead("not_an_image", AS_VIDEO)
     if start[4:8] == b"ftyp":
         brands = [start[at : at + 4] for at in (8, *range(16, min(int.from_bytes(start[:4], "big"), 64), 4))]
         if brands[0] == b"crx ":
             return "raw"
         return "heif" if _HEIF_BRANDS.intersection(brands) and not _AVIF_BRANDS.intersection(brands) else ""
-    return "raw" if start[:4] in _RAW_MAGIC else kind_of_tiff(stream)
+    return "raw" if start[:4] in _RAW_MAGIC else kind_of_tiff(stream, number)
 
 
 def _is_turned_by_container(stream: BinaryIO) -> bool:
@@ -207,8 +291,9 @@ def _extra(package: str, extra: str, what: str) -> Any:
         raise CannotRead("unreadable", reason) from error
 
 
-def _decode_raw(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Failure:
-    """The preview that a camera has put into its RAW file, or, without one, the developed image.
+def _decode_raw(stream: BinaryIO, prepare: Prepare | None, rule: ReadRule) -> DecodedImage | Failure:
+    """The preview that a camera has put into its RAW file, or, without one or where the rule says so, the
+    image developed by LibRaw in sRGB with the white balance of the camera.
 
     The size is that of the preview. An EXIF of its own holds it upright, or else that of the file.
     """
@@ -216,9 +301,10 @@ def _decode_raw(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Fai
     with rawpy.imread(stream) as raw:
         if (pixels := raw.sizes.raw_width * raw.sizes.raw_height) > MAX_PIXELS:
             return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
-        try:
-            thumb = raw.extract_thumb()
-        except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError):
+        thumb = None
+        with contextlib.suppress(rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError):
+            thumb = raw.extract_thumb() if rule.raw == "preview" else None
+        if thumb is None:
             if prepare:
                 prepare(Image.new("1", (raw.sizes.width, raw.sizes.height)))
             return DecodedImage(Image.fromarray(raw.postprocess(use_camera_wb=True)))
@@ -229,11 +315,10 @@ def _decode_raw(stream: BinaryIO, prepare: Prepare | None) -> DecodedImage | Fai
         photo: DecodedImage | Failure = DecodedImage(Image.fromarray(thumb.data))
     else:
         preview = io.BytesIO(thumb.data)
-        with Image.open(preview, formats=FORMATS) as image:
-            if 0x0112 in image.getexif():
-                upright = None
+        if _says_orientation(without_metadata(preview)[1]):
+            upright = None
         preview.seek(0)
-        photo = _decode(preview, prepare)
+        photo = _decode(preview, prepare, rule)
     if isinstance(photo, Failure) or upright is None:
         return photo
     full_size = photo.full_size
@@ -375,10 +460,14 @@ _TURNED = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 """What swaps width and height."""
 
 
-def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """What turns a loaded image upright (Pillow has turned a TIFF already)."""
+def _orientation(image: Image.Image, info: Info) -> Image.Transpose | None:
+    """What turns a loaded image upright (Pillow has turned a TIFF already).
+
+    Args:
+        info: what was taken out of the file before Pillow saw it.
+    """
     try:
-        orientation = image.getexif().get(0x0112, 1)
+        orientation = (_exif_of(info) if info else image.getexif()).get(_ORIENTATION, 1)
         if isinstance(orientation, tuple | bytes):  # some writers store a list of one, some bytes or a text
             orientation = orientation[0]
         return _UPRIGHT.get(int(orientation))
@@ -386,26 +475,50 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode Pillow decodes to RGB.
+_ORIENTATION = 0x0112
+
+
+def _exif_of(info: Info) -> Image.Exif:
+    """As Pillow reads it, which looks into XMP too."""
+    holder = Image.new("1", (1, 1))
+    holder.info.update(info)
+    return holder.getexif()
+
+
+def _says_orientation(info: Info) -> bool:
+    try:
+        return _ORIENTATION in _exif_of(info)
+    except Exception:  # any exception, as in ``_orientation``
+        return False
+
+
+def to_rgb(image: Image.Image, profile: bytes | None = None) -> tuple[Image.Image, str]:
+    """Any mode Pillow decodes to RGB, and what the user should know of it.
 
     Transparency lies over white. 16-bit grey, and 32-bit integers that fit 16 bits, are divided by 257; other
     32-bit integers and floats run from their own least to their greatest finite value; NaN becomes the least.
     (TIFFs of more than 8 bits go through ``depth`` instead.)
-    LAB goes through its colour profile; embedded profiles of other modes are not applied.
+    LAB goes through its own profile.
+
+    Args:
+        profile: of the colours, brought to those of sRGB; None: taken as they are.
     """
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_grey_bytes(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data or image.mode in ("La", "RGBa"):
-        rgba = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").point(image)
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").point(image), ""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_grey_bytes(np.asarray(image)))
+    elif image.has_transparency_data or image.mode in ("La", "RGBa"):
+        image = image.convert("RGBA")
+    elif profile and image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("RGB")
+    image, note = to_srgb(image, profile) if profile else (image, "")
+    if image.mode == "RGBA":
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white, note
     # A copy of a large photograph is as large again.
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return (image if image.mode == "RGB" else image.convert("RGB")), note
 
 
 def _grey_bytes(grey: np.ndarray) -> np.ndarray:
@@ -422,99 +535,19 @@ def _grey_bytes(grey: np.ndarray) -> np.ndarray:
     return (shares * 255).round().astype(np.uint8)
 
 
-_NEEDED_CHUNKS = (b"tRNS", b"acTL", b"fcTL", b"fdAT")
-"""What of a PNG may be left out by its rules and still decides how it looks."""
-
-
-def _spare_the_pixels() -> None:
-    """Make Pillow pass over metadata that is damaged or larger than it takes, once per process.
-
-    Its own switch for that (``LOAD_TRUNCATED_IMAGES``) would also fill up what is cut short. The limits
-    themselves stay: a text that unpacks to gigabytes is passed over, not unpacked.
-    """
-
-    def pass_over(read: Callable[..., Any], otherwise: Any = None) -> Callable[..., Any]:
-        """``read``, for which any failure but of the file itself (OSError) is no matter."""
-
-        def attempt(*args: Any) -> Any:
-            try:
-                return read(*args)
-            except OSError:
-                raise
-            except Exception:
-                return otherwise
-
-        return attempt
-
-    def chunk(read: Callable[..., bytes]) -> Callable[..., bytes]:
-        tried = pass_over(read)
-
-        def attempt(self: PngImagePlugin.PngStream, place: int, length: int) -> bytes:
-            tried(self, place, length)
-            assert self.fp is not None
-            self.fp.seek(place + length)
-            return b""
-
-        return attempt
-
-    def check_sum(self: PngImagePlugin.ChunkStream, name: bytes, data: bytes) -> None:
-        if name[0] & 32 and name not in _NEEDED_CHUNKS:
-            self.crc_skip(name, data)
-        else:
-            check(self, name, data)
-
-    def profile(read: Callable[..., None]) -> Callable[..., None]:
-        def attempt(self: JpegImagePlugin.JpegImageFile, marker: int) -> None:
-            read(self, marker)
-            # The piece of a profile that is too short for its own number stops Pillow later.
-            self.icclist[:] = [piece for piece in self.icclist if len(piece) > 14]
-
-        return attempt
-
-    def after_pixels(read: Callable[..., None]) -> Callable[..., None]:
-        def attempt(self: Any) -> None:
-            with contextlib.suppress(Exception):
-                read(self)
-
-        return attempt
-
-    png = PngImagePlugin.PngStream
-    for name in ("iCCP", "tEXt", "zTXt", "iTXt", "eXIf", "gAMA", "cHRM", "sRGB", "pHYs"):
-        setattr(png, f"chunk_{name}", chunk(getattr(png, f"chunk_{name}")))
-    check = PngImagePlugin.ChunkStream.crc
-    PngImagePlugin.ChunkStream.crc = check_sum  # type: ignore[method-assign, assignment]
-    # What follows the pixels, and turning a TIFF upright, which reads its EXIF.
-    for kind in (PngImagePlugin.PngImageFile, TiffImagePlugin.TiffImageFile):
-        kind.load_end = after_pixels(kind.load_end)  # type: ignore[method-assign]
-    markers = JpegImagePlugin.MARKER
-    for marker in (*range(0xFFE0, 0xFFF0), 0xFFFE):
-        name, what, read = markers[marker]
-        markers[marker] = (name, what, read and profile(pass_over(read)))
-    jpeg = JpegImagePlugin.JpegImageFile
-    jpeg._getmp = pass_over(jpeg._getmp)  # type: ignore[method-assign]
-    jpeg._read_dpi_from_exif = pass_over(jpeg._read_dpi_from_exif)  # type: ignore[method-assign]
-
-
-_spare_the_pixels()
-
-
+@functools.cache
 def _quiet_decoders() -> None:
     """Keep the decoders' own remarks off stderr, once per process; what matters arrives as exceptions.
 
+    Filters that are put back after each file would be those of all threads.
     libtiff prints from C to file descriptor 2. Switching its handlers off is safe with threads, turning the
     descriptor away around each file is not. Where Pillow hides the symbols (static builds), it prints on.
     """
     # Pillow's remarks on metadata, by both of its ways; an application that sets up logging still gets them.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    # Pillow warns at this size and raises at twice of it.
-    if Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
     with contextlib.suppress(OSError, AttributeError):
         pillow = ctypes.CDLL(Image.core.__file__)
         for setter in (pillow.TIFFSetErrorHandler, pillow.TIFFSetWarningHandler):
             setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
             setter(None)
-
-
-_quiet_decoders()

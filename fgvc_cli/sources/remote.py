@@ -108,7 +108,8 @@ def remote_source(
         if files.isdir(path):
             pick = pick or Pick()
             walk = _walk(files, url, path, f"{url.rstrip('/')}/" if several else "", on_unreadable, pick)
-            if next(_walk(files, url, path, "", lambda *_: None, Pick(pick.all_files)), None) is None:
+            silent = Pick(pick.all_files, videos=pick.videos)
+            if next(_walk(files, url, path, "", lambda *_: None, silent), None) is None:
                 files.ls(path, detail=True)  # says why, where the walk did not
                 raise FgvcError(*no_image(url))
             return Source(walk)

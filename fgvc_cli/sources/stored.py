@@ -136,6 +136,20 @@ def is_left_behind(name: str) -> bool:
     return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
+VIDEOS = (".mp4", ".mov", ".avi")
+"""Endings of videos, which are images only where their frames are asked for."""
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
+"""What makes a file named by the user an archive; which kind, its first bytes say."""
+ARCHIVES_NOT_READ = (".tar.zst", ".tzst", ".tar.lz4", ".7z", ".rar")
+"""Archives that are refused rather than called broken images."""
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file of this name is read, or refused, as an archive."""
+    return name.lower().endswith(ARCHIVES + ARCHIVES_NOT_READ)
+
+
 def is_image_name(name: str) -> bool:
     """Whether the ending is one of ``EXTENSIONS``."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
@@ -146,12 +160,28 @@ class Pick:
 
     Args:
         all_files: take files of any name; their content decides.
+        nested: look into archives that lie in folders and archives; not into those in these.
+        videos: take videos.
     """
 
-    def __init__(self, all_files: bool = False):
+    def __init__(self, all_files: bool = False, nested: bool = False, videos: bool = False):
         self.all_files = all_files
+        self.nested = nested
+        self.videos = videos
         self.left_behind: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
+        self.archives: Counter[str] = Counter()
+        self.linked_folders = 0
+
+    def silent(self) -> Pick:
+        """The same choice, which counts elsewhere."""
+        return Pick(self.all_files, self.nested, self.videos)
+
+    def within(self) -> Pick:
+        """The choice in an archive that was met: one level, and the same counts."""
+        inner = Pick(self.all_files, videos=self.videos)
+        inner.left_behind, inner.others, inner.archives = self.left_behind, self.others, self.archives
+        return inner
 
     def leaves(self, name: str) -> bool:
         """Whether an entry is what a system leaves behind; counts it. A folder counts once."""
@@ -161,13 +191,21 @@ class Pick:
         self.left_behind["._*" if name.startswith("._") else "hidden" if name[0] == "." else name] += 1
         return True
 
+    def opens(self, name: str) -> bool:
+        """Whether a file is an archive to look into."""
+        return self.nested and name.lower().endswith(ARCHIVES)
+
     def takes(self, name: str, *, folder: bool = False) -> bool:
         """Whether an entry is an image by its name; counts a file that is not."""
-        if is_image_name(name):
+        if is_image_name(name) or (self.videos and not folder and name.lower().endswith(VIDEOS)):
             return True
         if folder:
             return False
-        if not self.all_files:
+        if not self.all_files and is_archive(name):
+            self.archives[
+                next(end for end in ARCHIVES + ARCHIVES_NOT_READ if name.lower().endswith(end))
+            ] += 1
+        elif not self.all_files:
             self.others[os.path.splitext(name)[1].lower()[:12] or "without an ending"] += 1
         return self.all_files
 
@@ -175,9 +213,13 @@ class Pick:
         """What was passed over, for the user."""
         kinds = (
             (self.left_behind, "entries that systems leave behind passed over"),
+            (self.archives, "archives passed over"),
             (self.others, "other files passed over"),
         )
-        return [f"{counts.total():,} {what} ({_largest(counts)})." for counts, what in kinds if counts]
+        lines = [f"{counts.total():,} {what} ({_largest(counts)})." for counts, what in kinds if counts]
+        if self.linked_folders:
+            lines.append(f"{self.linked_folders:,} linked folders passed over.")
+        return lines
 
 
 def _largest(counts: Counter[str]) -> str:
@@ -186,10 +228,19 @@ def _largest(counts: Counter[str]) -> str:
     return ", ".join([f"{kind} {count:,}" for kind, count in shown] + [f"others {rest:,}"] * bool(rest))
 
 
-def no_image(where: str) -> tuple[str, str]:
-    """Message and hint of the error about a source without a single image."""
+NO_IMAGE = "holds no image."
+
+
+def no_image(where: str, pick: Pick | None = None) -> tuple[str, str]:
+    """Message and hint of the error about a source without a single image.
+
+    Args:
+        pick: what counted there.
+    """
+    if pick and pick.archives:
+        return f"{where} {NO_IMAGE}", f"It holds archives ({_largest(pick.archives)}): --nested reads them."
     endings = " ".join(sorted(EXTENSIONS))
     hint = (
         f"Looked for {endings}, in all folders below; hidden ones, thumbnails and wastebaskets are left out."
     )
-    return f"{where} holds no image.", hint
+    return f"{where} {NO_IMAGE}", hint

@@ -54,14 +54,23 @@ class TarMember(Stored):
     def open(self) -> BinaryIO:
         """Its bytes; see ``Stored.open``."""
         with open_unchanged(self.archive, self.stamp) as stream:
-            stream.seek(self.offset)
-            data = stream.read(self.size)
-        if len(data) < self.size:
-            raise CannotRead("truncated", f"the archive ends {self.size - len(data)} bytes before the image")
-        return io.BytesIO(data)
+            return io.BytesIO(read_tarred(stream, self.offset, self.size))
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
+
+
+def read_tarred(stream: BinaryIO, offset: int, size: int) -> bytes:
+    """The bytes of a member of an open archive.
+
+    Raises:
+        CannotRead: the archive ends before.
+    """
+    stream.seek(offset)
+    data = stream.read(size)
+    if len(data) < size:
+        raise CannotRead("truncated", f"the archive ends {size - len(data)} bytes before the image")
+    return data
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,24 +56,32 @@ class ZipMember(StoredImage):
 
     def open(self) -> BinaryIO:
         """Its bytes, checked against the checksum; see ``Stored.open``."""
-        entry = self.entry
         with open_unchanged(self.archive, self.stamp) as stream:
-            stream.seek(entry.offset)
-            header = stream.read(LOCAL.size)
-            if len(header) < LOCAL.size or not header.startswith(b"PK\3\4"):
-                raise CannotRead("unreadable", "the archive is damaged: no header where the image begins")
-            *_, name_bytes, extra_bytes = LOCAL.unpack(header)
-            stream.seek(name_bytes + extra_bytes, io.SEEK_CUR)
-            packed = stream.read(entry.packed)
-        if len(packed) < entry.packed:
-            raise CannotRead("truncated", "the archive ends in this image")
-        data = _unpack(packed, entry)
-        if len(data) != entry.size or zlib.crc32(data) != entry.crc:
-            raise CannotRead("unreadable", "the archive is damaged: wrong checksum of the image")
-        return io.BytesIO(data)
+            return io.BytesIO(read_zipped(stream, self.entry))
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.entry.name}"
+
+
+def read_zipped(stream: BinaryIO, entry: Entry) -> bytes:
+    """The bytes of a member of an open archive, checked against the checksum.
+
+    Raises:
+        CannotRead: the archive is damaged there.
+    """
+    stream.seek(entry.offset)
+    header = stream.read(LOCAL.size)
+    if len(header) < LOCAL.size or not header.startswith(b"PK\3\4"):
+        raise CannotRead("unreadable", "the archive is damaged: no header where the image begins")
+    *_, name_bytes, extra_bytes = LOCAL.unpack(header)
+    stream.seek(name_bytes + extra_bytes, io.SEEK_CUR)
+    packed = stream.read(entry.packed)
+    if len(packed) < entry.packed:
+        raise CannotRead("truncated", "the archive ends in this image")
+    data = _unpack(packed, entry)
+    if len(data) != entry.size or zlib.crc32(data) != entry.crc:
+        raise CannotRead("unreadable", "the archive is damaged: wrong checksum of the image")
+    return data
 
 
 def _unpack(packed: bytes, entry: Entry) -> bytes:

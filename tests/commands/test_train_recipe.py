@@ -55,7 +55,7 @@ def test_showing_needs_no_data_and_trains_nothing(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--recipe", "strng"], "Nearest: strong"),
-        (["--recipe", "vitms-paper"], "crasmra-paper, strong"),
+        (["--recipe", "vitms-paper"], "crasmra-paper, probe, strong"),
         (["--recipe", "strong", "--set", "optim.lr=1"], "optim.lr"),
         (["--recipe", "strong", "--epochs", "many"], "epochs"),
     ],

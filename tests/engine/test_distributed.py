@@ -207,7 +207,8 @@ def make_evaluation(labels: list[int], overlap: float, first: int = 0) -> Evalua
     if not labels:
         probs = torch.empty(0, 1)
     branches = {"main": probs} if labels else {}
-    stats = {"overlap": overlap} if labels else {}
+    rates = torch.tensor([0.0, 1.0, overlap], dtype=torch.float64)
+    stats = {"overlap": torch.tensor(overlap), "suppressed_stage3": rates} if labels else {}
     return Evaluation(
         labels=torch.tensor(labels),
         probs=probs,
@@ -224,7 +225,11 @@ def test_joined_evaluation_counts_every_image_once():
     joined = join_evaluations(parts)
     assert joined.labels.tolist() == [0, 2, 0, 1], "in the order of the split"
     assert joined.metrics()["top1"] == 0.5
-    assert joined.stats["overlap"] == pytest.approx((3 * 0.2 + 0.6) / 4)
+    figures = joined.metrics()
+    assert figures["overlap"] == pytest.approx((3 * 0.2 + 0.6) / 4)
+    assert figures["mask_variation_stage3"] == pytest.approx(1 / 3), (
+        "channels that both parts always suppress"
+    )
     assert joined.failures == ["3 bad", "1 bad", "0 bad"]
     assert joined.seconds == 0.3
     assert len(join_evaluations([make_evaluation([], 0)]).labels) == 0

@@ -152,10 +152,12 @@ def test_compile_is_asked_for_and_what_it_makes_is_trained(monkeypatch):
 def test_meter_is_the_mean_over_images_and_survives_its_state():
     meter = Meter()
     meter.add({"loss": torch.tensor(1.0), "x": torch.tensor(4.0)}, 3)
-    meter.add({"loss": torch.tensor(3.0)}, 1)
+    meter.add({"loss": torch.tensor(3.0), "suppressed_stage3": torch.tensor([0.0, 1.0, 1.0])}, 1)
+    meter.add({"suppressed_stage3": torch.tensor([0.0, 1.0, 0.0]), "loss": torch.tensor(2.0)}, 4)
     other = Meter()
     other.load(meter.state(), CPU)
-    assert meter.means() == other.means() == {"loss": 1.5, "x": 3.0} and other.images == 4
+    means = {"loss": 1.75, "x": 1.5, "suppressed_stage3": 6 / 8 / 3, "mask_variation_stage3": 2 / 3}
+    assert meter.means() == other.means() == pytest.approx(means) and other.images == 8
 
 
 def limit_memory(monkeypatch, learner, photographs, error=None):
@@ -212,3 +214,34 @@ def test_the_rate_of_a_frozen_backbone_is_0():
     assert (learner.rates()["lr_backbone"], learner.rates()["lr_heads"]) == (0, 0.1)
     learner.begin_epoch(2)
     assert learner.rates() == {"lr_backbone": 0.1, "lr_heads": 0.1}
+
+
+def test_a_backbone_frozen_to_the_end_never_changes():
+    learner = make_learner(make_config(optim={"freeze_epochs": 2}, epochs=2))
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    for epoch in (1, 2):
+        learner.begin_epoch(epoch)
+        updated(learner, make_batches(4))
+    after = learner.model.state_dict()
+    changed = {
+        name.partition(".")[0] for name, value in after.items() if not torch.equal(value, before[name])
+    }
+    assert "heads" in changed and "backbone" not in changed
+    with pytest.raises(FgvcError, match="freeze_epochs=3 keeps the backbone frozen longer than the 2 epochs"):
+        make_learner(make_config(optim={"freeze_epochs": 3}, epochs=2))
+
+
+def test_depthwise_convolutions_stay_in_float32_under_bf16_on_a_cpu():
+    learner = make_learner(make_config(amp="bf16", ema_decay=0.9), name="timm-mobilenetv2_035")
+    seen = set()
+
+    def note(conv, given, output):
+        seen.add(("depthwise" if conv.groups > 1 else "other", output.dtype))
+
+    for model in (learner.model, learner.ema.module):
+        seen.clear()
+        for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
+            conv.register_forward_hook(note)
+        with learner.autocast():
+            model(torch.randn(2, 3, 32, 32))
+        assert seen == {("depthwise", torch.float32), ("other", torch.bfloat16)}

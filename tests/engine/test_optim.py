@@ -23,6 +23,16 @@ def test_groups_have_the_papers_learning_rates_and_hold_every_parameter_once():
     assert sorted(held) == sorted(id(p) for p in model.parameters())
 
 
+def test_the_mlps_of_the_masks_are_a_group_of_their_own_where_asked():
+    model = create_model("crasmra-resnet18", 3, options={"mask_norm": "layer"})
+    groups = {g["name"]: g for g in parameter_groups(model, Optim(lr_mask=0.1))}
+    assert (groups["mask"]["lr"], groups["cram"]["lr"]) == (0.1, 0.006)
+    parts = [part for stage in model.cram for part in (stage.mlp, stage.norm)]
+    masks = {id(p) for part in parts for p in part.parameters()}
+    assert {id(p) for p in groups["mask"]["params"]} == masks
+    assert "mask" not in {g["name"] for g in parameter_groups(model, Optim())}
+
+
 def test_baseline_classifier_gets_the_same_raised_rate():
     rates = {g["name"]: g["lr"] for g in parameter_groups(create_model("timm-resnet18", 3), Optim())}
     assert rates == {"backbone": 0.0002, "heads": 0.002}

@@ -11,6 +11,7 @@ from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.optim import build_optimizer, build_schedule
 from fgvc_cli.engine.recipes import RECIPES, Setup, find_recipe
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.models import registry
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.models.traits import backbone_traits
 
@@ -29,6 +30,31 @@ def test_the_papers_sizes_keep_their_ratio():
     assert config_of("timm-resnet18", input_px=224).preprocess.resize_px == 275
     config = config_of("vitms-test_vit")
     assert (config.recipe, config.preprocess.resize_px, config.epochs) == ("vitms-paper", 448, 30)
+
+
+def test_the_papers_recipe_pins_what_the_papers_day_had():
+    options = config_of("crasmra-r50").options
+    assert (options["pretrained_tag"], options["head_pool"], options["min_hidden"]) == ("tv_in1k", "max", 1)
+    assert config_of("timm-resnet101").options == {"pretrained_tag": "tv_in1k"}, "a fair baseline"
+    assert "pretrained_tag" not in config_of("crasmra-d161").options
+
+
+def test_a_tag_chooses_the_weights_of_a_name_without_one(monkeypatch):
+    asked = []
+    build = registry.build_backbone
+    monkeypatch.setattr(
+        registry, "build_backbone", lambda name, **kw: asked.append(name) or build(name, **kw)
+    )
+    create_model("timm-resnet50", 3, options={"pretrained_tag": "tv_in1k"})
+    create_model("timm-resnet50.a1_in1k", 3, options={"pretrained_tag": "tv_in1k"})
+    assert asked == ["resnet50.tv_in1k", "resnet50.a1_in1k"]
+    with pytest.raises(FgvcError, match="no weights called 'resnet50.nothing'"):
+        create_model("timm-resnet50", 3, options={"pretrained_tag": "nothing"})
+
+
+def test_a_probe_leaves_the_backbone_alone_to_the_end():
+    config = config_of("timm-resnet10t", recipe="probe", epochs=3)
+    assert (config.epochs, config.optim.freeze_epochs) == (3, 3)
 
 
 @pytest.mark.parametrize(("epochs", "frozen"), [(None, 2), (3, 2), (2, 1), (1, 0)])
@@ -122,7 +148,7 @@ def test_traits_are_found_without_weights():
         ("strng", "timm", "Nearest: strong"),
         ("crasmra", "crasmra", "Nearest: crasmra-paper"),
         ("zzz", "timm", "fgvc recipes"),
-        ("vitms-paper", "crasmra", "Those that fit: crasmra-paper, strong"),
+        ("vitms-paper", "crasmra", "Those that fit: crasmra-paper, probe, strong"),
     ],
 )
 def test_a_wrong_name_is_one_line_with_the_nearest(name, family, message):

@@ -140,6 +140,15 @@ def test_best_validation_epoch_is_kept(colours, tmp_path, monkeypatch):
     assert checkpoint.temperature == fit_temperature(Scored(0.7).probs, label)
 
 
+@pytest.mark.filterwarnings("ignore:delta 0.3 suppresses every channel")
+def test_a_mask_that_is_the_same_for_every_image_is_told_once(colours, tmp_path, capsys):
+    train(colours, tmp_path / "run", "options.delta=0.3", epochs=3)
+    told = [line for line in capsys.readouterr().err.splitlines() if "fixed gate" in line]
+    assert len(told) == 1 and "CRAM is a fixed gate in stage3, stage4, stage5" in told[0]
+    row = read_metrics(tmp_path / "run")[-1]
+    assert (float(row["val_mask_variation_stage4"]), float(row["val_suppressed_stage4"])) == (0, 1)
+
+
 def test_baseline_trains_through_the_same_loop(colours, tmp_path):
     assert train(colours, tmp_path / "run", model="timm-mobilenetv2_035") == 0
     row = read_metrics(tmp_path / "run")[0]

@@ -10,6 +10,7 @@ from torch import nn
 
 from fgvc_cli.config import CraSmraConfig
 from fgvc_cli.models.cra_smra import STAGE_MODULES, Cram, conv_layer
+from fgvc_cli.models.output import summarize_stats
 
 
 def make_cram(channels: int = 8, **options) -> Cram:
@@ -65,7 +66,42 @@ def test_suppressed_map_is_the_factor_times_x_and_feeds_the_same_shape():
     features = cram(x)
     factors = cram.suppression(cram.mask_logits(x))
     torch.testing.assert_close(features.onward, factors * x)
-    assert float(features.suppressed_share) == pytest.approx(float((factors == 0.5).float().mean()))
+    torch.testing.assert_close(features.suppressed, (factors == 0.5).float().mean(dim=(0, 2, 3)))
+
+
+def test_saturated_is_the_fraction_of_masks_outside_one_hundredth():
+    cram = make_cram(4)
+    # Whatever the image, MLP(avg) + MLP(max) is twice the bias of a second layer without weights.
+    nn.init.zeros_(cram.mlp[-1].weight)
+    cram.mlp[-1].bias.data = torch.logit(torch.tensor([0.995, 0.985, 0.015, 0.005])) / 2
+    assert float(cram(torch.randn(3, 4, 2, 2)).saturated) == 0.5
+
+
+def test_variation_counts_the_channels_that_some_images_suppress_and_others_not():
+    rates = torch.tensor([0.0, 1.0, 0.25, 1.0, 0.5])
+    stats = summarize_stats({"suppressed_stage3": rates, "overlap": torch.tensor(0.3)})
+    assert stats == {
+        "suppressed_stage3": pytest.approx(0.55),
+        "mask_variation_stage3": pytest.approx(0.4),
+        "overlap": pytest.approx(0.3),
+    }
+
+
+def test_a_floor_holds_the_hidden_width_of_narrow_stages_only():
+    widths = [Cram(c, 6, CraSmraConfig(min_hidden=32)).mlp[0].out_channels for c in (40, 112, 1280)]
+    assert widths == [32, 32, 80]
+    assert Cram(40, 6, CraSmraConfig()).mlp[0].out_channels == 2, "the paper's C/16"
+
+
+def test_a_mask_that_starts_at_zero_is_one_half_everywhere():
+    cram = make_cram(mask_init="zero")
+    assert (cram.mask_logits(torch.randn(2, 8, 5, 4)).sigmoid() == 0.5).all()
+
+
+def test_the_normalised_mask_does_not_see_the_scale_of_the_features():
+    cram, x = make_cram(mask_norm="layer"), torch.randn(2, 8, 5, 4)
+    torch.testing.assert_close(cram.mask_logits(100 * x), cram.mask_logits(x), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(make_cram().mask_logits(100 * x), make_cram().mask_logits(x), atol=0.1)
 
 
 def test_attention_relative_to_its_maximum_is_bounded_by_exp_minus_one():
@@ -155,5 +191,5 @@ def test_replacements_keep_shapes_and_suppress_nothing(name):
     features = module(x)
     assert features.enhanced.shape == (2, 6, 5, 4)
     assert features.onward.shape == x.shape
-    assert features.suppressed_share is None
+    assert features.suppressed is None and features.saturated is None
     assert torch.equal(features.onward, x) == (name == "none")

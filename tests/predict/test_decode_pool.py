@@ -35,7 +35,7 @@ DEADLY = """
 import os, signal, sys, time
 import fgvc_cli.predict.decoder as decoder
 read = decoder.read_image
-def deadly(path, prepare=None):
+def deadly(path, *rest):
     name = os.path.basename(str(path))
     if name.startswith("segv"):
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -43,7 +43,7 @@ def deadly(path, prepare=None):
         os._exit(7)
     if name.startswith("slow"):
         time.sleep(60)
-    return read(path, prepare)
+    return read(path, *rest)
 decoder.read_image = deadly
 from fgvc_cli.predict.decode_pool import serve
 """
