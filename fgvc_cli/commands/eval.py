@@ -167,6 +167,8 @@ def _document(
         "weights_sha256": checkpoint.sha256,
         "dataset": labelled.name,
         "split": request.split,
+        "train_images": checkpoint.metadata.get("train_images"),
+        "caveat": labelled.caveat or None,
         "metrics": measured.result.metrics(checkpoint.temperature if calibration else None),
         "intervals": measured.result.intervals(),
         "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},

@@ -14,6 +14,10 @@ _SHARES = ("top", "reached_", "ece", "macro_f1", "micro_f1", "map", "exact_match
 def format_document(document: dict[str, Any]) -> str:
     """The tables of a document as ``commands.eval`` builds it."""
     lines = [f"{document['model']} on {document['dataset']}, {document['split']} split"]
+    if document.get("train_images"):
+        lines.append(f"  trained on {document['train_images']:,} images")
+    if document.get("caveat"):
+        lines.append(f"  {document['caveat']}")
     lines += _table(document["metrics"], document["intervals"])
     located = document["localisation"]
     if located:

@@ -233,7 +233,9 @@ def _run(trainer: Trainer, state: RunState | None) -> int:
             console.print(f"To go on: {command}", markup=False, soft_wrap=True)
         return EXIT_INTERRUPTED
     if talks:
-        _print_result(result.checkpoint, result.best_epoch, result.metrics)
+        data = trainer.data
+        images = len(data.splits["train"])
+        _print_result(result.checkpoint, result.best_epoch, result.metrics, images, data.caveat)
     return EXIT_OK
 
 
@@ -290,13 +292,32 @@ def _tell_finished(run_dir: Path) -> bool:
     if metadata is None:
         return False
     stderr_console().print(f"{run_dir} is finished; nothing to go on with.", markup=False, soft_wrap=True)
-    _print_result(run_dir / CHECKPOINT, metadata.get("epoch", 0), metadata["metrics"])
+    from fgvc_cli.datasets.registry import ENTRIES
+
+    entry = ENTRIES.get(metadata["config"].get("dataset") or "")
+    _print_result(
+        run_dir / CHECKPOINT,
+        metadata.get("epoch", 0),
+        metadata["metrics"],
+        metadata.get("train_images"),
+        entry.caveat if entry else "",
+    )
     return True
 
 
-def _print_result(checkpoint: Path, best_epoch: int, metrics: dict[str, dict[str, float]]) -> None:
+def _print_result(
+    checkpoint: Path,
+    best_epoch: int,
+    metrics: dict[str, dict[str, float]],
+    train_images: int | None,
+    caveat: str,
+) -> None:
     from fgvc_cli.evaluate.multilabel import headline
 
     for split, values in metrics.items():
         print(f"{split} {headline(values)} of {values['images']:.0f} photographs")
-    print(f"model of epoch {best_epoch}, chosen on val: {checkpoint}")
+    if train_images:
+        print(f"trained on {train_images:,} images")
+    if caveat and metrics:
+        print(caveat)
+    print(f"model of epoch {best_epoch}, {'chosen on val' if 'val' in metrics else 'the last'}: {checkpoint}")

@@ -73,9 +73,10 @@ class TrainProgress:
         parts = [
             f"epoch {epoch}/{self.epochs}",
             f"loss {row['loss']:.3f}",
-            f"val {headline(row, 'val_')}{' *' if best else ''}",
             f"{row['images_per_second']:.1f} images/s",
         ]
+        if any(name.startswith("val_") for name in row):
+            parts.insert(2, f"val {headline(row, 'val_')}{' *' if best else ''}")
         if "loss_div" in row:
             parts.append(f"L_div {row['loss_div']:.3f}")
         suppressed = [f"{value:.2f}" for name, value in row.items() if name.startswith("suppressed_")]
