@@ -80,6 +80,11 @@ def start(values: dict[str, Any], *, out: Path | None, device: str, overwrite: b
     world = find_world()
     config: TrainConfig = build(TrainConfig, values)
     data = load_data(config)
+    if world.is_main:
+        from fgvc_cli.datasets.preflight import look_before_training
+
+        for note in look_before_training(data):
+            stderr_console().print(f"warning: {note}", markup=False, soft_wrap=True)
     config = with_labels(config, data.multi_label)
     values = values | {"options": config.options}
 
