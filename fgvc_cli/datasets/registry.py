@@ -146,7 +146,7 @@ def lacking(entry: KnownSet, data_root: Path) -> tuple[Path, list[str]]:
     """The folder that is most like the set, below ``data_root`` or itself, and the needs it lacks."""
     parts = PurePosixPath(entry.folder).parts
     folders = [data_root.joinpath(*parts[skipped:]) for skipped in range(len(parts) + 1)]
-    absent = []
+    absent: list[tuple[bool, int, int, Path, list[str]]] = []
     for needs in (entry.needs, *entry.other_needs):
         for folder in folders:
             lost = [need for need in needs if not _is_there(folder, need)]
