@@ -113,6 +113,10 @@ def format_document(document: dict[str, Any]) -> str:
     """The tables of a document as ``fgvc_cli.evaluate`` builds it."""
     precision = "" if document["precision"] == "float32" else f", computed in {document['precision']}"
     lines = [f"{document['model']} on {document['dataset']}, {document['split']} split{precision}"]
+    if document.get("train_images"):
+        lines.append(f"  trained on {document['train_images']:,} images")
+    if document.get("caveat"):
+        lines.append(f"  {document['caveat']}")
     lines += _table(document["metrics"], document["intervals"])
     located = document["localisation"]
     if located:

@@ -73,6 +73,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--data",
         "--dataset",
         "--data-root",
+        "--split-by",
         "--split",
         "--images",
         "--labels",

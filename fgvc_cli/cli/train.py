@@ -32,6 +32,14 @@ def train(
         str | None, typer.Option(help="Known set instead, e.g. cub; fgvc datasets lists them.")
     ] = None,
     data_root: DataRoot = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Keep a camera, specimen or burst in one split: folder (CLASS/CAMERA/), column=NAME of the "
+            "label file, or minutes=5 (folder and EXIF time).",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<model>-<data>.")] = None,
     recipe: Annotated[
         str | None,
@@ -119,6 +127,7 @@ def train(
         data=data,
         dataset=dataset,
         data_root=data_root,
+        split_by=split_by,
         out=out,
         recipe=recipe,
         epochs=epochs,

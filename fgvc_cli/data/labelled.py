@@ -118,8 +118,9 @@ def load_labelled(
         found.notes += _untested(found, classes, val, test, asked=not given and test_share > 0)
     splits = {"train": train, "val": val, "test": test}
     undivided = None in listed and not for_training
-    found.notes += pick.lines()
-    return LabelledSet(name, root, classes, splits, found.multi_label, undivided, tuple(found.notes))
+    return LabelledSet(
+        name, root, classes, splits, found.multi_label, undivided, (*pick.lines(), *found.notes)
+    )
 
 
 def _join_names(path: Path, found: Labels, *, refuse: bool) -> None:

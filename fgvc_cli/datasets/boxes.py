@@ -24,6 +24,8 @@ class TrueBoxes(NamedTuple):
     """At least one; several where several objects of the class are marked."""
     parts: dict[str, Box]
     """Part name -> box; empty where none are known."""
+    points: dict[str, tuple[float, float]] = {}
+    """Part name -> (x, y) of the visible parts, where they are known as points; empty where none are."""
 
 
 def read_box_table(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:

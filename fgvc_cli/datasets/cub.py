@@ -8,6 +8,7 @@ Tree (as ``CUB_200_2011.tgz`` unpacks)::
       image_class_labels.txt     image id, class id
       train_test_split.txt       image id, 1 for train or 0 for test
       bounding_boxes.txt         image id, x, y, width, height: for evaluation only
+      parts/parts.txt            part id, name; parts/part_locs.txt: image id, part id, x, y, 1 if visible
       images/001.Black_footed_Albatross/...
 
 Counts: 200 classes, 5,994 train, 5,794 test, official; val is held out of train.
@@ -74,15 +75,30 @@ ENTRIES = (
 
 
 def read_cub_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
-    """The bird's box of each photograph, from ``bounding_boxes.txt``.
+    """The bird's box of each image, from ``bounding_boxes.txt``, and its parts, from ``parts/part_locs.txt``.
 
     Raises:
         ValueError, KeyError: a line that is not five numbers, or an image that ``images.txt`` lacks.
     """
     path_of, wanted = dict(read_pairs(root / "images.txt")), set(paths)
+    points = _read_points(root)
     found = {}
     for image, corner in read_pairs(root / "bounding_boxes.txt"):
         if (path := f"images/{path_of[image]}") in wanted:
             x, y, width, height = (float(value) for value in corner.split())
-            found[path] = TrueBoxes((check_box((x, y, x + width, y + height), f"image {image}"),), {})
+            box = check_box((x, y, x + width, y + height), f"image {image}")
+            found[path] = TrueBoxes((box,), {}, points.get(image, {}))
     return found
+
+
+def _read_points(root: Path) -> dict[str, dict[str, tuple[float, float]]]:
+    """Image id -> its visible parts of 15, such as ``beak``; empty where ``parts/`` is not there."""
+    if not (root / "parts" / "part_locs.txt").is_file():
+        return {}
+    names = dict(read_pairs(root / "parts" / "parts.txt"))
+    points: dict[str, dict[str, tuple[float, float]]] = {}
+    for image, text in read_pairs(root / "parts" / "part_locs.txt"):
+        part, x, y, visible = text.split()
+        if visible == "1":
+            points.setdefault(image, {})[names[part]] = (float(x), float(y))
+    return points

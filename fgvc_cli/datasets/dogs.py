@@ -6,7 +6,8 @@ scores of such backbones are inflated here. Say so beside every number.
 Tree (``images.tar`` and ``lists.tar``, unpacked into one folder)::
 
     stanford_dogs/
-      train_list.mat  test_list.mat      file_list: n02085620-Chihuahua/n02085620_5927.jpg; labels: from 1
+      train_list.mat  test_list.mat      file_list: n02085620-Chihuahua/n02085620_5927.jpg; labels: from 1;
+                                         or both in lists/
       Images/n02085620-Chihuahua/n02085620_5927.jpg
       Annotation/n02085620-Chihuahua/n02085620_5927     XML, a box for each dog: for evaluation only
 
@@ -39,7 +40,7 @@ def read_dogs(root: Path) -> LabelledSet:
     splits: dict[str, tuple[Example, ...]] = {"train": (), "val": (), "test": ()}
     folder_of: dict[int, str] = {}
     for split in ("train", "test"):
-        listed = read_mat(root / f"{split}_list.mat")
+        listed = read_mat(_list_file(root, split))
         examples = []
         pairs = zip(np.atleast_1d(listed["file_list"]), np.atleast_1d(listed["labels"]), strict=True)
         for file, number in pairs:
@@ -53,6 +54,12 @@ def read_dogs(root: Path) -> LabelledSet:
     return LabelledSet("dogs", root, classes, splits)
 
 
+def _list_file(root: Path, split: str) -> Path:
+    """Where lists.tar was unpacked: here, or in ``lists/``."""
+    below = root / "lists" / f"{split}_list.mat"
+    return below if below.is_file() else root / f"{split}_list.mat"
+
+
 ENTRIES = (
     KnownSet(
         key="dogs",
@@ -64,6 +71,8 @@ ENTRIES = (
         test=8580,
         source="http://vision.stanford.edu/aditya86/ImageNetDogs/ (images.tar, lists.tar)",
         load=read_dogs,
+        other_needs=(("lists/train_list.mat", "lists/test_list.mat", "Images/"),),
+        caveat="The images of Stanford Dogs are ImageNet's: models pretrained there have seen its test.",
         archives=(
             Archive("http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar", into="stanford_dogs"),
             Archive("http://vision.stanford.edu/aditya86/ImageNetDogs/lists.tar", into="stanford_dogs"),

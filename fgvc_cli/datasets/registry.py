@@ -120,7 +120,7 @@ def read_official(entry: KnownSet, data_root: Path) -> LabelledSet:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise FgvcError(f"{entry.title} at {root} does not read ({reason}).", _how_to_get(entry)) from error
     _check_complete(entry, listing)
-    return replace(listing, name=entry.key)
+    return replace(listing, name=entry.key, caveat=entry.caveat)
 
 
 def _how_to_get(entry: KnownSet) -> str:
@@ -145,12 +145,15 @@ def locate(entry: KnownSet, data_root: Path) -> Path:
 def lacking(entry: KnownSet, data_root: Path) -> tuple[Path, list[str]]:
     """The folder that is most like the set, below ``data_root`` or itself, and the needs it lacks."""
     parts = PurePosixPath(entry.folder).parts
-    absent = {}
-    for skipped in range(len(parts) + 1):
-        folder = data_root.joinpath(*parts[skipped:])
-        absent[folder] = [need for need in entry.needs if not _is_there(folder, need)]
-    best = min(absent, key=lambda folder: len(absent[folder]))
-    return best, absent[best]
+    folders = [data_root.joinpath(*parts[skipped:]) for skipped in range(len(parts) + 1)]
+    absent: list[tuple[bool, int, int, Path, list[str]]] = []
+    for needs in (entry.needs, *entry.other_needs):
+        for folder in folders:
+            lost = [need for need in needs if not _is_there(folder, need)]
+            # A whole layout first, then the one of which most is there.
+            absent.append((bool(lost), len(lost) - len(needs), len(absent), folder, lost))
+    *_, folder, lost = min(absent)
+    return folder, lost
 
 
 def _is_there(folder: Path, need: str) -> bool:
@@ -277,4 +280,5 @@ def _readers() -> dict[str, Callable[[Path, Iterable[str]], dict[str, TrueBoxes]
         "bounding_boxes.txt": cub.read_cub_boxes,
         "images_box.txt": aircraft.read_aircraft_boxes,
         "Annotation": dogs.read_dogs_boxes,
+        **dict.fromkeys(cars.BOX_FILES, cars.read_car_boxes),
     }

@@ -61,6 +61,7 @@ def save_checkpoint(
     metrics: dict[str, dict[str, float]],
     calibration: Calibration | None = None,
     epoch: int = 0,
+    train_images: int | None = None,
     finished: bool = False,
     precision: str = "float32",
 ) -> None:
@@ -71,6 +72,7 @@ def save_checkpoint(
         metrics: split -> metric -> value; a number without its split is not a result.
         calibration: None while none is fitted.
         epoch: after which the weights were as they are, from 1; 0: not known.
+        train_images: how many it was trained on; None: not known.
         finished: whether the training has come to its end.
         precision: that ``metrics`` and ``calibration`` were measured in.
 
@@ -89,6 +91,7 @@ def save_checkpoint(
         "epoch": epoch,
         "finished": finished,
         "precision": precision,
+        "train_images": train_images,
         "config": config.model_dump(),
         "config_sha256": config_sha256(config),
         "fgvc_version": __version__,

@@ -318,6 +318,8 @@ def _document(
         "weights_sha256": checkpoint.sha256,
         "dataset": labelled.name,
         "split": options.split,
+        "train_images": checkpoint.metadata.get("train_images"),
+        "caveat": labelled.caveat or None,
         "precision": measured.precision,
         "metrics": measured.result.metrics(checkpoint.temperature if calibration else None),
         "intervals": measured.result.intervals(),

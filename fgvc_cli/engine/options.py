@@ -93,6 +93,8 @@ class TrainOptions:
     """Known set in place of ``data``."""
     data_root: str | None = None
     """Folder that holds known sets."""
+    split_by: str | None = None
+    """``folder``, ``column=NAME`` or ``minutes=5``: what keeps images in one split; None: nothing."""
     out: Path | None = None
     """Run folder; None: ``runs/<model>-<data>``."""
     recipe: str | None = None

@@ -15,7 +15,7 @@ from fgvc_cli.models.registry import backbone_traits, check_input_px, create_mod
 
 _SECTION_HINT = "For example: --set preprocess.input_px=224"
 _FIELDS = (
-    *("model", "recipe", "data", "dataset", "data_root", "epochs", "batch_size", "seed", "init"),
+    *("model", "recipe", "data", "dataset", "data_root", "split_by", "epochs", "batch_size", "seed", "init"),
     *("pretrained", "amp", "workers", "devices"),
 )
 """Options that are fields of ``TrainConfig``."""

@@ -18,7 +18,8 @@ import torch
 from fgvc_cli.command import Messages, command
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.data.labelled import LabelledSet
-from fgvc_cli.datasets.registry import load_data
+from fgvc_cli.datasets.preflight import look_before_training
+from fgvc_cli.datasets.registry import ENTRIES, load_data
 from fgvc_cli.engine.device import keep_freed_memory, pick_device, pick_devices
 from fgvc_cli.engine.distributed import (
     ALONE,
@@ -74,6 +75,10 @@ class Trained:
     """Whose weights were kept."""
     metrics: dict[str, dict[str, float]]
     """Split -> metric -> value, of that epoch."""
+    train_images: int | None = None
+    """How many it was trained on; None: not recorded."""
+    caveat: str = ""
+    """What must be known of the set to read its scores; empty: nothing."""
     told: bool = False
     """Whether another process has printed it already."""
 
@@ -90,7 +95,12 @@ class Trained:
             f"{counted(round(values['images']), 'image')}"
             for split, values in self.metrics.items()
         ]
-        return "\n".join([*lines, f"model of epoch {self.epoch}, chosen on val: {self.checkpoint}"])
+        if self.train_images:
+            lines.append(f"trained on {counted(self.train_images, 'image')}")
+        if self.caveat and self.metrics:
+            lines.append(self.caveat)
+        chosen = "chosen on val" if "val" in self.metrics else "the last"
+        return "\n".join([*lines, f"model of epoch {self.epoch}, {chosen}: {self.checkpoint}"])
 
 
 @command(TrainOptions)
@@ -148,6 +158,8 @@ def start(
         # What the listing took in another way than it is written, and what no score will tell.
         for note in data.notes:
             messages.note(note)
+        for note in look_before_training(data):
+            messages.warn(note)
     config = with_labels(config, data.multi_label)
     values = values | {"options": config.options}
     # Only the main one of several processes looks at the folder: the others may see its files.
@@ -288,7 +300,14 @@ def _run(trainer: Trainer, messages: Messages, state: RunState | None) -> Traine
             again = shlex.join(["fgvc", "train", "--resume", str(run_dir)])
             messages.note(f"To go on: {again}")
         raise Interrupted from None
-    return Trained(result.checkpoint, result.best_epoch, result.metrics, told=not talks)
+    return Trained(
+        result.checkpoint,
+        result.best_epoch,
+        result.metrics,
+        len(trainer.data.splits["train"]),
+        trainer.data.caveat,
+        told=not talks,
+    )
 
 
 def _head(trainer: Trainer) -> str:
@@ -343,7 +362,14 @@ def _read_result(run_dir: Path) -> Trained | None:
     metadata = finished_run(run_dir)
     if metadata is None:
         return None
-    return Trained(run_dir / CHECKPOINT, metadata.get("epoch", 0), metadata["metrics"])
+    entry = ENTRIES.get(metadata["config"].get("dataset") or "")
+    return Trained(
+        run_dir / CHECKPOINT,
+        metadata.get("epoch", 0),
+        metadata["metrics"],
+        metadata.get("train_images"),
+        entry.caveat if entry else "",
+    )
 
 
 class TrainProgress:
@@ -386,9 +412,10 @@ class TrainProgress:
         parts = [
             f"epoch {epoch}/{self.epochs}",
             f"loss {row['loss']:.3f}",
-            f"val {headline(row, 'val_')}{' *' if best else ''}",
             f"{row['images_per_second']:.1f} images/s",
         ]
+        if any(name.startswith("val_") for name in row):
+            parts.insert(2, f"val {headline(row, 'val_')}{' *' if best else ''}")
         if "loss_div" in row:
             parts.append(f"L_div {row['loss_div']:.3f}")
         suppressed = [f"{100 * value:.0f}" for name, value in row.items() if name.startswith("suppressed_")]

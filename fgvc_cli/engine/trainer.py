@@ -98,6 +98,12 @@ class Trainer:
         world: World = ALONE,
     ):
         check_labels(model.config.multi_label, data.multi_label, config.sampling)
+        if not data.splits["val"] and (config.patience or config.options.get("fuse") == "weighted"):
+            needs = f"patience={config.patience}" if config.patience else "options.fuse=weighted"
+            raise FgvcError(
+                f"{needs} needs a val split, which {data.name} does not have with val_share=0.",
+                "Leave it out, or hold some images out with --set val_share=0.1.",
+            )
         self.config, self.data, self.run_dir = config, data, run_dir
         self.device, self.observer, self.world = device, observer, world
         self.precision: Precision = "float32" if config.amp == "none" else usual_precision(device)
@@ -181,7 +187,7 @@ class Trainer:
         while not self._is_done():
             epoch = self.loop.progress.epoch
             row = self._train_epoch(epoch)
-            evaluation = self._evaluate("val")
+            evaluation = self._evaluate("val") if self.data.splits["val"] else None
             with interrupts_wait():
                 self._close_epoch(row, evaluation)
             self.observer.on_epoch(epoch, self.table.rows[-1], self.best_epoch == epoch)
@@ -217,11 +223,12 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         return self.loop.run_epoch()
 
-    def _close_epoch(self, row: dict[str, float], evaluation: Evaluation) -> None:
-        scores = self._metrics(evaluation)
+    def _close_epoch(self, row: dict[str, float], evaluation: Evaluation | None) -> None:
+        scores = self._metrics(evaluation) if evaluation else {}
         row = row | {f"val_{name}": value for name, value in scores.items()}
         found = Best(int(row["epoch"]), scores, evaluation)
-        better = self.best is None or found.rank > self.best.rank
+        # Without a val split the last epoch is kept, as papers do that train on all official images.
+        better = self.best is None or not evaluation or found.rank > self.best.rank
         if better and self.world.main_says(self._keep(found)):
             self.best = found
         self._log(row)
@@ -231,7 +238,7 @@ class Trainer:
     def _keep(self, found: Best) -> bool:
         """Where it cannot be written, what is kept stays the best of what could."""
         try:
-            self._save(found, {"val": found.scores})
+            self._save(found, {"val": found.scores} if found.scores else {})
         except FgvcError as error:
             self.observer.on_warning(f"epoch {found.epoch} is the best but is not kept: {error.message}")
             return False
@@ -270,7 +277,7 @@ class Trainer:
         path = self.run_dir / CHECKPOINT
         if path.is_file():
             document = read_metadata(path)
-            return Best(document["epoch"], document["metrics"]["val"])
+            return Best(document["epoch"], document["metrics"].get("val", {}))
         if recorded:
             raise FgvcError(
                 f"{path} is gone: it held epoch {recorded}, the best one so far.",
@@ -285,6 +292,8 @@ class Trainer:
         if self.world.is_main:
             self.learner.kept.load_state_dict(read_tensors(path)[0])
         self.world.copy_from_main([*self.learner.kept.state_dict().values()])
+        if not self.data.splits["val"]:
+            return self._finish_without_val(path, self.best)
         metrics = {"val": self.best.scores}
         validation = self.best.validation or self._evaluate("val")
         if self.config.options.get("fuse") == "weighted":
@@ -303,6 +312,14 @@ class Trainer:
         if self.board:
             self.board.close()
         return TrainResult(path, self.best.epoch, metrics)
+
+    def _finish_without_val(self, path: Path, last: Best) -> TrainResult:
+        """Nothing was held out, so nothing is fitted: no temperature, no branch weights."""
+        metrics = {"test": self._evaluate("test").metrics()} if self.data.splits["test"] else {}
+        self._save(last, metrics, finished=True)
+        if self.board:
+            self.board.close()
+        return TrainResult(path, last.epoch, metrics)
 
     def _calibrate(self, validation: Evaluation) -> Calibration:
         calibration = fit_calibration(validation.probs, validation.labels, "val", self.world.add_up)
@@ -371,6 +388,7 @@ class Trainer:
             epoch=best.epoch,
             finished=finished,
             precision=self.precision,
+            train_images=len(self.data.splits["train"]),
         )
 
     def _warn(self, failures: list[str]) -> None:

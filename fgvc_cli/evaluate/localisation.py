@@ -24,6 +24,8 @@ ENOUGH = 0.5
 """IoU above which a box counts as found (Russakovsky et al. 2015)."""
 CENTRED = 0.6
 """Share of each side of the fixed box that figures are to be compared with."""
+PART_SIDE = 0.2
+"""Side of the square around a part that is known as a point, of the object's mean side."""
 
 Point = tuple[float, float]
 
@@ -48,6 +50,15 @@ def inside(point: Point, boxes: Iterable[Box]) -> bool:
     """Whether a point lies in one of the boxes."""
     x, y = point
     return any(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in boxes)
+
+
+def part_boxes(truth: TrueBoxes) -> list[Box]:
+    """The boxes of the parts. A part known as a point has a square around it, of ``PART_SIDE`` of the
+    object's mean side (ours: the data give no size)."""
+    x1, y1, x2, y2 = truth.objects[0]
+    reach = PART_SIDE * ((x2 - x1) + (y2 - y1)) / 4
+    around = [(x - reach, y - reach, x + reach, y + reach) for x, y in truth.points.values()]
+    return [*truth.parts.values(), *around]
 
 
 def centred_box(size: tuple[int, int], share: float = CENTRED) -> Box:
@@ -88,7 +99,7 @@ def _pointing(located: Sequence[Located]) -> dict[str, np.ndarray]:
     if not pointed:
         return {}
     hits = {"pointing_object": np.array([inside(peak, truth.objects) for peak, truth in pointed])}
-    with_parts = [(peak, truth.parts.values()) for peak, truth in pointed if truth.parts]
+    with_parts = [(peak, part_boxes(truth)) for peak, truth in pointed if truth.parts or truth.points]
     if with_parts:
         hits["pointing_parts"] = np.array([inside(peak, parts) for peak, parts in with_parts])
     return hits

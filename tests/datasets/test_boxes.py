@@ -25,7 +25,11 @@ def test_cub_gives_corner_and_size(tmp_path):
     (tmp_path / "images.txt").write_text("1 001.Gull/a.jpg\n2 001.Gull/b.jpg\n")
     (tmp_path / "bounding_boxes.txt").write_text("1 60.0 27.0 325.0 304.0\n2 139.0 30.0 153.0 264.0\n")
     boxes = load_boxes(tmp_path, ["images/001.Gull/b.jpg"])
-    assert boxes == {"images/001.Gull/b.jpg": (((139, 30, 292, 294),), {})}
+    assert boxes == {"images/001.Gull/b.jpg": (((139, 30, 292, 294),), {}, {})}
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "parts.txt").write_text("2 beak\n11 right eye\n")
+    (tmp_path / "parts" / "part_locs.txt").write_text("2 2 150.5 40.0 1\n2 11 0.0 0.0 0\n1 2 9.0 9.0 1\n")
+    assert load_boxes(tmp_path, boxes)["images/001.Gull/b.jpg"].points == {"beak": (150.5, 40.0)}
 
 
 def test_aircraft_counts_from_one_and_includes_the_end(tmp_path):
@@ -44,7 +48,7 @@ def test_dogs_may_be_several(tmp_path):
     (folder / "n02085620_8").write_text(DOG.format(name="8", objects=""))
     paths = [f"Images/n02085620-Chihuahua/n02085620_{i}.jpg" for i in (7, 8, 9)]
     boxes = load_boxes(tmp_path, paths)
-    assert boxes == {paths[0]: (((25, 10, 276, 200), (300, 1, 350, 99)), {})}
+    assert boxes == {paths[0]: (((25, 10, 276, 200), (300, 1, 350, 99)), {}, {})}
 
 
 def test_an_aviary_reads_as_its_own_reader_does(tmp_path):
@@ -53,7 +57,7 @@ def test_an_aviary_reads_as_its_own_reader_does(tmp_path):
     boxes = load_boxes(tmp_path / "birds", truths)
     assert boxes.keys() == truths.keys()
     for path, truth in truths.items():
-        assert boxes[path] == ((truth.box,), truth.parts)
+        assert boxes[path] == ((truth.box,), truth.parts, {})
         assert tuple(boxes[path].parts) == PARTS
 
 
@@ -63,7 +67,7 @@ def test_a_table_of_ones_own(tmp_path):
         "x,a.jpg,0,0,9.5,9,1,1,2,2\nx,a.jpg,10,0,19,9,,,,\nx,b.jpg,0,0,1,1,,,,\n"
     )
     boxes = load_boxes(tmp_path, ["a.jpg", "none.jpg"])
-    assert boxes == {"a.jpg": (((0, 0, 9.5, 9), (10, 0, 19, 9)), {"eye": (1, 1, 2, 2)})}
+    assert boxes == {"a.jpg": (((0, 0, 9.5, 9), (10, 0, 19, 9)), {"eye": (1, 1, 2, 2)}, {})}
 
 
 def test_a_set_without_boxes_has_none(tmp_path):

@@ -16,7 +16,7 @@ from torchvision.datasets import Flowers102
 
 from fgvc_cli.data.listing import Example
 from fgvc_cli.datasets.entries import KnownSet
-from fgvc_cli.datasets.registry import find_known, known_sets, load_entry, load_known
+from fgvc_cli.datasets.registry import find_known, known_sets, load_boxes, load_entry, load_known
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -293,3 +293,58 @@ def test_listing_imports_neither_torch_nor_scipy() -> None:
     repository = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+BOX = (38, 115, 569, 375)
+"""Of every tiny car: the files count from 1 and include the last pixel."""
+
+
+def test_cars_as_the_devkit_and_as_the_nested_copy(tmp_path: Path) -> None:
+    entry, root = tiny("cars", tmp_path)
+    flat = load_entry(entry, tmp_path)
+    (root / "cars_test_annos_withlabels.mat").rename(root / "devkit" / "cars_test_annos_withlabels.mat")
+    assert load_entry(entry, tmp_path) == flat
+    for name in ("cars_train", "cars_test"):
+        (root / name).rename(root / "away")
+        (root / name).mkdir()
+        (root / "away").rename(root / name / name)
+    nested = load_entry(entry, tmp_path)
+    first = "cars_test/cars_test/00001.jpg"
+    assert nested.counts() == flat.counts() and nested.splits["test"][0] == Example(first, 0)
+    assert load_boxes(root, [first])[first].objects == (BOX,)
+
+
+def test_cars_in_one_list_and_never_with_its_numbers_on_other_images(tmp_path: Path) -> None:
+    entry = replace(find_known("cars"), classes=2, train=5, test=2)
+    root = tmp_path / "stanford_cars"
+    listed = [(2, 0), (1, 0), (1, 0), (2, 0), (1, 0), (1, 1), (2, 1)]
+    old = car_rows([number for number, _ in listed])
+    rows = np.empty(old.shape, dtype=[*old.dtype.descr[:-1], ("relative_im_path", object), ("test", object)])
+    for i, (_, test) in enumerate(listed):
+        path = f"car_ims/{i + 1:06}.jpg"
+        rows[0, i] = (*tuple(old[0, i])[:-1], path, np.array([[test]], dtype=np.uint8))
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    savemat(root / "cars_annos.mat", {"annotations": rows, "class_names": cells(["A", "B"], (1, 2))})
+    listing = load_entry(entry, tmp_path)
+    assert listing.classes == ("A", "B")
+    assert listing.splits["test"] == (Example("car_ims/000006.jpg", 0), Example("car_ims/000007.jpg", 1))
+    assert load_boxes(root, ["car_ims/000007.jpg"])["car_ims/000007.jpg"].objects == (BOX,)
+    (root / "car_ims").rename(root / "cars_train")
+    (root / "cars_test").mkdir()
+    assert "numbers the images of car_ims/" in refusal(entry, tmp_path)
+
+
+def test_dogs_with_their_lists_in_a_folder_and_with_their_caveat(tmp_path: Path) -> None:
+    entry, root = tiny("dogs", tmp_path)
+    before = load_entry(entry, tmp_path)
+    (root / "lists").mkdir()
+    for name in ("train_list.mat", "test_list.mat"):
+        (root / name).rename(root / "lists" / name)
+    assert load_entry(entry, tmp_path) == before
+    assert "ImageNet" in before.caveat
+
+
+def test_no_val_on_request(tmp_path: Path) -> None:
+    entry, _ = tiny("cub", tmp_path)
+    assert load_entry(entry, tmp_path, val_share=0).counts() == {"train": 5, "val": 0, "test": 2}

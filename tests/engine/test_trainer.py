@@ -159,6 +159,18 @@ def test_baseline_trains_through_the_same_loop(colours, tmp_path):
     assert "loss_main" in row and "loss_div" not in row
 
 
+def test_without_a_val_split_all_images_train_and_the_last_epoch_is_kept(colours, tmp_path, capsys):
+    assert train(colours, tmp_path / "run", "val_share=0", model="timm-mobilenetv2_035") == 0
+    metadata = load_checkpoint(tmp_path / "run" / "model.safetensors").metadata
+    assert set(metadata["metrics"]) == {"test"} and metadata["epoch"] == 2 and metadata["finished"]
+    assert "calibration" not in metadata and metadata["train_images"] == 24
+    said = capsys.readouterr()
+    assert "trained on 24 images" in said.out and "model of epoch 2, the last: " in said.out
+    assert not any(name.startswith("val_") for name in read_metrics(tmp_path / "run")[0])
+    with pytest.raises(FgvcError, match="patience=1 needs a val split"):
+        train(colours, tmp_path / "other", "val_share=0", "patience=1")
+
+
 def test_unreadable_photograph_is_left_out_and_named(colours, tmp_path, capsys):
     bad = next((colours / "red").iterdir())
     bad.write_bytes(b"not an image")

@@ -7,7 +7,14 @@ import torch
 
 from fgvc_cli.datasets.boxes import TrueBoxes
 from fgvc_cli.evaluate.evaluator import peaks
-from fgvc_cli.evaluate.localisation import Located, best_iou, centred_box, inside, localisation_metrics
+from fgvc_cli.evaluate.localisation import (
+    Located,
+    best_iou,
+    centred_box,
+    inside,
+    localisation_metrics,
+    part_boxes,
+)
 
 LEFT, RIGHT = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)
 
@@ -52,3 +59,10 @@ def test_a_peak_is_the_middle_of_its_cell():
     heat = torch.zeros(2, 2, 4)
     heat[0, 1, 3] = heat[1, 0, 0] = 1
     assert peaks(heat, 80).tolist() == [[70, 60], [10, 20]]
+
+
+def test_a_part_known_as_a_point_is_a_square_around_it():
+    truth = TrueBoxes(((0.0, 0.0, 100.0, 60.0),), {}, {"beak": (50.0, 30.0)})
+    assert part_boxes(truth) == [(42.0, 22.0, 58.0, 38.0)]
+    hits = [Located(truth, (100, 60), (0.0, 0.0, 9.0, 9.0), peak) for peak in ((57.0, 30.0), (59.0, 30.0))]
+    assert localisation_metrics(hits)[0]["pointing_parts"] == 0.5
