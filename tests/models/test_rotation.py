@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from fgvc_cli.engine.export_check import generated_photos
 from torchvision.ops import box_iou
 
 from fgvc_cli.data.transforms import eval_transform, normalize
+from fgvc_cli.engine.export import generated_photos
 from fgvc_cli.engine.weights import open_weights
 
 
