@@ -175,7 +175,7 @@ class Learner:
 
         Args:
             batches: each with the numbers that seed its dropout and its like, e.g. epoch and batch.
-            expected: photographs in all of them in all processes, if all can be read. A batch of which a
+            expected: images in all of them in all processes, if all can be read. A batch of which a
                 process gets fewer than two, which batch norm cannot use, is left out.
             meter: is given the loss, its terms, and the model's stats.
         """
@@ -337,7 +337,7 @@ def out_of_memory(learner: Learner, config: TrainConfig) -> FgvcError:
     if learner.world.size > 1:
         half = max(2, config.batch_size // 2)
         keeps = f"--set accumulate={-(-config.batch_size * config.accumulate // half)}"
-        return FgvcError(what, f"Try --batch-size {half}; {keeps} keeps the photographs per update.")
+        return FgvcError(what, f"Try --batch-size {half}; {keeps} keeps the images per update.")
     fitting = largest_batch(learner, config.batch_size // 2, side)
     if fitting is None:
         hint = "Not even a batch of 2 fits: take a smaller --input-px or model"
@@ -348,7 +348,7 @@ def out_of_memory(learner: Learner, config: TrainConfig) -> FgvcError:
     return FgvcError(
         what,
         f"A batch of {fitting} fits; --batch-size {fitting} --set accumulate={accumulate} "
-        f"keeps {fitting * accumulate} photographs per update.",
+        f"keeps {fitting * accumulate} images per update.",
     )
 
 
@@ -356,11 +356,11 @@ def largest_batch(learner: Learner, start: int, side: int) -> int | None:
     """Halve a batch from ``start`` until a whole update goes through.
 
     Args:
-        start: photographs.
+        start: images.
         side: of their input, pixels.
 
     Returns:
-        A number of photographs, at least 2, or None.
+        A number of images, at least 2, or None.
     """
     size = start
     while size >= 2:

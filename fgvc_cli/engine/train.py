@@ -205,13 +205,13 @@ def resume(
         data = load_data(config)
     except FgvcError as error:
         raise FgvcError(
-            f"The photographs of {run_dir} cannot be read: {error.message}",
+            f"The images of {run_dir} cannot be read: {error.message}",
             elsewhere + ("" if config.dataset else " (or CSV)"),
             error.exit_code,
         ) from error
     if data.sha256() != state.data_sha256:
         raise FgvcError(
-            f"The photographs, labels or splits of {data.name} are not those that {run_dir} was trained on.",
+            f"The images, labels or splits of {data.name} are not those that {run_dir} was trained on.",
             f"Put them back, or train again with another --out. {elsewhere}",
         )
     world = find_world()

@@ -186,7 +186,7 @@ def test_advice_names_the_largest_half_that_fits_and_keeps_the_global_batch(erro
     told = str(out_of_memory(learner, config))
     assert seen == [10, 5]
     assert "batches of 20 at 32 px" in told
-    assert "--batch-size 5 --set accumulate=8 keeps 40 photographs per update" in told
+    assert "--batch-size 5 --set accumulate=8 keeps 40 images per update" in told
 
 
 def test_advice_where_nothing_fits(monkeypatch):
