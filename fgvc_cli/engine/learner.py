@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import gc
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -245,6 +247,34 @@ class Learner:
         self.schedule.step_update(self.updates)
         if self.ema:
             self.ema.update(self.model, step=self.updates)
+
+    def seconds_per_image(self, side: int, images: int = 8) -> float | None:
+        """What a step takes, by the second of two on a copy of the model; None where it cannot be tried.
+
+        Nothing of the learner changes, randomness included.
+
+        Args:
+            side: of the input, pixels.
+            images: of the batch that is tried; of large batches each takes about as long.
+        """
+        images = min(images, max(self.config.batch_size, 2))
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            batch = torch.zeros(images, 3, side, side, device=self.device)
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            seconds = 0.0
+            try:
+                model = copy.deepcopy(self.model).train()
+                for _ in range(2):
+                    start = time.perf_counter()
+                    with computing(self.device, self.precision):
+                        output = model(batch)
+                    sum(logits.float().sum() for logits in output.logits.values()).backward()  # type: ignore[union-attr]
+                    if self.device.type == "cuda":
+                        torch.cuda.synchronize(self.device)
+                    seconds = time.perf_counter() - start
+            except RuntimeError:  # too little memory for a second model, for example
+                return None
+        return seconds / images
 
     def check_loss(self, loss: float) -> None:
         """Refuse to go on from a loss that is no number any more.
