@@ -123,10 +123,17 @@ def check_dataset(
     min_images: Annotated[
         int, typer.Option(min=0, help="Classes with fewer images to train on are named.")
     ] = 5,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Longest gap, by EXIF, in a burst of one folder; 0: bursts are not looked for.",
+        ),
+    ] = 5,
     workers: Workers = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the CSV.")] = False,
 ) -> int:
-    """Find unreadable files, duplicates, images in two splits, contradicting labels, tiny classes.
+    """Find unreadable files, duplicates, images and bursts in two splits, contradicting labels, tiny classes.
 
     Exit code 0: nothing was found; 3: something was.
     """
@@ -139,7 +146,12 @@ def check_dataset(
     data = open_source(source, data_root)
     with ConsoleMessages().bar("reading images", sum(data.counts().values())) as advance:
         report = check_set(
-            data, workers=workers, max_bits=max_bits, min_images=min_images, on_image=lambda: advance()
+            data,
+            workers=workers,
+            max_bits=max_bits,
+            min_images=min_images,
+            minutes=minutes,
+            on_image=lambda: advance(),
         )
     if out:
         write_findings(report, out, overwrite=overwrite)

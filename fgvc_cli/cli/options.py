@@ -129,7 +129,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--seeds",
     ),
     "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
-    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images"),
+    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes"),
     "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
     "Speed": (
         "--device",

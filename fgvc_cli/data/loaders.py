@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     """int64 (B,), positions in the list of examples."""
     failures: list[str]
     """One line for each image left out."""
+    unread: tuple[int, ...] = ()
+    """Positions of those left out."""
 
 
 class LabelledImages(Dataset):
@@ -113,6 +115,7 @@ def collate(samples: list[tuple[int, int | Tensor, Tensor | str]]) -> Batch:
         else torch.empty(0, dtype=torch.int64),
         torch.tensor([i for i, _, _ in good], dtype=torch.int64),
         [failure for _, _, failure in samples if isinstance(failure, str)],
+        tuple(i for i, _, failure in samples if isinstance(failure, str)),
     )
 
 

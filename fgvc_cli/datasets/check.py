@@ -1,15 +1,20 @@
-"""What is wrong with a labelled set: unreadable files, copies, leaks, contradictions, tiny classes."""
+"""What is wrong with a labelled set: unreadable files, copies, leaks by copies and by time, contradictions, tiny
+classes."""
 
 from __future__ import annotations
 
 import csv
 import io
+import posixpath
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from fgvc_cli.data.groups import find_bursts
+from fgvc_cli.data.label_files import SPLIT_NAMES
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import SPLITS, Example, LabelledSet
 from fgvc_cli.datasets.duplicates import MAX_BITS, Fingerprint, find_groups, fingerprint_all
@@ -18,7 +23,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.sources.images import Failure
 
-Kind = Literal["exact", "near"]
+Kind = Literal["exact", "near", "burst"]
 COLUMNS = ("finding", "group", "path", "split", "label", "splits", "labels_differ", "detail")
 """Of the CSV of findings."""
 _SHOWN = 5
@@ -31,11 +36,13 @@ class Member:
 
     split: str
     example: Example
+    taken: float | None = None
+    """When, by its EXIF, in seconds of the camera's clock; given in bursts."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are one: equal files, or looking alike."""
+    """Images that are one: equal files, looking alike, or of one folder and moment."""
 
     kind: Kind
     members: tuple[Member, ...]
@@ -62,11 +69,24 @@ class Report:
     unreadable: list[tuple[Member, Failure]] = field(default_factory=list)
     tiny: dict[str, int] = field(default_factory=dict)
     """Class -> training images, where they are few; of all images in a set without a training split."""
+    minutes: float = 0.0
+    """Longest gap in a burst; 0: none were looked for."""
+    bursts: list[Group] = field(default_factory=list)
+    """Those in several splits."""
+    timed: int = 0
+    """Images that say when they were taken."""
+    in_bursts: int = 0
+    """Images in a burst of two or more, whatever their splits."""
 
     @property
     def clean(self) -> bool:
         """Whether nothing was found."""
-        return not (self.groups or self.unreadable or self.tiny)
+        return not (self.groups or self.unreadable or self.tiny or self.bursts)
+
+    @property
+    def held_out_in_bursts(self) -> int:
+        """Images of val and test in bursts that lie in several splits."""
+        return sum(member.split != "train" for group in self.bursts for member in group.members)
 
     def of(self, kind: Kind) -> list[Group]:
         """The groups of a kind."""
@@ -79,6 +99,7 @@ def check_set(
     workers: int = 2,
     max_bits: int = MAX_BITS,
     min_images: int = 5,
+    minutes: float = 5.0,
     on_image: Callable[[], None] = lambda: None,
 ) -> Report:
     """Read every image of a set once. No pixels are kept: about 0.5 kB per image.
@@ -87,6 +108,7 @@ def check_set(
         workers: processes that read; 0: this one.
         max_bits: bits of 64 that the hashes of near duplicates may differ by; 0 finds the closest only.
         min_images: classes with fewer training images are tiny.
+        minutes: images of one folder with no longer gaps are a burst; 0: bursts are not looked for.
         on_image: called after each.
     """
     members = [Member(split, example) for split in SPLITS for example in data.splits[split]]
@@ -102,7 +124,31 @@ def check_set(
             readable.append(member)
         on_image()
     report.groups = _groups(readable, prints, max_bits)
+    if minutes:
+        _add_bursts(report, readable, prints, minutes)
     return report
+
+
+def _add_bursts(report: Report, members: list[Member], prints: list[Fingerprint], minutes: float) -> None:
+    """Bursts as ``--split-by minutes`` finds them, were the splits not there."""
+    # Numbers for names: in two splits there may be images of one name.
+    places = [posixpath.join(_folder(member), str(number)) for number, member in enumerate(members)]
+    names = find_bursts(places, [own.taken for own in prints], minutes)
+    bursts: dict[str, list[Member]] = {}
+    for name, member, own in zip(names, members, prints, strict=True):
+        bursts.setdefault(name, []).append(replace(member, taken=own.taken))
+    groups = [Group("burst", tuple(own)) for own in bursts.values() if len(own) > 1]
+    report.minutes = minutes
+    report.bursts = [group for group in groups if len(group.splits) > 1]
+    report.timed = sum(own.taken is not None for own in prints)
+    report.in_bursts = sum(len(group.members) for group in groups)
+
+
+def _folder(member: Member) -> str:
+    """The folder of an image below that of its split."""
+    folder = posixpath.dirname(member.example.path)
+    top, _, below = folder.partition("/")
+    return below if SPLIT_NAMES.get(top.lower()) == member.split else folder
 
 
 def _groups(members: list[Member], prints: list[Fingerprint], max_bits: int) -> list[Group]:
@@ -174,12 +220,53 @@ def summary(report: Report, out: Path | None) -> str:
     lines += _section("groups across splits", [_group_text(data, group) for group in leaks])
     wrong = [group for group in report.groups if group.contradicts]
     lines += _section("groups with different labels", [_group_text(data, group) for group in wrong])
+    lines += _burst_lines(report)
     few = [f"{name}: {count}" for name, count in sorted(report.tiny.items(), key=lambda item: item[1])]
     lines += _section(f"tiny classes ({_counted(data)})", few)
     lines += [f"  {note}" for note in data.notes]
     if not report.clean:
         lines.append(f"All findings: {out}" if out else "All findings: --out report.csv, or --json")
     return "\n".join(lines)
+
+
+def _burst_lines(report: Report) -> list[str]:
+    data, minutes = report.data, f"{report.minutes:g}"
+    if not report.minutes:
+        return []
+    timed = f"{report.timed:,} of {sum(data.counts().values()):,} images have an EXIF time"
+    if data.undivided:
+        if not report.in_bursts:
+            return []
+        line = f"{report.in_bursts:6,d} images in bursts (one folder, gaps of at most {minutes} minutes; {timed})"
+        return [
+            f"  {line}",
+            f"      To keep each in one split: fgvc train --data ... --split-by minutes={minutes}",
+        ]
+    title = f"bursts across splits (one folder, gaps of at most {minutes} minutes; {timed})"
+    lines = _section(title, [_burst_text(group) for group in report.bursts])
+    if report.bursts:
+        held_out = sum(len(data.splits[split]) for split in SPLITS[1:])
+        lines += [
+            f"      {report.held_out_in_bursts:,} of {held_out:,} val and test images are in these: scores on them "
+            "are not of unseen scenes.",
+            f"      To divide anew: remove the splits, then fgvc train --data ... --split-by minutes={minutes}",
+        ]
+    return lines
+
+
+def _burst_text(group: Group) -> str:
+    """One image of each split, and how many there are."""
+    shown = [next(m for m in group.members if m.split == split) for split in group.splits]
+    of_each = Counter(member.split for member in group.members)
+    counts = ", ".join(f"{of_each[split]:,} {split}" for split in group.splits)
+    return f"{counts}: " + ", ".join(f"{m.example.path} ({_time_text(m)})" for m in shown)
+
+
+def _time_text(member: Member) -> str:
+    """ISO 8601, of the camera's clock."""
+    if member.taken is None:
+        return ""
+    return datetime.fromtimestamp(member.taken, UTC).replace(tzinfo=None).isoformat()
 
 
 def _without_label(data: LabelledSet) -> int:
@@ -235,6 +322,23 @@ def as_document(report: Report) -> dict[str, Any]:
             for member, failure in report.unreadable
         ],
         "groups": groups,
+        "bursts": {
+            "minutes": report.minutes,
+            "with_time": report.timed,
+            "images_in_bursts": report.in_bursts,
+            "held_out_images": report.held_out_in_bursts,
+            "across_splits": [
+                {
+                    "splits": list(group.splits),
+                    "labels_differ": group.contradicts,
+                    "images": [image(member) | {"taken": _time_text(member)} for member in group.members],
+                }
+                for group in report.bursts
+            ],
+            "suggestion": f"--split-by minutes={report.minutes:g}"
+            if report.bursts or (data.undivided and report.in_bursts)
+            else None,
+        },
         "tiny_classes": report.tiny,
         "notes": list(data.notes),
     }
@@ -255,13 +359,21 @@ def write_findings(report: Report, out: Path, *, overwrite: bool = False) -> Non
         detail = f"{failure.status}: {failure.error}"
         split = "" if data.undivided else member.split
         table.writerow(("unreadable", "", example.path, split, data.label_text(example), "", "", detail))
-    for number, group in enumerate(report.groups, 1):
+    for number, group in enumerate([*report.groups, *report.bursts], 1):
         splits = "" if data.undivided else "+".join(group.splits)
         flags = (splits, "yes" if group.contradicts else "no")
         for member in group.members:
             example = member.example
             split = "" if data.undivided else member.split
-            row = (group.kind, number, example.path, split, data.label_text(example), *flags, "")
+            row = (
+                group.kind,
+                number,
+                example.path,
+                split,
+                data.label_text(example),
+                *flags,
+                _time_text(member),
+            )
             table.writerow(row)
     for name, count in report.tiny.items():
         table.writerow(("tiny_class", "", "", "", name, "", "", f"{count} {_counted(data)}"))

@@ -18,6 +18,7 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from fgvc_cli.data.groups import read_time
 from fgvc_cli.sources.images import Failure, read_image
 
 HASH_BITS = 64
@@ -37,6 +38,8 @@ class Fingerprint:
     """The perceptual hash, 64 bits."""
     thumb: bytes
     """RGB, 8 x 8 pixels, row by row."""
+    taken: float | None = None
+    """When, by its EXIF; see ``read_time``."""
 
 
 def fingerprint(path: Path) -> Fingerprint | Failure:
@@ -52,7 +55,8 @@ def fingerprint(path: Path) -> Fingerprint | Failure:
     # Boxes: every pixel counts, whatever the size, so that copies of other sizes come out alike.
     side = photo.image.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX)
     thumb = side.resize((_THUMB_PX, _THUMB_PX), Image.Resampling.BOX)
-    return Fingerprint(digest, perceptual_hash(np.asarray(side.convert("L"), np.float32)), thumb.tobytes())
+    bits = perceptual_hash(np.asarray(side.convert("L"), np.float32))
+    return Fingerprint(digest, bits, thumb.tobytes(), read_time(path))
 
 
 def perceptual_hash(grey: np.ndarray) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from fgvc_cli.charts.figures import draw_spread
 from fgvc_cli.command import Messages, command
 from fgvc_cli.config import TrainConfig, build, stored_config
+from fgvc_cli.datasets.preflight import look_before_training
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import train as training
 from fgvc_cli.engine.ablation_table import (
@@ -92,6 +93,10 @@ def ablate(options: AblateOptions) -> Ablated:
     if not options.overwrite:
         for cell in cells:
             _check_folder(table.run_dir(cell), configs[cell.name], data.sha256())
+    if not all(finished_run(table.run_dir(cell)) for cell in cells) or options.overwrite:
+        # Once for all of them: they train on the same images.
+        for note in look_before_training(data):
+            table.messages.warn(note)
     failures = _train_all(table, data.name)
     lines = _write_results(table, {cell.name for cell in cells} - {*failures}, data.name)
     return Ablated(folder, ablation.reference, tuple(lines), failures)
@@ -238,7 +243,12 @@ def _train_cell(table: Table, cell: Cell) -> str | None:
         else:
             # Nothing to go on from, so what an earlier attempt left may go.
             trained = training.start(
-                cell.values, out=run_dir, device=options.device, overwrite=True, messages=table.messages
+                cell.values,
+                out=run_dir,
+                device=options.device,
+                overwrite=True,
+                messages=table.messages,
+                look=False,
             )
     except FgvcError as error:
         return str(error)

@@ -48,6 +48,8 @@ class TrainLoop:
         self.between_updates = True
         self._loader, self._warn, self._save = loader, warn, save
         self._batches: Iterator[Batch] | None = None
+        self.unread: set[int] = set()
+        """Places of the training images that could not be read, of those that this process met."""
         self._meter = Meter()
         self.world = learner.world
         if progress.meter and self.world.is_main:
@@ -127,6 +129,7 @@ class TrainLoop:
         for number in numbers:
             batch = next(self._batches)
             self._warn(batch.failures)
+            self.unread.update(batch.unread)
             yield (self.progress.epoch, number), batch
 
     def _explain(self, error: Exception) -> Exception | None:

@@ -195,8 +195,13 @@ def start(
     device: str = "auto",
     overwrite: bool = False,
     messages: Messages | None = None,
+    look: bool = True,
 ) -> Trained:
-    """Train with plain nested values of ``TrainConfig``, recipe and all; otherwise as ``train``."""
+    """Train with plain nested values of ``TrainConfig``, recipe and all; otherwise as ``train``.
+
+    Args:
+        look: at the images first; False where that was done.
+    """
     messages = messages or Messages()
     world = find_world()
     config: TrainConfig = build(TrainConfig, values)
@@ -205,7 +210,7 @@ def start(
         # What the listing took in another way than it is written, and what no score will tell.
         for note in data.notes:
             messages.note(note)
-        for note in look_before_training(data):
+        for note in look_before_training(data) if look else ():
             messages.warn(note)
     config = with_labels(config, data.multi_label)
     values = values | {"options": config.options}

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import torch
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.epoch_sampler import EpochDraws
 from fgvc_cli.data.labelled import LabelledSet
+from fgvc_cli.data.listing import Example
 from fgvc_cli.data.loaders import LabelledImages, build_loader, build_train_loader, worker_count
 from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
@@ -39,7 +42,7 @@ from fgvc_cli.engine.run_state import (
     sigterm_interrupts,
     state_path,
 )
-from fgvc_cli.errors import FgvcError
+from fgvc_cli.errors import FgvcError, counted
 from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
 from fgvc_cli.evaluate.multilabel import check_labels, rank
@@ -72,6 +75,16 @@ class Best:
     def rank(self) -> tuple[float, float]:
         """The larger, the better."""
         return rank(self.scores)
+
+
+def unread_text(unread: Sequence[Example], classes: Sequence[str]) -> str:
+    """One line: how many training images could not be read, and of which classes, five at most."""
+    lost = Counter(label for example in unread for label in example.labels)
+    worst = sorted(lost.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{count:,} of {classes[label]}" for label, count in worst[:5])
+    more = f" and of {counted(len(worst) - 5, 'more class', 'more classes')}" if len(worst) > 5 else ""
+    of = f": {shown}{more}" if worst else ""
+    return f"{counted(len(unread), 'training image')} could not be read{of}"
 
 
 class Trainer:
@@ -170,6 +183,7 @@ class Trainer:
             finally:
                 self.loop.close()
             result = self._finish()
+        self._warn_of_unread()
         if self.world.is_main:
             remove_state(self.run_dir)
         return result
@@ -388,6 +402,14 @@ class Trainer:
             precision=self.precision,
             train_images=len(self.data.splits["train"]),
         )
+
+    def _warn_of_unread(self) -> None:
+        """Which classes lost training images to files that cannot be read, the most first."""
+        unread = set().union(*self.world.gather(self.loop.unread))
+        if not unread or not self.world.is_main:
+            return
+        train = self.data.splits["train"]
+        self.observer.on_warning(unread_text([train[place] for place in unread], self.data.classes))
 
     def _warn(self, failures: list[str]) -> None:
         for failure in failures:

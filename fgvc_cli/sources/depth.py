@@ -146,6 +146,9 @@ def _check(page: Any, stream: BinaryIO, max_pixels: int) -> None:
         raise CannotRead("unreadable", f"{reason}; save it as RGB")
     if page.samplesperpixel < _COLOURS[photometric]:
         raise CannotRead("unreadable", f"{page.samplesperpixel} samples per pixel, expected more")
+    if photometric == _PALETTE and (page.colormap is None or not np.size(page.colormap)):
+        reason = "a TIFF whose values are places in a palette (ColorMap), which the file lacks"
+        raise CannotRead("unreadable", f"{reason}; save it as RGB or grey")
     size = stream.seek(0, 2)
     ends = (start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False))
     if max(ends, default=0) > size:

@@ -221,6 +221,14 @@ def test_one_image_classes_are_named_five_at_most(tmp_path: Path) -> None:
     assert "Add images" in message
 
 
+@pytest.mark.parametrize("options", [{}, {"val_share": 0.0, "test_share": 0.0}, {"split_by": "folder"}])
+def test_an_empty_class_folder_is_refused_by_name(tmp_path: Path, options: dict) -> None:
+    root = write_images(tmp_path, {"finch/camera1": 4, "finch/camera2": 4, "robin/camera3": 4, "wren": 0})
+    with pytest.raises(FgvcError, match=r"1 of 3 classes have .* images?.*: wren\.") as caught:
+        load_labelled(root, **options)
+    assert caught.value.hint == "Add images to them, or remove them from the data set."
+
+
 def test_one_training_image_is_enough_beside_a_val_split_only(tmp_path: Path) -> None:
     counts = {"train/a": 1, "train/b": 5, "test/a": 3}
     assert "1 of 2 classes have fewer than 2 images" in str(refusal(write_images(tmp_path, counts)))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.datasets import duplicates as fingerprint_pool
-from fgvc_cli.datasets.check import check_set
+from fgvc_cli.datasets.check import as_document, check_set, summary, write_findings
 from fgvc_cli.datasets.duplicates import (
     MAX_GREY,
     Fingerprint,
@@ -179,6 +179,85 @@ def test_twenty_thousand_images_take_a_moment() -> None:
     groups = find_groups(prints)
     assert time.process_time() - start < 5
     assert groups == [[7, *range(20_000, 40_000)]]
+
+
+def take(root: Path, name: str, when: str | None, seed: int) -> None:
+    """A JPEG that its EXIF dates."""
+    exif = Image.Exif()
+    if when:
+        exif.get_ifd(0x8769)[0x9003] = f"2024:05:01 {when}"
+    save(picture(seed), root / name, exif=exif)
+
+
+@pytest.fixture
+def cameras(tmp_path: Path) -> Path:
+    """Two bursts in two splits each; the others are whole, of other folders or without a time."""
+    root = tmp_path / "cameras"
+    shots = {
+        "train/wren/cam1/a.jpg": "10:00:00",
+        "train/wren/cam1/b.jpg": "10:04:00",
+        "test/wren/cam1/c.jpg": "10:08:30",
+        "test/wren/cam1/a.jpg": "15:00:00",  # of the name of another; hours later
+        "train/wren/cam2/d.jpg": "15:01:00",  # another camera
+        "train/finch/e.jpg": "09:00:00",
+        "val/finch/f.jpg": "09:05:00",
+        "test/finch/g.jpg": "09:10:01",
+        "train/finch/h.jpg": None,
+        "test/finch/h.jpg": None,
+    }
+    for seed, (name, when) in enumerate(shots.items()):
+        take(root, name, when, seed)
+    return root
+
+
+def test_bursts_in_several_splits_are_counted_and_named(cameras: Path, tmp_path: Path) -> None:
+    report = check_set(load_labelled(cameras, for_training=False), workers=0, min_images=1)
+    assert not report.groups and not report.clean
+    assert paths_of(report.bursts) == [
+        ["train/finch/e.jpg", "val/finch/f.jpg"],
+        ["train/wren/cam1/a.jpg", "train/wren/cam1/b.jpg", "test/wren/cam1/c.jpg"],
+    ]
+    assert (report.timed, report.in_bursts, report.held_out_in_bursts) == (8, 5, 2)
+    text = summary(report, None)
+    assert (
+        "       2 bursts across splits (one folder, gaps of at most 5 minutes; 8 of 10 images have an EXIF time)\n"
+        "      1 train, 1 val: train/finch/e.jpg (2024-05-01T09:00:00), val/finch/f.jpg (2024-05-01T09:05:00)\n"
+    ) in text
+    assert "2 train, 1 test: train/wren/cam1/a.jpg (" in text
+    assert "2 of 5 val and test images are in these" in text and "--split-by minutes=5" in text
+    found = as_document(report)["bursts"]
+    assert (found["minutes"], found["with_time"], found["held_out_images"]) == (5, 8, 2)
+    assert found["suggestion"] == "--split-by minutes=5"
+    assert found["across_splits"][1]["splits"] == ["train", "test"]
+    assert found["across_splits"][1]["images"][2] == {
+        "path": "test/wren/cam1/c.jpg",
+        "split": "test",
+        "labels": ["wren"],
+        "taken": "2024-05-01T10:08:30",
+    }
+    write_findings(report, tmp_path / "found.csv")
+    rows = (tmp_path / "found.csv").read_text().splitlines()
+    assert "burst,1,val/finch/f.jpg,val,finch,train+val,no,2024-05-01T09:05:00" in rows and len(rows) == 6
+
+
+def test_a_shorter_gap_parts_bursts_and_none_is_not_looked_for(cameras: Path) -> None:
+    data = load_labelled(cameras, for_training=False)
+    shorter = check_set(data, workers=0, min_images=1, minutes=4)
+    assert shorter.clean and shorter.in_bursts == 2
+    assert "0 bursts across splits" in summary(shorter, None)
+    assert as_document(shorter)["bursts"]["suggestion"] is None
+    off = check_set(data, workers=0, min_images=1, minutes=0)
+    assert off.clean and "burst" not in summary(off, None)
+
+
+def test_bursts_of_an_undivided_set_are_no_finding_but_a_reason_to_split_by_time(cameras: Path) -> None:
+    take(cameras / "train", "wren/cam2/i.jpg", "15:03:00", 50)
+    report = check_set(load_labelled(cameras / "train", for_training=False), workers=0, min_images=1)
+    assert report.clean and report.in_bursts == 4
+    text = summary(report, None)
+    assert "       4 images in bursts (one folder, gaps of at most 5 minutes; 5 of 6 images have" in text
+    assert "fgvc train --data ... --split-by minutes=5" in text and "across splits (one" not in text
+    assert as_document(report)["bursts"]["suggestion"] == "--split-by minutes=5"
 
 
 def _die_on_bad(path: Path) -> Fingerprint | Failure:

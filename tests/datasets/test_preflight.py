@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fgvc_cli.data.labelled import load_labelled
+from fgvc_cli.datasets import preflight
 from fgvc_cli.datasets.preflight import look_before_training
 from fgvc_cli.errors import FgvcError
 
@@ -52,3 +54,57 @@ def test_a_look_without_time_says_so(birds: Path) -> None:
     notes = look_before_training(load_labelled(birds), seconds=-1)
     assert notes[0] == "Whether images can be read was tried for 0 of 2 classes."
     assert notes[1].startswith("Equal files were looked for in 0% of")
+    assert "among the 0 smallest of 19 images (0 s); 19 were not reached" in notes[2]
+    assert notes[2].endswith("fgvc datasets check DATA looks at all.") and len(notes) == 3
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Soft blobs as large JPEGs: what images are to a perceptual hash."""
+    seed = 0
+    for split in ("train", "val", "test"):
+        for bird in ("wren", "finch"):
+            for i in range(2):
+                path = tmp_path / "photos" / split / bird / f"{i}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                grid = np.random.default_rng(seed := seed + 1).integers(0, 256, (6, 8, 3), np.uint8)
+                Image.fromarray(grid).resize((640, 480), Image.Resampling.BICUBIC).save(path, quality=92)
+    return tmp_path / "photos"
+
+
+def test_a_thumbnail_of_a_training_image_in_test_is_named(photos: Path) -> None:
+    assert look_before_training(load_labelled(photos)) == []
+    with Image.open(photos / "train/wren/1.jpg") as image:
+        image.thumbnail((96, 96))
+        image.save(photos / "test/wren/small.jpg", quality=70)
+    (note,) = look_before_training(load_labelled(photos))
+    assert note.startswith("1 of 9 val and test images look like one of another split")
+    assert "first test/wren/small.jpg (test) ~ train/wren/1.jpg (train)" in note
+
+
+def test_near_copies_within_a_split_and_equal_files_are_not_told_as_near_copies(photos: Path) -> None:
+    with Image.open(photos / "train/wren/1.jpg") as image:
+        image.resize((320, 240)).save(photos / "train/wren/half.jpg")
+    assert look_before_training(load_labelled(photos)) == []
+    shutil.copy(photos / "train/wren/1.jpg", photos / "test/wren/same.jpg")
+    (note,) = look_before_training(load_labelled(photos))
+    assert note.startswith("1 images are in several splits as equal files")
+
+
+def test_the_look_for_near_copies_ends_in_time_and_begins_with_small_files(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(20):
+        Image.new("RGB", (8, 8), (i * 12, 255 - i * 12, 90)).save(photos / "train" / "wren" / f"t{i:02}.png")
+    seen = []
+    whole = preflight.fingerprint
+
+    def slow(path: Path):
+        seen.append(path)
+        time.sleep(0.05)
+        return whole(path)
+
+    monkeypatch.setattr(preflight, "fingerprint", slow)
+    notes = look_before_training(load_labelled(photos), seconds=0.1)
+    assert len(seen) == 16 and {path.suffix for path in seen} == {".png"}
+    assert "among the 16 smallest of 32 images (0.1 s); 16 were not reached" in notes[-1]

@@ -14,12 +14,14 @@ import fgvc_cli
 from fgvc_cli.cli.train import run as run_command
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
+from fgvc_cli.data.listing import Example
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.engine.options import TrainOptions
 from fgvc_cli.engine.settings import plain_values
 from fgvc_cli.engine.trained_data import known_examples
+from fgvc_cli.engine.trainer import unread_text
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
 from fgvc_cli.models.registry import create_model
@@ -176,6 +178,26 @@ def test_unreadable_photograph_is_left_out_and_named(colours, tmp_path, capsys):
     bad.write_bytes(b"not an image")
     assert train(colours, tmp_path / "run") == 0
     assert f"left out red/{bad.name}" in capsys.readouterr().err
+
+
+def test_the_end_of_a_training_names_the_classes_that_lost_images(colours, tmp_path, capsys):
+    for name, count in (("red", 3), ("blue", 2)):
+        for bad in load_labelled(colours).splits["train"]:
+            if bad.path.startswith(name) and count:
+                (colours / bad.path).write_bytes(b"not an image")
+                count -= 1
+    assert train(colours, tmp_path / "run", model="timm-mobilenetv2_035", epochs=2) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "training images could not" in line]
+    assert told == ["warning: 5 training images could not be read: 3 of red, 2 of blue"]
+
+
+def test_of_many_classes_that_lost_images_the_five_worst_are_named():
+    classes = [f"c{i}" for i in range(7)]
+    unread = [Example(f"{i}-{k}.png", i) for i in range(7) for k in range(i + 1)]
+    worst = "27 training images could not be read: 7 of c6, 6 of c5, 5 of c4, 4 of c3, 3 of c2 and of "
+    assert unread_text(unread[1:], classes) == worst + "1 more class"
+    assert unread_text(unread, classes) == worst.replace("27", "28") + "2 more classes"
+    assert unread_text([Example("a.png", -1)], classes) == "1 training image could not be read"
 
 
 def test_diverged_loss_is_one_clear_error(colours, tmp_path):

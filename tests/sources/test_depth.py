@@ -202,6 +202,18 @@ def test_a_damaged_deep_tiff_is_a_value(tmp_path, compression):
         assert isinstance(read_image(path), DecodedImage | Failure)
 
 
+def test_a_palette_that_is_not_there_is_the_reason(tmp_path):
+    """As in a real file of the fuzz corpus: 16-bit values, photometric interpretation 3, no ColorMap."""
+    write_tiff(tmp_path / "a.tif", RAMP, 16)
+    data = (tmp_path / "a.tif").read_bytes()
+    grey, palette = (struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 3))
+    assert data.count(grey) == 1
+    (tmp_path / "a.tif").write_bytes(data.replace(grey, palette))
+    failure = read_image(tmp_path / "a.tif")
+    assert isinstance(failure, Failure) and failure.status == "unreadable"
+    assert failure.error.endswith("a palette (ColorMap), which the file lacks; save it as RGB or grey")
+
+
 @pytest.mark.parametrize("ending", ["avif", "jp2"])
 def test_avif_and_jpeg_2000_are_read(tmp_path, ending):
     pixels = np.zeros((32, 48, 3), np.uint8)
