@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2; ends exclusive."""
@@ -102,4 +103,6 @@ def cut_input(
     if image.size != (width, height):
         across, down = image.width / width, image.height / height
         x1, y1, x2, y2 = x1 * across, y1 * down, min(x2 * across, image.width), min(y2 * down, image.height)
+    from PIL import Image  # listing a set needs boxes of this module, and no picture
+
     return image.resize((side, side), Image.Resampling.BILINEAR, box=(x1, y1, x2, y2))

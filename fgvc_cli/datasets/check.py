@@ -1,5 +1,5 @@
-"""What is wrong with a labelled set: unreadable files, copies, leaks by copies and by time, contradictions, tiny
-classes."""
+"""What is wrong with a labelled set: unreadable files, copies, leaks by copies and by time, contradictions,
+tiny classes."""
 
 from __future__ import annotations
 
@@ -237,7 +237,8 @@ def _burst_lines(report: Report) -> list[str]:
     if data.undivided:
         if not report.in_bursts:
             return []
-        line = f"{report.in_bursts:6,d} images in bursts (one folder, gaps of at most {minutes} minutes; {timed})"
+        gaps = f"one folder, gaps of at most {minutes} minutes; {timed}"
+        line = f"{report.in_bursts:6,d} images in bursts ({gaps})"
         return [
             f"  {line}",
             f"      To keep each in one split: fgvc train --data ... --split-by minutes={minutes}",
@@ -247,9 +248,10 @@ def _burst_lines(report: Report) -> list[str]:
     if report.bursts:
         held_out = sum(len(data.splits[split]) for split in SPLITS[1:])
         lines += [
-            f"      {report.held_out_in_bursts:,} of {held_out:,} val and test images are in these: scores on them "
-            "are not of unseen scenes.",
-            f"      To divide anew: remove the splits, then fgvc train --data ... --split-by minutes={minutes}",
+            f"      {report.held_out_in_bursts:,} of {held_out:,} val and test images are in these: scores on "
+            "them are not of unseen scenes.",
+            "      To divide anew: remove the splits, then fgvc train --data ... "
+            f"--split-by minutes={minutes}",
         ]
     return lines
 

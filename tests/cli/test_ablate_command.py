@@ -132,7 +132,7 @@ def test_more_seeds_are_added_and_overwrite_begins_anew(copied, started):
     ("arguments", "message"),
     [
         (["--epochs", "2"], "epochs was 1, now 2"),
-        (["--recipe", "strong"], "augment.crop was center, now resized"),
+        (["--recipe", "strong"], "options.fuse was mean, now weighted"),
         (["--set", "optim.lr_cram=0.5"], "optim.lr_cram was 0.006, now 0.5"),
     ],
 )
@@ -219,7 +219,8 @@ def test_a_cut_table_goes_on_and_ends_as_an_uncut_one(colours, tmp_path, monkeyp
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(arguments, message, tmp_path):
-    result = train("set", tmp_path / "out", *arguments)
+    (tmp_path / "set").mkdir()
+    result = train(tmp_path / "set", tmp_path / "out", *arguments)
     assert result.exit_code == 2, result.output
     lines = [line for line in result.stderr.splitlines() if line.startswith("fgvc: ")]
     assert len(lines) == 1 and message in lines[0] and not (tmp_path / "out").exists()

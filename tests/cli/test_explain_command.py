@@ -190,7 +190,7 @@ def test_a_folder_gives_a_picture_each_and_a_table(photo, opened, capsys):
     assert [row["path"] for row in rows] == names
     assert {row["label"] for row in rows} == {"bee"} and {row["status"] for row in rows} == {"ok"}
     for row in rows:
-        assert row["picture"] == f"{row['path']}.jpg"
+        assert row["picture"] == str(Path(row["path"]).with_suffix(".jpg"))
         with Image.open(out / row["picture"]) as picture:
             assert picture.format == "JPEG" and picture.width == 1600 and picture.height < 700
     # The box is the whole input's middle; the wide image was kept smaller, its box was not.
@@ -375,8 +375,8 @@ def test_figures_of_a_folder_have_a_line_per_model_and_maps_in_one_file(photo, t
     rows = [*csv.DictReader((out / "index.csv").open())]
     assert [(row["path"], row["weights"], row["picture"]) for row in rows] == [
         ("bad.jpg", "", ""),
-        (photo.name, "plain", f"{photo.name}.png"),
-        (photo.name, "size", f"{photo.name}.png"),
+        (photo.name, "plain", f"{photo.stem}.png"),
+        (photo.name, "size", f"{photo.stem}.png"),
     ]
     with h5py.File(maps) as file:
         assert file["status"].asstr()[:].tolist() == ["empty", "ok"]

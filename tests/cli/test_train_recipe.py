@@ -66,5 +66,6 @@ def test_a_wrong_recipe_is_one_line(arguments, message):
 
 
 def test_a_run_that_is_gone_on_with_takes_no_recipe(tmp_path):
-    result = fgvc("train", "--resume", tmp_path, "--recipe", "strong", "--show-config")
-    assert result.exit_code == 2 and "got --recipe, --show-config" in result.stderr
+    for option in (("--recipe", "strong"), ("--show-config",)):
+        result = fgvc("train", "--resume", tmp_path, *option)
+        assert result.exit_code == 2 and f"got {option[0]}" in result.stderr

@@ -128,6 +128,9 @@ def test_best_validation_epoch_is_kept(colours, tmp_path, monkeypatch):
 
     seen = []
 
+    def metrics_of(self, part, temperature=None):
+        return part.metrics(temperature)
+
     def scored(self, split):
         seen.append(self.learner.model.heads["concat"][1].weight.detach().clone())
         return Scored(0.5 + 0.1 * len(seen))
@@ -136,6 +139,7 @@ def test_best_validation_epoch_is_kept(colours, tmp_path, monkeypatch):
         return Calibration(float(probs[0, 0]), split, len(labels))
 
     monkeypatch.setattr(trainer_module.Trainer, "_evaluate", scored)
+    monkeypatch.setattr(trainer_module.Trainer, "_metrics", metrics_of)
     monkeypatch.setattr(trainer_module, "fit_calibration", fitted)
     train(colours, tmp_path / "run", epochs=3)
     checkpoint = load_checkpoint(tmp_path / "run" / "model.safetensors")

@@ -204,12 +204,12 @@ def test_accumulation_makes_fewer_updates_over_the_same_photographs(colours, tmp
 
 def test_patience_ends_a_run_that_no_longer_improves(colours, tmp_path, monkeypatch):
     accuracies = iter([0.5, 0.6, 0.6, 0.4, 0.9, 0.9])
-    real = trainer_module.Evaluation.metrics
+    real = trainer_module.Trainer._metrics
 
-    def scored(self, temperature=None):
-        return real(self, temperature) | {"top1": next(accuracies), "nll": 1.0}
+    def scored(self, part, temperature=None):
+        return real(self, part, temperature) | {"top1": next(accuracies), "nll": 1.0}
 
-    monkeypatch.setattr(trainer_module.Evaluation, "metrics", scored)
+    monkeypatch.setattr(trainer_module.Trainer, "_metrics", scored)
     assert train(colours, tmp_path / "run", epochs=9, patience=2) == 0
     assert [row["val_top1"] for row in read_metrics(tmp_path / "run")] == ["0.5", "0.6", "0.6", "0.4"]
     assert read_metadata(tmp_path / "run" / "model.safetensors")["epoch"] == 2

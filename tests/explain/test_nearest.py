@@ -172,11 +172,11 @@ def test_the_likeliest_classes_are_looked_up_by_the_models_embedding():
     index = FakeIndex()
     explained = explain(Embeds({}), index, neighbours=4)
     assert index.asked == ([[3.0, 4.0]], [["bee", "ant", "cat"]], 5), "one more, as the image itself goes"
-    assert explained.nearest.overall is ANTS
+    assert explained.nearest.overall == ANTS
     explain(Embeds({}), index, top_k=2)
     assert index.asked[1] == [["bee", "ant"]]
     photo = photo_with_spot((80, 80), (20, 20, 40, 40))
-    assert explain_photo(checkpoint(Embeds({})), photo, index=index, neighbours=2).nearest.overall is ANTS
+    assert explain_photo(checkpoint(Embeds({})), photo, index=index, neighbours=2).nearest.overall == ANTS
     assert index.asked[2] == 2
 
 

@@ -118,7 +118,7 @@ def test_nested_archives_are_rows(model, clips, tmp_path, capsys):
     with zipfile.ZipFile(clips / "old.zip", "w") as archive:
         archive.write(clips / "b.png", "b.png")
     run(clips, out=tmp_path / "p.csv")
-    assert "1 archives passed over (.zip 1)." in capsys.readouterr().err
+    assert "1 archive passed over (.zip 1)." in capsys.readouterr().err
     assert run(clips, out=tmp_path / "q.csv", nested=True) == 0
     assert [row["path"] for row in table(tmp_path / "q.csv")] == ["a.gif", "b.png", "old.zip/b.png"]
 

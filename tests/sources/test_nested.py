@@ -165,7 +165,7 @@ def test_labelled_folders_count_what_they_pass_over(tmp_path):
     data = load_labelled(root)
     assert sum(data.counts().values()) == 10
     assert data.notes == (
-        "1 entries that systems leave behind passed over (Thumbs.db 1).",
+        "1 entry that systems leave behind passed over (Thumbs.db 1).",
         "1 archive passed over (.zip 1).",
         "1 other file passed over (.txt 1).",
         "3 linked folders passed over.",
