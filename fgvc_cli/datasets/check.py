@@ -248,8 +248,8 @@ def _burst_lines(report: Report) -> list[str]:
     if report.bursts:
         held_out = sum(len(data.splits[split]) for split in SPLITS[1:])
         lines += [
-            f"      {report.held_out_in_bursts:,} of {held_out:,} val and test images are in these: scores on "
-            "them are not of unseen scenes.",
+            f"      {report.held_out_in_bursts:,} of {held_out:,} val and test images are in these: scores "
+            "on them are not of unseen scenes.",
             "      To divide anew: remove the splits, then fgvc train --data ... "
             f"--split-by minutes={minutes}",
         ]

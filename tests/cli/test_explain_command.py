@@ -385,7 +385,8 @@ def test_figures_of_a_folder_have_a_line_per_model_and_maps_in_one_file(photo, t
             assert group.attrs["class_names"][group["target_index"][1]] == row["label"]
             assert sorted(group)[:3] == [f"gradcam-stage{i}" for i in (3, 4, 5)]
             assert np.isnan(group["gradcam-stage3"][0]).all()
-            assert group["gradcam-stage3"][1].max() == 1
+            # Of random weights, a stage may find nothing that speaks for the class.
+            assert max(group[f"gradcam-stage{i}"][1].max() for i in (3, 4, 5)) == 1
         assert file["plain"].attrs["model"] == "timm-test_resnet"
 
 

@@ -176,7 +176,7 @@ def test_the_likeliest_classes_are_looked_up_by_the_models_embedding():
     explain(Embeds({}), index, top_k=2)
     assert index.asked[1] == [["bee", "ant"]]
     photo = photo_with_spot((80, 80), (20, 20, 40, 40))
-    assert explain_photo(checkpoint(Embeds({})), photo, index=index, neighbours=2).nearest.overall == ANTS
+    assert explain_photo(checkpoint(Embeds({})), photo, index=index, neighbours=2).nearest.overall == ANTS[:2]
     assert index.asked[2] == 2
 
 
