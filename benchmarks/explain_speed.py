@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _explain(arguments: argparse.Namespace, photos: Path) -> None:
-    """With the reading of the weights, which is small over so many photographs."""
+    """With the reading of the weights, which is small over so many images."""
     with tempfile.TemporaryDirectory() as folder:
         methods = (arguments.method,) if arguments.method else ()
         options = ExplainOptions(

@@ -277,7 +277,7 @@ def _names(folder: Path, wanted: int) -> list[str]:
 
 
 def _load(folder: Path, name: str, checkpoint: Checkpoint) -> tuple[Tensor, tuple[int, int]]:
-    """Normalised (1, 3, S, S), and the photograph's size."""
+    """Normalised (1, 3, S, S), and the image's size."""
     photo = read_image(folder / name)
     if not isinstance(photo, DecodedImage):
         raise SystemExit(f"{name} cannot be read")

@@ -127,7 +127,7 @@ def _report(name: str, boxes: Sequence[Box], truths: Sequence[Box]) -> None:
 
 
 def peak(heat: np.ndarray, region: tuple[float, float, float, float]) -> tuple[float, float]:
-    """Centre of the hottest cell, in pixels of the photograph."""
+    """Centre of the hottest cell, in pixels of the image."""
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     x1, y1, x2, y2 = region
     return x1 + (column + 0.5) / heat.shape[1] * (x2 - x1), y1 + (row + 0.5) / heat.shape[0] * (y2 - y1)

@@ -5,7 +5,7 @@
 
 The encoder is timed with its fused attention and nothing else; then with the attention map computed beside
 it; then the whole pipeline (map, object box, crops, parts, classifier) against as many plain forwards as it
-makes encoder passes. Every round times all of them one after another; medians are printed. Photographs are
+makes encoder passes. Every round times all of them one after another; medians are printed. Images are
 noise with structure: boxes and parts are located as ever. No weights are needed.
 """
 
@@ -29,7 +29,7 @@ from fgvc_cli.models.vit_encoder import encode
 
 
 def main() -> None:
-    """Time every step and print milliseconds per photograph and ratios."""
+    """Time every step and print milliseconds per image and ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,7 +56,7 @@ def main() -> None:
     plain, mapped, whole = (times[name] for name in ("encoder", "encoder + map", "pipeline"))
     print(f"{arguments.model}, {side} px, batch {batch}, {arguments.device}, amp {arguments.amp}")
     for name, seconds in times.items():
-        print(f"  {name:24s} {1000 * seconds / batch:9.3f} ms per photograph")
+        print(f"  {name:24s} {1000 * seconds / batch:9.3f} ms per image")
     print(f"encoder passes {passes}")
     print(f"map on top of the encoder {mapped / plain - 1:.3f} (goal 0.10)")
     print(f"pipeline / {passes} encoders {whole / (passes * plain):.3f} (goal 1.15)")

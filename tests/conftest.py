@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread, tiny labelled folders, and the way to shared photographs."""
+"""Shared by all tests: one torch thread, tiny labelled folders, and the way to shared images."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def _interrupts_arrive():
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real photographs and weights, which only the project's own machines have."""
+    """The folder of real images and weights, which only the project's own machines have."""
     if not SHARED.is_dir():
-        pytest.skip("needs the shared folder with real photographs and weights, which is not here")
+        pytest.skip("needs the shared folder with real images and weights, which is not here")
     return SHARED
 
 

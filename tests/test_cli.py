@@ -205,7 +205,7 @@ def test_bad_input_is_one_line_with_its_exit_code(arguments, code, names, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FGVC_DATA", raising=False)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.jpg").write_text("not a photograph")
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "model.pth").write_bytes(b"PK\x03\x04 a pickle in a zip")
     (tmp_path / "notes.safetensors").write_text("not tensors at all, whatever the name says")
     photo = Image.new("RGB", (40, 40), (200, 30, 30))
@@ -243,7 +243,7 @@ def test_unreadable_photographs_are_rows_and_exit_code_3(tmp_path):
 
 @pytest.fixture
 def seven(tmp_path):
-    """Seven photographs, one of them bad, and what one process says of them."""
+    """Seven images, one of them bad, and what one process says of them."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, source in enumerate(sorted((ROOT / "examples" / "photos").glob("*.jpg"))[:6]):
@@ -321,7 +321,7 @@ def test_unwritable_output_folder(tmp_path):
 
 
 def test_interrupt_exits_130_and_leaves_no_output(tmp_path):
-    """A real SIGINT while a FIFO keeps the list of photographs open."""
+    """A real SIGINT while a FIFO keeps the list of images open."""
     import signal
     import time
 

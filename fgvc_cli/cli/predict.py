@@ -132,7 +132,7 @@ def predict(
     from fgvc_cli.run.predict import PredictOptions
 
     options = PredictOptions(
-        sources=sources,
+        sources=tuple(sources),
         weights=weights,
         out=tuple(out or ()),
         top_k=top_k,

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 def train(
     model: Annotated[
-        str | None, typer.Option(help="crasmra-r50, vitms-s16, or crasmra-, vitms-, timm- and a timm name.")
+        str | None,
+        typer.Option(
+            help="crasmra-r50, vitms-s16, or crasmra-, vitms-, timm- and a timm name. Left out: one that "
+            "images and device suit, from embedded weights; it says which and why."
+        ),
     ] = None,
     data: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""Which photograph comes when in training: a function of the seed and the position alone.
+"""Which image comes when in training: a function of the seed and the position alone.
 
 An epoch that is gone on with, on any number of workers or devices, sees what it would have seen in one go.
 """
@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """One photograph of an epoch."""
+    """One image of an epoch."""
 
     place: int
     """Its position in the list of examples."""
@@ -25,12 +25,12 @@ class EpochDraws(Sampler[list[Draw]]):
     """Batches of one epoch after another: a batch sampler, which a loader reads ahead over the seams.
 
     Args:
-        labels: of the examples; as many photographs as there are make an epoch.
-        batch_size: photographs of a batch, per process.
+        labels: of the examples; as many images as there are make an epoch.
+        batch_size: images of a batch, per process.
         seed: equal seeds give equal draws.
         epochs: how many to give.
-        balanced: each class equally often, give or take one, its photographs in turn; else each
-            photograph once.
+        balanced: each class equally often, give or take one, its images in turn; else each
+            image once.
         rank: which process of ``world`` this is: it gets its part of every batch.
         world: processes that train together.
     """
@@ -54,13 +54,13 @@ class EpochDraws(Sampler[list[Draw]]):
         """Epoch, from 1, and batch, from 0, with which the next iterator begins."""
 
     def __len__(self) -> int:
-        """Batches of an epoch. One that gives a process a single photograph, which batch norm cannot use, is
+        """Batches of an epoch. One that gives a process a single image, which batch norm cannot use, is
         left out, unless it is the only one."""
         whole, rest = divmod(len(self._labels), self._whole)
         return max(1, whole + (rest >= 2 * self._world))
 
     def size(self, batch: int) -> int:
-        """Photographs of a batch, counted from 0, in all processes together."""
+        """Images of a batch, counted from 0, in all processes together."""
         return min(self._whole, len(self._labels) - batch * self._whole)
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -78,7 +78,7 @@ class EpochDraws(Sampler[list[Draw]]):
         return order, rng.integers(2**63, size=len(order), dtype=np.int64)
 
     def _balance(self, rng: np.random.Generator) -> np.ndarray:
-        """As ``WeightedRandomSampler`` with equal shares of the classes, but without its luck: no photograph
+        """As ``WeightedRandomSampler`` with equal shares of the classes, but without its luck: no image
         comes a third time before each of its class came twice."""
         classes = rng.permutation(np.unique(self._labels))
         quota, rest = divmod(len(self._labels), len(classes))

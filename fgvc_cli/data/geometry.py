@@ -1,4 +1,5 @@
-"""Where the model's input lies in a photograph. No torch, no pydantic: decoding workers import this.
+"""Where the model's input lies in an image. No torch, no pydantic: decoding workers import this; listings of
+data sets do too, so Pillow comes with the first image.
 
 Legend: S side of the input.
 """
@@ -7,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2; ends exclusive."""
@@ -28,7 +30,7 @@ class ResizeRule(Protocol):
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the model's input lies in a photograph: input = photo * scale - offset, per axis."""
+    """Where the model's input lies in an image: input = photo * scale - offset, per axis."""
 
     width: int
     height: int
@@ -38,7 +40,7 @@ class Geometry:
     offset_y: float
 
     def to_photo(self, box: Sequence[float]) -> Box:
-        """An xyxy box of input pixels in pixels of the upright photograph, clipped to it."""
+        """An xyxy box of input pixels in pixels of the upright image, clipped to it."""
         x1, y1, x2, y2 = box
 
         def back(value: float, offset: float, scale: float, limit: int) -> float:
@@ -62,7 +64,7 @@ def resized_size(width: int, height: int, preprocess: ResizeRule) -> tuple[int, 
 
 
 def input_geometry(width: int, height: int, preprocess: ResizeRule) -> Geometry:
-    """The geometry of the evaluation transform for a photograph of this size."""
+    """The geometry of the evaluation transform for an image of this size."""
     new_width, new_height = resized_size(width, height, preprocess)
     return Geometry(
         width,
@@ -83,8 +85,8 @@ def cut_input(
     """Resize by the rule and cut the centre: upright RGB image -> the model's input, S x S.
 
     Args:
-        full_size: (width, height) of the photograph where ``image`` is a copy of it at another scale; the
-            input then shows what it would show of the photograph itself.
+        full_size: (width, height) of the image where ``image`` is a copy of it at another scale; the
+            input then shows what it would show of the image itself.
         corner: (left, top) of the cut in the resized image, pixels, where it is not the centre.
     """
     width, height = full_size or image.size
@@ -102,4 +104,6 @@ def cut_input(
     if image.size != (width, height):
         across, down = image.width / width, image.height / height
         x1, y1, x2, y2 = x1 * across, y1 * down, min(x2 * across, image.width), min(y2 * down, image.height)
+    from PIL import Image
+
     return image.resize((side, side), Image.Resampling.BILINEAR, box=(x1, y1, x2, y2))

@@ -1,4 +1,4 @@
-"""Labelled photographs as batches. A photograph that cannot be read is left out and named, never replaced."""
+"""Labelled images as batches. An image that cannot be read is left out and named, never replaced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fgvc_cli.sources.images import TO_SHOW, Failure, ReadRule, read_image
 
 
 class Batch(NamedTuple):
-    """Readable photographs of one batch, B of them."""
+    """Readable images of one batch, B of them."""
 
     images: Tensor
     """uint8 (B, 3, S, S)."""
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     indices: Tensor
     """int64 (B,), positions in the list of examples."""
     failures: list[str]
-    """One line for each photograph left out."""
+    """One line for each image left out."""
     unread: tuple[int, ...] = ()
     """Positions of those left out."""
 

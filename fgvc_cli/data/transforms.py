@@ -1,4 +1,4 @@
-"""Photograph -> model input, as tensors; ``geometry`` says where the input lies and brings boxes back.
+"""Image -> model input, as tensors; ``geometry`` says where the input lies and brings boxes back.
 
 Images travel as uint8 (3, S, S); normalisation happens where the model is (``normalize``), which moves a
 quarter of the bytes. Legend: S side of the input, B batch.
@@ -47,13 +47,13 @@ class EvalTransform:
 
 
 def eval_transform(preprocess: Preprocess) -> Transform:
-    """What prediction and evaluation do to a photograph; it travels to worker processes of any kind."""
+    """What prediction and evaluation do to an image; it travels to worker processes of any kind."""
     return EvalTransform(preprocess)
 
 
 class _ResizeAndCut(torch.nn.Module):
     """As evaluation does it, of the centre or of a place drawn at random: the resized image is never built,
-    which of a photograph of 30,000 x 12 takes gigabytes."""
+    which of an image of 30,000 x 12 takes gigabytes."""
 
     def __init__(self, preprocess: Preprocess, *, at_random: bool):
         super().__init__()

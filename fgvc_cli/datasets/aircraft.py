@@ -82,7 +82,7 @@ ENTRIES = (
 
 
 def read_aircraft_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
-    """The aircraft's box of each photograph. ``images_box.txt`` counts pixels from 1 and includes the last.
+    """The aircraft's box of each image. ``images_box.txt`` counts pixels from 1 and includes the last.
 
     Raises:
         ValueError: a line that is not five numbers.

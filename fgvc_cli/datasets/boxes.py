@@ -1,7 +1,7 @@
 """Where the objects are known to be: published boxes and a ``boxes.csv`` of one's own.
 
 A set has boxes if the file that lists them lies in its folder, whatever the set is called. Boxes are xyxy
-pixels of the upright photograph, end-exclusive; those published are taken to be of photographs that no EXIF
+pixels of the upright image, end-exclusive; those published are taken to be of images that no EXIF
 turns.
 """
 
@@ -18,7 +18,7 @@ BOXES_CSV = "boxes.csv"
 
 
 class TrueBoxes(NamedTuple):
-    """What is known of one photograph."""
+    """What is known of one image."""
 
     objects: tuple[Box, ...]
     """At least one; several where several objects of the class are marked."""

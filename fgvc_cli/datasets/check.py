@@ -207,7 +207,7 @@ def summary(report: Report, out: Path | None) -> str:
     bare = _without_label(data)
     none = f", {bare:,} of them without a label" if bare else ""
     divided = ", not divided into splits" if data.undivided else ""
-    lines = [f"{data.name}: {len(data.classes)} classes, {counts} photographs{none}{divided}"]
+    lines = [f"{data.name}: {len(data.classes)} classes, {counts} images{none}{divided}"]
     lines += _section(
         "unreadable",
         [f"{member.example.path}: {failure.error}" for member, failure in report.unreadable],
@@ -289,7 +289,7 @@ def _group_text(data: LabelledSet, group: Group) -> str:
 
 
 def _counted(data: LabelledSet) -> str:
-    return "photographs" if data.undivided else "training photographs"
+    return "images" if data.undivided else "training images"
 
 
 def as_document(report: Report) -> dict[str, Any]:

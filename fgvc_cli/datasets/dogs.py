@@ -82,7 +82,7 @@ ENTRIES = (
 
 
 def read_dogs_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
-    """The boxes of the dogs in each photograph, from its XML below ``Annotation`` (unpacked annotation.tar).
+    """The boxes of the dogs in each image, from its XML below ``Annotation`` (unpacked annotation.tar).
 
     Raises:
         ValueError, SyntaxError: not such an XML.

@@ -145,7 +145,7 @@ def _fingerprints(paths: list[Path]) -> list[Result]:
 
 
 MAX_BITS = 8
-"""Bits of 64 that may differ. Measured on 150 photographs of the Grocery Store Dataset: a copy at half the
+"""Bits of 64 that may differ. Measured on 150 images of the Grocery Store Dataset: a copy at half the
 size, at JPEG quality 30 or as PNG differs in at most 4 bits, without 2 % of each margin in at most 10."""
 MAX_GREY = 8.0
 """Mean difference of the thumbnails, grey levels of 255. The same copies: at most 1.6, and 7.4 without

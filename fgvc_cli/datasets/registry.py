@@ -248,7 +248,7 @@ def load_data(config: TrainConfig, *, for_training: bool = True) -> LabelledSet:
 
 
 def load_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
-    """The boxes of those photographs of a set that have any.
+    """The boxes of those images of a set that have any.
 
     Args:
         root: the set's folder.

@@ -145,12 +145,12 @@ def _check_folder(run_dir: Path, config: TrainConfig, data_sha256: str) -> None:
     """Whether a folder is this training, finished or cut, or free.
 
     Raises:
-        FgvcError: it holds a training with other settings or photographs, or something else.
+        FgvcError: it holds a training with other settings or images, or something else.
     """
     metadata = finished_run(run_dir)
     if metadata is not None and metadata.get("data_sha256") != data_sha256:
         raise FgvcError(
-            f"{run_dir} was trained on other photographs, labels or splits.",
+            f"{run_dir} was trained on other images, labels or splits.",
             "Choose another --out, or train the table anew with --overwrite.",
         )
     found = stored_config(metadata["config"]) if metadata else _read_config(run_dir)

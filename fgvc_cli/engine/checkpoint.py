@@ -25,7 +25,7 @@ FORMAT = 1
 
 @dataclass
 class Checkpoint:
-    """A trained model and what it needs to meet a photograph."""
+    """A trained model and what it needs to meet an image."""
 
     model: FgvcModel
     """In evaluation mode, on the CPU."""
@@ -46,7 +46,7 @@ class Checkpoint:
 
     @property
     def multi_label(self) -> bool:
-        """Whether it tells several labels per photograph, each by itself."""
+        """Whether it tells several labels per image, each by itself."""
         return bool(self.metadata.get("options", {}).get("multi_label", False))
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import timm.layers
 import torch
@@ -38,6 +38,8 @@ if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
     _SYNC_BUFFERS = "broadcast_buffers"  # its name before torch 2.13
 
 _VARIABLES = ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,12 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def synchronize_batchnorm(self, model: nn.Module) -> nn.Module:
+    def synchronize_batchnorm(self, model: _Model) -> _Model:
         """Batch norms that take their statistics from all processes' batches; CUDA only."""
-        return timm.layers.convert_sync_batchnorm(model) if self.size > 1 else model
+        if self.size == 1:
+            return model
+        converted: _Model = timm.layers.convert_sync_batchnorm(model)
+        return converted
 
 
 ALONE = World()

@@ -58,7 +58,7 @@ REPORT_FILES = (METRICS, PER_CLASS, CONFUSION, PREDICTIONS, CONFUSION_PNG, CONFU
 """What a report may hold; ``confused.png`` only where there is a mistake."""
 
 PAIRS = 6
-"""Most confused pairs that are shown in photographs."""
+"""Most confused pairs that are shown in images."""
 WIDE_CLASSES = 200
 """Up to so many classes confusion.csv is the whole matrix; beyond, a line for each pair that occurs."""
 
@@ -170,7 +170,7 @@ def _check_labels(options: EvalOptions, multi_label: bool) -> None:
     named = [name for name, value in given.items() if value is not None]
     if multi_label and named:
         raise FgvcError(
-            f"{named[0]} is for models that tell one class, this one tells several labels per photograph.",
+            f"{named[0]} is for models that tell one class, this one tells several labels per image.",
             "Leave it out; --json prints every figure.",
             EXIT_USAGE,
         )
@@ -197,7 +197,7 @@ def _check_calibrate(options: EvalOptions) -> None:
 
 @dataclass
 class Measured:
-    """A checkpoint's answers over the readable photographs of a split."""
+    """A checkpoint's answers over the readable images of a split."""
 
     checkpoint: Checkpoint
     root: Path
@@ -206,14 +206,14 @@ class Measured:
     result: Evaluation
     precision: Precision
     located: dict[int, Located]
-    """Position among the readable photographs -> where the model looked; of those with known boxes."""
+    """Position among the readable images -> where the model looked; of those with known boxes."""
 
     def paths(self) -> list[str]:
-        """Of the readable photographs, in the order of ``result``."""
+        """Of the readable images, in the order of ``result``."""
         return [self.examples[index].path for index in self.result.indices.tolist()]
 
     def right(self) -> dict[str, bool]:
-        """Path of each readable photograph -> whether the model has it right."""
+        """Path of each readable image -> whether the model has it right."""
         hits = (self.result.guesses() == self.result.labels.numpy()).tolist()
         return dict(zip(self.paths(), hits, strict=True))
 
@@ -244,7 +244,7 @@ def measure(
         locate: also compare where it looked with the boxes of the set, if it has any.
 
     Raises:
-        FgvcError: see ``known_examples`` and ``load_boxes``; no readable photograph.
+        FgvcError: see ``known_examples`` and ``load_boxes``; no readable image.
     """
     examples = known_examples(labelled, split, checkpoint.classes)
     truths = load_boxes(labelled.root, [e.path for e in examples]) if locate else {}
@@ -264,14 +264,14 @@ def measure(
     for failure in result.failures:
         messages.warn(f"left out {failure}")
     if not len(result.labels):
-        raise FgvcError(f"No photograph of the {split} split could be read.", "Check the files named above.")
+        raise FgvcError(f"No image of the {split} split could be read.", "Check the files named above.")
     measured = Measured(checkpoint, labelled.root, examples, result, precision, {})
     measured.located = _locate(measured, truths, workers)
     return measured
 
 
 def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> dict[int, Located]:
-    """The model's boxes and peaks in pixels of each photograph, through the geometry of its input."""
+    """The model's boxes and peaks in pixels of each image, through the geometry of its input."""
     boxes, peaks = measured.result.boxes, measured.result.peaks
     if boxes is None:
         return {}
@@ -293,7 +293,7 @@ def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> d
 
 
 def _upright_sizes(files: Sequence[Path], rule: ReadRule, workers: int) -> list[tuple[int, int] | None]:
-    """(width, height) of photographs that were read a moment ago; None where one has gone meanwhile."""
+    """(width, height) of images that were read a moment ago; None where one has gone meanwhile."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         photos = pool.map(partial(read_image, prepare=_least, rule=rule), files)
         return [photo.size if isinstance(photo, DecodedImage) else None for photo in photos]
@@ -332,7 +332,7 @@ def _document(
 
 
 def _against(options: EvalOptions, measured: Measured, other: Measured) -> dict[str, Any]:
-    """The comparison over the photographs that both could read, matched by path."""
+    """The comparison over the images that both could read, matched by path."""
     first, second = measured.right(), other.right()
     shared = [path for path in first if path in second]
     comparison = compare(
@@ -358,11 +358,11 @@ def _against(options: EvalOptions, measured: Measured, other: Measured) -> dict[
 
 
 def _notes(options: EvalOptions, labelled: LabelledSet, other: Checkpoint) -> list[str]:
-    """Whether the other model may have been trained on photographs of this split of the first one's data."""
+    """Whether the other model may have been trained on images of this split of the first one's data."""
     recorded = other.metadata.get("data_sha256")
     if recorded == labelled.sha256():
         return []
-    why = "on other photographs or another division" if recorded else "without a record of the photographs"
+    why = "on other images or another division" if recorded else "without a record of the images"
     trained = f"{options.against} was trained {why} ({other.metadata['dataset']})"
     return [f"{trained}: it may have been trained on some of these"]
 
@@ -463,7 +463,7 @@ def _confusion_rows(matrix: np.ndarray, classes: Sequence[str]) -> Iterable[Sequ
 
 
 def _prediction_rows(measured: Measured) -> Iterable[Sequence[object]]:
-    """One row for each readable photograph; ``prob`` with the temperature, as ``fgvc predict`` gives it."""
+    """One row for each readable image; ``prob`` with the temperature, as ``fgvc predict`` gives it."""
     classes, result = measured.checkpoint.classes, measured.result
     yield ["path", "label", "guess", "prob", "correct", *(["box_iou"] if measured.located else [])]
     guesses = result.guesses()
@@ -488,7 +488,7 @@ def _reliability(measured: Measured, document: dict[str, Any], about: str) -> by
 
 
 def _with_photos(measured: Measured, matrix: np.ndarray, pairs: Sequence[Confusion]) -> list[ConfusedPair]:
-    """Of each pair the surest mistake, and the photograph of the other class that is recognised best."""
+    """Of each pair the surest mistake, and the image of the other class that is recognised best."""
     classes, result = measured.checkpoint.classes, measured.result
     labels, guesses, paths = result.labels.numpy(), result.guesses(), measured.paths()
     probs = apply_temperature(result.probs, measured.checkpoint.temperature).numpy()

@@ -266,7 +266,7 @@ BOX_SHARE = 1 / 200
 224 on which boxes are found."""
 
 BATCHES = (1, 3, 8)
-"""Photographs per batch, the last for all that follow: a graph must take any number."""
+"""Images per batch, the last for all that follow: a graph must take any number."""
 
 Answers = dict[str, Tensor]
 
@@ -280,9 +280,9 @@ class Difference:
     box_px: float = 0.0
     heat: float = 0.0
     labels: int = 0
-    """Photographs for which another class is the best."""
+    """Images for which another class is the best."""
     worst: str = ""
-    """Which photograph has the largest difference in probability."""
+    """Which image has the largest difference in probability."""
 
     def add(self, names: list[str], expected: Answers, found: Answers) -> None:
         """Count a batch in."""
@@ -306,7 +306,7 @@ def compare(
     graph: Callable[[Tensor], Answers],
     photos: Iterable[tuple[str, Image.Image]],
 ) -> Difference:
-    """Both over all photographs, named and upright RGB, in batches of ``BATCHES``.
+    """Both over all images, named and upright RGB, in batches of ``BATCHES``.
 
     Memory holds one batch.
     """
@@ -321,7 +321,7 @@ def compare(
 
 
 def generated_photos(count: int = 12) -> Iterator[tuple[str, Image.Image]]:
-    """Pictures of the Aviary, for who names no photographs; the same each time."""
+    """Pictures of the Aviary, for who names no images; the same each time."""
     rng = np.random.default_rng(0)
     for index in range(count):
         species = SPECIES[index % len(SPECIES)]

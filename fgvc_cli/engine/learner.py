@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import gc
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -175,7 +177,7 @@ class Learner:
 
         Args:
             batches: each with the numbers that seed its dropout and its like, e.g. epoch and batch.
-            expected: photographs in all of them in all processes, if all can be read. A batch of which a
+            expected: images in all of them in all processes, if all can be read. A batch of which a
                 process gets fewer than two, which batch norm cannot use, is left out.
             meter: is given the loss, its terms, and the model's stats.
         """
@@ -245,6 +247,34 @@ class Learner:
         self.schedule.step_update(self.updates)
         if self.ema:
             self.ema.update(self.model, step=self.updates)
+
+    def seconds_per_image(self, side: int, images: int = 8) -> float | None:
+        """What a step takes, by the second of two on a copy of the model; None where it cannot be tried.
+
+        Nothing of the learner changes, randomness included.
+
+        Args:
+            side: of the input, pixels.
+            images: of the batch that is tried; of large batches each takes about as long.
+        """
+        images = min(images, max(self.config.batch_size, 2))
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            batch = torch.zeros(images, 3, side, side, device=self.device)
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            seconds = 0.0
+            try:
+                model = copy.deepcopy(self.model).train()
+                for _ in range(2):
+                    start = time.perf_counter()
+                    with computing(self.device, self.precision):
+                        output = model(batch)
+                    sum(logits.float().sum() for logits in output.logits.values()).backward()  # type: ignore[union-attr]
+                    if self.device.type == "cuda":
+                        torch.cuda.synchronize(self.device)
+                    seconds = time.perf_counter() - start
+            except RuntimeError:  # too little memory for a second model, for example
+                return None
+        return seconds / images
 
     def check_loss(self, loss: float) -> None:
         """Refuse to go on from a loss that is no number any more.
@@ -337,7 +367,7 @@ def out_of_memory(learner: Learner, config: TrainConfig) -> FgvcError:
     if learner.world.size > 1:
         half = max(2, config.batch_size // 2)
         keeps = f"--set accumulate={-(-config.batch_size * config.accumulate // half)}"
-        return FgvcError(what, f"Try --batch-size {half}; {keeps} keeps the photographs per update.")
+        return FgvcError(what, f"Try --batch-size {half}; {keeps} keeps the images per update.")
     fitting = largest_batch(learner, config.batch_size // 2, side)
     if fitting is None:
         hint = "Not even a batch of 2 fits: take a smaller --input-px or model"
@@ -348,7 +378,7 @@ def out_of_memory(learner: Learner, config: TrainConfig) -> FgvcError:
     return FgvcError(
         what,
         f"A batch of {fitting} fits; --batch-size {fitting} --set accumulate={accumulate} "
-        f"keeps {fitting * accumulate} photographs per update.",
+        f"keeps {fitting * accumulate} images per update.",
     )
 
 
@@ -356,11 +386,11 @@ def largest_batch(learner: Learner, start: int, side: int) -> int | None:
     """Halve a batch from ``start`` until a whole update goes through.
 
     Args:
-        start: photographs.
+        start: images.
         side: of their input, pixels.
 
     Returns:
-        A number of photographs, at least 2, or None.
+        A number of images, at least 2, or None.
     """
     size = start
     while size >= 2:

@@ -50,7 +50,7 @@ class MetricsFile:
             FgvcError: the file cannot be written; the row is kept and comes with the next one.
         """
         self.rows.append(row)
-        # A column may come late: the accuracy of a branch that no photograph reached before.
+        # A column may come late: the accuracy of a branch that no image reached before.
         columns = list(dict.fromkeys(name for line in self.rows for name in line))
         text = io.StringIO(newline="")
         table = csv.writer(text)

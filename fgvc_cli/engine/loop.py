@@ -28,7 +28,7 @@ class TrainLoop:
 
     Args:
         loader: of ``Batch``, over ``draws``.
-        warn: is given the line of each photograph that could not be read.
+        warn: is given the line of each image that could not be read.
         save: called when ``config.save_minutes`` are over, between two updates.
     """
 
@@ -64,7 +64,7 @@ class TrainLoop:
             Its number, time, rates, and the means of the loss, its terms and the model's stats.
 
         Raises:
-            FgvcError: a loss that is no longer finite, no readable photograph, too little memory, a decoding
+            FgvcError: a loss that is no longer finite, no readable image, too little memory, a decoding
                 process that died.
         """
         progress, steps = self.progress, len(self.draws)
@@ -85,7 +85,7 @@ class TrainLoop:
                 self._saved_at = time.monotonic()
         meter = self._meter.joined(self.world)
         if not meter.images:
-            raise FgvcError("No training photograph could be read.", "Check the files named above.")
+            raise FgvcError("No training image could be read.", "Check the files named above.")
         speed = meter.images / progress.seconds
         row = {"epoch": progress.epoch, "seconds": progress.seconds, "images_per_second": speed}
         return row | self.learner.rates() | meter.means()
@@ -142,7 +142,7 @@ class TrainLoop:
             return ProcessLost(f"Process {self.world.rank} of {self.world.size} lost others.")
         if "DataLoader worker" in text:
             return FgvcError(
-                f"A process that decodes photographs died: {text[:200]}.",
+                f"A process that decodes images died: {text[:200]}.",
                 "Go on with --resume, perhaps with fewer --workers: each needs memory.",
             )
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

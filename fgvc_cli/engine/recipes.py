@@ -239,7 +239,7 @@ def probe(setup: Setup) -> dict[str, Any]:
 
 
 STRONG_BATCH = 32
-"""Photographs of an update that the rates of ``strong`` hold for."""
+"""Images of an update that the rates of ``strong`` hold for."""
 
 
 def strong(setup: Setup) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def strong(setup: Setup) -> dict[str, Any]:
     jitter that keeps the hue take its place. To try them: --set augment.mixup=0.2, --set
     augment.rand_augment=9.
 
-    The rates hold for 32 photographs per update and grow with the square root of that number, as suits Adam
+    The rates hold for 32 images per update and grow with the square root of that number, as suits Adam
     (Malladi et al. 2022). The head of a plain backbone gets the rate of the modules' parts.
     """
     epochs = setup.epochs or 30

@@ -71,7 +71,7 @@ def _count(value: Any) -> int | None:
 
 
 def with_labels(config: TrainConfig, multi_label: bool) -> TrainConfig:
-    """The config of a model that tells as many labels per photograph as the data has.
+    """The config of a model that tells as many labels per image as the data has.
 
     Raises:
         FgvcError: settings that say otherwise, or that several labels do not go with.

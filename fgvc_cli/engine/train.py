@@ -47,6 +47,7 @@ from fgvc_cli.engine.run_state import (
 )
 from fgvc_cli.engine.settings import plain_values, settings_text, with_labels, with_statistics
 from fgvc_cli.engine.trainer import Trainer
+from fgvc_cli.engine.weights import read_manifest
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted, counted
 from fgvc_cli.evaluate.multilabel import headline
 from fgvc_cli.files import AtomicFile
@@ -117,7 +118,7 @@ def train(options: TrainOptions) -> Trained:
         _check_resume_options(options)
         given = {name: getattr(options, name) for name in _MAY_DIFFER if getattr(options, name) is not None}
         return resume(options.resume, given, device=options.device, messages=messages)
-    check_model_given(options)
+    options = with_default_model(options, messages)
     return start(
         plain_values(options, find_world().size),
         out=options.out,
@@ -125,6 +126,52 @@ def train(options: TrainOptions) -> Trained:
         overwrite=options.overwrite,
         messages=messages,
     )
+
+
+def with_default_model(options: TrainOptions, messages: Messages) -> TrainOptions:
+    """Where no model is named, one that the data and the device suit, said with its reason.
+
+    It starts from an embedded model, so that nothing is downloaded.
+
+    Raises:
+        FgvcError: no data either, or data that cannot be read.
+    """
+    if options.model or not (options.data or options.dataset):
+        check_model_given(options)
+        return options
+    where = {"data": options.data, "dataset": options.dataset, "data_root": options.data_root}
+    images = load_data(build(TrainConfig, {"model": "none", **where})).counts()["train"]
+    on_cuda = pick_device(options.device).type == "cuda"
+    init = options.init or ("groceries-vit" if on_cuda else "groceries")
+    entry = read_manifest().entries.get(init)
+    if entry is None:
+        raise FgvcError(
+            f"--init {init} without --model: only an embedded model says what it is.",
+            f"Give --model NAME too, or --init with one of {', '.join(read_manifest().entries)}.",
+            EXIT_USAGE,
+        )
+    chosen = replace(
+        options,
+        model=entry.model,
+        init=init,
+        recipe=options.recipe or "strong",
+        input_px=options.input_px or DEFAULT_MODEL_PX,
+        epochs=options.epochs or max(5, min(30, round(DEFAULT_MODEL_IMAGES / max(images, 1)))),
+    )
+    reason = "accurate for its size, for a GPU" if on_cuda else "light enough for a CPU"
+    messages.note(
+        f"No --model given: {chosen.model}, {reason}, from the embedded {init} (no download), "
+        f"{chosen.input_px} px, recipe {chosen.recipe}, {chosen.epochs} epochs for "
+        f"{counted(images, 'training image')}. Larger, with ImageNet weights from the net: --model "
+        "crasmra-r50; fgvc models lists others."
+    )
+    return chosen
+
+
+DEFAULT_MODEL_PX = 224
+"""Input of the model that is taken where none is named, pixels a side."""
+DEFAULT_MODEL_IMAGES = 40_000
+"""How many images it sees in all, within 5 to 30 epochs."""
 
 
 def check_model_given(options: TrainOptions) -> None:
@@ -210,13 +257,13 @@ def resume(
         data = load_data(config)
     except FgvcError as error:
         raise FgvcError(
-            f"The photographs of {run_dir} cannot be read: {error.message}",
+            f"The images of {run_dir} cannot be read: {error.message}",
             elsewhere + ("" if config.dataset else " (or CSV)"),
             error.exit_code,
         ) from error
     if data.sha256() != state.data_sha256:
         raise FgvcError(
-            f"The photographs, labels or splits of {data.name} are not those that {run_dir} was trained on.",
+            f"The images, labels or splits of {data.name} are not those that {run_dir} was trained on.",
             f"Put them back, or train again with another --out. {elsewhere}",
         )
     world = find_world()
@@ -293,6 +340,8 @@ def _run(trainer: Trainer, messages: Messages, state: RunState | None) -> Traine
     if state and talks and (state.progress.epoch, state.progress.batches) != (1, 0):
         done = state.progress
         messages.note(f"Going on in epoch {done.epoch}, after {done.batches} batches of it.")
+    if talks and not state and trainer.world == ALONE:
+        _tell_duration(trainer, messages)
     try:
         with trainer.observer:
             result = trainer.run()
@@ -313,6 +362,49 @@ def _run(trainer: Trainer, messages: Messages, state: RunState | None) -> Traine
         trainer.data.caveat,
         told=not talks,
     )
+
+
+WORTH_TELLING_S = 300
+"""Trainings that are expected to be shorter start without a word about it."""
+LONG_S = 12 * 3600
+"""What is expected to take longer is told with what would be shorter."""
+
+
+def _tell_duration(trainer: Trainer, messages: Messages) -> None:
+    """Say how long the training will take, by two measured steps, where that is long."""
+    config, count = trainer.config, trainer.data.counts()
+    side = config.augment.train_px or config.preprocess.input_px
+    # Whatever the network, so little work is short.
+    if config.epochs * count["train"] * side**2 < 2e3 * DEFAULT_MODEL_PX**2:
+        return
+    per_image = trainer.learner.seconds_per_image(side)
+    if per_image is None:
+        return
+    # Validation has the forward pass only, about a third of a step.
+    seconds = config.epochs * per_image * (count["train"] + count["val"] / 3)
+    if seconds < WORTH_TELLING_S:
+        return
+    line = (
+        f"About {in_words(seconds)} for {counted(config.epochs, 'epoch')} on {trainer.device} "
+        f"({1 / per_image:.3g} images/s in two steps tried now, without decoding)"
+    )
+    if seconds > LONG_S:
+        fitting = max(1, int(config.epochs * LONG_S / seconds))
+        line += (
+            f". To shorten it: --input-px {max(128, side // 2)}, --epochs {fitting}, --amp bf16, or a "
+            "lighter --model"
+        )
+    messages.note(f"{line}.")
+
+
+def in_words(seconds: float) -> str:
+    """A duration as people say it: ``12 min``, ``3 h 40 min``, ``2 days``."""
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes / 1440:.0f} days"
 
 
 def _head(trainer: Trainer) -> str:

@@ -17,7 +17,7 @@ from fgvc_cli.errors import FgvcError
 def choose_data(
     checkpoint: Checkpoint, data: str | None, dataset: str | None, data_root: str | None, split: str
 ) -> tuple[LabelledSet, bool]:
-    """The photographs, and whether they are those of the training, divided as there.
+    """The images, and whether they are those of the training, divided as there.
 
     Without ``data`` and ``dataset``, they are; and where ``data`` is where they lie now.
     """
@@ -38,7 +38,7 @@ def is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | Non
 
 
 def _moved_data(checkpoint: Checkpoint, data: str) -> LabelledSet | None:
-    """The photographs of the training, divided as there, if ``data`` holds them.
+    """The images of the training, divided as there, if ``data`` holds them.
 
     Taken for new ones because it moved, an unsplit folder would be measured on what was trained on, too.
     """
@@ -64,7 +64,7 @@ def trained_data(checkpoint: Checkpoint, data_root: str | None, split: str) -> L
     """The set of the training, divided as the training divided it.
 
     Raises:
-        FgvcError: it cannot be read, or holds other photographs by now, so that its parts would mix.
+        FgvcError: it cannot be read, or holds other images by now, so that its parts would mix.
     """
     trained: dict[str, Any] = dict(checkpoint.metadata["config"])
     name = trained["data"] or trained["dataset"]
@@ -81,9 +81,9 @@ def trained_data(checkpoint: Checkpoint, data_root: str | None, split: str) -> L
     recorded = checkpoint.metadata.get("data_sha256")
     if split != "all" and recorded and recorded != labelled.sha256():
         raise FgvcError(
-            f"{name} no longer holds the photographs of the training: its {split} split made again "
+            f"{name} no longer holds the images of the training: its {split} split made again "
             "would mix with what was trained on.",
-            "Name new photographs with --data FOLDER, or take everything with --split all.",
+            "Name new images with --data FOLDER, or take everything with --split all.",
         )
     return labelled
 

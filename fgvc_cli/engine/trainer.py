@@ -96,7 +96,7 @@ class Trainer:
 
     Raises:
         FgvcError: settings of ``config`` that do not fit each other or the model; a model that does not tell
-            as many labels per photograph as ``data`` has; a state whose best model is gone.
+            as many labels per image as ``data`` has; a state whose best model is gone.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Trainer:
         """Train, keep the epoch that is best on validation, then test it once.
 
         Raises:
-            FgvcError: a loss that is no longer finite, no readable photograph, an unwritable folder, one that
+            FgvcError: a loss that is no longer finite, no readable image, an unwritable folder, one that
                 another process trains in, too little memory.
             KeyboardInterrupt: Ctrl-C or SIGTERM; what was done is saved.
         """
@@ -364,9 +364,7 @@ class Trainer:
         part.indices = part.indices * self.world.size + self.world.rank
         self._warn(part.failures)
         if not sum(self.world.counts(len(part.labels))):
-            raise FgvcError(
-                f"No photograph of the {split} split could be read.", "Check the files named above."
-            )
+            raise FgvcError(f"No image of the {split} split could be read.", "Check the files named above.")
         return part
 
     def _metrics(self, part: Evaluation, temperature: float | None = None) -> dict[str, float]:

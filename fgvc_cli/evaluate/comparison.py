@@ -80,7 +80,7 @@ def paired_interval(differences: Sequence[float]) -> Interval | None:
     """Of the mean difference, by Student's t: mean +- t(S - 1) * deviation / sqrt(S).
 
     Paired, for equal seeds see equal splits, order and augmentation. It speaks of other seeds, not of other
-    photographs, and with few seeds it is wide, as it should be.
+    images, and with few seeds it is wide, as it should be.
 
     Args:
         differences: one per seed.

@@ -1,4 +1,4 @@
-"""Photographs -> explanations, batch by batch: what the model answers, and what the chosen methods say.
+"""Images -> explanations, batch by batch: what the model answers, and what the chosen methods say.
 
 Without chosen methods an explanation holds what the model itself shows: stage maps (Wang et al. 2025, Figs.
 4-6), and the crops, their attention and the erased pixels of a multi-stage ViT (Conde & Turgutlu 2021, Figs.
@@ -35,12 +35,12 @@ _OWN: tuple[Want, ...] = ("heat", "boxes", "parts", "stages", "object_heat", "er
 _BOXES: tuple[Want, ...] = ("boxes", "parts")
 
 COMPARED_CLASSES = 3
-"""The most probable classes whose nearest known photographs are looked up."""
+"""The most probable classes whose nearest known images are looked up."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A photograph ready for the model."""
+    """An image ready for the model."""
 
     image: Image.Image
     """Upright, RGB; what is drawn."""
@@ -56,10 +56,10 @@ class Explainer:
     Args:
         checkpoint: its model on any device, in evaluation mode.
         methods: whose maps to draw; none: what the model itself shows.
-        target: class to explain, None for the most probable one of each photograph.
+        target: class to explain, None for the most probable one of each image.
         against: class to contrast it with, None for all others.
         top_k: how many classes to name; no more than the checkpoint has.
-        index: known photographs to compare with, see ``nearest``; it stays the caller's to close.
+        index: known images to compare with, see ``nearest``; it stays the caller's to close.
         neighbours: how many of them, of each of the ``COMPARED_CLASSES`` most probable classes and overall.
 
     Raises:
@@ -92,16 +92,16 @@ class Explainer:
 
     @property
     def reading(self) -> Reading:
-        """How files become the photographs that ``prepare`` takes."""
+        """How files become the images that ``prepare`` takes."""
         preprocess = self.checkpoint.preprocess
         return Reading(preprocess.color_profile, preprocess.raw)
 
     def prepare(self, image: Image.Image, longest_px: int | None = None, path: str = "") -> Prepared:
-        """An upright RGB photograph for ``explain``; safe to call from any thread.
+        """An upright RGB image for ``explain``; safe to call from any thread.
 
         Args:
-            longest_px: a larger photograph is kept reduced to this length of its longer side, for many
-                photographs in little memory. The model sees what it would see of the whole one.
+            longest_px: a larger image is kept reduced to this length of its longer side, for many
+                images in little memory. The model sees what it would see of the whole one.
             path: of the file, so that it is not compared with itself.
         """
         pixels = self._transform(image)
@@ -112,7 +112,7 @@ class Explainer:
         return Prepared(image, pixels, path)
 
     def speed_up(self) -> None:
-        """For many photographs: batch norms are folded into convolutions, as ``predict`` does, which moves
+        """For many images: batch norms are folded into convolutions, as ``predict`` does, which moves
         probabilities by about 1e-6."""
         model, side = self.checkpoint.model, self.checkpoint.preprocess.input_px
         noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(_device(model))
@@ -120,7 +120,7 @@ class Explainer:
 
     @torch.no_grad()
     def explain(self, photos: Sequence[Prepared]) -> list[Explanation]:
-        """One explanation for each photograph of a batch, in order.
+        """One explanation for each image of a batch, in order.
 
         A look that a cascade did not take (its logits are NaN) is left out: its branch, its boxes, its map.
 
@@ -140,7 +140,7 @@ class Explainer:
         return [replace(each, nearest=near) for each, near in zip(explained, nearest, strict=True)]
 
     def _nearest(self, output: ModelOutput, paths: Sequence[str]) -> Sequence[Nearest | None]:
-        """What the index holds closest to each photograph."""
+        """What the index holds closest to each image."""
         if self._index is None:
             return [None] * len(output.probs)
         if output.embedding is None:
@@ -200,7 +200,7 @@ def explain_photo(
     index: NearestIndex | None = None,
     neighbours: int = 6,
 ) -> Explanation:
-    """What the model itself shows of one upright RGB photograph; arguments as of ``Explainer``."""
+    """What the model itself shows of one upright RGB image; arguments as of ``Explainer``."""
     explainer = Explainer(checkpoint, top_k=top_k, index=index, neighbours=neighbours)
     return explainer.explain([explainer.prepare(image)])[0]
 
@@ -224,7 +224,7 @@ def _branches(output: ModelOutput, checkpoint: Checkpoint, row: int) -> dict[str
 
 
 def _photo_boxes(boxes: Tensor, geometry: Geometry) -> tuple[Box, ...]:
-    """Boxes (P, 4) of the model's input in pixels of the photograph."""
+    """Boxes (P, 4) of the model's input in pixels of the image."""
     return tuple(geometry.to_photo((x1, y1, x2, y2)) for x1, y1, x2, y2 in boxes.tolist())
 
 

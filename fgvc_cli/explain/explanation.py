@@ -1,4 +1,4 @@
-"""What a method of explaining hands to the drawing: one photograph, what the model said, where it looked."""
+"""What a method of explaining hands to the drawing: one image, what the model said, where it looked."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ or ``method-stage`` after the method that made them."""
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """One photograph explained. Maps lie over ``region``, the part of the photograph that the model saw."""
+    """One image explained. Maps lie over ``region``, the part of the image that the model saw."""
 
     image: Image.Image
-    """The upright photograph, RGB."""
+    """The upright image, RGB."""
     top: tuple[tuple[str, float], ...]
     """(class name, probability), the most probable first."""
     branches: dict[str, tuple[str, float]]
@@ -30,9 +30,9 @@ class Explanation:
     maps: dict[str, np.ndarray]
     """Map name -> (h, w) float32 in [0, 1] over the model's input, in the order of drawing."""
     box: Box | None
-    """The object, xyxy pixels of the photograph, end-exclusive; None where the model gives none."""
+    """The object, xyxy pixels of the image, end-exclusive; None where the model gives none."""
     geometry: Geometry
-    """From the model's input to the photograph."""
+    """From the model's input to the image."""
     input_px: int
     """Side of the model's square input, pixels."""
     model: str
@@ -49,17 +49,17 @@ class Explanation:
     """The class that the maps speak for, and the one it is held against, None for all others; None where
     they speak for none."""
     nearest: Nearest | None = None
-    """The known photographs closest in embedding, where an index was searched."""
+    """The known images closest in embedding, where an index was searched."""
 
     @property
     def region(self) -> Box:
-        """The part of the photograph that the model saw, xyxy pixels of the photograph."""
+        """The part of the image that the model saw, xyxy pixels of the image."""
         return self.geometry.to_photo((0, 0, self.input_px, self.input_px))
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledExplanation:
-    """What one of several models shows of a photograph."""
+    """What one of several models shows of an image."""
 
     label: str
     """Which model; empty where there is one."""

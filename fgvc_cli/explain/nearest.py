@@ -1,6 +1,6 @@
-"""The section of known specimens: the photograph beside the indexed ones nearest to it, class by class.
+"""The section of known specimens: the image beside the indexed ones nearest to it, class by class.
 
-Experts decide by comparing. Every row starts with the photograph itself, to have it beside each specimen.
+Experts decide by comparing. Every row starts with the image itself, to have it beside each specimen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fgvc_cli.retrieval.search import Nearest, Neighbour
 
 HEADING = "Nearest known images"
 COLUMNS = 7
-"""Tiles of a row: the photograph and the six nearest; more are for tables."""
+"""Tiles of a row: the image and the six nearest; more are for tables."""
 _BETWEEN = 20
 _TILE = (INNER - (COLUMNS - 1) * _BETWEEN) // COLUMNS
 _FINE = Face(24)
@@ -93,7 +93,7 @@ def _row(
     *,
     named: bool = False,
 ) -> Section:
-    """A caption above the photograph and its neighbours; ``named``: each says of what class it is."""
+    """A caption above the image and its neighbours; ``named``: each says of what class it is."""
     head = Image.new("RGB", (INNER, CAPTION_PX), PAPER)
     draw_caption(head, label, note)
     best = nearest.overall[0].row if nearest.overall else -1
@@ -104,7 +104,7 @@ def _row(
 
 
 def _draw_query(explanation: Explanation) -> Section:
-    """The photograph cut as those of the index are, in the frame of the object box."""
+    """The image cut as those of the index are, in the frame of the object box."""
     size = explanation.image.size
     inner = _TILE - 2 * FRAME_PX
     crop = explanation.image.crop(whole_pixels(surroundings(explanation.box, size), size))

@@ -72,7 +72,7 @@ class ExplainOptions:
 
     @property
     def many(self) -> bool:
-        """Whether the source holds any number of photographs."""
+        """Whether the source holds any number of images."""
         from fgvc_cli.sources.stored import is_archive
 
         return self.image.is_dir() or (is_archive(str(self.image)) and self.image.is_file())
@@ -141,7 +141,7 @@ class ExplainOptions:
             if self.target_path.suffix.lower() == ".png":
                 kind = "a folder" if self.image.is_dir() else "an archive"
                 raise FgvcError(
-                    f"--out {self.target_path} names a picture, but {self.image} is {kind} of photographs.",
+                    f"--out {self.target_path} names a picture, but {self.image} is {kind} of images.",
                     f"Name a folder: --out {self.target_path.with_suffix('')}",
                     EXIT_USAGE,
                 )
@@ -153,7 +153,7 @@ class ExplainOptions:
         if picture.suffix.lower() != ".png":
             raise FgvcError(f"--out got {str(picture)!r}, expected a name ending in .png.", None, EXIT_USAGE)
         if picture.exists() and self.image.exists() and picture.samefile(self.image):
-            raise FgvcError(f"--out {picture} is the photograph itself.", "Name another file.", EXIT_USAGE)
+            raise FgvcError(f"--out {picture} is the image itself.", "Name another file.", EXIT_USAGE)
 
     def _check_comparison(self) -> None:
         several = [

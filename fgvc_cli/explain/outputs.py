@@ -40,7 +40,7 @@ INDEX = "index.csv"
 
 
 class PicturesFolder(FolderSink):
-    """One picture per photograph, named after it, and a table of all.
+    """One picture per image, named after it, and a table of all.
 
     Args:
         ending: of the pictures.
@@ -95,7 +95,7 @@ class PartsFolder(PicturesFolder):
         """Nothing is shared."""
 
     def add_maps(self, name: str, explained: Sequence[LabelledExplanation], **_row: Any) -> None:
-        """Write the maps (h, w) in [0, 1] of the next photograph, each as ``<name>.<map>.png``; of several
+        """Write the maps (h, w) in [0, 1] of the next image, each as ``<name>.<map>.png``; of several
         models as ``<name>.<label>.<map>.png``."""
         row, self._count = self._count, self._count + 1
         for each in explained:
@@ -110,7 +110,7 @@ class PartsFolder(PicturesFolder):
 SCHEMA_VERSION = 1
 _SHARED = ("path", "status", "error", "size")
 _BLOCK = 64
-"""Photographs that wait to be written together."""
+"""Images that wait to be written together."""
 
 
 class MapsFile:
@@ -155,7 +155,7 @@ class MapsFile:
         self._file.__exit__(kind, error, trace)
 
     def begin(self, models: Mapping[str, Explainer]) -> None:
-        """Called once, before the first photograph, with the models by label; one model needs none."""
+        """Called once, before the first image, with the models by label; one model needs none."""
         self._rows = H5Rows(self._stream.name)
         file = self._rows.file
         file.attrs["schema_version"] = SCHEMA_VERSION
@@ -182,7 +182,7 @@ class MapsFile:
         status: str = OK,
         error: str = "",
     ) -> None:
-        """The next photograph; nothing explained where it could not be read.
+        """The next image; nothing explained where it could not be read.
 
         Raises:
             FgvcError: the disk is full.
@@ -210,7 +210,7 @@ class MapsFile:
         for name in dict.fromkeys(name for row in rows for name in row):
             known = next(row[name] for row in rows if name in row)
             if name not in self._rows:
-                # Its cells are known from the first photograph that has it; those before it stay NaN.
+                # Its cells are known from the first image that has it; those before it stay NaN.
                 self._rows.add(name, known.shape, np.float16)
             blank = np.full(np.shape(known), np.nan, np.float16) if isinstance(known, np.ndarray) else -1
             columns[name] = [row.get(name, blank) for row in rows]

@@ -45,7 +45,7 @@ PHOTO_SLOT = (880, 690)
 CELL_ASPECT = 1.8
 """Height over width beyond which a panel in the grid is drawn narrower."""
 WIDE_ASPECT = 1.9
-"""Photographs wider than this stand above the answers instead of beside them."""
+"""Images wider than this stand above the answers instead of beside them."""
 MAX_BARS = 10
 """More classes are for the terminal, not for a picture."""
 
@@ -55,10 +55,10 @@ def render(explanation: Explanation, title: str = "") -> Image.Image:
 
     Args:
         explanation: what to draw; nothing here is particular to one family of models.
-        title: stands above the picture, usually the photograph's file name.
+        title: stands above the picture, usually the image's file name.
 
     Returns:
-        RGB, ``WIDTH`` pixels wide, as high as the photograph's shape needs.
+        RGB, ``WIDTH`` pixels wide, as high as the image's shape needs.
     """
     width, height = explanation.image.size
     sections: list[Section | None] = [_header(title, explanation.model)]
@@ -158,7 +158,7 @@ def _answers_beside(explanation: Explanation) -> Section:
 
 
 def _grid(explanation: Explanation, names: Sequence[str | None], columns: int) -> Section | None:
-    """Panels of equal size, row by row, each under its name; None stands for the photograph."""
+    """Panels of equal size, row by row, each under its name; None stands for the image."""
     columns = min(columns, len(names))
     if columns == 0:
         return None
@@ -207,7 +207,7 @@ NAMED = 3
 
 
 def draw_strip(explanation: Explanation, title: str = "") -> Image.Image:
-    """The photograph, its maps and its further looks side by side under the most probable classes.
+    """The image, its maps and its further looks side by side under the most probable classes.
 
     Returns:
         RGB, as wide as ``render`` makes it.
@@ -230,7 +230,7 @@ def draw_strip(explanation: Explanation, title: str = "") -> Image.Image:
 
 
 def _strip_header(explanation: Explanation, title: str) -> Section:
-    """The answer on the left, the photograph's name on the right."""
+    """The answer on the left, the image's name on the right."""
     section = Image.new("RGB", (INNER, round(BODY.px * 1.35)), PAPER)
     draw = ImageDraw.Draw(section)
     title = SMALL.shorten(title, INNER / 3)
@@ -256,14 +256,14 @@ _GAP = GAP // 2
 
 
 def draw_comparison(rows: Sequence[LabelledExplanation], title: str = "") -> Image.Image:
-    """The photograph with the box of each model, and its maps, one row per model.
+    """The image with the box of each model, and its maps, one row per model.
 
     Models of one family have the same columns, named once. The object heat, from which the box comes, is left
     out where there are other maps.
 
     Args:
-        rows: at least one, all of the same photograph.
-        title: stands above, usually the photograph's file name.
+        rows: at least one, all of the same image.
+        title: stands above, usually the image's file name.
 
     Returns:
         RGB, as wide as ``render`` makes it.
@@ -324,7 +324,7 @@ def _draw_panels(
 
 
 def _heading(row: LabelledExplanation) -> Section:
-    """What the row is on the left, what its model takes the photograph for on the right."""
+    """What the row is on the left, what its model takes the image for on the right."""
     section = Image.new("RGB", (INNER, round(LABEL.px * 1.35)), PAPER)
     draw = ImageDraw.Draw(section)
     name, prob = row.explanation.top[0]

@@ -19,7 +19,7 @@ Size = tuple[int, int]
 Rectangle = tuple[int, int, int, int]
 
 BOX_LINE: Color = (0, 229, 255)
-"""Cyan: rare in photographs, and opposite to every colour of the map."""
+"""Cyan: rare in images, and opposite to every colour of the map."""
 PART_LINES: tuple[Color, ...] = ((255, 221, 51), (213, 94, 0), (60, 110, 255), (255, 255, 255))
 """Of each part, then over again: apart from each other and from ``BOX_LINE`` for every kind of colour
 blindness (CIEDE2000 above 16, the first two above 24)."""
@@ -27,27 +27,27 @@ BOX_EDGE: Color = (6, 20, 38)
 ERASED: Color = (126, 126, 126)
 """Near the data's mean, which an erased pixel is to the model."""
 ERASED_RIM: Color = (255, 255, 255)
-"""Round what is erased, inside it: grey things in a photograph have none."""
+"""Round what is erased, inside it: grey things in an image have none."""
 UNMAPPED: Color = (232, 236, 239)
 """Where a map drawn alone has nothing to say."""
 FRAME_PX = 7
 MAP_OPACITY = 0.72
-"""How much of a map's colour covers the grey photograph beneath."""
+"""How much of a map's colour covers the grey image beneath."""
 UNSEEN_VEIL = 0.62
-"""How far the part of the photograph that the model did not see fades to white."""
+"""How far the part of the image that the model did not see fades to white."""
 
 _BLOCKY_ZOOM = 8
-"""Photographs enlarged more than this keep their square pixels, which says that there is no detail."""
+"""Images enlarged more than this keep their square pixels, which says that there is no detail."""
 
 
 def fit(photo: tuple[float, float], slot: Size) -> Size:
-    """The largest (width, height) with the photograph's aspect that fits a slot; at least one pixel."""
+    """The largest (width, height) with the image's aspect that fits a slot; at least one pixel."""
     scale = min(slot[0] / photo[0], slot[1] / photo[1])
     return max(1, round(photo[0] * scale)), max(1, round(photo[1] * scale))
 
 
 def draw_photo(explanation: Explanation, size: Size) -> Image.Image:
-    """The photograph, resized to ``size``, with its object box and its numbered part boxes."""
+    """The image, resized to ``size``, with its object box and its numbered part boxes."""
     panel = _photo(explanation, size).copy()
     if explanation.box is not None:
         draw_box(panel, _scaled(explanation.box, explanation.image.size, size))
@@ -63,7 +63,7 @@ FRAMED_CELLS = 12
 
 
 def draw_map(explanation: Explanation, name: str, size: Size, box: bool = False) -> Image.Image:
-    """One map over the grey photograph, exactly where the model's input lies; what it did not see is faded.
+    """One map over the grey image, exactly where the model's input lies; what it did not see is faded.
 
     Raises:
         KeyError: a map that the explanation lacks.
@@ -91,7 +91,7 @@ def without_frame(name: str, heat: np.ndarray) -> np.ndarray:
 
 
 def draw_cells(explanation: Explanation, name: str, size: Size) -> Image.Image:
-    """One map alone, its cells as they are, in the frame of the photograph (Conde & Turgutlu 2021, Fig. 4 b).
+    """One map alone, its cells as they are, in the frame of the image (Conde & Turgutlu 2021, Fig. 4 b).
 
     Raises:
         KeyError: a map that the explanation lacks.
@@ -104,7 +104,7 @@ def draw_cells(explanation: Explanation, name: str, size: Size) -> Image.Image:
 
 
 def draw_erased(explanation: Explanation, size: Size) -> Image.Image:
-    """The photograph without the pixels that training may erase (Conde & Turgutlu 2021, Fig. 3).
+    """The image without the pixels that training may erase (Conde & Turgutlu 2021, Fig. 3).
 
     Raises:
         ValueError: an explanation that erases nothing.
@@ -125,10 +125,10 @@ def draw_erased(explanation: Explanation, size: Size) -> Image.Image:
 
 
 def draw_crop(explanation: Explanation, box: Box, size: Size, heat: np.ndarray | None = None) -> Image.Image:
-    """A box cut from the photograph itself, not from the model's input, at ``size``.
+    """A box cut from the image itself, not from the model's input, at ``size``.
 
     Args:
-        box: xyxy pixels of the photograph, as ``solid`` gives it.
+        box: xyxy pixels of the image, as ``solid`` gives it.
         heat: a map (h, w) in [0, 1] of the box, laid over the crop in grey.
     """
     crop = _resized(explanation.image, size, box)
@@ -136,7 +136,7 @@ def draw_crop(explanation: Explanation, box: Box, size: Size, heat: np.ndarray |
 
 
 def draw_box(panel: Image.Image, box: Box, color: Color = BOX_LINE) -> None:
-    """A bright line with dark edges, inside the box, so that it stands out on any photograph."""
+    """A bright line with dark edges, inside the box, so that it stands out on any image."""
     thickness = max(3.0, math.sqrt(panel.width * panel.height) / 150)
     line = max(1, round(min(thickness, min(panel.size) / 12)))
     edge = max(1, line // 3)
@@ -178,7 +178,7 @@ def part_color(index: int) -> Color:
 
 
 def solid(box: Box, size: Size) -> Box:
-    """An xyxy box inside a photograph, widened where it covers less than a pixel of either side."""
+    """An xyxy box inside an image, widened where it covers less than a pixel of either side."""
     x1, x2 = _solid(box[0], box[2], size[0])
     y1, y2 = _solid(box[1], box[3], size[1])
     return x1, y1, x2, y2
@@ -229,13 +229,13 @@ def _overlay(grey: Image.Image, heat: np.ndarray) -> Image.Image:
 
 @lru_cache(maxsize=4)
 def _photo(explanation: Explanation, size: Size) -> Image.Image:
-    """The photograph at a size that several panels have; not to be drawn on."""
+    """The image at a size that several panels have; not to be drawn on."""
     return _resized(explanation.image, size)
 
 
 @lru_cache(maxsize=4)
 def _beneath_maps(explanation: Explanation, size: Size) -> tuple[Image.Image, Image.Image]:
-    """What all maps of one size lie on: the photograph in pale grey, and in grey what the model saw."""
+    """What all maps of one size lie on: the image in pale grey, and in grey what the model saw."""
     photo = _photo(explanation, size)
     return _veiled(photo.convert("L").convert("RGB")), _stretched_grey(photo.crop(_seen(explanation, size)))
 
@@ -250,7 +250,7 @@ def _veiled(panel: Image.Image) -> Image.Image:
 
 
 def _seen(explanation: Explanation, size: Size) -> Rectangle:
-    """Where the model's input lies in a panel of the whole photograph."""
+    """Where the model's input lies in a panel of the whole image."""
     return whole_pixels(_scaled(explanation.region, explanation.image.size, size), size)
 
 

@@ -1,4 +1,4 @@
-"""What is to be explained: for which class a photograph is looked at, and against which.
+"""What is to be explained: for which class an image is looked at, and against which.
 
 Legend: B images, K classes.
 """
@@ -20,7 +20,7 @@ class Question:
     """Why this class, or why this one and not that one; None leaves it to the model's answer."""
 
     target: int | None = None
-    """Class to explain; None: the most probable one of each photograph."""
+    """Class to explain; None: the most probable one of each image."""
     against: int | None = None
     """Class to contrast it with; None: all others together."""
     multi_label: bool = False
@@ -29,7 +29,7 @@ class Question:
     def ask(self, probs: Tensor) -> Case:
         """The question put to a batch, fused probabilities (B, K).
 
-        Where a photograph's most probable class is the one to contrast with, the next one is explained.
+        Where an image's most probable class is the one to contrast with, the next one is explained.
         """
         if self.target is not None:
             targets = torch.full_like(probs[:, 0], self.target, dtype=torch.long)

@@ -34,7 +34,7 @@ from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import OK, DecodedImage, Failure, Reading, read_image
 
 KEEP_PX = 1600
-"""Longest side of a photograph that waits to be drawn: the width of the widest picture."""
+"""Longest side of an image that waits to be drawn: the width of the widest picture."""
 _SAVE: dict[str, dict[str, Any]] = {
     # A tenth of the time of a PNG, a third of its size, and text stays sharp.
     ".jpg": {"format": "JPEG", "quality": 92, "subsampling": 0},
@@ -43,24 +43,24 @@ _SAVE: dict[str, dict[str, Any]] = {
 }
 NEAREST = "nearest.csv"
 _NEAREST_COLUMNS = ("path", "of", "rank", "similarity", "label", "nearest")
-"""``of``: the class that was looked through, empty for all; ``nearest``: path of the known photograph."""
+"""``of``: the class that was looked through, empty for all; ``nearest``: path of the known image."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Photo:
-    """One photograph on its way."""
+    """One image on its way."""
 
     found: Found
     prepared: tuple[Prepared, ...]
     """For each model; none where it could not be read."""
     failure: Failure | None
     size: tuple[int, int] | None
-    """(width, height) of the upright photograph, pixels."""
+    """(width, height) of the upright image, pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Done:
-    """One photograph explained, its picture perhaps still being drawn."""
+    """One image explained, its picture perhaps still being drawn."""
 
     photo: _Photo
     explained: tuple[LabelledExplanation, ...] = ()
@@ -183,7 +183,7 @@ def _ending(options: ExplainOptions) -> str:
 def _explain_all(
     options: ExplainOptions, explainers: Mapping[str, Explainer], images: Iterator[Found]
 ) -> Iterator[_Done]:
-    """Every photograph in order; closing the generator stops the threads."""
+    """Every image in order; closing the generator stops the threads."""
     page, ending, threads = options.page or "strip", _ending(options), max(1, options.workers)
     readers, painters = ThreadPoolExecutor(threads, "read"), ThreadPoolExecutor(threads, "draw")
 
@@ -235,7 +235,7 @@ def _explain_all(
 
 
 class _Table:
-    """``index.csv``: a line per photograph, of several models a line per photograph and model."""
+    """``index.csv``: a line per image, of several models a line per image and model."""
 
     def __init__(self, explainers: Mapping[str, Explainer], top_k: int):
         checkpoints = [explainer.checkpoint for explainer in explainers.values()]
@@ -246,7 +246,7 @@ class _Table:
         self.rows = [[*columns, *(["weights"] if self._several else []), "picture"]]
 
     def add(self, done: _Done, picture: str) -> None:
-        """The lines of a photograph; one that failed has one."""
+        """The lines of an image; one that failed has one."""
         failure = done.photo.failure
         if failure:
             self._add(Row(done.photo.found.name, failure.status, failure.error), "", picture)
@@ -259,7 +259,7 @@ class _Table:
 
 
 def _row(photo: _Photo, explanation: Explanation, top_k: int) -> Row:
-    """Boxes are pixels of the photograph as it is, not as it was kept."""
+    """Boxes are pixels of the image as it is, not as it was kept."""
     width, height = photo.size or explanation.image.size
     x, y = width / explanation.image.width, height / explanation.image.height
     boxes = [

@@ -1,7 +1,7 @@
 """The section of a model that looks again: what its attention is, and what it looked at closer.
 
-It shows what Conde & Turgutlu (2021) show in Figs. 3-5: the attention map alone and over the photograph, the
-photograph with the attended pixels erased, the object crop, the crop's own attention, and the part crops.
+It shows what Conde & Turgutlu (2021) show in Figs. 3-5: the attention map alone and over the image, the
+image with the attended pixels erased, the object crop, the crop's own attention, and the part crops.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Panel:
 def draw_looks(explanation: Explanation) -> Section | None:
     """The section; None for a model that looks once and erases nothing.
 
-    What an explanation lacks is left out: the crops of looks that were not taken, the erased photograph of a
+    What an explanation lacks is left out: the crops of looks that were not taken, the erased image of a
     model that erases nothing.
     """
     if not explanation.parts and explanation.object_map is None and explanation.erased is None:
@@ -135,14 +135,14 @@ def _draw_cell(panel: Panel, height: int) -> Section:
 
 
 def _first_look(explanation: Explanation) -> list[Panel]:
-    """Of the whole photograph: each map alone and over it, and what erasing leaves."""
+    """Of the whole image: each map alone and over it, and what erasing leaves."""
     shape = explanation.image.size
     panels = []
     for name, heat in explanation.maps.items():
         label = map_label(explanation, name)
         over = partial(draw_map, explanation, name, box=True)
         panels.append(Panel(label, _cells(heat), shape, partial(draw_cells, explanation, name)))
-        panels.append(Panel("Over the photograph", "", shape, over))
+        panels.append(Panel("Over the image", "", shape, over))
     if explanation.erased is not None:
         share = f"{100 * explanation.erased.mean():.1f} %"
         panels.append(Panel("Erased in training", share, shape, partial(draw_erased, explanation)))
@@ -150,7 +150,7 @@ def _first_look(explanation: Explanation) -> list[Panel]:
 
 
 def further_looks(explanation: Explanation) -> list[Panel]:
-    """The object crop and its own attention, then the part crops, all cut from the photograph itself."""
+    """The object crop and its own attention, then the part crops, all cut from the image itself."""
     panels = []
     if explanation.box is not None and (explanation.parts or explanation.object_map is not None):
         heat = explanation.object_map

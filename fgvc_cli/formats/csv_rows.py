@@ -278,7 +278,7 @@ def read_table(path: Path) -> Table:
     top_k, parts, multi_label = _read_header(path)
     if multi_label:
         raise FgvcError(
-            f"{path} is of a model that tells several labels per photograph.",
+            f"{path} is of a model that tells several labels per image.",
             "It does not name all of them; make the report of the .h5.",
         )
     return build_table(path, lambda: _read_rows(path, top_k, parts), top_k, parts)

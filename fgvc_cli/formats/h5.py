@@ -3,7 +3,7 @@
 Legend: N rows, k predictions per row, P parts, K classes, D embedding width, h w of a map.
 
     path status error   (N,) UTF-8 strings of any length; ``ok`` is the status of a row with a prediction
-    size                (N, 2) int32: width, height of the upright photograph, pixels
+    size                (N, 2) int32: width, height of the upright image, pixels
     topk_index          (N, k) int32: into the attribute ``class_names``; -1 without a prediction
     topk_prob           (N, k) float32
     box                 (N, 4) float32: see the attribute ``box_convention``; NaN without one
@@ -13,7 +13,7 @@ Legend: N rows, k predictions per row, P parts, K classes, D embedding width, h 
     embedding           (N, D) float32, on request
     logits              (N, K) float32: log of the fused, calibrated probabilities, on request
 
-Where the photographs were is an attribute too, where it is known: ``sources`` as typed, ``working_folder``.
+Where the images were is an attribute too, where it is known: ``sources`` as typed, ``working_folder``.
 
 Arrays are compressed with gzip, which every HDF5 reader has (lzf only h5py), behind a shuffle, with a
 checksum per chunk; values of any length cannot be.
@@ -54,7 +54,7 @@ from fgvc_cli.formats.rows import (
 )
 
 SCHEMA_VERSION = 1
-BOX_CONVENTION = "xyxy pixels of the EXIF-upright photograph, end-exclusive"
+BOX_CONVENTION = "xyxy pixels of the EXIF-upright image, end-exclusive"
 DESCRIPTIONS = {
     "attention": "in [0, 1] over the model's input",
     "crop": "bytes of a JPEG, empty without one",

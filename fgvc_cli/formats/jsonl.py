@@ -70,7 +70,7 @@ def read_table(path: Path) -> Table:
         check_count(path, 0)
     if "labels" in first:
         raise FgvcError(
-            f"{path} is of a model that tells several labels per photograph.",
+            f"{path} is of a model that tells several labels per image.",
             "It does not name all of them; make the report of the .h5.",
         )
     top_k = _top_k(first)

@@ -183,7 +183,7 @@ class Outputs:
 
         Args:
             placed: real paths of an earlier merge; folders among them that exist are complete.
-            origin: where the photographs were, if that is known.
+            origin: where the images were, if that is known.
         """
         sinks: list[Sink] = []
         for out in self.files:
@@ -249,7 +249,7 @@ def check_folder(folder: Path, *, placed: bool = False) -> None:
     if os.path.lexists(folder) and not folder.is_dir():
         raise FgvcError(f"{folder} exists and is not a folder.", "Name a new folder.")
     if folder.is_dir() and _holds_anything(folder) and not placed:
-        # Even with --overwrite: a folder of photographs may have been named by mistake.
+        # Even with --overwrite: a folder of images may have been named by mistake.
         message = f"{folder} exists and is not empty; fgvc replaces no folder."
         raise FgvcError(message, "Name a new folder, or remove it.")
     parent = Path(os.path.realpath(folder)).parent

@@ -48,14 +48,14 @@ class Row:
     error: str = ""
     """One line for people."""
     width: int | None = None
-    """Of the upright photograph, pixels."""
+    """Of the upright image, pixels."""
     height: int | None = None
     labels: tuple[str, ...] = ()
     """The k most probable classes, best first."""
     probs: tuple[float, ...] = ()
     """Their probabilities."""
     box: Box | None = None
-    """Object box, xyxy pixels of the upright photograph, end-exclusive; None from a model without boxes."""
+    """Object box, xyxy pixels of the upright image, end-exclusive; None from a model without boxes."""
     parts: tuple[Box, ...] = ()
     """Part boxes, as ``box``, the most attended first; none from a model without parts, or where a cascade
     stopped before them."""
@@ -105,7 +105,7 @@ class Block:
     status: list[str]
     error: list[str]
     size: np.ndarray
-    """int32 (n, 2): width, height of the upright photograph."""
+    """int32 (n, 2): width, height of the upright image."""
     topk_index: np.ndarray
     """int32 (n, k)."""
     topk_prob: np.ndarray
@@ -117,7 +117,7 @@ class Block:
     attention: np.ndarray | None = None
     """float16 (n, h, w) in [0, 1] over the model's input, where asked for."""
     crop: list[bytes] | None = None
-    """The object cut from the photograph as JPEG, empty without one; where asked for."""
+    """The object cut from the image as JPEG, empty without one; where asked for."""
     embedding: np.ndarray | None = None
     """float32 (n, D), where asked for."""
     logits: np.ndarray | None = None
@@ -303,7 +303,7 @@ class Table:
     """``extras`` says what can be read of the file beside them; ``model`` is empty from a CSV or JSON lines,
     which tell none."""
     origin: Origin | None = None
-    """Where the photographs were; only an HDF5 file knows."""
+    """Where the images were; only an HDF5 file knows."""
 
     @property
     def answered(self) -> np.ndarray:
@@ -424,7 +424,7 @@ class FileSink(ABC):
         out: the file.
         overwrite: replace a file that is there.
         extras: what to store beside the predictions; formats without room for them ignore it.
-        origin: where the photographs were; formats without attributes ignore it.
+        origin: where the images were; formats without attributes ignore it.
 
     Raises:
         FgvcError: the file exists and may not be replaced, or cannot be written: a full disk, a lost folder.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,10 @@ TOLERANCE = 1e-3
 """Largest change of a probability, or of a map in [0, 1], that is still rounding; seen: 1e-6."""
 
 
-def fold_batch_norms(model: nn.Module, images: Tensor) -> nn.Module:
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def fold_batch_norms(model: _Model, images: Tensor) -> _Model:
     """A copy of a model in evaluation mode without those of its batch norms that follow a convolution.
 
     The model itself is returned where there are none, or where the copy does not answer the same: a module

@@ -1,4 +1,4 @@
-"""The multi-stage ViT (Conde & Turgutlu 2021): look at the photograph, at its object, at the object's parts.
+"""The multi-stage ViT (Conde & Turgutlu 2021): look at the image, at its object, at the object's parts.
 
 One encoder and one classifier serve all three looks, four encoder passes in all. The model's input is the
 higher resolution that crops are cut from; the first look sees it reduced to the encoder's size.
@@ -77,7 +77,7 @@ class MultiStageVit(FgvcModel):
     def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
         """Normalised images (B, 3, H, W) -> ``ModelOutput`` with the branches of ``config.stages``.
 
-        Where a cascade stopped an image, its rows of what later looks give are NaN. In training, photographs
+        Where a cascade stopped an image, its rows of what later looks give are NaN. In training, images
         to be erased take one more pass: their boxes come from what was erased from.
         """
         need_map = len(self.branches) > 1 or bool(_FROM_MAP & {*want})

@@ -1,4 +1,4 @@
-"""The object cut from its photograph, small enough to store a million of. No torch here."""
+"""The object cut from its image, small enough to store a million of. No torch here."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SURROUNDINGS = 0.35
 
 
 def cut_crop(image: Image.Image, box: Sequence[float], full_size: tuple[int, int] | None = None) -> bytes:
-    """The box of a photograph as JPEG, its longer side at most ``CROP_PX``, never enlarged.
+    """The box of an image as JPEG, its longer side at most ``CROP_PX``, never enlarged.
 
     Args:
         image: upright, RGB.
-        box: xyxy pixels of the photograph, end-exclusive; whole pixels that it touches are cut.
-        full_size: (width, height) of the photograph where ``image`` is a smaller copy of it.
+        box: xyxy pixels of the image, end-exclusive; whole pixels that it touches are cut.
+        full_size: (width, height) of the image where ``image`` is a smaller copy of it.
     """
     width, height = full_size or image.size
     across, down = image.width / width, image.height / height
@@ -42,12 +42,12 @@ def cut_crop(image: Image.Image, box: Sequence[float], full_size: tuple[int, int
 
 
 def surroundings(box: Sequence[float] | None, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The square about an object with some room round it, as far as the photograph reaches.
+    """The square about an object with some room round it, as far as the image reaches.
 
     A model's box may miss a tail or a bill; what is to be compared by eye must not.
 
     Args:
-        box: xyxy pixels of the photograph; None, the whole photograph.
+        box: xyxy pixels of the image; None, the whole image.
         size: its (width, height).
     """
     if box is None:

@@ -241,7 +241,7 @@ class Loaded:
     found: Found
     decoded: Decoded
     worker: int
-    """Which decoder has it, and perhaps still its photograph."""
+    """Which decoder has it, and perhaps still its image."""
 
 
 class DecodePool:
@@ -284,7 +284,7 @@ class DecodePool:
         return future
 
     def cut(self, loaded: Loaded, box: Sequence[float] | None) -> Future[bytes]:
-        """The crop of an image, before any further image is read; None lets go of its photograph."""
+        """The crop of an image, before any further image is read; None lets go of its image."""
         future: Future[bytes] = Future()
         request = (loaded.number, loaded.found.path, box)
         if inline := self._inline:
@@ -327,7 +327,7 @@ class DecodePool:
             decoder.close()
 
     def _next_job(self, index: int) -> tuple[Future[Any], Callable[[Any], Any]] | None:
-        """Own crops first, as a photograph is kept for each; None at the end."""
+        """Own crops first, as an image is kept for each; None at the end."""
         with self._ready:
             self._idle += 1
             try:

@@ -1,4 +1,4 @@
-"""One decoder: photograph -> the model's input, and later the object's crop, in bounded memory.
+"""One decoder: image -> the model's input, and later the object's crop, in bounded memory.
 
 It runs in a thread, or in a process of its own (``decode_process``), which is why there is no torch here.
 Legend: S side of the model's input.
@@ -24,10 +24,10 @@ Where = Path | Stored
 """What ``Found.path`` may be."""
 
 Read = Callable[[Any], DecodedImage | Failure]
-"""Path -> photograph, or why there is none."""
+"""Path -> image, or why there is none."""
 
 BIG_PIXELS = 32_000_000
-"""Photographs above this take turns: 200 megapixels are 0.8 GB decoded, twice that while turned upright."""
+"""Images above this take turns: 200 megapixels are 0.8 GB decoded, twice that while turned upright."""
 
 TURNS = 2
 """How many of them are decoded at once in a whole run."""
@@ -44,11 +44,11 @@ class Rule(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What became of one photograph."""
+    """What became of one image."""
 
     failure: Failure | None
     width: int = 0
-    """Of the upright photograph, pixels."""
+    """Of the upright image, pixels."""
     height: int = 0
     pixels: np.ndarray | None = None
     """uint8 (S, S, 3)."""
@@ -57,7 +57,7 @@ class Decoded(NamedTuple):
 
 
 class Turn(Protocol):
-    """Held while a big photograph is in memory."""
+    """Held while a big image is in memory."""
 
     def acquire(self) -> object: ...
     def release(self) -> object: ...
@@ -71,15 +71,15 @@ class DecodeSettings:
     fast: bool = False
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still at least the resized size."""
     keep_bytes: int = 0
-    """Photographs kept for their crops, per decoder; those beyond it are read again."""
+    """Images kept for their crops, per decoder; those beyond it are read again."""
 
 
 class Decoder:
-    """Decodes one photograph at a time; whoever uses it calls it from one thread.
+    """Decodes one image at a time; whoever uses it calls it from one thread.
 
     Args:
         read: instead of ``read_image``; ``fast`` and turns are then its own business.
-        turn: taken for each photograph above ``BIG_PIXELS``.
+        turn: taken for each image above ``BIG_PIXELS``.
     """
 
     def __init__(self, settings: DecodeSettings, *, read: Read | None = None, turn: Turn | None = None):
@@ -91,7 +91,7 @@ class Decoder:
         self._kept_bytes = 0
 
     def load(self, number: int, path: Where) -> Decoded:
-        """Read and resize; with ``keep_bytes`` the photograph stays for ``cut`` while there is room."""
+        """Read and resize; with ``keep_bytes`` the image stays for ``cut`` while there is room."""
         with self._turns():
             photo = self._open(path)
             if isinstance(photo, Failure):
@@ -105,9 +105,9 @@ class Decoder:
             return Decoded(None, *photo.size, pixels, photo.note)
 
     def cut(self, number: int, path: Where | None, box: Sequence[float] | None) -> bytes | None:
-        """The crop of a photograph that ``load`` has seen, as JPEG, and the end of its being kept.
+        """The crop of an image that ``load`` has seen, as JPEG, and the end of its being kept.
 
-        Empty for no box, and for a file that can no longer be read; None without a path for a photograph
+        Empty for no box, and for a file that can no longer be read; None without a path for an image
         that was not kept.
         """
         kept = self._kept.pop(number, None)

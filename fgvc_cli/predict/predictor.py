@@ -1,4 +1,4 @@
-"""Photographs -> blocks of rows: decode ahead, predict in batches, one row per image in order, flat memory.
+"""Images -> blocks of rows: decode ahead, predict in batches, one row per image in order, flat memory.
 
 Legend: n rows of a block, B images of them that the model answered for, S side of the model's input, k
 predictions per row, P parts.
@@ -36,7 +36,7 @@ from fgvc_cli.sources.images import OK, Failure, read_image
 AUTO: Literal["auto"] = "auto"
 
 KEEP_BYTES = 1 << 30
-"""Photographs kept in memory until their crops are cut, in all workers together; the rest is read again."""
+"""Images kept in memory until their crops are cut, in all workers together; the rest is read again."""
 
 AHEAD_BYTES = 1 << 30
 """Decoded inputs that wait for the model."""
@@ -51,7 +51,7 @@ PROBE_BATCH = 16
 """Of the probe of precision where the batch size is yet to be measured."""
 
 CropBox = Callable[[Sequence[float] | None, tuple[int, int]], Sequence[float] | None]
-"""(object box, (width, height) of its photograph) -> what to cut of it, xyxy pixels, None for nothing."""
+"""(object box, (width, height) of its image) -> what to cut of it, xyxy pixels, None for nothing."""
 
 Sources = str | Path | Iterable[str | Path] | Iterable[Found]
 
@@ -69,7 +69,7 @@ class RowBatch:
     answered: np.ndarray = field(default_factory=lambda: np.empty(0, np.intp))
     """Which items the model answered for, (B,)."""
     answers: Answers = field(default_factory=dict)
-    """Joined, boxes in pixels of the photograph."""
+    """Joined, boxes in pixels of the image."""
 
     def __post_init__(self) -> None:
         self.failures = [item.decoded.failure for item in self.items]
@@ -105,7 +105,7 @@ class RowBatch:
 
 
 def boxes_in_image(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], preprocess: Preprocess) -> np.ndarray:
-    """Boxes (B, 4) or (B, P, 4) in input pixels -> in those of photographs of these (width, height), clipped;
+    """Boxes (B, 4) or (B, P, 4) in input pixels -> in those of images of these (width, height), clipped;
     float32; as ``Geometry.to_photo``, for all at once."""
     all_geometry = [input_geometry(width, height, preprocess) for width, height in sizes]
     numbers = np.array(
@@ -185,7 +185,7 @@ class _Step(NamedTuple):
 
 
 class Predictor:
-    """A trained model over any number of photographs.
+    """A trained model over any number of images.
 
         for row in Predictor("groceries").predict("photos"):
             print(row.path, row.labels[0], row.probs[0], row.box)
@@ -204,9 +204,9 @@ class Predictor:
             card), ``auto`` as ``choose_precision``.
         compile: ``torch.compile`` the model; goes on without where that fails.
         fast_decode: decode large JPEGs at a fraction of their size. Sizes and boxes stay those of the
-            photograph, crops come from the smaller copy, predictions change a little.
+            image, crops come from the smaller copy, predictions change a little.
         crop_box: what crops show instead of the object box, such as ``crops.surroundings``.
-        read: path -> photograph or failure, in place of ``read_image``, called from threads.
+        read: path -> image or failure, in place of ``read_image``, called from threads.
         expected: how many images are to come, where that is known: fewer than ``PROBE_IMAGES`` take less time
             than to find out which precision is the faster one.
         on_event: gets one line for people on each choice and mishap.

@@ -62,7 +62,7 @@ def row_columns(table: Table, truth: Truth | None) -> dict[str, np.ndarray]:
     """The columns of all N rows.
 
     Args:
-        truth: what the photographs show; None without labels.
+        truth: what the images show; None without labels.
     """
     rows = table.rows
     number = {status: i for i, status in enumerate(statuses(table))}
@@ -127,7 +127,7 @@ class Written:
 
     pictures: int = 0
     cropped: int = 0
-    """Pictures that show a stored crop, as the photograph was not at hand."""
+    """Pictures that show a stored crop, as the image was not at hand."""
     maps: int = 0
 
 
@@ -362,10 +362,10 @@ def _tell(
     if maker.failures:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in maker.failures.most_common())
         instead = f"{written.cropped:,} show their crop instead" if written.cropped else "there are no crops"
-        hint = "" if maker.images else f"{_gone(table)} --images FOLDER says where photographs are."
-        say(f"{maker.failures.total():,} photographs could not be used ({reasons}); {instead}.{hint}")
+        hint = "" if maker.images else f"{_gone(table)} --images FOLDER says where images are."
+        say(f"{maker.failures.total():,} images could not be used ({reasons}); {instead}.{hint}")
     elif maker.images and maker.images != images and written.pictures:
-        say(f"The photographs are those in {maker.images}, as {table.source.name} says.")
+        say(f"The images are those in {maker.images}, as {table.source.name} says.")
     if "attention" not in table.info.extras:
         lacks = "holds no attention maps"
         if table.source.suffix.lower() == ".parquet":

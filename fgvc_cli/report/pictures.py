@@ -1,4 +1,4 @@
-"""The photographs of a prediction file where it says that they were, as long as they are there."""
+"""The images of a prediction file where it says that they were, as long as they are there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Picture:
     row: int
     webp: bytes
     cropped: bool
-    """It shows the object's box rather than the photograph."""
+    """It shows the object's box rather than the image."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class PictureMaker:
     px: int = 240
     workers: int = 2
     failures: Counter[str] = field(default_factory=Counter)
-    """Photographs that gave no picture, by reason: a word of ``FailureStatus``, or ``changed``."""
+    """Images that gave no picture, by reason: a word of ``FailureStatus``, or ``changed``."""
     _turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(TURNS))
 
     def check(self) -> None:
@@ -119,7 +119,7 @@ class PictureMaker:
         yield from ((row, None) for places in wanted.values() for row in places)
 
     def _shrink(self, row: int, where: Where | None) -> bytes | str:
-        """A picture of the whole photograph, or why there is none."""
+        """A picture of the whole image, or why there is none."""
         if where is None:
             return "missing"
         held: list[bool] = []
@@ -138,7 +138,7 @@ class PictureMaker:
                 self._turns.release()
 
     def _prepare(self, held: list[bool], image: Image.Image) -> None:
-        """Ask a JPEG for a smaller copy; of other big photographs, few are in memory at once."""
+        """Ask a JPEG for a smaller copy; of other big images, few are in memory at once."""
         scale = 2 * self.px / max(image.size)
         if scale < 1:
             image.draft(None, (round(image.width * scale) or 1, round(image.height * scale) or 1))
@@ -202,7 +202,7 @@ def recorded_images(table: Table) -> str | None:
     """What the rows' paths are relative to, as ``PictureMaker`` takes it; None where it is not known or gone.
 
     Relative sources are looked for where they were typed, then in the current folder and beside the
-    prediction file, with which they may have moved. What counts is that the first photograph with a
+    prediction file, with which they may have moved. What counts is that the first image with a
     prediction is there: a folder of the same name may be another. No network is asked.
     """
     if table.origin is None:

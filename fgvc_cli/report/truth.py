@@ -1,4 +1,4 @@
-"""What the photographs really show, beside what was predicted of them: one class each, or a set of labels.
+"""What the images really show, beside what was predicted of them: one class each, or a set of labels.
 
 Legend: N rows, k predictions per row.
 """
@@ -90,8 +90,8 @@ def read_labels(
     """The labels of each row, None where they are not known. Paths are compared in Unicode NFC.
 
     Args:
-        path: a CSV, JSONL or Parquet file with path and label, or a folder with one folder of photographs per
-            class. Of a file, no photograph needs to be there.
+        path: a CSV, JSONL or Parquet file with path and label, or a folder with one folder of images per
+            class. Of a file, no image needs to be there.
         names: paths of the rows; relative to the folder, or to that of the file, or starting with it. A path
             of a file may lack the ending.
         multi_label: the file may have labels in place of label, with any number; else each row has one.
@@ -105,7 +105,7 @@ def read_labels(
         found, _ = read_listing(path)
         if found.multi_label and not multi_label:
             raise FgvcError(
-                f"{path} has several labels per photograph, the predictions are of one class each.",
+                f"{path} has several labels per image, the predictions are of one class each.",
                 "Give a column label, with one.",
             )
         by_labels = ((labels, images) for split in found.images.values() for labels, images in split.items())

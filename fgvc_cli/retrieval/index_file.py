@@ -1,16 +1,16 @@
-"""The index of a model: embeddings of labelled photographs with a small picture of each, in one HDF5 file.
+"""The index of a model: embeddings of labelled images with a small picture of each, in one HDF5 file.
 
-It stands alone: the photographs may move or go. Legend: N photographs, D embedding width, L labels of the
-photograph with most of them (1 but for multi-label data).
+It stands alone: the images may move or go. Legend: N images, D embedding width, L labels of the
+image with most of them (1 but for multi-label data).
 
     path         (N,) UTF-8, relative to the folder of the data
-    class_index  (N, L) int32 into the attribute ``class_names``; -1 where a photograph has fewer
-    size         (N, 2) int32: width, height of the upright photograph, pixels
+    class_index  (N, L) int32 into the attribute ``class_names``; -1 where an image has fewer
+    size         (N, 2) int32: width, height of the upright image, pixels
     box          (N, 4) float32: the model's object box, see the attribute ``box_convention``; NaN without one
     embedding    (N, D) float16, ``ModelOutput.embedding`` scaled to length 1
     thumbnail    (N,) bytes of a JPEG as uint8 of any length, ``crops.CROP_PX`` pixels at most: the square
                  about the object with room round it, since what tells look-alikes apart is small in the whole
-                 photograph and may lie just outside the box
+                 image and may lie just outside the box
 
 Root attributes: ``format``, ``schema_version``, ``metric`` (cosine), ``dataset``, ``split``, and those of a
 file of predictions, ``weights_sha256``, ``class_names``, ``preprocessing`` and ``fgvc_version`` among them.
@@ -85,9 +85,9 @@ def write_index(
     overwrite: bool = False,
     on_block: Callable[[Block], None] | None = None,
 ) -> int:
-    """Embed photographs and write the index, whole or not at all, in memory that does not grow with them.
+    """Embed images and write the index, whole or not at all, in memory that does not grow with them.
 
-    A photograph that cannot be read is left out; its row of the block says why.
+    An image that cannot be read is left out; its row of the block says why.
 
     Args:
         predictor: from ``index_predictor``.
@@ -97,10 +97,10 @@ def write_index(
         on_block: told of each batch.
 
     Returns:
-        How many photographs the index holds.
+        How many images the index holds.
 
     Raises:
-        FgvcError: the file cannot be written, a model without embeddings, no readable photograph.
+        FgvcError: the file cannot be written, a model without embeddings, no readable image.
     """
     with AtomicFile(out, overwrite=overwrite) as stream, closing(H5Rows(stream.name)) as table:
         attributes = root_attributes(predictor.info) | {
@@ -120,14 +120,14 @@ def write_index(
                 if on_block:
                     on_block(block)
         if not table.count:
-            raise FgvcError(f"No photograph of {dataset} could be read.", "Check the files named above.")
+            raise FgvcError(f"No image of {dataset} could be read.", "Check the files named above.")
         return table.count
 
 
 def _add_sets(table: H5Rows, labels: int) -> None:
     table.add("path", (), h5py.string_dtype())
     table.add("class_index", (labels,), np.int32, description="into class_names; -1: none")
-    table.add("size", (2,), np.int32, description="width, height of the upright photograph, pixels")
+    table.add("size", (2,), np.int32, description="width, height of the upright image, pixels")
     table.add("box", (4,), np.float32)
     table.add("thumbnail", (), h5py.vlen_dtype(np.uint8), description="bytes of a JPEG, empty without one")
 
@@ -156,7 +156,7 @@ def _append(table: H5Rows, block: Block, examples: Sequence[Example]) -> None:
 
 
 def left_out(block: Block) -> Iterator[str]:
-    """One line for each photograph of a block that is not in the index."""
+    """One line for each image of a block that is not in the index."""
     for path, status, error in zip(block.path, block.status, block.error, strict=True):
         if not has_prediction(status):
             yield f"Left out {path}: {error} ({status})"

@@ -1,4 +1,4 @@
-"""Exact search: which photographs of an index lie closest to an embedding, of any class and of some.
+"""Exact search: which images of an index lie closest to an embedding, of any class and of some.
 
 Every row is compared, chunk by chunk, so memory does not grow with the index. Embeddings are unit vectors in
 float16; products of two are whole multiples of 2^-48 and their sums stay below 2, so float64 adds them
@@ -34,7 +34,7 @@ _Ranked = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Neighbour:
-    """One known photograph near another."""
+    """One known image near another."""
 
     path: str
     """Relative to the folder of the indexed data."""
@@ -50,7 +50,7 @@ class Neighbour:
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """What lies closest to one photograph."""
+    """What lies closest to one image."""
 
     overall: tuple[Neighbour, ...]
     """Of any class, nearest first."""
@@ -132,12 +132,12 @@ class NearestIndex:
     def search(
         self, embeddings: np.ndarray, classes: Sequence[Sequence[str]], *, count: int
     ) -> list[Nearest]:
-        """The nearest photographs of each query.
+        """The nearest images of each query.
 
         Args:
             embeddings: (B, D), of any length: ``ModelOutput.embedding`` as it is.
             classes: for each query, the classes to look through by themselves; perhaps none.
-            count: m, photographs of each class and overall; fewer where there are fewer.
+            count: m, images of each class and overall; fewer where there are fewer.
 
         Raises:
             FgvcError: embeddings of another width, a class that the index does not know.

@@ -1,4 +1,4 @@
-"""Finding photographs: folders, files, globs, lists, archives and URLs -> images, lazily and in order."""
+"""Finding images: folders, files, globs, lists, archives and URLs -> images, lazily and in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding photographs: a file or stored image -> an upright RGB image, or the failure as a value.
+"""Decoding images: a file or stored image -> an upright RGB image, or the failure as a value.
 
 No torch here: this module is what a decoding worker imports.
 """
@@ -48,7 +48,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000
 """What is decoded, in Pillow's names. Its other plugins stay shut to hostile files (EPS runs Ghostscript)."""
 
 MAX_PIXELS = 200_000_000
-"""Largest photograph, pixels: the largest phone sensors pass, decompression bombs do not. Decoding takes 4
+"""Largest image, pixels: the largest phone sensors pass, decompression bombs do not. Decoding takes 4
 bytes per pixel, several times that where the mode has to be converted."""
 
 OK: Literal["ok"] = "ok"
@@ -76,24 +76,24 @@ TO_SHOW = Reading()
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A photograph, upright as its EXIF says, mode RGB."""
+    """An image, upright as its EXIF says, mode RGB."""
 
     image: Image.Image
     full_size: tuple[int, int] | None = None
-    """(width, height) of the upright photograph, pixels, where ``image`` is a smaller copy of it."""
+    """(width, height) of the upright image, pixels, where ``image`` is a smaller copy of it."""
 
     note: str = ""
     """What the user should know about how it was read; said once per run."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the upright photograph, pixels."""
+        """(width, height) of the upright image, pixels."""
         return self.full_size or self.image.size
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no photograph."""
+    """Why there is no image."""
 
     status: FailureStatus
     error: str
@@ -107,7 +107,7 @@ Prepare = Callable[[Image.Image], None]
 def read_image(
     path: Path | str | Stored, prepare: Prepare | None = None, rule: ReadRule = TO_SHOW
 ) -> DecodedImage | Failure:
-    """Decode one photograph; whatever the file holds, the answer is a value and nothing goes to stderr (but
+    """Decode one image; whatever the file holds, the answer is a value and nothing goes to stderr (but
     for a line of LibRaw's on a damaged RAW file).
 
     The first frame of an animation; ``to_rgb`` says what becomes of other modes. An EXIF that cannot be read
@@ -517,7 +517,7 @@ def to_rgb(image: Image.Image, profile: bytes | None = None) -> tuple[Image.Imag
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
         return white, note
-    # A copy of a large photograph is as large again.
+    # A copy of a large image is as large again.
     return (image if image.mode == "RGB" else image.convert("RGB")), note
 
 

@@ -1,4 +1,4 @@
-"""Lists of photographs, one path per line or with NUL between them, from a stream or a file."""
+"""Lists of images, one path per line or with NUL between them, from a stream or a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photographs behind a URL (s3://, gs://, memory://, ...), through fsspec.
+"""Images behind a URL (s3://, gs://, memory://, ...), through fsspec.
 
 fsspec comes with torch; the package for a protocol (s3fs, gcsfs) is the user's to install.
 """

@@ -1,4 +1,4 @@
-"""What every source of photographs shares: the image found, and one that lies elsewhere than in a file.
+"""What every source of images shares: the image found, and one that lies elsewhere than in a file.
 
 No torch here: decoding workers import this.
 """

@@ -50,7 +50,7 @@ def test_rollouts_of_a_real_vit_over_shelf_photographs(shared):
     weights = shared / "weights" / "vit_tiny_patch16_224.augreg_in1k.safetensors"
     photos = sorted((shared / "data" / "grocery" / "test").rglob("*.jpg"))[::310]
     if not weights.exists() or not photos:
-        pytest.skip("needs the shared ViT weights and grocery photographs")
+        pytest.skip("needs the shared ViT weights and grocery images")
     model = create_model("vitms-vit_tiny_patch16_224", 3, init=weights).eval()
     half = (0.5, 0.5, 0.5)
     preprocess = Preprocess(input_px=224, resize_px=224, mean=half, std=half)

@@ -146,7 +146,7 @@ def test_other_settings_are_refused_before_anything_is_trained(arguments, messag
 def test_other_photographs_and_foreign_folders_are_refused(copied, colours, tmp_path):
     data, out = copied
     (colours / "blue" / "000.png").unlink()
-    assert "other photographs" in ablate(colours, out).stderr
+    assert "other images" in ablate(colours, out).stderr
     (tmp_path / "new" / CELLS[0]).mkdir(parents=True)
     (tmp_path / "new" / CELLS[0] / "notes.txt").write_text("mine")
     (tmp_path / "new" / CELLS[0] / "config.json").write_text('{"title": "mine"}')

@@ -138,7 +138,7 @@ def photos(tmp_path: Path) -> Path:
 def test_check_of_a_clean_folder(photos: Path) -> None:
     result = fgvc("check", photos, "--workers", 0, "--min-images", 2)
     assert result.exit_code == 0, result.output
-    assert "photos: 2 classes, 9 train, 3 test photographs" in result.stdout
+    assert "photos: 2 classes, 9 train, 3 test images" in result.stdout
     assert "0 groups across splits" in result.stdout
 
 
@@ -201,7 +201,7 @@ def test_check_of_an_undivided_folder_names_no_split(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "photos" / "crow" / "0.png", tmp_path / "photos" / "finch" / "same.png")
     options = (tmp_path / "photos", "--workers", 0, "--out", tmp_path / "report.csv")
     result = fgvc("check", *options)
-    assert "photos: 2 classes, 9 photographs, not divided into splits" in result.stdout
+    assert "photos: 2 classes, 9 images, not divided into splits" in result.stdout
     assert "crow/0.png [crow] = finch/same.png [finch]" in result.stdout and "crow: 4" in result.stdout
     assert "train" not in result.stdout and " test" not in result.stdout and "test:" not in result.stdout
     assert "exact,1,crow/0.png,,crow,,yes," in (tmp_path / "report.csv").read_text().splitlines()

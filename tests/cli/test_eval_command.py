@@ -136,7 +136,7 @@ def test_many_classes_are_a_long_table(report, monkeypatch):
 
 
 def test_boxes_are_those_that_predict_writes(world, report):
-    """The same geometry: predict's boxes against boxes.csv give the IoU of each photograph."""
+    """The same geometry: predict's boxes against boxes.csv give the IoU of each image."""
     folder, document = report
     out = world / "preds.csv"
     weights = world / "first/model.safetensors"
@@ -163,7 +163,7 @@ def overlap(a: list[float], b: list[float]) -> float:
 
 
 def test_boxes_of_turned_photographs_are_upright(tmp_path, world):
-    """A photograph stored on its side has the figures of the same photograph stored upright."""
+    """An image stored on its side has the figures of the same image stored upright."""
     figures = []
     for name, turned in (("upright", False), ("turned", True)):
         folder = tmp_path / name
@@ -209,7 +209,7 @@ def test_two_models_on_the_same_photographs(world):
     )
     assert against["notes"] == []
     printed = evaluate("--weights", first, "--against", second).stdout
-    assert "McNemar's exact test: p =" in printed and "on the same 15 photographs" in printed
+    assert "McNemar's exact test: p =" in printed and "on the same 15 images" in printed
 
 
 def test_a_model_against_itself_shows_no_difference(world):
@@ -236,7 +236,7 @@ def test_the_verdict_needs_both_the_interval_and_the_test(interval, p, says):
 
 
 def test_a_model_of_other_training_data_is_pointed_out(world, tmp_path):
-    """Classes are matched by name, and the other may have been trained on these photographs."""
+    """Classes are matched by name, and the other may have been trained on these images."""
     mixed = tmp_path / "birds"
     for species in (world / "aviary/train").iterdir():
         shutil.copytree(species, mixed / species.name)
@@ -307,7 +307,7 @@ def test_only_those_of_the_trainings_data_are_calibrated_on(world, tmp_path):
 
 
 def test_photographs_that_moved_are_divided_as_in_training(world, tmp_path):
-    """Unsplit, as new photographs are: taken for new, those that were trained on would count."""
+    """Unsplit, as new images are: taken for new, those that were trained on would count."""
     shutil.copytree(world / "aviary/test", tmp_path / "here")
     train(tmp_path / "here", "timm-resnet10t", tmp_path / "run")
     weights = tmp_path / "run/model.safetensors"

@@ -62,7 +62,7 @@ def opened(monkeypatch) -> list[str | None]:
 
 @pytest.fixture
 def photo(tmp_path, monkeypatch):
-    """A photograph in a folder of its own; the command runs in another, empty one."""
+    """An image in a folder of its own; the command runs in another, empty one."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -130,7 +130,7 @@ def test_the_photograph_is_never_overwritten(tmp_path, opened):
     photo = tmp_path / "bird.png"
     Image.new("RGB", (9, 9)).save(photo)
     before = photo.read_bytes()
-    with pytest.raises(FgvcError, match="photograph itself"):
+    with pytest.raises(FgvcError, match="image itself"):
         run(photo, weights="any", out=photo, device="cpu", overwrite=True)
     assert photo.read_bytes() == before
 
@@ -161,7 +161,7 @@ def test_an_output_that_cannot_be_written_is_found_before_any_work(photo, opened
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "no bytes"), (b"not a photograph", "header"), (None, "no such file")],
+    [(b"", "no bytes"), (b"not an image", "header"), (None, "no such file")],
 )
 def test_a_photograph_that_cannot_be_read_says_why(tmp_path, monkeypatch, opened, content, reason):
     monkeypatch.chdir(tmp_path)
@@ -193,7 +193,7 @@ def test_a_folder_gives_a_picture_each_and_a_table(photo, opened, capsys):
         assert row["picture"] == f"{row['path']}.jpg"
         with Image.open(out / row["picture"]) as picture:
             assert picture.format == "JPEG" and picture.width == 1600 and picture.height < 700
-    # The box is the whole input's middle; the wide photograph was kept smaller, its box was not.
+    # The box is the whole input's middle; the wide image was kept smaller, its box was not.
     wide = rows[-1]
     assert float(wide["width"]) == 4000 and float(wide["box_x2"]) > 1600
     stdout, stderr = capsys.readouterr()
@@ -211,7 +211,7 @@ def test_a_picture_to_write_for_many_photographs_is_refused(photo, opened, archi
         with pytest.raises(FgvcError) as caught:
             run(source, weights="any", device="cpu", out=Path(out))
         kind = "an archive" if archive else "a folder"
-        told = f"--out {out} names a picture, but {source} is {kind} of photographs."
+        told = f"--out {out} names a picture, but {source} is {kind} of images."
         assert told in str(caught.value) and caught.value.hint == "Name a folder: --out fig4"
         assert caught.value.exit_code == EXIT_USAGE
     assert opened == [] and os.listdir() == before
@@ -224,7 +224,7 @@ def test_full_pages_of_a_folder_on_request(photo, opened):
 
 
 def test_what_cannot_be_read_is_named_and_the_others_still_come_out(photo, opened, capsys):
-    (photo.parent / "bad.jpg").write_text("not a photograph")
+    (photo.parent / "bad.jpg").write_text("not an image")
     assert run(photo.parent, weights="any", device="cpu", out=Path("why")) == EXIT_SOME_FAILED
     with open("why/index.csv") as stream:
         rows = {row["path"]: row for row in csv.DictReader(stream)}

@@ -43,7 +43,7 @@ def opened(monkeypatch) -> list[dict]:
 
 
 def test_a_checked_graph_is_written_and_reported(opened, colours, tmp_path):
-    (colours / "green" / "broken.jpg").write_bytes(b"no photograph")
+    (colours / "green" / "broken.jpg").write_bytes(b"no image")
     out = tmp_path / "model.pt2"
     result = fgvc("--weights", "aviary", "--out", out, "--check", colours)
     assert result.exit_code == 0, result.output
@@ -94,7 +94,7 @@ def test_missing_packages_are_named_before_anything_is_loaded(opened, tmp_path, 
 
 def test_a_check_without_photographs_writes_nothing(opened, tmp_path):
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no photograph")
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no image")
     result = fgvc("--weights", "aviary", "--out", tmp_path / "model.pt2", "--check", tmp_path / "photos")
     assert result.exit_code == 1 and "No image of" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

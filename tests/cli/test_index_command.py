@@ -92,7 +92,7 @@ def test_other_photographs_are_all_taken_where_they_have_no_split(world, tmp_pat
     weights, data = world
     shutil.copytree(data, tmp_path / "more")
     shutil.rmtree(tmp_path / "more" / "green")
-    (tmp_path / "more" / "red" / "broken.jpg").write_text("no photograph")
+    (tmp_path / "more" / "red" / "broken.jpg").write_text("no image")
     result = fgvc("index", "--weights", weights, "--data", tmp_path / "more", "--out", "m.h5", *CPU)
     assert result.exit_code == 3 and "Left out red/broken.jpg" in result.stderr
     assert len(paths_of(Path("m.h5"))) == 20

@@ -1,4 +1,4 @@
-"""CUDA against the CPU: the same weights and photographs give the same answers. Skipped without a GPU."""
+"""CUDA against the CPU: the same weights and images give the same answers. Skipped without a GPU."""
 
 from __future__ import annotations
 

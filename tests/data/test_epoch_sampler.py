@@ -74,7 +74,7 @@ def test_processes_share_the_batches_of_one(world):
     alone = list(draws(batch_size=2 * world, epochs=2))
     parts = [draws(batch_size=2, epochs=2, rank=rank, world=world) for rank in range(world)]
     together = [list(itertools.chain(*batch)) for batch in zip(*parts, strict=True)]
-    # One process keeps a last batch that would leave another a single photograph.
+    # One process keeps a last batch that would leave another a single image.
     kept = [batch for batch in alone if len(batch) >= 2 * world]
     assert together == kept
     assert all(part.size(0) == 2 * world for part in parts), "of all processes together"

@@ -1,4 +1,4 @@
-"""Batches of labelled photographs."""
+"""Batches of labelled images."""
 
 from __future__ import annotations
 

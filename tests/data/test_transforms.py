@@ -1,4 +1,4 @@
-"""Photograph -> input and back."""
+"""Image -> input and back."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_mixup_mixes_pixels_and_labels_by_the_same_share():
     torch.manual_seed(0)
     images, targets = mixed(mixup=1.0)
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(3))
-    # A photograph of class k has the value k everywhere: the mean of the labels is the pixel.
+    # An image of class k has the value k everywhere: the mean of the labels is the pixel.
     expected = (targets * torch.arange(3.0)).sum(dim=1)
     torch.testing.assert_close(images, expected.view(3, 1, 1, 1).expand_as(images))
     assert (targets > 0).sum() == 6

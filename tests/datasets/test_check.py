@@ -1,4 +1,4 @@
-"""Checking a labelled set: copies found, other photographs left alone, near search against all pairs."""
+"""Checking a labelled set: copies found, other images left alone, near search against all pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fgvc_cli.sources.images import Failure
 
 
 def picture(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
-    """Soft coloured blobs: like photographs, most of what there is lies in the low frequencies."""
+    """Soft coloured blobs: like images, most of what there is lies in the low frequencies."""
     grid = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
 

@@ -49,7 +49,7 @@ def run(*words: object, launcher: list[str] | None = None) -> subprocess.Complet
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """33 train photographs, one of them broken; val and test that two processes cannot halve."""
+    """33 train images, one of them broken; val and test that two processes cannot halve."""
     root = write_colours(tmp_path_factory.mktemp("data") / "train", 11).parent
     for split in ("val", "test"):
         write_colours(root / split, 3)

@@ -186,7 +186,7 @@ def test_advice_names_the_largest_half_that_fits_and_keeps_the_global_batch(erro
     told = str(out_of_memory(learner, config))
     assert seen == [10, 5]
     assert "batches of 20 at 32 px" in told
-    assert "--batch-size 5 --set accumulate=8 keeps 40 photographs per update" in told
+    assert "--batch-size 5 --set accumulate=8 keeps 40 images per update" in told
 
 
 def test_advice_where_nothing_fits(monkeypatch):
@@ -244,3 +244,13 @@ def test_depthwise_convolutions_stay_in_float32_under_bf16_on_a_cpu():
         with computing(learner.device, learner.precision):
             model(torch.randn(2, 3, 32, 32))
         assert seen == {("depthwise", torch.float32), ("other", torch.bfloat16)}
+
+
+def test_trying_a_step_changes_nothing_of_the_training():
+    learner = make_learner(make_config())
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    assert learner.seconds_per_image(32) > 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in learner.model.parameters())

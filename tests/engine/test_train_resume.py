@@ -304,13 +304,13 @@ def test_changed_photographs_are_refused(straight, tmp_path, monkeypatch):
     train(data, tmp_path / "run")
     monkeypatch.undo()
     (data / "red" / "000.png").rename(data / "red" / "new.png")
-    with pytest.raises(FgvcError, match="photographs, labels or splits of colours are not those"):
+    with pytest.raises(FgvcError, match="images, labels or splits of colours are not those"):
         resume(tmp_path / "run")
     data.rename(tmp_path / "elsewhere")
     with pytest.raises(FgvcError, match="cannot be read: .*colours does not exist") as caught:
         resume(tmp_path / "run")
     assert f"fgvc train --resume {tmp_path / 'run'} --data FOLDER" in str(caught.value)
-    # The same photographs elsewhere are the same data.
+    # The same images elsewhere are the same data.
     assert resume(tmp_path / "run", data=str(straight[0])) == 0
 
 

@@ -305,7 +305,7 @@ def test_a_split_that_would_mix_with_training_is_refused(colours, tmp_path):
     extra = colours / "red" / "new.png"
     shutil.copyfile(next((colours / "red").iterdir()), extra)
     for data in (None, colours):
-        with pytest.raises(FgvcError, match="no longer holds the photographs of the training"):
+        with pytest.raises(FgvcError, match="no longer holds the images of the training"):
             evaluate_split(weights, data=data)
     assert evaluate_split(weights, split="all")["metrics"]["images"] == 31
 

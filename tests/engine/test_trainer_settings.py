@@ -179,7 +179,7 @@ def test_looks_train_with_every_setting_and_a_cascade_shows_its_reach(colours, t
         terms = [float(row[f"loss_{name}"]) for name in ("main", "object", "parts")]
         assert float(row["loss"]) == pytest.approx(sum(terms), rel=1e-4)
         # A cascade is for prediction: training takes all looks, validation at confidence 0 only the first.
-        # Four looks, and one more for each photograph that was erased.
+        # Four looks, and one more for each image that was erased.
         assert 4 < float(row["passes"]) < 5 and float(row["val_passes"]) == 1
         assert (row["val_reached_object"], row["val_reached_parts"]) == ("0", "0")
         assert "val_top1_main" in row and "val_top1_parts" not in row
@@ -196,7 +196,7 @@ def test_accumulation_makes_fewer_updates_over_the_same_photographs(colours, tmp
 
     monkeypatch.setattr(trainer_module.Learner, "update", recorded)
     train(colours, tmp_path / "run", "optim.schedule=onecycle", epochs=2, batch_size=4, accumulate=2)
-    # 21 photographs: five batches of 4 (the last one alone is left out), two to an update.
+    # 21 images: five batches of 4 (the last one alone is left out), two to an update.
     assert taken == [(8, 8), (8, 16), (4, 20)] * 2
     # The schedule counts updates, not batches: it comes to its end.
     assert float(read_metrics(tmp_path / "run")[-1]["lr_heads"]) == pytest.approx(0.002 / 25e4, rel=1e-3)
@@ -272,7 +272,7 @@ def test_a_decoder_that_dies_is_one_line(colours, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(LabelledImages, "_read", deadly)
-    with pytest.raises(FgvcError, match="process that decodes photographs died.*--resume"):
+    with pytest.raises(FgvcError, match="process that decodes images died.*--resume"):
         train(colours, tmp_path / "run", workers=1)
 
 

@@ -1,4 +1,4 @@
-"""Several labels per photograph: loss, fusion, figures in closed form, and the whole way once."""
+"""Several labels per image: loss, fusion, figures in closed form, and the whole way once."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def test_eval_and_check_take_images_without_any_label(untested: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["metrics"]["images"] == 6
     checked = fgvc("datasets", "check", untested.parent / "untested.csv", "--workers", 0)
-    assert "29 train, 6 val photographs, 5 of them without a label" in checked.stdout
+    assert "29 train, 6 val images, 5 of them without a label" in checked.stdout
     assert "bare/0.png [no label] = 0.png [blue]" in checked.stdout
 
 

@@ -1,4 +1,4 @@
-"""Several models on one photograph, a row each."""
+"""Several models on one image, a row each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a checkpoint and a photograph to an explanation, with models whose answers are known."""
+"""From a checkpoint and an image to an explanation, with models whose answers are known."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_box_comes_back_to_where_the_object_is_in_the_photograph(size, prepr
     centre_x, centre_y = size[0] // 2, size[1] // 2
     spot = (centre_x - 80, centre_y - 100, centre_x + 20, centre_y + 40)
     explanation = explain_photo(checkpoint(BrightnessModel({}), preprocess), photo_with_spot(size, spot))
-    # One pixel of the input is up to 12 pixels of the photograph; resizing blurs by as much.
+    # One pixel of the input is up to 12 pixels of the image; resizing blurs by as much.
     np.testing.assert_allclose(explanation.box, spot, atol=max(size) / 80 + 1)
 
 

@@ -1,4 +1,4 @@
-"""Pages show the known photographs that were found, in their rows, and say what they are."""
+"""Pages show the known images that were found, in their rows, and say what they are."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_file_names_keep_their_end():
 
 
 class Embeds(BrightnessModel):
-    """Also gives an embedding, the same for every photograph."""
+    """Also gives an embedding, the same for every image."""
 
     def forward(self, images, want=()):
         output = super().forward(images, want)

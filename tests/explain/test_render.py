@@ -59,7 +59,7 @@ def rgb(text_color: str) -> tuple[int, ...]:
 
 
 # Row 2, column 6 of 8 cells of 10 px has its centre at (65, 25) of the input. Squashed, the input starts 10
-# of 100 px into each side: 75 % and 35 % of the photograph. By the shorter side, the longer one is cut at its
+# of 100 px into each side: 75 % and 35 % of the image. By the shorter side, the longer one is cut at its
 # middle.
 @pytest.mark.parametrize(
     ("preprocess", "size", "at"),
@@ -83,7 +83,7 @@ def test_what_the_model_did_not_see_is_pale_and_carries_no_colour():
     panel = draw_map(explanation((400, 200), preprocess=SHORTER), "stage3", (400, 200))
     pale = round(GREY + (255 - GREY) * UNSEEN_VEIL)
     pixels = np.asarray(panel).astype(int)
-    # 2 px of photograph per input px; 80 px in the middle of 200.
+    # 2 px of image per input px; 80 px in the middle of 200.
     outside = np.ones((200, 400), bool)
     outside[20:180, 120:280] = False
     np.testing.assert_allclose(pixels[outside], pale, atol=1)

@@ -1,4 +1,4 @@
-"""A model that looks again: its crops are the photograph's own pixels, what is erased is what it says."""
+"""A model that looks again: its crops are the image's own pixels, what is erased is what it says."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_model_that_looks_once_has_no_section():
     page = render(plain)
     for color in (*PART_LINES[:3], ERASED):
         assert not is_color(page, color).any()
-    # Header, photograph beside its one map, answers beside branches, one line of legend.
+    # Header, image beside its one map, answers beside branches, one line of legend.
     assert page.size == (WIDTH, 1156)
 
 

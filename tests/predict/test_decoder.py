@@ -107,7 +107,7 @@ def test_crops_are_the_same_from_kept_photographs_and_from_reading_again(tmp_pat
             decoder.load(number, path)
         crops += [decoder.cut(number, path, (30, 40, 200, 190)) for number in (0, 1)]
     assert len(set(crops)) == 1 and opened(crops[0]).size == (170, 150)
-    assert len(reads) == 4 + 3  # one of the four photographs was kept
+    assert len(reads) == 4 + 3  # one of the four images was kept
 
 
 def test_what_is_kept_is_bounded_in_bytes_and_let_go(tmp_path):

@@ -1,4 +1,4 @@
-"""Rows stay on their files, boxes come home to the photograph, memory stays flat."""
+"""Rows stay on their files, boxes come home to the image, memory stays flat."""
 
 import math
 import threading
@@ -210,7 +210,7 @@ def test_an_image_that_cannot_be_resized_is_a_failed_row(monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_number_of_images():
-    """3,000 inputs through a stand-in decoder: photographs alive, and inputs taken ahead of the rows."""
+    """3,000 inputs through a stand-in decoder: images alive, and inputs taken ahead of the rows."""
     lock = threading.Lock()
     alive = most_alive = taken = most_ahead = done = 0
 

@@ -37,7 +37,7 @@ def block(
 ) -> Block:
     """Rows as (class, probability), None for one that is truncated; 2 guesses each.
 
-    Boxes are (10, 10, 60, 50) in photographs of 120 x 80 px, part p is (20 p, 0, 20 p + 10, 10); a map (2, 4)
+    Boxes are (10, 10, 60, 50) in images of 120 x 80 px, part p is (20 p, 0, 20 p + 10, 10); a map (2, 4)
     is 1 in its upper left corner and 0 elsewhere; crops are red.
     """
     n = len(guesses)

@@ -52,7 +52,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Seven rows, six with a photograph of their own or a crop; labels for six of them."""
+    """Seven rows, six with an image of their own or a crop; labels for six of them."""
     folder = tmp_path_factory.mktemp("page")
     rows = block(GUESSES, CLASSES, paths=PATHS, parts=1, maps=True, crops=True)
     for path in PATHS[:2]:
@@ -84,11 +84,11 @@ def reader(browser):
 
 def test_unsure_come_first_and_hostile_names_are_text(reader, page):
     reader.open(page)
-    reader.counts("7 photographs")
+    reader.counts("7 images")
     expected = [2, 4, 3, 6, 1, 0, 5]
     assert reader.paths() == [PATHS[i] for i in expected]
     assert (HOSTILE_CLASS, HOSTILE_FILE) in reader.cards()
-    assert reader.find("#summary").text == "7 photographs · 1 unsure · 1 failed · 4 classes of vitms-test"
+    assert reader.find("#summary").text == "7 images · 1 unsure · 1 failed · 4 classes of vitms-test"
     assert reader.js("document.querySelectorAll('img').length") == 0
 
 
@@ -108,19 +108,19 @@ def test_orders_by_keyboard(reader, page):
 def test_filters_by_mouse(reader, page):
     reader.open(page)
     reader.tick("truncated")
-    reader.counts("1 of 7 photographs")
+    reader.counts("1 of 7 images")
     reader.tick("unsure")
-    reader.counts("2 of 7 photographs")
+    reader.counts("2 of 7 images")
     reader.find("#clear").click()
-    reader.counts("7 photographs")
+    reader.counts("7 images")
     reader.tick("bee")
-    reader.counts("2 of 7 photographs")
+    reader.counts("2 of 7 images")
     statuses = [count.text for count in reader.browser.find_elements("css selector", "#statuses .count")]
     assert statuses == ["1", "1", "0"]  # ok, unsure, truncated: what each would leave
     reader.find("#wrong").click()
-    reader.counts("1 of 7 photographs")
+    reader.counts("1 of 7 images")
     reader.tick("cat")
-    reader.counts("2 of 7 photographs")
+    reader.counts("2 of 7 images")
     reader.find("#clear").click()
     reader.find("#class-text").send_keys("ca")
     reader.wait("document.querySelectorAll('#classes li').length === 1")
@@ -129,18 +129,18 @@ def test_filters_by_mouse(reader, page):
 def test_filters_by_keyboard(reader, page):
     reader.open(page)
     reader.find("#text").send_keys("wood JPG")
-    reader.counts("2 of 7 photographs")
+    reader.counts("2 of 7 images")
     reader.keys(Keys.TAB, Keys.SPACE)  # only mistakes
-    reader.counts("1 of 7 photographs")
+    reader.counts("1 of 7 images")
     assert reader.paths() == ["wood/6.jpg"]
     reader.find("#clear").send_keys(Keys.ENTER)
-    reader.counts("7 photographs")
+    reader.counts("7 images")
     assert reader.js("document.activeElement.id") == "clear"
     reader.find("#most").send_keys(*[Keys.PAGE_DOWN] * 5)  # 10 % each
-    reader.counts("1 of 7 photographs")
+    reader.counts("1 of 7 images")
     assert reader.find("output[for=most]").text == "50 %"
     reader.find("#least").send_keys(Keys.END)  # which pushes the other handle
-    reader.counts("0 of 7 photographs")
+    reader.counts("0 of 7 images")
     assert reader.find("output[for=most]").text == "100 %" and reader.find("#none").is_displayed()
 
 
@@ -174,7 +174,7 @@ def test_boxes_and_attention_lie_where_they_belong(reader, page):
     view = "document.querySelector('#photos li:nth-child(%d) svg').getAttribute('viewBox')"
     part, own = [0, 0, 10, 10], [10, 10, 50, 40]
     assert reader.js(geometry % 1) == [part, own] and reader.js(view % 1) == "0 0 120 80"
-    assert reader.js(view % 3) == "10 10 50 40"  # a crop shows what of the photograph it holds
+    assert reader.js(view % 3) == "10 10 50 40"  # a crop shows what of the image it holds
     card = reader.find("#photos li:nth-child(1) button")
     ActionChains(reader.browser).move_to_element(card).perform()
     reader.wait("getComputedStyle(document.querySelector('#photos .heat')).opacity === '1'")
@@ -194,7 +194,7 @@ def test_the_labels_page(reader, page):
     assert reader.js("document.activeElement.id") == "tab-labels"
     facts = re.sub(r"\s+", " ", reader.js("document.getElementById('accuracy').textContent"))
     # Of the five that are labelled and predicted, rows 0 and 1 are right; row 3 has its label second.
-    assert "right, of 5 labelled photographs40.0 %" in facts and "mistakes3" in facts
+    assert "right, of 5 labelled images40.0 %" in facts and "mistakes3" in facts
     assert "labelled, but without a prediction1" in facts
     pairs = [pair.text for pair in reader.browser.find_elements("css selector", ".pair h3")]
     assert pairs == ["ant taken for bee", "bee taken for cat", "wasp taken for ant"]
@@ -203,10 +203,10 @@ def test_the_labels_page(reader, page):
     assert "ant, taken for ant: 1" in cells and "ant, taken for bee: 1" in cells and len(cells) == 5
     assert "no class of the model" in reader.find("#view-labels").text
     reader.find(".pair .link").click()
-    reader.counts("1 of 7 photographs")
+    reader.counts("1 of 7 images")
     assert reader.paths() == ["meadow/2.jpg"] and "whose label is ant" in reader.find("#pair").text
     reader.find("#pair button").click()
-    reader.counts("2 of 7 photographs")
+    reader.counts("2 of 7 images")
 
 
 def test_a_page_without_maps_labels_and_pictures(reader, tmp_path):
@@ -221,7 +221,7 @@ def test_a_page_without_maps_labels_and_pictures(reader, tmp_path):
 
 def test_a_hundred_thousand_rows_scroll(reader, big_page):
     assert reader.open(big_page) < WAIT_S
-    reader.counts("100,000 photographs")
+    reader.counts("100,000 images")
     worst = reader.browser.execute_async_script("""
         const [done] = arguments, frame = () => new Promise(requestAnimationFrame);
         (async () => {
@@ -242,7 +242,7 @@ def test_a_hundred_thousand_rows_scroll(reader, big_page):
     assert reader.js("document.querySelectorAll('#photos li').length") < 100
     assert reader.js("document.querySelectorAll('#photos button[tabindex=\"0\"]').length") == 1
     reader.find("#text").send_keys("camera-077")
-    reader.counts("1,000 of 100,000 photographs")
+    reader.counts("1,000 of 100,000 images")
 
 
 @pytest.mark.parametrize("width", [1280, 500])
@@ -301,19 +301,19 @@ def test_label_sets_are_counted_whole_and_label_by_label(reader, tmp_path):
     chips = [chip.text for chip in reader.browser.find_elements("css selector", ".chip.wrong")]
     assert chips == ["really bee + cat"]
     reader.find("#wrong").click()
-    reader.counts("1 of 5 photographs")
+    reader.counts("1 of 5 images")
     reader.find("#clear").click()
     reader.tick("bee")
-    reader.counts("2 of 5 photographs")
+    reader.counts("2 of 5 images")
     reader.find("#tab-labels").click()
     assert "exactly its labels (exact match)" in reader.find("#measure").text
     facts = reader.find("#accuracy").text.replace("\n", " ")
-    for fact in ("66.7 %", "of 3 labelled photographs", "85.7 %", "micro F1", "without a label"):
+    for fact in ("66.7 %", "of 3 labelled images", "85.7 %", "micro F1", "without a label"):
         assert fact in facts, facts
     assert "In 1 row all 2 are above 50 %" in reader.find("#view-labels").text
     rows = [row.text for row in reader.browser.find_elements("css selector", "table.classes tbody tr")]
     assert rows == ["cat 1 0 % 0 – 0 %", "bee 2 100 % 2 100 % 100 %", "ant 1 100 % 1 100 % 100 %"]
     assert not reader.browser.find_elements("css selector", ".matrix"), "no confusion of sets"
     reader.find("table.classes tbody button").click()
-    reader.counts("1 of 5 photographs")
-    assert reader.find("#pair").text.startswith("Only photographs with the label cat.")
+    reader.counts("1 of 5 images")
+    assert reader.find("#pair").text.startswith("Only images with the label cat.")

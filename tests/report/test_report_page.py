@@ -72,7 +72,7 @@ def test_columns_come_back_as_they_were(preds, tmp_path, capsys):
     assert "truth_count" not in columns
     said = capsys.readouterr().err
     assert "3 rows, 2 with a prediction; 2 pictures." in said
-    assert "2 photographs could not be used (missing 2); 2 show their crop instead. --images FOLDER" in said
+    assert "2 images could not be used (missing 2); 2 show their crop instead. --images FOLDER" in said
 
 
 def test_input_of_a_centre_crop_lies_in_the_middle_of_the_photograph(tmp_path):

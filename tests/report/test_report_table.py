@@ -156,5 +156,5 @@ def test_label_sets_are_for_a_model_that_tells_several(tmp_path):
     names = ["a.jpg", "b.jpg", "c.jpg"]
     assert read_labels(tmp_path / "labels.csv", names, multi_label=True) == [("ant", "bee"), (), None]
     assert read_labels(tmp_path / "labels.csv", ["b.jpg"], multi_label=True) == [()], "none is known too"
-    with pytest.raises(FgvcError, match="has several labels per photograph, the predictions are of one"):
+    with pytest.raises(FgvcError, match="has several labels per image, the predictions are of one"):
         read_labels(tmp_path / "labels.csv", names)

@@ -1,4 +1,4 @@
-"""The index holds what the model says of each photograph, and appears whole or not at all."""
+"""The index holds what the model says of each image, and appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_family_is_indexed_and_each_photograph_finds_itself(tmp_path, colo
         assert file["path"].asstr()[:].tolist() == [example.path for example in examples]
         assert file["class_index"][:, 0].tolist() == [example.label for example in examples]
         np.testing.assert_allclose(file["embedding"][:], unit(said.embedding.numpy()), atol=2e-3)
-        # Squashed, the input's 64 of 72 pixels lie over 48 pixels of the photograph.
+        # Squashed, the input's 64 of 72 pixels lie over 48 pixels of the image.
         expected = ((said.boxes.numpy() + 4) * 48 / 72).clip(0, 48)
         np.testing.assert_allclose(file["box"][:], expected, atol=1e-2)
         assert file["embedding"].dtype == np.float16 and file["embedding"].compression is None
@@ -114,7 +114,7 @@ def test_thumbnails_show_the_object_with_room_or_the_whole_photograph(tmp_path, 
     picture = Image.open(io.BytesIO(nearest.overall[0].thumbnail))
     row = np.asarray(picture.convert("L")).astype(float).mean(axis=0) / 255 * 719
     if boxes:
-        # The box is 320 x 80 of the photograph; 1.7 times its longer side is more than its height.
+        # The box is 320 x 80 of the image; 1.7 times its longer side is more than its height.
         assert picture.size == (CROP_PX, round(CROP_PX * 360 / 544))
         assert row[0] == pytest.approx(360 - 272, abs=8) and row[-1] == pytest.approx(360 + 272, abs=8)
     else:
@@ -137,7 +137,7 @@ def test_surroundings_are_square_and_inside_the_photograph(box, expected):
 
 
 def test_what_cannot_be_read_is_left_out_and_labels_stay_with_their_photographs(tmp_path, colours):
-    (colours / "blue" / "003.png").write_bytes(b"no photograph")
+    (colours / "blue" / "003.png").write_bytes(b"no image")
     (colours / "red" / "000.png").unlink()
     examples = [
         Example(f"{name}/{i:03d}.png", label) for label, name in enumerate(CLASSES) for i in range(10)
@@ -167,7 +167,7 @@ def test_several_labels_lie_beside_each_other(tmp_path, colours):
 
 def test_nothing_readable_a_model_without_embeddings_and_ctrl_c_leave_no_file(tmp_path, colours):
     trained = checkpoint(model=Pooled())
-    with pytest.raises(FgvcError, match="No photograph of colours could be read"):
+    with pytest.raises(FgvcError, match="No image of colours could be read"):
         make(tmp_path / "i.h5", colours, trained, [Example("blue/gone.png", 0)])
     with pytest.raises(FgvcError, match="gives no embedding"):
         make(tmp_path / "i.h5", colours, checkpoint(model=Pooled(embeds=False)))

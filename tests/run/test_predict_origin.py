@@ -1,4 +1,4 @@
-"""An .h5 says where its photographs were, and fgvc report finds them there."""
+"""An .h5 says where its images were, and fgvc report finds them there."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_report_finds_the_photographs_by_itself(typed, photos, here, capsys, m
     (here / "other").mkdir()
     monkeypatch.chdir(here / "other")
     said = told(capsys, here / OUT)
-    assert "could not be used" not in said and "The photographs are those in" in said
+    assert "could not be used" not in said and "The images are those in" in said
 
 
 def test_photographs_that_moved_with_the_file_are_found_and_others_are_not(photos, here, capsys, monkeypatch):
@@ -94,6 +94,6 @@ def test_photographs_that_moved_with_the_file_are_found_and_others_are_not(photo
     (here / "archive" / "photos").rename(here / "elsewhere")
     (here / "photos").mkdir()  # of the same name, with nothing of this run
     said = told(capsys, Path("archive/p.h5"))
-    assert "3 photographs could not be used (missing 3)" in said
+    assert "3 images could not be used (missing 3)" in said
     assert f"predicted from photos in {here / 'project'}, and are not there now. --images FOLDER" in said
     assert "could not be used" not in told(capsys, Path("archive/p.h5"), images="elsewhere")

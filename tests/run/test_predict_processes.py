@@ -35,7 +35,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def listed(tmp_path):
-    """A list of one photograph, again and again: as many rows as one likes."""
+    """A list of one image, again and again: as many rows as one likes."""
 
     def write(rows, size=(40, 30)):
         Image.new("RGB", size, "olive").save(tmp_path / "olive.jpg")

@@ -82,7 +82,7 @@ class Rows {
     return this.statuses[this.status[row]];
   }
 
-  /** Whether what the photographs show is known of any. */
+  /** Whether what the images show is known of any. */
   get labelled() {
     return this.truthAt !== undefined;
   }
@@ -114,7 +114,7 @@ class Rows {
     return truth.length !== told.length || told.some((label) => !truth.includes(label));
   }
 
-  /** An xyxy box in pixels of the photograph, from a column of tenths; null where there is none. */
+  /** An xyxy box in pixels of the image, from a column of tenths; null where there is none. */
   boxAt(column, number) {
     const box = column.subarray(number * 4, number * 4 + 4);
     return box.length < 4 || box[0] < 0 ? null : Array.from(box, (edge) => edge / TENTHS);

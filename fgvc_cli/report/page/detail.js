@@ -1,4 +1,4 @@
-// One photograph, large, with all that is known of it.
+// One image, large, with all that is known of it.
 
 class Detail {
   /** ``closed(position)`` is told where the reader ended. */
@@ -51,8 +51,8 @@ class Detail {
     const bar = el(
       "div",
       { class: "bar" },
-      step("←", "Previous photograph", -1),
-      step("→", "Next photograph", 1),
+      step("←", "Previous image", -1),
+      step("→", "Next image", 1),
       el(
         "span",
         { class: "place", role: "status" },
@@ -84,7 +84,7 @@ class Detail {
     else if (heat) text = "Attention, palest where the model looked most";
     else if (rows.pictureAt[row] >= 0) {
       const parts = rows.partsOf(row).length;
-      text = rows.picture_cropped[rows.pictureAt[row]] ? "The object, as it was stored" : "The photograph";
+      text = rows.picture_cropped[rows.pictureAt[row]] ? "The object, as it was stored" : "The image";
       if (rows.boxAt(rows.box, row))
         text += parts ? " with the boxes of the object and its parts" : " with the object's box";
     }

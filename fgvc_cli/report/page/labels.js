@@ -5,7 +5,7 @@ const MATRIX_CLASSES = 20;
 const SURE = 0.9;
 
 class Labels {
-  /** ``show(truth, guess)`` filters the photographs by these class numbers, null for any. */
+  /** ``show(truth, guess)`` filters the images by these class numbers, null for any. */
   constructor(rows, pictures, detail, show) {
     Object.assign(this, { rows, pictures, detail, show });
     this.count();
@@ -68,7 +68,7 @@ class Labels {
     const share = (count) => (this.labelled ? `${((100 * count) / this.labelled).toFixed(1)} %` : "–");
     const fact = (value, text) => el("div", {}, el("dt", {}, text), el("dd", {}, value));
     const facts = [
-      fact(share(this.right), `right, of ${plural(this.labelled, "labelled photograph")}`),
+      fact(share(this.right), `right, of ${plural(this.labelled, "labelled image")}`),
       this.rows.k > 1 ? fact(share(this.within), `among the ${this.rows.k} best guesses`) : null,
       fact(whole.format(this.labelled - this.right), "mistakes"),
       fact(whole.format(this.sureWrong), `of them at ${SURE * 100} % or surer`),
@@ -130,7 +130,7 @@ class Labels {
       el(
         "p",
         { class: "small" },
-        `${whole.format(mistakes.length)} of ${plural(this.ofClass[truth].labelled, "photograph")}. `,
+        `${whole.format(mistakes.length)} of ${plural(this.ofClass[truth].labelled, "image")}. `,
         el(
           "button",
           { type: "button", class: "link", onclick: () => this.show(truth, guess) },
@@ -204,7 +204,7 @@ class Labels {
         el(
           "caption",
           {},
-          `${some} A colour is the share of its row's label; a number shows its photographs.`,
+          `${some} A colour is the share of its row's label; a number shows its images.`,
         ),
         el("thead", {}, head),
         el("tbody", {}, ...body),

@@ -1,7 +1,7 @@
-// How a model that tells several labels per photograph fares against theirs.
+// How a model that tells several labels per image fares against theirs.
 
 class LabelSets {
-  /** ``show(truth, guess)`` filters the photographs by these label numbers, null for any. */
+  /** ``show(truth, guess)`` filters the images by these label numbers, null for any. */
   constructor(rows, show) {
     Object.assign(this, { rows, show });
     this.count();
@@ -37,9 +37,9 @@ class LabelSets {
     const least = `${rows.told_above * 100} %`;
     view.append(this.facts());
     const measure =
-      "A photograph is right when the labels told are exactly its labels (exact match). " +
+      "An image is right when the labels told are exactly its labels (exact match). " +
       `Told are those above ${least} among its ${rows.k} most probable ones; ` +
-      "a photograph is shown with the probability of the first of these.";
+      "an image is shown with the probability of the first of these.";
     view.append(el("p", { class: "note", id: "measure" }, measure));
     if (rows.cut) {
       const cut = `In ${plural(rows.cut, "row")} all ${rows.k} are above ${least}: `;
@@ -70,7 +70,7 @@ class LabelSets {
     const facts = [
       fact(
         share(this.exact / this.labelled),
-        `exactly right, of ${plural(this.labelled, "labelled photograph")}`,
+        `exactly right, of ${plural(this.labelled, "labelled image")}`,
       ),
       fact(share(macro), "macro F1"),
       fact(share(this.f1(all)), "micro F1"),
@@ -103,7 +103,7 @@ class LabelSets {
         el("td", {}, share(this.f1(ofLabel[i]), 1)),
       );
     });
-    const names = ["Label", "photographs with it", "found", "told of", "of these right", "F1"];
+    const names = ["Label", "images with it", "found", "told of", "of these right", "F1"];
     const cut =
       seen.length > shown.length
         ? `The ${shown.length} worst of ${seen.length} labels.`

@@ -9,7 +9,7 @@ function remark(rows, row) {
   return rows.answered(row) && rows.statusOf(row) !== "ok" ? statusText(rows.statusOf(row)) : null;
 }
 
-/** The button that is a photograph's card. */
+/** The button that is an image's card. */
 function buildCard(rows, pictures, row) {
   const answered = rows.answered(row);
   const name = answered ? rows.nameOf(row) : statusText(rows.statusOf(row));
@@ -46,7 +46,7 @@ function summarize(rows) {
     else if (rows.status[row] === of("unsure")) unsure++;
   }
   const shown = [
-    plural(rows.count, "photograph"),
+    plural(rows.count, "image"),
     `${whole.format(unsure)} unsure`,
     `${whole.format(failed)} failed`,
   ];
@@ -101,13 +101,13 @@ async function main() {
     facets.update();
     $("count").textContent =
       grid.rows.length === rows.count
-        ? plural(rows.count, "photograph")
-        : `${whole.format(grid.rows.length)} of ${plural(rows.count, "photograph")}`;
+        ? plural(rows.count, "image")
+        : `${whole.format(grid.rows.length)} of ${plural(rows.count, "image")}`;
     $("none").hidden = grid.rows.length > 0;
     const truths = [...selection.truths].map((i) => rows.classes[i]).join(", ");
     $("pair").hidden = !truths;
     $("pair").replaceChildren(
-      `Only photographs ${rows.several ? "with the label" : "whose label is"} ${truths}. `,
+      `Only images ${rows.several ? "with the label" : "whose label is"} ${truths}. `,
       el(
         "button",
         { type: "button", onclick: () => (selection.truths.clear(), change(), $("order").focus()) },
@@ -134,7 +134,7 @@ async function main() {
     grid.reset();
     grid.render();
   });
-  // A narrow screen shows photographs first.
+  // A narrow screen shows images first.
   if (matchMedia("(max-width: 52rem)").matches) $("filters").open = false;
 
   $("summary").textContent = summarize(rows);

@@ -1,4 +1,4 @@
-// A photograph with its boxes, and the attention over it, in pixels of the photograph.
+// An image with its boxes, and the attention over it, in pixels of the image.
 
 class Pictures {
   constructor(rows) {
@@ -10,7 +10,7 @@ class Pictures {
     return Boolean(this.rows.map && this.rows.pictureOf(row)?.heat);
   }
 
-  /** What of the photograph the picture shows: [x, y, width, height]. */
+  /** What of the image the picture shows: [x, y, width, height]. */
   view(row) {
     const { rows } = this;
     const [width, height] = rows.size.subarray(row * 2, row * 2 + 2);
@@ -34,7 +34,7 @@ class Pictures {
         ? "Empty frame for"
         : rows.picture_cropped[rows.pictureAt[row]]
           ? "Object in"
-          : "Photograph";
+          : "Image";
     const boxes = [
       rows.boxAt(rows.box, row) && "the object's box",
       parts && plural(parts, "part box", "part boxes"),
