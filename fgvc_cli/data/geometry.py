@@ -1,4 +1,5 @@
-"""Where the model's input lies in an image. No torch, no pydantic: decoding workers import this.
+"""Where the model's input lies in an image. No torch, no pydantic: decoding workers import this; listings of
+data sets do too, so Pillow comes with the first image.
 
 Legend: S side of the input.
 """

@@ -1,5 +1,4 @@
-"""What is wrong with a labelled set: unreadable files, copies, leaks by copies and by time, contradictions,
-tiny classes."""
+"""What is wrong with a labelled set: unreadable files, copies, leaks, bursts, contradictions, few images."""
 
 from __future__ import annotations
 
@@ -234,24 +233,23 @@ def _burst_lines(report: Report) -> list[str]:
     if not report.minutes:
         return []
     timed = f"{report.timed:,} of {sum(data.counts().values()):,} images have an EXIF time"
+    what = f"one folder, gaps of at most {minutes} minutes; {timed}"
+    command = f"fgvc train --data ... --split-by minutes={minutes}"
     if data.undivided:
         if not report.in_bursts:
             return []
-        gaps = f"one folder, gaps of at most {minutes} minutes; {timed}"
-        line = f"{report.in_bursts:6,d} images in bursts ({gaps})"
         return [
-            f"  {line}",
-            f"      To keep each in one split: fgvc train --data ... --split-by minutes={minutes}",
+            f"  {report.in_bursts:6,d} images in bursts ({what})",
+            f"      To keep each in one split: {command}",
         ]
-    title = f"bursts across splits (one folder, gaps of at most {minutes} minutes; {timed})"
+    title = f"bursts across splits ({what})"
     lines = _section(title, [_burst_text(group) for group in report.bursts])
     if report.bursts:
         held_out = sum(len(data.splits[split]) for split in SPLITS[1:])
         lines += [
             f"      {report.held_out_in_bursts:,} of {held_out:,} val and test images are in these: scores "
             "on them are not of unseen scenes.",
-            "      To divide anew: remove the splits, then fgvc train --data ... "
-            f"--split-by minutes={minutes}",
+            f"      To divide anew: remove the splits, then {command}",
         ]
     return lines
 
