@@ -267,7 +267,7 @@ def _run_devices(options: PredictOptions, progress: PredictProgress) -> RunResul
     from fgvc_cli.engine.device import pick_devices
 
     count = options.devices or 1
-    here = dataclasses.replace(options, messages=None)  # which stay in this process
+    here = dataclasses.replace(options, messages=None, on_rows=None)  # which stay in this process
     arguments = [(here, i, count, device) for i, device in enumerate(pick_devices(options.device, count))]
     with progress:
         run_processes(_complete_shard, arguments, progress)

@@ -177,7 +177,7 @@ def test_the_likeliest_classes_are_looked_up_by_the_models_embedding():
     assert index.asked[1] == [["bee", "ant"]]
     photo = photo_with_spot((80, 80), (20, 20, 40, 40))
     assert explain_photo(checkpoint(Embeds({})), photo, index=index, neighbours=2).nearest.overall == ANTS[:2]
-    assert index.asked[2] == 2
+    assert index.asked[2] == 3
 
 
 def test_a_model_without_embeddings_says_so_and_none_is_asked_without_an_index():
