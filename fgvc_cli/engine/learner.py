@@ -268,7 +268,7 @@ class Learner:
                     start = time.perf_counter()
                     with computing(self.device, self.precision):
                         output = model(batch)
-                    sum(logits.float().sum() for logits in output.logits.values()).backward()  # type: ignore[union-attr]
+                    sum(logits.float().sum() for logits in output.logits.values()).backward()
                     if self.device.type == "cuda":
                         torch.cuda.synchronize(self.device)
                     seconds = time.perf_counter() - start
