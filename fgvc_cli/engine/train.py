@@ -62,7 +62,7 @@ CURVES_SHARE = 0.05
 """Most of the time that drawing may take: where epochs are short, not every one is drawn, but the last is."""
 
 
-SPLIT_LABELS = {"val_fitted": "val, calibrated on it:"}
+SPLIT_LABELS = {"val_fitted": "val, with what was fitted on it:"}
 """What a set of figures is called in print, where its name does not say it."""
 
 
