@@ -51,7 +51,7 @@ def test_a_long_training_is_told_before_it_starts(colours, tmp_path, monkeypatch
         "workers": 0,
         "pretrained": False,
     }
-    run(TrainOptions(**given, pretrained=False, epochs=6, set=sets, out=tmp_path / "run", device="cpu"))
+    run(TrainOptions(**given, epochs=6, set=sets, out=tmp_path / "run", device="cpu"))
     said = capsys.readouterr().err
     line = next(line for line in said.splitlines() if line.startswith("About "))
     assert "for 6 epochs on cpu (0.00111 images/s in two steps tried now" in line
