@@ -6,6 +6,7 @@ Legend: B batch, K classes, h w rows and columns of a map, P parts, D embedding 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self, get_args
@@ -94,7 +95,7 @@ def summarize_stats(means: Mapping[str, Tensor]) -> dict[str, float]:
     return result
 
 
-class FgvcModel(nn.Module):
+class FgvcModel(nn.Module, ABC):
     """Base of every family.
 
     Args:
@@ -128,9 +129,9 @@ class FgvcModel(nn.Module):
         """P where parts are looked at, else 0."""
         return 0
 
+    @abstractmethod
     def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
         """Normalised images (B, 3, H, W) -> ``ModelOutput``, with what is wanted."""
-        raise NotImplementedError
 
     def for_inference(self) -> Self:
         """Evaluation mode, without what only training needs."""
