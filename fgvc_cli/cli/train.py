@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fgvc_cli.cli.options import DataRoot, Device, Stages
+from fgvc_cli.command import Messages
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError, Interrupted
 
 if TYPE_CHECKING:
@@ -160,10 +161,10 @@ def run(options: TrainOptions, *, show_config: bool = False) -> int:
     """Train, or only print the settings; print the result."""
     from fgvc_cli.engine.distributed import EndedByAnother, find_world
     from fgvc_cli.engine.settings import plain_values, resolved_config
-    from fgvc_cli.engine.train import check_model_given, train
+    from fgvc_cli.engine.train import train, with_default_model
 
     if show_config:
-        check_model_given(options)
+        options = with_default_model(options, options.messages or Messages())
         config = resolved_config(plain_values(options, find_world().size))
         print(json.dumps(config.model_dump(), indent=2))
         return EXIT_OK

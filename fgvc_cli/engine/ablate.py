@@ -87,6 +87,12 @@ def ablate(options: AblateOptions) -> Ablated:
     configs = {cell.name: resolved_config(cell.values) for cell in cells}
     base: TrainConfig = build(TrainConfig, values)
     data = load_data(base)
+    if data.multi_label:
+        raise FgvcError(
+            f"--ablate compares top-1, and {data.name} has several labels per image.",
+            "Train the rows one by one, without --ablate; fgvc eval gives their F1 and mAP.",
+            EXIT_USAGE,
+        )
     folder = choose_run_dir(options.out, base, data.name, overwrite=True)
     folder = folder if options.out else folder.with_name(f"{folder.name}-{ablation.name}")
     table = Table(ablation, cells, folder, options, options.messages or Messages(quiet=options.quiet))

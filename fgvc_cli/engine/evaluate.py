@@ -28,7 +28,14 @@ from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.boxes import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.engine.checkpoint import Checkpoint
-from fgvc_cli.engine.device import Precision, computing, fixed_precision, keep_freed_memory, pick_device
+from fgvc_cli.engine.device import (
+    Precision,
+    computing,
+    fixed_precision,
+    is_out_of_memory,
+    keep_freed_memory,
+    pick_device,
+)
 from fgvc_cli.engine.options import EvalOptions
 from fgvc_cli.engine.trained_data import choose_data, known_examples
 from fgvc_cli.engine.weights import default_notice, open_weights, read_manifest, resolve_weights
@@ -252,15 +259,21 @@ def measure(
     preprocess = checkpoint.preprocess
     images = LabelledImages(labelled.root, examples, eval_transform(preprocess), slots, preprocess)
     loader = build_loader(images, batch_size=batch_size, workers=workers)
-    with messages.bar("evaluating", len(examples)) as advance, computing(device, precision):
-        result = evaluate_model(
-            checkpoint.model.to(device),
-            loader,
-            checkpoint.preprocess,
-            device,
-            locate=bool(truths),
-            on_batch=lambda count: advance(count),
-        )
+    try:
+        with messages.bar("evaluating", len(examples)) as advance, computing(device, precision):
+            result = evaluate_model(
+                checkpoint.model.to(device),
+                loader,
+                checkpoint.preprocess,
+                device,
+                locate=bool(truths),
+                on_batch=lambda count: advance(count),
+            )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = f"Try --batch-size {batch_size // 2}." if batch_size > 1 else "Try --device cpu."
+        raise FgvcError(f"Out of memory with batches of {batch_size} on {device}.", hint) from error
     for failure in result.failures:
         messages.warn(f"left out {failure}")
     if not len(result.labels):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fgvc_cli.config import TrainConfig, apply_sets, build, merge
+from fgvc_cli.config import SetText, TrainConfig, apply_sets, build, merge
+from fgvc_cli.data.listing import LabelledSet
 from fgvc_cli.engine.options import TrainOptions
 from fgvc_cli.engine.recipes import DEFAULT, Setup, find_recipe, source_px
 from fgvc_cli.engine.weights import resolve_weights
@@ -70,14 +71,21 @@ def _count(value: Any) -> int | None:
     return int(text) if text.isdigit() and int(text) > 0 else None
 
 
-def with_labels(config: TrainConfig, multi_label: bool) -> TrainConfig:
+def with_data(config: TrainConfig, data: LabelledSet) -> TrainConfig:
     """The config of a model that tells as many labels per image as the data has.
+
+    Branch weights are fitted on a val split to one class per image. Where a recipe wants them and the data
+    has no such split, all branches count equally; what the user has set stays, to be refused.
 
     Raises:
         FgvcError: settings that say otherwise, or that several labels do not go with.
     """
-    check_labels(config.options.get("multi_label", multi_label), multi_label, config.sampling)
-    return config.model_copy(update={"options": config.options | {"multi_label": multi_label}})
+    multi_label, options = data.multi_label, config.options
+    check_labels(options.get("multi_label", multi_label), multi_label, config.sampling)
+    fuse = options.get("fuse")
+    if fuse == "weighted" and not isinstance(fuse, SetText) and (multi_label or not data.splits["val"]):
+        options = options | {"fuse": "mean"}
+    return config.model_copy(update={"options": options | {"multi_label": multi_label}})
 
 
 def with_statistics(config: TrainConfig, values: dict[str, Any], model: FgvcModel) -> TrainConfig:

@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 
 from fgvc_cli.command import Messages, command
-from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.config import TrainConfig, apply_sets, build
 from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.datasets.preflight import look_before_training
 from fgvc_cli.datasets.registry import ENTRIES, load_data
@@ -45,7 +45,7 @@ from fgvc_cli.engine.run_state import (
     make_run_dir,
     state_path,
 )
-from fgvc_cli.engine.settings import plain_values, settings_text, with_labels, with_statistics
+from fgvc_cli.engine.settings import plain_values, settings_text, with_data, with_statistics
 from fgvc_cli.engine.trainer import Trainer
 from fgvc_cli.engine.weights import read_manifest
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted, counted
@@ -139,8 +139,7 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
     if options.model or not (options.data or options.dataset):
         check_model_given(options)
         return options
-    where = {"data": options.data, "dataset": options.dataset, "data_root": options.data_root}
-    images = load_data(build(TrainConfig, {"model": "none", **where})).counts()["train"]
+    images = load_data(_data_config(options)).counts()["train"]
     on_cuda = pick_device(options.device).type == "cuda"
     init = options.init or ("groceries-vit" if on_cuda else "groceries")
     entry = read_manifest().entries.get(init)
@@ -168,6 +167,14 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
     return chosen
 
 
+def _data_config(options: TrainOptions) -> TrainConfig:
+    """What was given of the data and its splits, for a model that is not known yet."""
+    names = ("data", "dataset", "data_root", "split_by")
+    given = {name: getattr(options, name) for name in names} | {"model": "none"}
+    config: TrainConfig = build(TrainConfig, apply_sets(given, list(options.set)))
+    return config
+
+
 DEFAULT_MODEL_PX = 224
 """Input of the model that is taken where none is named, pixels a side."""
 DEFAULT_MODEL_IMAGES = 40_000
@@ -179,8 +186,7 @@ def check_model_given(options: TrainOptions) -> None:
     if options.model:
         return
     if options.data or options.dataset:
-        where = {"data": options.data, "dataset": options.dataset, "data_root": options.data_root}
-        load_data(build(TrainConfig, {"model": "none", **where}))
+        load_data(_data_config(options))
     raise FgvcError(
         "Give --model NAME, or --resume RUN to go on with an interrupted training.",
         "For example: fgvc train --data birds --model crasmra-r50",
@@ -212,7 +218,7 @@ def start(
             messages.note(note)
         for note in look_before_training(data) if look else ():
             messages.warn(note)
-    config = with_labels(config, data.multi_label)
+    config = with_data(config, data)
     values = values | {"options": config.options}
     # Only the main one of several processes looks at the folder: the others may see its files.
     run_dir = choose_run_dir(out, config, data.name, overwrite or not world.is_main or restarts() > 0)

@@ -221,10 +221,14 @@ class Trainer:
         """Once per run, and not for an epoch in which a mask has hardly begun to learn."""
         if self._warned_of_masks or epoch == 1 < self.config.epochs:
             return
-        kind = "val_mask_variation_"
         row = self.table.rows[-1]
+        # Without a val split, what training saw; one image alone varies from no other.
+        kind = "val_mask_variation_" if self.data.splits["val"] else "mask_variation_"
+        several = row.get("val_images", 2) > 1
         fixed = [
-            name.removeprefix(kind) for name, value in row.items() if name.startswith(kind) and value < 0.01
+            name.removeprefix(kind)
+            for name, value in row.items()
+            if several and name.startswith(kind) and value < 0.01
         ]
         if fixed:
             self._warned_of_masks = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import train_options
@@ -12,7 +13,7 @@ from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.optim import build_optimizer, build_schedule
 from fgvc_cli.engine.options import TrainOptions
 from fgvc_cli.engine.recipes import RECIPES, Setup, find_recipe
-from fgvc_cli.engine.settings import plain_values, resolved_config, settings_text
+from fgvc_cli.engine.settings import plain_values, resolved_config, settings_text, with_data
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models import registry
 from fgvc_cli.models.registry import backbone_traits, create_model
@@ -92,6 +93,16 @@ def test_rates_of_strong_grow_with_the_square_root_of_the_photographs_of_an_upda
     under_torchrun = plain_values(TrainOptions("crasmra-resnet10t", recipe="strong"), processes=4)
     assert under_torchrun["optim"]["lr_cram"] == pytest.approx(2 * base.lr_cram)
     assert under_torchrun["devices"] == 4
+
+
+@pytest.mark.parametrize("data", [{"multi_label": True, "splits": {"val": [1]}}, {"splits": {"val": []}}])
+def test_branch_weights_that_cannot_be_fitted_are_equal_unless_they_were_asked_for(data):
+    labelled = SimpleNamespace(**{"multi_label": False} | data)
+    assert with_data(config_of("crasmra-resnet10t", recipe="strong"), labelled).options["fuse"] == "mean"
+    asked = config_of("crasmra-resnet10t", "options.fuse=weighted", recipe="strong")
+    assert with_data(asked, labelled).options["fuse"] == "weighted"
+    fitted = SimpleNamespace(multi_label=False, splits={"val": [1]})
+    assert with_data(config_of("crasmra-resnet10t", recipe="strong"), fitted).options["fuse"] == "weighted"
 
 
 @pytest.mark.parametrize("batch", [8, 200])

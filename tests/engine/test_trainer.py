@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,16 @@ def test_eval_with_the_checkpoint_alone_repeats_the_stored_number(trained):
             assert document["metrics"][name] == pytest.approx(stored[name], abs=1e-6), name
 
 
+def test_too_little_memory_to_evaluate_is_one_line(trained, monkeypatch):
+    def no_room(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("fgvc_cli.engine.evaluate.evaluate_model", no_room)
+    data, run = trained
+    with pytest.raises(FgvcError, match="Out of memory with batches of 32 on cpu.*--batch-size 16"):
+        fgvc_cli.evaluate(weights=str(run), data=str(data), device="cpu", workers=0, quiet=True)
+
+
 def test_same_seed_same_run_and_another_seed_another(colours, tmp_path):
     losses = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -157,6 +168,22 @@ def test_a_mask_that_is_the_same_for_every_image_is_told_once(colours, tmp_path,
     assert len(told) == 1 and "CRAM is a fixed gate in stage3, stage4, stage5" in told[0]
     row = read_metrics(tmp_path / "run")[-1]
     assert (float(row["val_mask_variation_stage4"]), float(row["val_suppressed_stage4"])) == (0, 1)
+    train(colours, tmp_path / "all", "options.delta=0.3", "val_share=0")
+    assert "CRAM is a fixed gate in stage3, stage4, stage5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("images", "told"), [(1, 0), (2, 1)])
+def test_one_val_image_says_nothing_of_masks(images, told):
+    said: list[str] = []
+    trainer = SimpleNamespace(
+        config=SimpleNamespace(epochs=2),
+        data=SimpleNamespace(splits={"val": ["image"] * images}),
+        table=SimpleNamespace(rows=[{"val_images": float(images), "val_mask_variation_stage3": 0.0}]),
+        observer=SimpleNamespace(on_warning=said.append),
+        _warned_of_masks=False,
+    )
+    trainer_module.Trainer._warn_of_fixed_masks(trainer, 2)
+    assert len(said) == told
 
 
 def test_baseline_trains_through_the_same_loop(colours, tmp_path):
