@@ -49,12 +49,12 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Settings to start from: crasmra-paper, vitms-paper, strong or probe; fgvc recipes "
-            "describes them. Default: that of the model's paper."
+            help="Settings to start from: strong (the default), crasmra-paper, vitms-paper, probe, ...; "
+            "fgvc recipes describes them. paper: that of the model, the default of --ablate."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default: 200; vitms and strong: 30.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Default: 20; vitms: 16; strong: 32.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 30; crasmra-paper: 200.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default: 32; crasmra-paper: 20.")] = None,
     input_px: Annotated[
         int | None, typer.Option(help="Side of the model's input, pixels. Default: 448, as the paper.")
     ] = None,
@@ -72,7 +72,7 @@ def train(
     ] = None,
     stages: Stages = None,
     amp: Annotated[str | None, typer.Option(help="Precision: auto, none (float32), bf16 or fp16.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: 2.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: all CPUs.")] = None,
     device: Device = "auto",
     devices: Annotated[
         int | None,

@@ -98,7 +98,7 @@ class TrainOptions:
     out: Path | None = None
     """Run folder; None: ``runs/<model>-<data>``."""
     recipe: str | None = None
-    """Settings to start from; None: that of the model's paper."""
+    """Settings to start from; None: ``strong``, and of a table of ``ablate`` those of the model's paper."""
     epochs: int | None = None
     """How often every image is seen."""
     batch_size: int | None = None
@@ -114,7 +114,7 @@ class TrainOptions:
     stages: Stages | None = None
     """Of a multi-stage ViT."""
     amp: str | None = None
-    """none, bf16 or fp16."""
+    """auto, none, bf16 or fp16."""
     workers: int | None = None
     """Processes that decode."""
     device: str = "auto"

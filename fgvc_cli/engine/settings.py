@@ -6,8 +6,8 @@ from typing import Any
 
 from fgvc_cli.config import SetText, TrainConfig, apply_sets, build, merge
 from fgvc_cli.data.listing import LabelledSet
-from fgvc_cli.engine.options import TrainOptions
-from fgvc_cli.engine.recipes import DEFAULT, Setup, find_recipe, source_px
+from fgvc_cli.engine.options import AblateOptions, TrainOptions
+from fgvc_cli.engine.recipes import DEFAULT, PAPER, Setup, find_recipe, source_px
 from fgvc_cli.engine.weights import resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.multilabel import check_labels
@@ -26,6 +26,8 @@ _SAID_ELSEWHERE = ("model", "data", "dataset", "data_root", "recipe", "workers")
 
 def plain_values(options: TrainOptions, processes: int = 1) -> dict[str, Any]:
     """What the user gave, laid over the recipe: nested plain values of ``TrainConfig``.
+
+    Where none is named the recipe is ``strong``, and for a table of an ablation that of the model's paper.
 
     Args:
         processes: that train together, where others started them; else ``devices`` says it.
@@ -49,7 +51,8 @@ def plain_values(options: TrainOptions, processes: int = 1) -> dict[str, Any]:
         given["init"] = str(resolve_weights(str(given["init"]), option="--init")[0])
     resolved = resolve(str(given["model"]))
     family = resolved.name.partition("-")[0]
-    recipe = find_recipe(str(given.pop("recipe", DEFAULT)), family)
+    usual = PAPER if isinstance(options, AblateOptions) else DEFAULT
+    recipe = find_recipe(str(given.pop("recipe", usual)), family)
     traits = backbone_traits(resolved.backbone)._asdict() if recipe.asks_backbone else {}
     setup = Setup(
         family=family,

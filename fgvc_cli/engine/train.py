@@ -35,6 +35,7 @@ from fgvc_cli.engine.distributed import (
 )
 from fgvc_cli.engine.learner import seed_everything
 from fgvc_cli.engine.options import TrainOptions, given_options
+from fgvc_cli.engine.recipes import DEFAULT
 from fgvc_cli.engine.run_state import (
     CHECKPOINT,
     METRICS,
@@ -153,7 +154,7 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
         options,
         model=entry.model,
         init=init,
-        recipe=options.recipe or "strong",
+        recipe=options.recipe or DEFAULT,
         input_px=options.input_px or DEFAULT_MODEL_PX,
         epochs=options.epochs or max(5, min(30, round(DEFAULT_MODEL_IMAGES / max(images, 1)))),
     )

@@ -243,6 +243,7 @@ class Traits(NamedTuple):
     """A plain ViT, whose layers can learn at rates of their own."""
     drop_path: bool
     """Takes stochastic depth."""
+    parameters: int
 
 
 def backbone_traits(name: str) -> Traits:
@@ -253,10 +254,11 @@ def backbone_traits(name: str) -> Traits:
     """
     with torch.device("meta"):
         try:
-            return Traits(is_vit(build_backbone(name, drop_path_rate=0.1)), True)
+            net, drop_path = build_backbone(name, drop_path_rate=0.1), True
         except FgvcError:
             # An unknown name is refused here again.
-            return Traits(is_vit(build_backbone(name)), False)
+            net, drop_path = build_backbone(name), False
+    return Traits(is_vit(net), drop_path, sum(parameter.numel() for parameter in net.parameters()))
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -11,7 +11,7 @@ from conftest import train_options
 
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.optim import build_optimizer, build_schedule
-from fgvc_cli.engine.options import TrainOptions
+from fgvc_cli.engine.options import AblateOptions, TrainOptions
 from fgvc_cli.engine.recipes import RECIPES, Setup, find_recipe
 from fgvc_cli.engine.settings import plain_values, resolved_config, settings_text, with_data
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
@@ -126,7 +126,30 @@ def test_strong_gives_a_backbone_only_what_it_takes():
     cnn = config_of("timm-resnet10t", recipe="strong")
     assert cnn.options == {"drop_path": 0.1} and cnn.optim.layer_decay is None
     vit = config_of("vitms-test_vit", recipe="strong")
-    assert vit.options == {"drop_path": 0.1} and vit.optim.layer_decay == 0.75
+    assert vit.options == {"drop_path": 0.1} and vit.optim.schedule == "onecycle"
+
+
+@pytest.mark.parametrize(
+    ("model", "backbone", "parts"),
+    [
+        ("crasmra-mobilenetv2_100", 2e-3, 8e-3),
+        ("timm-tf_efficientnet_lite0", 2e-3, 8e-3),
+        ("crasmra-r50", 5e-4, 2e-3),
+        ("vitms-vit_tiny_patch16_224", 1e-4, 1e-3),
+    ],
+)
+def test_rates_of_strong_are_those_that_were_measured_with_such_networks(model, backbone, parts):
+    optim = config_of(model, recipe="strong").optim
+    assert (optim.lr_backbone, optim.lr_heads, optim.lr_cram) == (backbone, parts, parts)
+
+
+@pytest.mark.parametrize("model", ["crasmra-resnet10t", "vitms-test_vit", "timm-resnet10t"])
+def test_strong_is_taken_where_no_recipe_is_named_and_the_papers_for_a_table(model):
+    assert plain_values(TrainOptions(model))["recipe"] == "strong"
+    papers = "vitms-paper" if model.startswith("vitms") else "crasmra-paper"
+    assert plain_values(AblateOptions(model))["recipe"] == papers
+    assert plain_values(AblateOptions(model, recipe="strong"))["recipe"] == "strong"
+    assert plain_values(TrainOptions(model, recipe="paper"))["recipe"] == papers
 
 
 @pytest.mark.parametrize(
@@ -149,8 +172,8 @@ def test_strong_trains_every_family(model):
 
 
 def test_traits_are_found_without_weights():
-    assert backbone_traits("vit_large_patch16_384") == (True, True)
-    assert backbone_traits("vgg11") == (False, False)
+    assert backbone_traits("vit_large_patch16_384")[:2] == (True, True)
+    assert backbone_traits("vgg11")[:2] == (False, False)
     with pytest.raises(FgvcError, match="resnet5"):
         backbone_traits("resnet5x")
 

@@ -272,7 +272,7 @@ def test_labels_are_matched_by_name_not_by_number(trained, tmp_path):
 
 
 def test_input_px_keeps_the_papers_ratio_of_resizing():
-    values = plain_values(TrainOptions("timm-resnet18", input_px=224))
+    values = plain_values(TrainOptions("timm-resnet18", input_px=224, recipe="paper"))
     assert values["preprocess"] == {"input_px": 224, "resize_px": 275}
 
 
