@@ -15,8 +15,15 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from fgvc_cli.attention.crops import cut_boxes, follow_map, resize, sample_boxes
-from fgvc_cli.attention.erase import attended_pixels, erase_pixels, place_mask
+from fgvc_cli.attention.crops import (
+    attended_pixels,
+    cut_boxes,
+    erase_pixels,
+    follow_map,
+    place_mask,
+    resize,
+    sample_boxes,
+)
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.attention.parts import cut_map, locate_parts
 from fgvc_cli.config import MultiStageVitConfig
