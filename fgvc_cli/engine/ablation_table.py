@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_cli.engine.run_state import METRICS
-from fgvc_cli.evaluate.comparison import mean_and_deviation, paired_interval, verdict
-from fgvc_cli.evaluate.intervals import Interval
+from fgvc_cli.evaluate.intervals import Interval, mean_and_deviation, paired_interval, verdict
 from fgvc_cli.files import AtomicFile
 
 SPLITS = ("val", "test")

@@ -47,13 +47,11 @@ from fgvc_cli.evaluate.calibration import (
     reliability,
     write_calibrated,
 )
-from fgvc_cli.evaluate.comparison import compare
 from fgvc_cli.evaluate.evaluator import Evaluation
 from fgvc_cli.evaluate.evaluator import evaluate as evaluate_model
-from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED
+from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED, compare
 from fgvc_cli.evaluate.localisation import Located, best_iou, localisation_metrics
-from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, most_confused
-from fgvc_cli.evaluate.multilabel import label_slots
+from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, label_slots, most_confused
 from fgvc_cli.files import check_folder, check_writable, whole_folder
 from fgvc_cli.formats.rows import as_text
 from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image

@@ -21,7 +21,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 DEFAULT = "strong"
 """Taken where none is named."""
 PAPER = "paper"
-"""Stands for the recipe of the model's paper; a table of an ablation is trained with it where none is named."""
+"""Stands for the recipe of the model's paper; taken for a table of an ablation where none is named."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from fgvc_cli.engine.options import AblateOptions, TrainOptions
 from fgvc_cli.engine.recipes import DEFAULT, PAPER, Setup, find_recipe, source_px
 from fgvc_cli.engine.weights import resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.multilabel import check_labels
+from fgvc_cli.evaluate.metrics import check_labels
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import backbone_traits, check_input_px, create_model, resolve
 

@@ -50,7 +50,7 @@ from fgvc_cli.engine.settings import plain_values, settings_text, with_data, wit
 from fgvc_cli.engine.trainer import Trainer
 from fgvc_cli.engine.weights import read_manifest
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted, counted
-from fgvc_cli.evaluate.multilabel import headline
+from fgvc_cli.evaluate.metrics import headline
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import check_input_px, create_model

@@ -45,7 +45,7 @@ from fgvc_cli.engine.run_state import (
 from fgvc_cli.errors import FgvcError, counted
 from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
-from fgvc_cli.evaluate.multilabel import check_labels, rank
+from fgvc_cli.evaluate.metrics import check_labels, rank
 from fgvc_cli.files import AtomicFile, FolderLock
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.weights import read_tensors
