@@ -29,7 +29,7 @@ class StageMap(NamedTuple):
     values: Tensor
     """(B, C, h, w), in the graph of the logits: their gradient with respect to it is that of the stage."""
     shift: float
-    """By how many cells it lies off, see ``cells.align_maps``."""
+    """By how many cells it lies off, see ``backbones.align_maps``."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Intervals where they are known in closed form, and against drawing images one by one; two models compared."""
+"""Intervals known in closed form, and against drawing images one by one; two models compared."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from fgvc_cli.evaluate.metrics import headline, label_slots, multilabel_metrics,
 from fgvc_cli.formats.csv_rows import csv_cells, csv_columns
 from fgvc_cli.formats.jsonl import json_row
 from fgvc_cli.formats.rows import Row
-from fgvc_cli.models.cascade import Looks
+from fgvc_cli.models.multistage_vit import Looks
 from fgvc_cli.models.output import class_probs, confidence, mean_logits
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.models.weights import read_tensors

@@ -14,7 +14,7 @@ from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.models.vit_encoder import RecordAttention, encode, plan_encoder
+from fgvc_cli.models.vit import RecordAttention, encode, plan_encoder
 from fgvc_cli.models.weights import read_tensors
 
 ALL = ("heat", "boxes", "parts", "stages", "object_heat", "erased", "embedding", "stats")
