@@ -160,8 +160,7 @@ def train(
 def run(options: TrainOptions, *, show_config: bool = False) -> int:
     """Train, or only print the settings; print the result."""
     from fgvc_cli.engine.distributed import EndedByAnother, find_world
-    from fgvc_cli.engine.settings import plain_values, resolved_config
-    from fgvc_cli.engine.train import train, with_default_model
+    from fgvc_cli.engine.train import plain_values, resolved_config, train, with_default_model
 
     if show_config:
         options = with_default_model(options, options.messages or Messages())
@@ -181,8 +180,7 @@ def run(options: TrainOptions, *, show_config: bool = False) -> int:
 
 def run_table(options: AblateOptions, *, show_config: bool = False) -> int:
     """Train a table, or only print the settings of its trainings; print the table."""
-    from fgvc_cli.engine.ablate import PICTURE, SCORES, SUMMARY, ablate, ablation_configs
-    from fgvc_cli.engine.ablation_table import summary_text
+    from fgvc_cli.engine.ablate import PICTURE, SCORES, SUMMARY, ablate, ablation_configs, summary_text
 
     if show_config:
         configs = {name: config.model_dump() for name, config in ablation_configs(options).items()}

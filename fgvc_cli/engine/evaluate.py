@@ -27,7 +27,7 @@ from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.boxes import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
-from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.engine.checkpoint import Checkpoint, choose_data, known_examples
 from fgvc_cli.engine.device import (
     Precision,
     computing,
@@ -37,7 +37,6 @@ from fgvc_cli.engine.device import (
     pick_device,
 )
 from fgvc_cli.engine.options import EvalOptions
-from fgvc_cli.engine.trained_data import choose_data, known_examples
 from fgvc_cli.engine.weights import default_notice, open_weights, read_manifest, resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import (

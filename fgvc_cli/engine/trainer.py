@@ -26,16 +26,17 @@ from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.device import Precision, computing, usual_precision
 from fgvc_cli.engine.distributed import ALONE, World
-from fgvc_cli.engine.learner import Learner
-from fgvc_cli.engine.logs import MetricsFile, Observer, TensorBoard
-from fgvc_cli.engine.loop import TrainLoop
+from fgvc_cli.engine.learner import Learner, TrainLoop
 from fgvc_cli.engine.losses import fit_fuse_weights
 from fgvc_cli.engine.run_state import (
     CHECKPOINT,
     CONFIG,
     METRICS,
+    MetricsFile,
+    Observer,
     Progress,
     RunState,
+    TensorBoard,
     interrupts_wait,
     remove_state,
     save_state,

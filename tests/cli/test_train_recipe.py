@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fgvc_cli.cli import app
 from fgvc_cli.engine.checkpoint import read_metadata
-from fgvc_cli.engine.recipes import RECIPES
+from fgvc_cli.engine.options import RECIPES
 
 
 def fgvc(*arguments: object):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fgvc_cli.engine.ablation_table import Score, summarise, summary_text
+from fgvc_cli.engine.ablate import Score, summarise, summary_text
 from fgvc_cli.evaluate.intervals import mean_and_deviation, paired_interval, verdict
 
 
