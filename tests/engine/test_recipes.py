@@ -81,7 +81,7 @@ def test_a_recipe_says_where_it_comes_from(name):
     assert "Source: " in rest and "Command: fgvc train" in rest and "not measured" in " ".join(rest.split())
 
 
-def test_rates_of_strong_grow_with_the_square_root_of_the_photographs_of_an_update():
+def test_rates_of_strong_grow_with_the_square_root_of_the_images_of_an_update():
     base = config_of("crasmra-resnet10t", recipe="strong").optim
     for sets in (["batch_size=128"], ["accumulate=4"], ["batch_size=64", "devices=2"]):
         scaled = config_of("crasmra-resnet10t", *sets, recipe="strong").optim

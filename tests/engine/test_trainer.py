@@ -203,7 +203,7 @@ def test_without_a_val_split_all_images_train_and_the_last_epoch_is_kept(colours
         train(colours, tmp_path / "other", "val_share=0", "patience=1")
 
 
-def test_unreadable_photograph_is_left_out_and_named(colours, tmp_path, capsys):
+def test_unreadable_image_is_left_out_and_named(colours, tmp_path, capsys):
     bad = next((colours / "red").iterdir())
     bad.write_bytes(b"not an image")
     assert train(colours, tmp_path / "run") == 0
@@ -340,7 +340,7 @@ def test_a_split_that_would_mix_with_training_is_refused(colours, tmp_path):
     assert evaluate_split(weights, split="all")["metrics"]["images"] == 31
 
 
-def test_new_photographs_are_evaluated_whole_whatever_their_number(trained, tmp_path):
+def test_new_images_are_evaluated_whole_whatever_their_number(trained, tmp_path):
     new = tmp_path / "new"
     (new / "red").mkdir(parents=True)
     shutil.copyfile(next((trained[0] / "red").iterdir()), new / "red" / "one.png")
