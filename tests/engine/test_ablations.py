@@ -58,7 +58,7 @@ def test_several_labels_per_image_are_refused_before_anything_is_trained(tmp_pat
         for name in ("red", "blue"):
             file = tmp_path / f"{split}-{name}.png"
             Image.new("RGB", (32, 32), name).save(file)
-            rows.append(f"{file.name},{name}|{split},{split}")
+            rows.append(f"{file.name},{name}|plain,{split}")
     (tmp_path / "several.csv").write_text("\n".join(rows))
     options = AblateOptions(
         "crasmra-resnet10t", data=str(tmp_path / "several.csv"), input_px=32, out=tmp_path / "out", quiet=True

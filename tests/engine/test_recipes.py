@@ -194,13 +194,13 @@ def test_a_wrong_name_is_one_line_with_the_nearest(name, family, message):
 
 def test_settings_are_shown_as_they_are_typed():
     sets = ["preprocess.mean=0.1,0.2,0.3", "options.delta=0.8", "seed=3"]
-    config = resolved_config(plain_values(TrainOptions("crasmra-resnet10t", input_px=64, set=sets)))
+    config = resolved_config(plain_values(train_options(sets, model="crasmra-resnet10t", input_px=64)))
     text = settings_text(config)
     assert text.splitlines()[0] == "Recipe crasmra-paper; what is not the default:"
     shown = [part for line in text.splitlines()[1:] for part in line.split()]
     assert "preprocess.mean=0.1,0.2,0.3" in shown and "options.delta=0.8" in shown and "seed=3" in shown
     assert not any(part.startswith(("model=", "optim.")) for part in shown)
-    again = resolved_config(plain_values(TrainOptions("crasmra-resnet10t", set=shown)))
+    again = resolved_config(plain_values(train_options(shown, model="crasmra-resnet10t")))
     assert again == config
 
 
