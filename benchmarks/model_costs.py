@@ -14,7 +14,7 @@ import json
 from dataclasses import asdict
 
 from fgvc_cli.models.catalog import COSTS_FILE, LISTED
-from fgvc_cli.models.cost import compute_cost
+from fgvc_cli.models.registry import compute_cost
 
 
 def main() -> None:

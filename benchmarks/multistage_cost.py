@@ -25,7 +25,7 @@ from fgvc_cli.attention.parts import cut_map, locate_parts
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.models.vit_encoder import encode
+from fgvc_cli.models.vit import encode
 
 
 def main() -> None:

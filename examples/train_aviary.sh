@@ -5,7 +5,7 @@
 #   usage: examples/train_aviary.sh mobilenetv2_100.safetensors
 set -euo pipefail
 fgvc datasets make aviary aviary --train 60 --val 10 --test 20 --seed 0
-fgvc train --data aviary --model crasmra-mobilenetv2_100 --init "$1" \
+fgvc train --data aviary --model crasmra-mobilenetv2_100 --recipe crasmra-paper --init "$1" \
   --epochs 10 --batch-size 32 --input-px 224 --set preprocess.resize_px=224 \
   --set augment.color_jitter=0.2 --set ema_decay=0.98 \
   --set optim.name=sgd --set optim.warmup_epochs=1 --set optim.lr_backbone=0.004 \

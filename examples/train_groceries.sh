@@ -4,7 +4,7 @@
 # test top-1 86.0 % of 2,485.
 #   usage: FGVC_DATA=/data examples/train_groceries.sh mobilenetv2_100.safetensors
 set -euo pipefail
-fgvc train --dataset grocery --model crasmra-mobilenetv2_100 --init "$1" \
+fgvc train --dataset grocery --model crasmra-mobilenetv2_100 --recipe crasmra-paper --init "$1" \
   --epochs 28 --batch-size 32 --input-px 224 --set preprocess.resize_px=256 \
   --set augment.train_px=192 --set augment.crop=resized --set augment.scale_min=0.25 \
   --set augment.color_jitter=0.3 --set loss.label_smoothing=0.1 --set ema_decay=0.995 \

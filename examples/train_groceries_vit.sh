@@ -4,7 +4,7 @@
 # test top-1 90.4 % of 2,485.
 #   usage: FGVC_DATA=/data examples/train_groceries_vit.sh vit_tiny_patch16_224.safetensors
 set -euo pipefail
-fgvc train --dataset grocery --model vitms-vit_tiny_patch16_224 --init "$1" \
+fgvc train --dataset grocery --model vitms-vit_tiny_patch16_224 --recipe vitms-paper --init "$1" \
   --epochs 9 --batch-size 32 --amp bf16 --input-px 320 --set preprocess.resize_px=320 \
   --set options.encoder_px=160 --set augment.crop=resized --set augment.scale_min=0.3 \
   --set augment.color_jitter=0.3 --set loss.label_smoothing=0.1 --set optim.name=adamw \

@@ -55,7 +55,11 @@ def write_colours(root: Path, per_class: int, size_px: int = 48) -> Path:
 
 
 def train_options(sets: Iterable[str] = (), **given: Any) -> TrainOptions:
-    """The options of a training from any settings: what is no option of the command goes into ``set``."""
+    """The options of a training from any settings: what is no option of the command goes into ``set``.
+
+    The recipe is that of the model's paper, which changes least of what a test does not say.
+    """
+    given = given if "resume" in given else {"recipe": "paper"} | given
     own = {field.name for field in dataclasses.fields(TrainOptions)}
     rest = [f"{name}={value}" for name, value in given.items() if name not in own]
     return TrainOptions(**{k: v for k, v in given.items() if k in own}, set=[*sets, *rest])

@@ -23,8 +23,7 @@ from scipy.sparse import coo_array
 
 from fgvc_cli.charts.text import INK, QUIET, TRACK, spoken
 from fgvc_cli.evaluate.calibration import Reliability
-from fgvc_cli.evaluate.comparison import mean_and_deviation
-from fgvc_cli.evaluate.intervals import share_interval
+from fgvc_cli.evaluate.intervals import mean_and_deviation, share_interval
 from fgvc_cli.evaluate.metrics import Matrix, mistakes
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)

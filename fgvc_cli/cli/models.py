@@ -65,7 +65,7 @@ def _compute(names: Iterable[str], input_px: int) -> list[Cost]:
     Raises:
         FgvcError: an unknown name.
     """
-    from fgvc_cli.models.cost import compute_cost
+    from fgvc_cli.models.registry import compute_cost
 
     return [compute_cost(name, input_px) for name in names]
 

@@ -13,7 +13,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="One of them, to see where it comes from.")] = None,
 ) -> int:
     """List the recipes of fgvc train, or say where one comes from and what it is expected to give."""
-    from fgvc_cli.engine.recipes import RECIPES
+    from fgvc_cli.engine.options import RECIPES
 
     if name is None:
         for recipe in RECIPES.values():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fgvc_cli.cli.options import DataRoot, Device, Stages
+from fgvc_cli.command import Messages
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError, Interrupted
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Settings to start from: crasmra-paper, vitms-paper, strong or probe; fgvc recipes "
-            "describes them. Default: that of the model's paper."
+            help="Settings to start from: strong (the default), crasmra-paper, vitms-paper, probe, ...; "
+            "fgvc recipes describes them. paper: that of the model, the default of --ablate."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default: 200; vitms and strong: 30.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Default: 20; vitms: 16; strong: 32.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 30; crasmra-paper: 200.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default: 32; crasmra-paper: 20.")] = None,
     input_px: Annotated[
         int | None, typer.Option(help="Side of the model's input, pixels. Default: 448, as the paper.")
     ] = None,
@@ -71,7 +72,7 @@ def train(
     ] = None,
     stages: Stages = None,
     amp: Annotated[str | None, typer.Option(help="Precision: auto, none (float32), bf16 or fp16.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: 2.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode. Default: all CPUs.")] = None,
     device: Device = "auto",
     devices: Annotated[
         int | None,
@@ -159,11 +160,10 @@ def train(
 def run(options: TrainOptions, *, show_config: bool = False) -> int:
     """Train, or only print the settings; print the result."""
     from fgvc_cli.engine.distributed import EndedByAnother, find_world
-    from fgvc_cli.engine.settings import plain_values, resolved_config
-    from fgvc_cli.engine.train import check_model_given, train
+    from fgvc_cli.engine.train import plain_values, resolved_config, train, with_default_model
 
     if show_config:
-        check_model_given(options)
+        options = with_default_model(options, options.messages or Messages())
         config = resolved_config(plain_values(options, find_world().size))
         print(json.dumps(config.model_dump(), indent=2))
         return EXIT_OK
@@ -180,8 +180,7 @@ def run(options: TrainOptions, *, show_config: bool = False) -> int:
 
 def run_table(options: AblateOptions, *, show_config: bool = False) -> int:
     """Train a table, or only print the settings of its trainings; print the table."""
-    from fgvc_cli.engine.ablate import PICTURE, SCORES, SUMMARY, ablate, ablation_configs
-    from fgvc_cli.engine.ablation_table import summary_text
+    from fgvc_cli.engine.ablate import PICTURE, SCORES, SUMMARY, ablate, ablation_configs, summary_text
 
     if show_config:
         configs = {name: config.model_dump() for name, config in ablation_configs(options).items()}

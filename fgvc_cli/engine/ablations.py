@@ -75,7 +75,7 @@ def _modules(attention: str, smram: bool) -> dict[str, Any]:
     return {"options": {"channel_attention": attention, "smram": smram}}
 
 
-_MODULE_RATES = ("lr_cram", "lr_smram")
+_MODULE_RATES = ("lr_cram", "lr_smram", "lr_mask")
 _TABLE3 = (
     Variant("plain", plain=True),
     Variant("heads", _modules("none", False)),

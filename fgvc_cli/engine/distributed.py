@@ -177,7 +177,7 @@ _GAVE_UP = "gave-up"
 
 
 class Silent:
-    """``engine.logs.Observer`` of the processes that are not the main one: warnings alone are said."""
+    """``run_state.Observer`` of the processes that are not the main one: warnings alone are said."""
 
     def __init__(self, messages: Messages):
         self.messages = messages

@@ -27,10 +27,16 @@ from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.boxes import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
-from fgvc_cli.engine.checkpoint import Checkpoint
-from fgvc_cli.engine.device import Precision, computing, fixed_precision, keep_freed_memory, pick_device
+from fgvc_cli.engine.checkpoint import Checkpoint, choose_data, known_examples
+from fgvc_cli.engine.device import (
+    Precision,
+    computing,
+    fixed_precision,
+    is_out_of_memory,
+    keep_freed_memory,
+    pick_device,
+)
 from fgvc_cli.engine.options import EvalOptions
-from fgvc_cli.engine.trained_data import choose_data, known_examples
 from fgvc_cli.engine.weights import default_notice, open_weights, read_manifest, resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import (
@@ -40,13 +46,11 @@ from fgvc_cli.evaluate.calibration import (
     reliability,
     write_calibrated,
 )
-from fgvc_cli.evaluate.comparison import compare
 from fgvc_cli.evaluate.evaluator import Evaluation
 from fgvc_cli.evaluate.evaluator import evaluate as evaluate_model
-from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED
+from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED, compare
 from fgvc_cli.evaluate.localisation import Located, best_iou, localisation_metrics
-from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, most_confused
-from fgvc_cli.evaluate.multilabel import label_slots
+from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, label_slots, most_confused
 from fgvc_cli.files import check_folder, check_writable, whole_folder
 from fgvc_cli.formats.rows import as_text
 from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
@@ -252,15 +256,21 @@ def measure(
     preprocess = checkpoint.preprocess
     images = LabelledImages(labelled.root, examples, eval_transform(preprocess), slots, preprocess)
     loader = build_loader(images, batch_size=batch_size, workers=workers)
-    with messages.bar("evaluating", len(examples)) as advance, computing(device, precision):
-        result = evaluate_model(
-            checkpoint.model.to(device),
-            loader,
-            checkpoint.preprocess,
-            device,
-            locate=bool(truths),
-            on_batch=lambda count: advance(count),
-        )
+    try:
+        with messages.bar("evaluating", len(examples)) as advance, computing(device, precision):
+            result = evaluate_model(
+                checkpoint.model.to(device),
+                loader,
+                checkpoint.preprocess,
+                device,
+                locate=bool(truths),
+                on_batch=lambda count: advance(count),
+            )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = f"Try --batch-size {batch_size // 2}." if batch_size > 1 else "Try --device cpu."
+        raise FgvcError(f"Out of memory with batches of {batch_size} on {device}.", hint) from error
     for failure in result.failures:
         messages.warn(f"left out {failure}")
     if not len(result.labels):

@@ -95,6 +95,7 @@ OUTPUTS = {
     "parts": "(B, P, 4) part boxes, as box",
     "logits": "(B, K) one branch, before softmax and temperature",
 }
+MULTI_LABEL_PROBS = "(B, K) probabilities of the labels, each by itself"
 
 
 class Format(NamedTuple):
@@ -131,6 +132,7 @@ def describe(checkpoint: Checkpoint, pixels: Pixels, program: ExportedProgram) -
     side = checkpoint.preprocess.input_px
     value_range = "uint8, 0 to 255" if pixels == "uint8" else "float32, 0 to 1"
     names = output_names(program)
+    texts = OUTPUTS | ({"probs": MULTI_LABEL_PROBS} if checkpoint.multi_label else {})
     return {
         "format": 1,
         "fgvc_version": __version__,
@@ -141,7 +143,7 @@ def describe(checkpoint: Checkpoint, pixels: Pixels, program: ExportedProgram) -
         "options": checkpoint.model.config.model_dump(mode="json"),
         "preprocess": checkpoint.preprocess.model_dump(mode="json"),
         "input": f"{INPUT}: (B, 3, {side}, {side}) RGB, {value_range}; normalised inside",
-        "outputs": {name: OUTPUTS[name.split("_")[0]] for name in names},
+        "outputs": {name: texts[name.split("_")[0]] for name in names},
     }
 
 

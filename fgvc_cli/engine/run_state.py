@@ -1,4 +1,5 @@
-"""The folder of a training: which one, made empty, finished or not, and what ``--resume`` goes on from.
+"""The folder of a training: which one, made empty, finished or not, what ``--resume`` starts from; and what
+is written and said while it runs: metrics.csv, its curves, TensorBoard.
 
 ``last/state.safetensors`` holds the tensors, and in its header as JSON everything else, never a pickle. One
 file is written whole or not at all, so its parts are always of the same moment. Ctrl-C and SIGTERM come
@@ -8,29 +9,38 @@ between two updates, not within one.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import shlex
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from fgvc_cli import __version__
+from fgvc_cli.command import Messages
 from fgvc_cli.config import TrainConfig, stored_config
 from fgvc_cli.engine.checkpoint import read_metadata
-from fgvc_cli.engine.logs import EVENT_FILES
 from fgvc_cli.engine.weights import MODEL_FILE
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
+from fgvc_cli.evaluate.metrics import headline
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.models.weights import read_tensors
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 
 CHECKPOINT, METRICS, CONFIG = MODEL_FILE, "metrics.csv", "config.json"
 RUN_FILES = (CHECKPOINT, METRICS, CONFIG)
@@ -305,3 +315,191 @@ def _handling(signals: tuple[int, ...], handler: Any) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+class Observer(Protocol):
+    """The command line shows what it is told. A context manager around the run."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """After each update; ``epoch`` and ``step``, in batches, count from 1."""
+
+    def on_epoch(self, epoch: int, row: dict[str, float], best: bool) -> None:
+        """After each validation; ``row`` is the line written to metrics.csv."""
+
+    def on_warning(self, message: str) -> None:
+        """Something the user should know, once."""
+
+
+class MetricsFile:
+    """One line per epoch, on disk as soon as it is written; the file is whole at any moment.
+
+    Args:
+        rows: lines of the epochs before, of a run that is gone on with.
+    """
+
+    def __init__(self, path: Path, rows: list[dict[str, float]] | None = None):
+        self.path = path
+        self.rows = list(rows or [])
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append a row; what it lacks stays empty, a new column goes to the right end.
+
+        Raises:
+            FgvcError: the file cannot be written; the row is kept and comes with the next one.
+        """
+        self.rows.append(row)
+        # A column may come late: the accuracy of a branch that no image reached before.
+        columns = list(dict.fromkeys(name for line in self.rows for name in line))
+        text = io.StringIO(newline="")
+        table = csv.writer(text)
+        table.writerow(columns)
+        for line in self.rows:
+            table.writerow([format(line[name], ".6g") if name in line else "" for name in columns])
+        with AtomicFile(self.path, overwrite=True) as stream:
+            stream.write(text.getvalue().encode())
+
+
+EVENT_FILES = "events.out.tfevents.*"
+"""Pattern of their names."""
+
+
+class TensorBoard:
+    """Writes ``events.out.tfevents...`` files into a run folder, one scalar per column and epoch.
+
+    Args:
+        first_epoch: epochs from this one on that an interrupted run left are not shown any more.
+
+    Raises:
+        FgvcError: TensorBoard is not installed.
+    """
+
+    def __init__(self, run_dir: Path, first_epoch: int = 1):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise FgvcError(
+                "tensorboard=yes needs TensorBoard, which is not installed.",
+                "pip install 'fgvc[tensorboard]'",
+                EXIT_USAGE,
+            ) from error
+        # Opened with the first row: opening makes the folder.
+        self._open = partial(SummaryWriter, str(run_dir), purge_step=first_epoch)
+        self._writer: SummaryWriter | None = None
+
+    def write(self, row: dict[str, float]) -> None:
+        """A row of metrics.csv; ``val_top1`` is shown as ``val/top1``, ``loss`` as ``train/loss``.
+
+        Raises:
+            OSError: the event file cannot be written.
+        """
+        self._writer = self._writer or self._open()
+        for name, value in row.items():
+            if name != "epoch":
+                is_val = name.startswith("val_")
+                tag = f"val/{name.removeprefix('val_')}" if is_val else f"train/{name}"
+                self._writer.add_scalar(tag, value, int(row["epoch"]))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """End the file."""
+        if self._writer:
+            self._writer.close()
+
+
+CURVES = "curves.png"
+"""In the run folder: what metrics.csv holds, drawn."""
+CURVES_SHARE = 0.05
+"""Most of the time that drawing may take: where epochs are short, not every one is drawn, but the last is."""
+
+
+class TrainProgress:
+    """``Observer``: a bar, a plain line per epoch, and the curves in the run folder.
+
+    Args:
+        run_dir: where ``CURVES`` is drawn from metrics.csv.
+    """
+
+    def __init__(self, messages: Messages, epochs: int, run_dir: Path):
+        self.messages = messages
+        self.epochs = epochs
+        self.run_dir = run_dir
+        self.undrawn = False
+        self.drawing = True
+        self.drawn_at, self.drawing_seconds = -float("inf"), 0.0
+        self._open = contextlib.ExitStack()
+        self._done = 0
+
+    def __enter__(self) -> Self:
+        if not (self.run_dir / METRICS).exists():  # else training goes on from there
+            (self.run_dir / CURVES).unlink(missing_ok=True)
+        self._advance = self._open.enter_context(self.messages.bar("starting", unit="batches"))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._open.close()
+        if self.undrawn:
+            self._draw_curves()
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """Move the bar; ``loss`` is the epoch's mean so far."""
+        done = (epoch - 1) * steps + step
+        text = f"epoch {epoch}/{self.epochs}  loss {loss:.3f}"
+        self._advance(done - self._done, total=self.epochs * steps, text=text)
+        self._done = done
+
+    def on_epoch(self, epoch: int, row: dict[str, float], best: bool) -> None:
+        """One line: loss, the figure that chooses the epoch, speed, and what CRAM and SMRAM do."""
+        parts = [
+            f"epoch {epoch}/{self.epochs}",
+            f"loss {row['loss']:.3f}",
+            f"{row['images_per_second']:.1f} images/s",
+        ]
+        if any(name.startswith("val_") for name in row):
+            parts.insert(2, f"val {headline(row, 'val_')}{' *' if best else ''}")
+        if "loss_div" in row:
+            parts.append(f"L_div {row['loss_div']:.3f}")
+        suppressed = [f"{100 * value:.0f}" for name, value in row.items() if name.startswith("suppressed_")]
+        if suppressed:
+            parts.append(f"channels suppressed {'/'.join(suppressed)} %")
+        self.messages.note("  ".join(parts))
+        self.undrawn = True
+        if self.drawing_seconds <= CURVES_SHARE * (time.monotonic() - self.drawn_at):
+            self._draw_curves()
+
+    def on_warning(self, message: str) -> None:
+        """One line."""
+        self.messages.warn(message)
+
+    def _draw_curves(self) -> None:
+        if not self.drawing:
+            return
+        start = time.monotonic()
+        try:
+            from fgvc_cli.charts.figures import draw_curves
+
+            rows = read_metrics(self.run_dir / METRICS)
+            picture = draw_curves(rows, self.run_dir.resolve().name)
+            with AtomicFile(self.run_dir / CURVES, overwrite=True) as stream:
+                stream.write(picture)
+        # A picture must not end a training, and matplotlib, its fonts and the disk may raise anything.
+        except Exception as error:
+            self.drawing = False
+            why = " ".join(str(error).split()) or type(error).__name__
+            self.on_warning(f"no {CURVES} from here on: {why}")
+        self.undrawn = False
+        self.drawn_at = time.monotonic()
+        self.drawing_seconds = self.drawn_at - start
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.csv; an empty cell is left out.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or holds something else than numbers.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]

@@ -1,4 +1,4 @@
-"""``fgvc train``: options -> settings -> a run -> where the model is and how good.
+"""``fgvc train``: options and a recipe -> settings -> a run -> where the model is and how good.
 
 One training; ``engine.ablate`` trains tables of them.
 """
@@ -6,17 +6,15 @@ One training; ``engine.ablate`` trains tables of them.
 from __future__ import annotations
 
 import contextlib
-import csv
 import shlex
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from fgvc_cli.command import Messages, command
-from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.config import SetText, TrainConfig, apply_sets, build, merge
 from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.datasets.preflight import look_before_training
 from fgvc_cli.datasets.registry import ENTRIES, load_data
@@ -34,32 +32,166 @@ from fgvc_cli.engine.distributed import (
     restarts,
 )
 from fgvc_cli.engine.learner import seed_everything
-from fgvc_cli.engine.options import TrainOptions, given_options
+from fgvc_cli.engine.options import (
+    DEFAULT,
+    PAPER,
+    AblateOptions,
+    Setup,
+    TrainOptions,
+    find_recipe,
+    given_options,
+    source_px,
+)
 from fgvc_cli.engine.run_state import (
     CHECKPOINT,
-    METRICS,
     RunState,
+    TrainProgress,
     choose_run_dir,
     finished_run,
     load_state,
     make_run_dir,
     state_path,
 )
-from fgvc_cli.engine.settings import plain_values, settings_text, with_labels, with_statistics
 from fgvc_cli.engine.trainer import Trainer
-from fgvc_cli.engine.weights import read_manifest
+from fgvc_cli.engine.weights import read_manifest, resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted, counted
-from fgvc_cli.evaluate.multilabel import headline
-from fgvc_cli.files import AtomicFile
+from fgvc_cli.evaluate.metrics import check_labels, headline
 from fgvc_cli.models.output import FgvcModel
-from fgvc_cli.models.registry import check_input_px, create_model
+from fgvc_cli.models.registry import backbone_traits, check_input_px, create_model, resolve
+
+_SECTION_HINT = "For example: --set preprocess.input_px=224"
+_FIELDS = (
+    *("model", "recipe", "data", "dataset", "data_root", "split_by", "epochs", "batch_size", "seed", "init"),
+    *("pretrained", "amp", "workers", "devices"),
+)
+"""Options that are fields of ``TrainConfig``."""
+_SAID_ELSEWHERE = ("model", "data", "dataset", "data_root", "recipe", "workers")
+"""Fields that the block of settings leaves out: the line above it says them, or they change no result."""
+
+
+def plain_values(options: TrainOptions, processes: int = 1) -> dict[str, Any]:
+    """What the user gave, laid over the recipe: nested plain values of ``TrainConfig``.
+
+    Where none is named the recipe is ``strong``, and for a table of an ablation that of the model's paper.
+
+    Args:
+        processes: that train together, where others started them; else ``devices`` says it.
+
+    Raises:
+        FgvcError: an unknown model or recipe, a recipe of another family, an assignment that is none, weights
+            to start from that are not there.
+    """
+    given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
+    given = apply_sets(given, list(options.set))
+    sections = (("preprocess", "input_px", options.input_px), ("options", "stages", options.stages))
+    for section, field, value in sections:
+        inside = given.setdefault(section, {})
+        if not isinstance(inside, dict):
+            raise FgvcError(f"{section} is a section, got {inside!r}.", _SECTION_HINT, EXIT_USAGE)
+        if value is not None:
+            inside.setdefault(field, value)
+    if processes > 1:
+        given["devices"] = processes
+    if str(given.get("init", "none")).lower() not in ("none", "null"):
+        given["init"] = str(resolve_weights(str(given["init"]), option="--init")[0])
+    resolved = resolve(str(given["model"]))
+    family = resolved.name.partition("-")[0]
+    usual = PAPER if isinstance(options, AblateOptions) else DEFAULT
+    recipe = find_recipe(str(given.pop("recipe", usual)), family)
+    traits = backbone_traits(resolved.backbone)._asdict() if recipe.asks_backbone else {}
+    setup = Setup(
+        family=family,
+        backbone=resolved.backbone,
+        dataset=str(given.get("dataset") or ""),
+        input_px=_count(given["preprocess"].get("input_px"))
+        or source_px(family, str(given.get("dataset") or "")),
+        epochs=_count(given.get("epochs")),
+        batch_size=_count(given.get("batch_size")),
+        batches=(_count(given.get("devices")) or 1) * (_count(given.get("accumulate")) or 1),
+        **traits,
+    )
+    return merge(recipe.settings(setup), given) | {"recipe": recipe.name}
+
+
+def _count(value: Any) -> int | None:
+    """A number from 1 as given; None for what is none, which validation refuses later in its own words."""
+    text = str(value)
+    return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def with_data(config: TrainConfig, data: LabelledSet) -> TrainConfig:
+    """The config of a model that tells as many labels per image as the data has.
+
+    Branch weights are fitted on a val split to one class per image. Where a recipe wants them and the data
+    has no such split, all branches count equally; what the user has set stays, to be refused.
+
+    Raises:
+        FgvcError: settings that say otherwise, or that several labels do not go with.
+    """
+    multi_label, options = data.multi_label, config.options
+    check_labels(options.get("multi_label", multi_label), multi_label, config.sampling)
+    fuse = options.get("fuse")
+    if fuse == "weighted" and not isinstance(fuse, SetText) and (multi_label or not data.splits["val"]):
+        options = options | {"fuse": "mean"}
+    return config.model_copy(update={"options": options | {"multi_label": multi_label}})
+
+
+def with_statistics(config: TrainConfig, values: dict[str, Any], model: FgvcModel) -> TrainConfig:
+    """Normalise as the starting weights expect, unless the user set it; record the options in full."""
+    preprocess = {"mean": model.input_mean, "std": model.input_std} | values["preprocess"]
+    options = model.config.model_dump()
+    return build(TrainConfig, values | {"preprocess": preprocess, "options": options})
+
+
+def resolved_config(values: dict[str, Any]) -> TrainConfig:
+    """What ``config.json`` of a run with these values holds, without its data; nothing is downloaded.
+
+    Raises:
+        FgvcError: settings or a model that do not work.
+    """
+    config: TrainConfig = build(TrainConfig, values)
+    model = create_model(
+        config.model, 2, input_px=config.preprocess.input_px, init=config.init, options=config.options
+    )
+    config = with_statistics(config, values, model)
+    check_input_px(model, config.augment.train_px or config.preprocess.input_px)
+    return config
+
+
+def settings_text(config: TrainConfig) -> str:
+    """The recipe and, a line per section, what is not the default, each as ``--set`` takes it."""
+    given, usual = config.model_dump(), TrainConfig(model=config.model).model_dump()
+    usual["options"] = resolve(config.model).family.config().model_dump()
+    lines = []
+    single = _changed("", given, usual, skip=_SAID_ELSEWHERE)
+    for section in (name for name, value in usual.items() if isinstance(value, dict)):
+        changed = _changed(f"{section}.", given[section], usual[section])
+        lines += [f"  {changed}"] if changed else []
+    lines += [f"  {single}"] if single else []
+    head = f"Recipe {config.recipe}" if config.recipe else "No recipe"
+    what = "; what is not the default:" if lines else "; every setting is the default."
+    return "\n".join([head + what, *lines])
+
+
+def _changed(prefix: str, given: dict[str, Any], usual: dict[str, Any], skip: tuple[str, ...] = ()) -> str:
+    return " ".join(
+        f"{prefix}{name}={_text(value)}"
+        for name, value in given.items()
+        if name not in skip and not isinstance(value, dict) and value != usual.get(name)
+    )
+
+
+def _text(value: Any) -> str:
+    """As ``--set`` reads it."""
+    if isinstance(value, tuple | list):
+        return ",".join(_text(part) for part in value)
+    if value is None:
+        return "none"
+    return format(value, ".6g") if isinstance(value, float) else str(value)
+
 
 _MAY_DIFFER = ("workers", "data", "data_root")
 """Options that may differ when a run is gone on with: none of them changes what it computes."""
-CURVES = "curves.png"
-"""In the run folder: what metrics.csv holds, drawn."""
-CURVES_SHARE = 0.05
-"""Most of the time that drawing may take: where epochs are short, not every one is drawn, but the last is."""
 
 
 SPLIT_LABELS = {"val_fitted": "val, with what was fitted on it:"}
@@ -139,8 +271,7 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
     if options.model or not (options.data or options.dataset):
         check_model_given(options)
         return options
-    where = {"data": options.data, "dataset": options.dataset, "data_root": options.data_root}
-    images = load_data(build(TrainConfig, {"model": "none", **where})).counts()["train"]
+    images = load_data(_data_config(options)).counts()["train"]
     on_cuda = pick_device(options.device).type == "cuda"
     init = options.init or ("groceries-vit" if on_cuda else "groceries")
     entry = read_manifest().entries.get(init)
@@ -154,7 +285,7 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
         options,
         model=entry.model,
         init=init,
-        recipe=options.recipe or "strong",
+        recipe=options.recipe or DEFAULT,
         input_px=options.input_px or DEFAULT_MODEL_PX,
         epochs=options.epochs or max(5, min(30, round(DEFAULT_MODEL_IMAGES / max(images, 1)))),
     )
@@ -168,6 +299,14 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
     return chosen
 
 
+def _data_config(options: TrainOptions) -> TrainConfig:
+    """What was given of the data and its splits, for a model that is not known yet."""
+    names = ("data", "dataset", "data_root", "split_by")
+    given = {name: getattr(options, name) for name in names} | {"model": "none"}
+    config: TrainConfig = build(TrainConfig, apply_sets(given, list(options.set)))
+    return config
+
+
 DEFAULT_MODEL_PX = 224
 """Input of the model that is taken where none is named, pixels a side."""
 DEFAULT_MODEL_IMAGES = 40_000
@@ -179,8 +318,7 @@ def check_model_given(options: TrainOptions) -> None:
     if options.model:
         return
     if options.data or options.dataset:
-        where = {"data": options.data, "dataset": options.dataset, "data_root": options.data_root}
-        load_data(build(TrainConfig, {"model": "none", **where}))
+        load_data(_data_config(options))
     raise FgvcError(
         "Give --model NAME, or --resume RUN to go on with an interrupted training.",
         "For example: fgvc train --data birds --model crasmra-r50",
@@ -212,7 +350,7 @@ def start(
             messages.note(note)
         for note in look_before_training(data) if look else ():
             messages.warn(note)
-    config = with_labels(config, data.multi_label)
+    config = with_data(config, data)
     values = values | {"options": config.options}
     # Only the main one of several processes looks at the folder: the others may see its files.
     run_dir = choose_run_dir(out, config, data.name, overwrite or not world.is_main or restarts() > 0)
@@ -467,92 +605,3 @@ def _read_result(run_dir: Path) -> Trained | None:
         metadata.get("train_images"),
         entry.caveat if entry else "",
     )
-
-
-class TrainProgress:
-    """``engine.logs.Observer``: a bar, a plain line per epoch, and the curves in the run folder.
-
-    Args:
-        run_dir: where ``CURVES`` is drawn from metrics.csv.
-    """
-
-    def __init__(self, messages: Messages, epochs: int, run_dir: Path):
-        self.messages = messages
-        self.epochs = epochs
-        self.run_dir = run_dir
-        self.undrawn = False
-        self.drawing = True
-        self.drawn_at, self.drawing_seconds = -float("inf"), 0.0
-        self._open = contextlib.ExitStack()
-        self._done = 0
-
-    def __enter__(self) -> Self:
-        if not (self.run_dir / METRICS).exists():  # else training goes on from there
-            (self.run_dir / CURVES).unlink(missing_ok=True)
-        self._advance = self._open.enter_context(self.messages.bar("starting", unit="batches"))
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._open.close()
-        if self.undrawn:
-            self._draw_curves()
-
-    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        """Move the bar; ``loss`` is the epoch's mean so far."""
-        done = (epoch - 1) * steps + step
-        text = f"epoch {epoch}/{self.epochs}  loss {loss:.3f}"
-        self._advance(done - self._done, total=self.epochs * steps, text=text)
-        self._done = done
-
-    def on_epoch(self, epoch: int, row: dict[str, float], best: bool) -> None:
-        """One line: loss, the figure that chooses the epoch, speed, and what CRAM and SMRAM do."""
-        parts = [
-            f"epoch {epoch}/{self.epochs}",
-            f"loss {row['loss']:.3f}",
-            f"{row['images_per_second']:.1f} images/s",
-        ]
-        if any(name.startswith("val_") for name in row):
-            parts.insert(2, f"val {headline(row, 'val_')}{' *' if best else ''}")
-        if "loss_div" in row:
-            parts.append(f"L_div {row['loss_div']:.3f}")
-        suppressed = [f"{100 * value:.0f}" for name, value in row.items() if name.startswith("suppressed_")]
-        if suppressed:
-            parts.append(f"channels suppressed {'/'.join(suppressed)} %")
-        self.messages.note("  ".join(parts))
-        self.undrawn = True
-        if self.drawing_seconds <= CURVES_SHARE * (time.monotonic() - self.drawn_at):
-            self._draw_curves()
-
-    def on_warning(self, message: str) -> None:
-        """One line."""
-        self.messages.warn(message)
-
-    def _draw_curves(self) -> None:
-        if not self.drawing:
-            return
-        start = time.monotonic()
-        try:
-            from fgvc_cli.charts.figures import draw_curves
-
-            rows = read_metrics(self.run_dir / METRICS)
-            picture = draw_curves(rows, self.run_dir.resolve().name)
-            with AtomicFile(self.run_dir / CURVES, overwrite=True) as stream:
-                stream.write(picture)
-        # A picture must not end a training, and matplotlib, its fonts and the disk may raise anything.
-        except Exception as error:
-            self.drawing = False
-            why = " ".join(str(error).split()) or type(error).__name__
-            self.on_warning(f"no {CURVES} from here on: {why}")
-        self.undrawn = False
-        self.drawn_at = time.monotonic()
-        self.drawing_seconds = self.drawn_at - start
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.csv; an empty cell is left out.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or holds something else than numbers.
-    """
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]

@@ -26,16 +26,17 @@ from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.device import Precision, computing, usual_precision
 from fgvc_cli.engine.distributed import ALONE, World
-from fgvc_cli.engine.learner import Learner, Teacher
-from fgvc_cli.engine.logs import MetricsFile, Observer, TensorBoard
-from fgvc_cli.engine.loop import TrainLoop
+from fgvc_cli.engine.learner import Learner, Teacher, TrainLoop
 from fgvc_cli.engine.losses import fit_fuse_weights
 from fgvc_cli.engine.run_state import (
     CHECKPOINT,
     CONFIG,
     METRICS,
+    MetricsFile,
+    Observer,
     Progress,
     RunState,
+    TensorBoard,
     interrupts_wait,
     remove_state,
     save_state,
@@ -46,7 +47,7 @@ from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.errors import FgvcError, counted
 from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
-from fgvc_cli.evaluate.multilabel import check_labels, rank
+from fgvc_cli.evaluate.metrics import check_labels, rank
 from fgvc_cli.files import AtomicFile, FolderLock
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.weights import read_tensors
@@ -233,10 +234,14 @@ class Trainer:
         """Once per run, and not for an epoch in which a mask has hardly begun to learn."""
         if self._warned_of_masks or epoch == 1 < self.config.epochs:
             return
-        kind = "val_mask_variation_"
         row = self.table.rows[-1]
+        # Without a val split, what training saw; one image alone varies from no other.
+        kind = "val_mask_variation_" if self.data.splits["val"] else "mask_variation_"
+        several = row.get("val_images", 2) > 1
         fixed = [
-            name.removeprefix(kind) for name, value in row.items() if name.startswith(kind) and value < 0.01
+            name.removeprefix(kind)
+            for name, value in row.items()
+            if several and name.startswith(kind) and value < 0.01
         ]
         if fixed:
             self._warned_of_masks = True

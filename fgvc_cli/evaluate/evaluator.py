@@ -19,8 +19,7 @@ from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import normalize
 from fgvc_cli.evaluate.calibration import apply_temperature, reliability_of
 from fgvc_cli.evaluate.intervals import Interval, macro_f1_interval, share_interval
-from fgvc_cli.evaluate.metrics import in_top
-from fgvc_cli.evaluate.multilabel import exact_matches, multilabel_metrics
+from fgvc_cli.evaluate.metrics import exact_matches, in_top, multilabel_metrics
 from fgvc_cli.models.output import Want, class_probs, summarize_stats
 
 

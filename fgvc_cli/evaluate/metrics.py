@@ -1,6 +1,9 @@
-"""What labels and guesses come to, as pure functions: one row per class, and who is taken for whom.
+"""What labels and guesses come to, as pure functions.
 
-Legend: N images, K classes.
+Of one class per image: one row per class, and who is taken for whom. Of several labels: each is there or not,
+by a threshold of 0.5.
+
+Legend: N images, K classes or labels.
 """
 
 from __future__ import annotations
@@ -8,7 +11,14 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy.sparse import coo_array, csr_array
+from sklearn.metrics import average_precision_score, f1_score
+from torch import Tensor
+
+from fgvc_cli.data.listing import LabelledSet
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 TOP = 5
 
@@ -101,3 +111,112 @@ def most_confused(matrix: Matrix, limit: int) -> list[Confusion]:
 
 def _share(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
+
+
+THRESHOLD = 0.5
+_SAME = {True: ("true", "yes", "on", "1"), False: ("false", "no", "off", "0")}
+
+
+def multilabel_metrics(labels: Tensor, probs: Tensor, branches: dict[str, Tensor]) -> dict[str, float]:
+    """Macro and micro F1, mAP, share of images with exactly their labels, BCE; macro F1 of each branch.
+
+    Macro F1 and mAP (the mean over labels of scikit-learn's average precision, without interpolation) are
+    over the labels that some image has; 0 where none has any. An image without a label is matched exactly
+    where no label is told.
+
+    Args:
+        labels: float (N, K), 0 or 1; N at least 1.
+        probs: fused, (N, K).
+        branches: name -> (N, K); a row is NaN where a cascade stopped before that branch.
+    """
+    truth, guesses = labels.numpy() > 0.5, probs.numpy() > THRESHOLD
+    result = {
+        "macro_f1": _macro_f1(labels, probs),
+        "micro_f1": float(f1_score(truth, guesses, average="micro", zero_division=0.0)),
+        "map": _mean_average_precision(truth, probs.numpy()),
+        "exact_match": float(exact_matches(labels, probs).mean()),
+        "bce": float(F.binary_cross_entropy(probs.double().clamp(0, 1), labels.double())),
+    }
+    for name, branch in branches.items():
+        reached = ~branch.isnan().any(dim=1)
+        if reached.any():
+            result[f"macro_f1_{name}"] = _macro_f1(labels[reached], branch[reached])
+        if not reached.all():
+            result[f"reached_{name}"] = float(reached.double().mean())
+    return result
+
+
+def exact_matches(labels: Tensor, probs: Tensor) -> np.ndarray:
+    """Whether an image is given its labels and no other, bool (N,)."""
+    return ((labels.numpy() > 0.5) == (probs.numpy() > THRESHOLD)).all(axis=1)
+
+
+def rank(scores: dict[str, float]) -> tuple[float, float]:
+    """What chooses the epoch, larger is better: top-1, then NLL; of several labels macro F1, then mAP."""
+    if "top1" in scores:
+        return scores["top1"], -scores["nll"]
+    return scores["macro_f1"], scores["map"]
+
+
+def headline(scores: dict[str, float], prefix: str = "") -> str:
+    """The figures to print first; ``prefix`` stands before their names in ``scores``."""
+    if f"{prefix}top1" in scores:
+        return f"top-1 {100 * scores[f'{prefix}top1']:.2f} %"
+    return f"macro F1 {100 * scores[f'{prefix}macro_f1']:.2f} %, mAP {100 * scores[f'{prefix}map']:.2f} %"
+
+
+def label_slots(data: LabelledSet, model_classes: int, multi_label: bool) -> int | None:
+    """K of the targets that fit a model; None where a target is one class index.
+
+    Raises:
+        FgvcError: images with several labels for a model that tells one class.
+    """
+    if data.multi_label and not multi_label:
+        raise FgvcError(
+            f"{data.name} has several labels per image, the model tells one class each.",
+            "Train one on a set of that kind, or name the column label.",
+        )
+    return model_classes if multi_label else None
+
+
+def check_labels(told: bool | str, multi_label: bool, sampling: str) -> None:
+    """Whether a training fits its data.
+
+    Args:
+        told: ``options.multi_label`` of the model, a word as ``--set`` takes it or its value.
+        multi_label: whether the data has several labels per image.
+        sampling: ``TrainConfig.sampling``.
+
+    Raises:
+        FgvcError: a model of the other kind; sampling that several labels do not go with.
+    """
+    if str(told).lower() not in _SAME[multi_label]:
+        raise FgvcError(
+            f"options.multi_label={told}, but the data "
+            f"{'has several labels' if multi_label else 'has one class'} per image.",
+            "Leave it out: the data decides. A CSV with a column labels (a|b) has several. In Python: "
+            f"create_model(..., options={{'multi_label': {multi_label}}}).",
+            EXIT_USAGE,
+        )
+    if multi_label and sampling == "balanced":
+        raise FgvcError(
+            "sampling=balanced draws every class equally often, but an image of this data has several.",
+            "Leave it out.",
+            EXIT_USAGE,
+        )
+
+
+def _mean_average_precision(truth: np.ndarray, probs: np.ndarray) -> float:
+    there = truth.any(axis=0)
+    if not there.any():
+        return 0.0
+    return float(average_precision_score(truth[:, there], probs[:, there], average="macro"))
+
+
+def _macro_f1(labels: Tensor, probs: Tensor) -> float:
+    truth, guesses = labels.numpy() > 0.5, probs.numpy() > THRESHOLD
+    there = truth.any(axis=0)
+    if not there.any():
+        return 0.0
+    each = f1_score(truth[:, there], guesses[:, there], average=None, zero_division=0.0)
+    return float(torch.as_tensor(each).mean())

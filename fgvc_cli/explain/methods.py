@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as v2
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.explain.explanation import HEAT
 from fgvc_cli.explain.question import Case
-from fgvc_cli.models.cells import align_maps
+from fgvc_cli.models.backbones import align_maps
 from fgvc_cli.models.output import ModelOutput, Want, over_maximum
 
 Heats = dict[str, Tensor]

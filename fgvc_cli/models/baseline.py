@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import BaselineConfig
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.models.backbones import checkpoint_gradients, plan_stages
-from fgvc_cli.models.cells import align_maps, cell_shift, leaves
+from fgvc_cli.models.backbones import align_maps, cell_shift, checkpoint_gradients, leaves, plan_stages
 from fgvc_cli.models.output import FgvcModel, ModelOutput, StageMap, Want, class_probs, scale_maps
-from fgvc_cli.models.vit_encoder import record_rollout
-from fgvc_cli.models.vit_stages import (
+from fgvc_cli.models.vit import (
     StagePlan,
     Tail,
     VitStagePlan,
     is_vit,
     network_name,
     plan_tail,
+    record_rollout,
     run_last_block,
 )
 

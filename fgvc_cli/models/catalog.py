@@ -59,7 +59,7 @@ FAMILY_TEXTS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass in evaluation mode takes, see ``fgvc_cli.models.cost``."""
+    """What one forward pass in evaluation mode takes, see ``registry.compute_cost``."""
 
     name: str
     backbone: str

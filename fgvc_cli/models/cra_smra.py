@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import CraSmraConfig
-from fgvc_cli.models.backbones import plan_stages
-from fgvc_cli.models.cells import align_maps
+from fgvc_cli.models.backbones import align_maps, plan_stages
 from fgvc_cli.models.output import (
     SUPPRESSED,
     FgvcModel,
@@ -30,7 +29,7 @@ from fgvc_cli.models.output import (
     over_maximum,
     scale_maps,
 )
-from fgvc_cli.models.vit_encoder import record_rollout
+from fgvc_cli.models.vit import record_rollout
 
 
 class StageFeatures(NamedTuple):

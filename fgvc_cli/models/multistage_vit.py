@@ -15,16 +15,95 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from fgvc_cli.attention.crops import cut_boxes, follow_map, resize, sample_boxes
-from fgvc_cli.attention.erase import attended_pixels, erase_pixels, place_mask
+from fgvc_cli.attention.crops import (
+    attended_pixels,
+    cut_boxes,
+    erase_pixels,
+    follow_map,
+    place_mask,
+    resize,
+    sample_boxes,
+)
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.attention.parts import cut_map, locate_parts
 from fgvc_cli.config import MultiStageVitConfig
 from fgvc_cli.models.backbones import checkpoint_gradients
-from fgvc_cli.models.cascade import Looks, pick, spread
-from fgvc_cli.models.output import FgvcModel, ModelOutput, StageMap, Want
-from fgvc_cli.models.vit_encoder import encode, plan_encoder
-from fgvc_cli.models.vit_stages import Tail, VitStagePlan, plan_tail
+from fgvc_cli.models.output import (
+    FgvcModel,
+    ModelOutput,
+    StageMap,
+    Want,
+    class_probs,
+    confidence,
+    mean_logits,
+)
+from fgvc_cli.models.vit import Tail, VitStagePlan, encode, plan_encoder, plan_tail
+
+
+class Looks:
+    """Branch logits and their fusion; with a cascade, confident images stop early.
+
+    Fused probabilities are the mean over the looks an image took, each the mean of its crops' probabilities.
+
+    Args:
+        logits: of the first look, (B, K).
+        cascade: fused confidence from which an image takes no further look; None or 1: all take all.
+        multi_label: see ``class_probs`` and ``confidence``.
+    """
+
+    def __init__(self, logits: Tensor, cascade: float | None, multi_label: bool = False):
+        self._multi_label = multi_label
+        self.logits: dict[str, Tensor] = {"main": logits}
+        self.passes = torch.ones((), device=logits.device)
+        """Encoder passes per image, the mean over the batch."""
+        # A confidence of 1 is what float32 makes of a sure answer; a limit of 1 is meant as no limit.
+        self._cascade = cascade if cascade is not None and cascade < 1 else None
+        self._sum = class_probs(logits, multi_label)
+        self._count = torch.ones(logits.shape[0], 1, device=logits.device)
+
+    @property
+    def probs(self) -> Tensor:
+        """Fused, (B, K)."""
+        return self._sum / self._count
+
+    def open_rows(self) -> Tensor | None:
+        """Indices (n,) of the images that go on; None: all do."""
+        if self._cascade is None:
+            return None
+        # An image that stopped before stays stopped: nothing was added to its confidence.
+        return (confidence(self.probs, self._multi_label) < self._cascade).nonzero().flatten()
+
+    def add(self, name: str, logits: Tensor, rows: Tensor | None) -> None:
+        """Enter a look: logits (n, P, K) of the images ``rows``, the crops of one image counting equally."""
+        crops = logits.shape[1]
+        joint = mean_logits(logits, self._multi_label)
+        own = logits[:, 0] if crops == 1 else joint
+        probs = class_probs(joint, self._multi_label)
+        total = self._sum.shape[0]
+        self.logits[name] = spread(own, rows, total)
+        if rows is None:
+            self._sum, self._count = self._sum + probs, self._count + 1
+        else:
+            self._sum = self._sum.index_add(0, rows, probs)
+            self._count = self._count.index_add(0, rows, torch.ones_like(self._count[rows]))
+        self.passes = self.passes + logits.shape[0] * crops / total
+
+    def skip(self, name: str) -> None:
+        """Enter a look that no image takes."""
+        self.logits[name] = torch.full_like(self.logits["main"], torch.nan)
+
+
+def pick(values: Tensor, rows: Tensor | None) -> Tensor:
+    """The given rows of (B, ...); None: all."""
+    return values if rows is None else values[rows]
+
+
+def spread(values: Tensor, rows: Tensor | None, total: int) -> Tensor:
+    """(n, ...) back to (total, ...), NaN in the other rows."""
+    if rows is None:
+        return values
+    return values.new_full((total, *values.shape[1:]), torch.nan).index_copy(0, rows, values)
+
 
 BRANCHES: dict[str, tuple[str, ...]] = {
     "main": ("main",),

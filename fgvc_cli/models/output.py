@@ -29,7 +29,7 @@ class StageMap(NamedTuple):
     values: Tensor
     """(B, C, h, w), in the graph of the logits: their gradient with respect to it is that of the stage."""
     shift: float
-    """By how many cells it lies off, see ``cells.align_maps``."""
+    """By how many cells it lies off, see ``backbones.align_maps``."""
 
 
 @dataclass
@@ -77,6 +77,8 @@ class ModelOutput:
 
 SUPPRESSED = "suppressed"
 """How a rate of suppression per channel is called among the stats, with the stage behind it."""
+_ROUNDING = 1e-6
+"""A mean of ones may be a little less than 1: a card multiplies their sum with the rounded 1 / n."""
 
 
 def summarize_stats(means: Mapping[str, Tensor]) -> dict[str, float]:
@@ -91,7 +93,8 @@ def summarize_stats(means: Mapping[str, Tensor]) -> dict[str, float]:
         result[name] = float(value.mean())
         kind, _, stage = name.partition("_")
         if kind == SUPPRESSED and value.dim():
-            result[f"mask_variation_{stage}"] = float(((value > 0) & (value < 1)).double().mean())
+            varying = (value > _ROUNDING) & (value < 1 - _ROUNDING)
+            result[f"mask_variation_{stage}"] = float(varying.double().mean())
     return result
 
 

@@ -30,11 +30,11 @@ from fgvc_cli.config import (
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.backbones import build_backbone
 from fgvc_cli.models.baseline import Baseline
-from fgvc_cli.models.catalog import NAMED
+from fgvc_cli.models.catalog import COST_CLASSES, NAMED, Cost
 from fgvc_cli.models.cra_smra import CraSmra
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.output import FgvcModel
-from fgvc_cli.models.vit_stages import is_vit
+from fgvc_cli.models.vit import is_vit
 from fgvc_cli.models.weights import load_initial_weights
 
 
@@ -243,6 +243,7 @@ class Traits(NamedTuple):
     """A plain ViT, whose layers can learn at rates of their own."""
     drop_path: bool
     """Takes stochastic depth."""
+    parameters: int
 
 
 def backbone_traits(name: str) -> Traits:
@@ -253,10 +254,11 @@ def backbone_traits(name: str) -> Traits:
     """
     with torch.device("meta"):
         try:
-            return Traits(is_vit(build_backbone(name, drop_path_rate=0.1)), True)
+            net, drop_path = build_backbone(name, drop_path_rate=0.1), True
         except FgvcError:
             # An unknown name is refused here again.
-            return Traits(is_vit(build_backbone(name)), False)
+            net, drop_path = build_backbone(name), False
+    return Traits(is_vit(net), drop_path, sum(parameter.numel() for parameter in net.parameters()))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -275,3 +277,19 @@ def count_gmac(model: nn.Module, input_px: int) -> float:
     with FakeTensorMode(allow_non_fake_inputs=True), counter:
         model(torch.empty(1, 3, input_px, input_px))
     return counter.get_total_flops() / 2e9
+
+
+def compute_cost(name: str, input_px: int) -> Cost:
+    """Build a model of ``COST_CLASSES`` classes and count.
+
+    Args:
+        name: registry name.
+        input_px: side of the input, pixels; a backbone that is built for one size is counted at its own.
+
+    Raises:
+        FgvcError: an unknown name, or a backbone that does not fit the family.
+    """
+    backbone = resolve(name).backbone
+    model = create_model(name, COST_CLASSES)
+    side = model.fixed_px or input_px
+    return Cost(name, backbone, side, count_parameters(model), count_gmac(model, side))

@@ -31,9 +31,8 @@ import numpy as np
 
 from fgvc_cli.command import Messages, command
 from fgvc_cli.data.listing import Example
-from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.engine.checkpoint import Checkpoint, choose_data, known_examples
 from fgvc_cli.engine.device import keep_freed_memory
-from fgvc_cli.engine.trained_data import choose_data, known_examples
 from fgvc_cli.engine.weights import default_notice, open_weights, resolve_weights
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import AtomicFile, check_writable

@@ -1,11 +1,18 @@
-"""Crops cut on the device, and the ones that gradients flow through."""
+"""Crops cut on the device, the ones that gradients flow through, and attended pixels erased."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fgvc_cli.attention.crops import cut_boxes, follow_map, sample_boxes
+from fgvc_cli.attention.crops import (
+    attended_pixels,
+    cut_boxes,
+    erase_pixels,
+    follow_map,
+    place_mask,
+    sample_boxes,
+)
 
 
 def ramp(height=16, width=20):
@@ -90,3 +97,34 @@ def test_cut_crops_do_not_depend_on_their_neighbours():
     images = torch.randn(2, 3, 160, 160)
     boxes = torch.tensor([[[4.0, 6, 34, 36]], [[0.0, 0, 150, 150]]])
     torch.testing.assert_close(cut_boxes(images, boxes, 64)[:1], cut_boxes(images[:1], boxes[:1], 64))
+
+
+def test_pixels_above_the_threshold_are_erased_and_no_others():
+    heat = torch.tensor([[[1.0, 0.2], [0.2, 0.2]], [[0.69, 0.0], [0.0, 0.71]]])
+    mask = attended_pixels(heat, (2, 2), 0.7)
+    assert mask.tolist() == [[[True, False], [False, False]], [[False, False], [False, True]]]
+    images = torch.ones(2, 3, 2, 2)
+    erased = erase_pixels(images, mask)
+    assert torch.equal(erased == 0, mask[:, None].expand(2, 3, 2, 2))
+    assert images.min() == 1
+
+
+def test_map_is_enlarged_to_the_image():
+    mask = attended_pixels(torch.tensor([[[1.0, 0.0]]]), (4, 8), 0.7)
+    # Bilinear from the cells' centres at x = 2 and 6: 0.7 is reached before x = 3.2.
+    assert mask[0, 0].tolist() == [True, True, True] + [False] * 5
+
+
+def test_nothing_is_erased_at_threshold_one():
+    assert not attended_pixels(torch.rand(2, 5, 5), (10, 10), 1.0).any()
+
+
+def test_a_mask_over_a_box_lands_where_its_crop_came_from():
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, 0, 3] = mask[1] = True
+    boxes = torch.tensor([[10.0, 20.0, 18.0, 36.0], [0.0, 0.0, 5.0, 3.0]])
+    placed = place_mask(mask, boxes, (40, 30))
+    expected = torch.zeros(2, 40, 30, dtype=torch.bool)
+    expected[0, 20:24, 16:18] = True  # cells of 2 x 4 pixels
+    expected[1, :3, :5] = True
+    assert torch.equal(placed, expected)

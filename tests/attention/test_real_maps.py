@@ -46,7 +46,7 @@ def test_maps_of_the_embedded_model():
 
 
 @torch.inference_mode()
-def test_rollouts_of_a_real_vit_over_shelf_photographs(shared):
+def test_rollouts_of_a_real_vit_over_shelf_images(shared):
     weights = shared / "weights" / "vit_tiny_patch16_224.augreg_in1k.safetensors"
     photos = sorted((shared / "data" / "grocery" / "test").rglob("*.jpg"))[::310]
     if not weights.exists() or not photos:

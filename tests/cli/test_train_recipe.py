@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fgvc_cli.cli import app
 from fgvc_cli.engine.checkpoint import read_metadata
-from fgvc_cli.engine.recipes import RECIPES
+from fgvc_cli.engine.options import RECIPES
 
 
 def fgvc(*arguments: object):
@@ -47,7 +47,7 @@ def test_what_is_shown_is_what_is_kept(model, colours, tmp_path):
 def test_showing_needs_no_data_and_trains_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = fgvc("train", "--model", "vitms-test_vit", "--input-px", 160, "--show-config")
-    assert json.loads(result.stdout)["recipe"] == "vitms-paper"
+    assert json.loads(result.stdout)["recipe"] == "strong"
     assert not list(tmp_path.iterdir())
 
 

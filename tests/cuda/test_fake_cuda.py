@@ -43,7 +43,7 @@ NONE: Counter[str] = Counter()
 OTSU = Counter({"cuda->cpu attention/objects.py": 1, "cpu->cuda attention/objects.py": 1})
 """Thresholds other than the mean need a histogram of each map, made by scikit-image."""
 
-PREDICT_WAITS = {"cascade": Counter({"nonzero models/cascade.py": 2}), "otsu": OTSU}
+PREDICT_WAITS = {"cascade": Counter({"nonzero models/multistage_vit.py": 2}), "otsu": OTSU}
 """Of one batch of fgvc predict, all that there are: who goes on is for the host to know."""
 
 TRAIN_WAITS = {"differentiable": Counter({"item attention/crops.py": 2}), "otsu": OTSU}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from conftest import train_options
+from PIL import Image
 
 from fgvc_cli.config import TrainConfig, build
+from fgvc_cli.engine.ablate import ablate
 from fgvc_cli.engine.ablations import ABLATIONS, find_ablation, table_cells
-from fgvc_cli.engine.options import TrainOptions
-from fgvc_cli.engine.settings import plain_values, resolved_config
+from fgvc_cli.engine.options import AblateOptions, TrainOptions
+from fgvc_cli.engine.train import plain_values, resolved_config
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 
@@ -43,6 +45,27 @@ def test_the_plain_backbone_is_a_fair_baseline(recipe):
     equal = {"optim": full.optim.model_copy(update=own), "model": plain.model}
     assert plain == full.model_copy(update=equal | {"options": plain.options})
     assert set(plain.options) <= {"padding", "drop_path"} and plain.options["padding"] == "own"
+
+
+def test_the_plain_backbone_has_no_rate_of_masks():
+    rows = configs("table3", "crasmra-resnet10t", "optim.lr_mask=0.001")
+    assert rows["cram-s0"].optim.lr_mask == 0.001 and rows["plain-s0"].optim.lr_mask is None
+
+
+def test_several_labels_per_image_are_refused_before_anything_is_trained(tmp_path):
+    rows = ["path,labels,split"]
+    for split in ("train", "val", "test"):
+        for name in ("red", "blue"):
+            file = tmp_path / f"{split}-{name}.png"
+            Image.new("RGB", (32, 32), name).save(file)
+            rows.append(f"{file.name},{name}|plain,{split}")
+    (tmp_path / "several.csv").write_text("\n".join(rows))
+    options = AblateOptions(
+        "crasmra-resnet10t", data=str(tmp_path / "several.csv"), input_px=32, out=tmp_path / "out", quiet=True
+    )
+    with pytest.raises(FgvcError, match="several labels per image"):
+        ablate.run(options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_head_that_learns_faster_than_the_modules_keeps_its_rate():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fgvc_cli.cli.train import run
+from fgvc_cli.command import Messages
 from fgvc_cli.engine import train as training
 from fgvc_cli.engine.checkpoint import read_metadata
 from fgvc_cli.engine.options import TrainOptions
-from fgvc_cli.engine.train import in_words
+from fgvc_cli.engine.train import in_words, with_default_model
 from fgvc_cli.errors import FgvcError
 
 
@@ -25,6 +28,17 @@ def test_without_a_model_an_embedded_one_is_trained_on_and_said(colours, tmp_pat
     metadata = read_metadata(tmp_path / "run" / "model.safetensors")
     assert (metadata["model"], metadata["config"]["recipe"]) == ("crasmra-mobilenetv2_100", "strong")
     assert metadata["config"]["init"].endswith("groceries.safetensors")
+
+
+def test_the_images_that_are_told_are_those_of_the_splits_asked_for(colours, capsys):
+    options = TrainOptions(data=str(colours), device="cpu", set=("val_share=0",))
+    with_default_model(options, Messages())
+    assert "for 24 training images" in capsys.readouterr().err
+
+
+def test_settings_without_a_model_are_those_of_the_one_that_is_taken(colours, capsys):
+    assert run(TrainOptions(data=str(colours), device="cpu"), show_config=True) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "crasmra-mobilenetv2_100"
 
 
 def test_weights_of_an_unknown_model_need_its_name(colours, tmp_path):

@@ -148,3 +148,11 @@ def test_differences_are_counted_and_nan_is_infinite():
 
     with torch.no_grad():
         assert compare(checkpoint, "uint8", broken, generated_photos(2)).probs == float("inf")
+
+
+def test_probabilities_of_several_labels_are_not_said_to_sum_to_one(monkeypatch):
+    monkeypatch.setattr("fgvc_cli.engine.export.output_names", lambda program: ["probs"])
+    single, several = checkpoint_of("timm-resnet10t"), checkpoint_of("timm-resnet10t", multi_label=True)
+    several.metadata["options"] = {"multi_label": True}
+    assert describe(single, "uint8", None)["outputs"]["probs"].endswith("rows sum to 1")
+    assert describe(several, "uint8", None)["outputs"]["probs"].endswith("each by itself")

@@ -10,8 +10,8 @@ import torch
 from fgvc_cli.config import Augment, Loss, Optim, Preprocess, TrainConfig
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.data.transforms import normalize
-from fgvc_cli.engine.device import computing
 from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.engine.device import computing
 from fgvc_cli.engine.learner import Learner, Meter, Teacher, largest_batch, out_of_memory
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.errors import FgvcError
@@ -58,7 +58,7 @@ def test_accumulated_batches_make_the_update_of_the_big_one(sizes):
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
-def test_unreadable_photographs_do_not_shrink_the_update():
+def test_unreadable_images_do_not_shrink_the_update():
     config = make_config()
     torch.testing.assert_close(
         updated(make_learner(config), make_batches(4, 2), expected=8),
@@ -68,7 +68,7 @@ def test_unreadable_photographs_do_not_shrink_the_update():
     )
 
 
-def test_a_single_photograph_and_an_empty_batch_are_left_out():
+def test_a_single_image_and_an_empty_batch_are_left_out():
     learner, meter = make_learner(make_config()), Meter()
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     learner.update(make_batches(1, 0), 8, meter)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fgvc_cli.engine.logs import MetricsFile
+from fgvc_cli.engine.run_state import MetricsFile
 
 
 def test_each_row_is_on_disk_at_once(tmp_path):

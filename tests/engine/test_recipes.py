@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import train_options
 
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.optim import build_optimizer, build_schedule
-from fgvc_cli.engine.options import TrainOptions
-from fgvc_cli.engine.recipes import RECIPES, Setup, find_recipe
-from fgvc_cli.engine.settings import plain_values, resolved_config, settings_text
+from fgvc_cli.engine.options import RECIPES, AblateOptions, Setup, TrainOptions, find_recipe
+from fgvc_cli.engine.train import plain_values, resolved_config, settings_text, with_data
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models import registry
 from fgvc_cli.models.registry import backbone_traits, create_model
@@ -81,7 +81,7 @@ def test_a_recipe_says_where_it_comes_from(name):
     assert "Source: " in rest and "Command: fgvc train" in rest and "not measured" in " ".join(rest.split())
 
 
-def test_rates_of_strong_grow_with_the_square_root_of_the_photographs_of_an_update():
+def test_rates_of_strong_grow_with_the_square_root_of_the_images_of_an_update():
     base = config_of("crasmra-resnet10t", recipe="strong").optim
     for sets in (["batch_size=128"], ["accumulate=4"], ["batch_size=64", "devices=2"]):
         scaled = config_of("crasmra-resnet10t", *sets, recipe="strong").optim
@@ -92,6 +92,16 @@ def test_rates_of_strong_grow_with_the_square_root_of_the_photographs_of_an_upda
     under_torchrun = plain_values(TrainOptions("crasmra-resnet10t", recipe="strong"), processes=4)
     assert under_torchrun["optim"]["lr_cram"] == pytest.approx(2 * base.lr_cram)
     assert under_torchrun["devices"] == 4
+
+
+@pytest.mark.parametrize("data", [{"multi_label": True, "splits": {"val": [1]}}, {"splits": {"val": []}}])
+def test_branch_weights_that_cannot_be_fitted_are_equal_unless_they_were_asked_for(data):
+    labelled = SimpleNamespace(**{"multi_label": False} | data)
+    assert with_data(config_of("crasmra-resnet10t", recipe="strong"), labelled).options["fuse"] == "mean"
+    asked = config_of("crasmra-resnet10t", "options.fuse=weighted", recipe="strong")
+    assert with_data(asked, labelled).options["fuse"] == "weighted"
+    fitted = SimpleNamespace(multi_label=False, splits={"val": [1]})
+    assert with_data(config_of("crasmra-resnet10t", recipe="strong"), fitted).options["fuse"] == "weighted"
 
 
 @pytest.mark.parametrize("batch", [8, 200])
@@ -115,7 +125,30 @@ def test_strong_gives_a_backbone_only_what_it_takes():
     cnn = config_of("timm-resnet10t", recipe="strong")
     assert cnn.options == {"drop_path": 0.1} and cnn.optim.layer_decay is None
     vit = config_of("vitms-test_vit", recipe="strong")
-    assert vit.options == {"drop_path": 0.1} and vit.optim.layer_decay == 0.75
+    assert vit.options == {"drop_path": 0.1} and vit.optim.schedule == "onecycle"
+
+
+@pytest.mark.parametrize(
+    ("model", "backbone", "parts"),
+    [
+        ("crasmra-mobilenetv2_100", 2e-3, 8e-3),
+        ("timm-tf_efficientnet_lite0", 2e-3, 8e-3),
+        ("crasmra-r50", 5e-4, 2e-3),
+        ("vitms-vit_tiny_patch16_224", 1e-4, 1e-3),
+    ],
+)
+def test_rates_of_strong_are_those_that_were_measured_with_such_networks(model, backbone, parts):
+    optim = config_of(model, recipe="strong").optim
+    assert (optim.lr_backbone, optim.lr_heads, optim.lr_cram) == (backbone, parts, parts)
+
+
+@pytest.mark.parametrize("model", ["crasmra-resnet10t", "vitms-test_vit", "timm-resnet10t"])
+def test_strong_is_taken_where_no_recipe_is_named_and_the_papers_for_a_table(model):
+    assert plain_values(TrainOptions(model))["recipe"] == "strong"
+    papers = "vitms-paper" if model.startswith("vitms") else "crasmra-paper"
+    assert plain_values(AblateOptions(model))["recipe"] == papers
+    assert plain_values(AblateOptions(model, recipe="strong"))["recipe"] == "strong"
+    assert plain_values(TrainOptions(model, recipe="paper"))["recipe"] == papers
 
 
 @pytest.mark.parametrize(
@@ -138,8 +171,8 @@ def test_strong_trains_every_family(model):
 
 
 def test_traits_are_found_without_weights():
-    assert backbone_traits("vit_large_patch16_384") == (True, True)
-    assert backbone_traits("vgg11") == (False, False)
+    assert backbone_traits("vit_large_patch16_384")[:2] == (True, True)
+    assert backbone_traits("vgg11")[:2] == (False, False)
     with pytest.raises(FgvcError, match="resnet5"):
         backbone_traits("resnet5x")
 
@@ -161,13 +194,13 @@ def test_a_wrong_name_is_one_line_with_the_nearest(name, family, message):
 
 def test_settings_are_shown_as_they_are_typed():
     sets = ["preprocess.mean=0.1,0.2,0.3", "options.delta=0.8", "seed=3"]
-    config = resolved_config(plain_values(TrainOptions("crasmra-resnet10t", input_px=64, set=sets)))
+    config = resolved_config(plain_values(train_options(sets, model="crasmra-resnet10t", input_px=64)))
     text = settings_text(config)
     assert text.splitlines()[0] == "Recipe crasmra-paper; what is not the default:"
     shown = [part for line in text.splitlines()[1:] for part in line.split()]
     assert "preprocess.mean=0.1,0.2,0.3" in shown and "options.delta=0.8" in shown and "seed=3" in shown
     assert not any(part.startswith(("model=", "optim.")) for part in shown)
-    again = resolved_config(plain_values(TrainOptions("crasmra-resnet10t", set=shown)))
+    again = resolved_config(plain_values(train_options(shown, model="crasmra-resnet10t")))
     assert again == config
 
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from fgvc_cli.engine.ablation_table import Score, summarise, summary_text
-from fgvc_cli.evaluate.comparison import mean_and_deviation, paired_interval, verdict
+from fgvc_cli.engine.ablate import Score, summarise, summary_text
+from fgvc_cli.evaluate.intervals import mean_and_deviation, paired_interval, verdict
 
 
 def test_mean_and_sample_deviation():

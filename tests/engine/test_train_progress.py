@@ -10,10 +10,8 @@ from rich.console import Console
 
 from fgvc_cli.charts import figures as charts
 from fgvc_cli.cli.progress import ConsoleMessages
-from fgvc_cli.engine import train as train_progress
-from fgvc_cli.engine.logs import MetricsFile
-from fgvc_cli.engine.run_state import METRICS
-from fgvc_cli.engine.train import CURVES, TrainProgress, read_metrics
+from fgvc_cli.engine import run_state
+from fgvc_cli.engine.run_state import CURVES, METRICS, MetricsFile, TrainProgress, read_metrics
 
 
 def row(epoch: int) -> dict[str, float]:
@@ -51,13 +49,13 @@ def test_a_training_has_its_curves(tmp_path, console):
 
 
 def test_they_are_drawn_at_each_epoch(tmp_path, console, drawn, monkeypatch):
-    monkeypatch.setattr(train_progress, "CURVES_SHARE", float("inf"))
+    monkeypatch.setattr(run_state, "CURVES_SHARE", float("inf"))
     train(TrainProgress(console, 3, tmp_path), 3)
     assert drawn == [1, 2, 3]
 
 
 def test_short_epochs_do_not_wait_for_pictures_but_the_last_is_drawn(tmp_path, console, drawn, monkeypatch):
-    monkeypatch.setattr(train_progress, "CURVES_SHARE", 1e-12)
+    monkeypatch.setattr(run_state, "CURVES_SHARE", 1e-12)
     train(TrainProgress(console, 4, tmp_path), 4)
     assert drawn == [1, 4]
 
@@ -67,7 +65,7 @@ def test_a_picture_that_fails_is_one_warning_and_ends_nothing(tmp_path, console,
         raise RuntimeError("no\nfont")
 
     monkeypatch.setattr(charts, "draw_curves", fail)
-    monkeypatch.setattr(train_progress, "CURVES_SHARE", float("inf"))
+    monkeypatch.setattr(run_state, "CURVES_SHARE", float("inf"))
     train(TrainProgress(console, 3, tmp_path), 3)
     said = console.console.file.getvalue()
     assert said.count("warning: no curves.png from here on: no font") == 1

@@ -298,7 +298,7 @@ def interrupt_and_keep(straight, run, monkeypatch) -> None:
     monkeypatch.undo()
 
 
-def test_changed_photographs_are_refused(straight, tmp_path, monkeypatch):
+def test_changed_images_are_refused(straight, tmp_path, monkeypatch):
     data = write_colours(tmp_path / "colours", 8)
     stop_at(monkeypatch, 1)
     train(data, tmp_path / "run")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from fgvc_cli.config import TrainConfig
-from fgvc_cli.engine import trained_data
+from fgvc_cli.engine import checkpoint as module
 from fgvc_cli.errors import FgvcError
 
 
@@ -30,9 +30,9 @@ def test_recorded_folder_counts_only_where_it_is(recorded, given, used, tmp_path
         asked.append(config.data_root)
         raise FgvcError("not needed further")
 
-    monkeypatch.setattr(trained_data, "load_data", load_data)
+    monkeypatch.setattr(module, "load_data", load_data)
     config = TrainConfig(model="timm-resnet18", dataset="grocery", data_root=recorded)
     checkpoint = SimpleNamespace(metadata={"config": config.model_dump()})
     with pytest.raises(FgvcError, match="was trained on 'grocery'"):
-        trained_data.trained_data(checkpoint, given, "test")
+        module.trained_data(checkpoint, given, "test")
     assert asked == [used]

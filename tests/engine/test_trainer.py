@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +18,9 @@ from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import Example
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import trainer as trainer_module
-from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
+from fgvc_cli.engine.checkpoint import known_examples, load_checkpoint, save_checkpoint
 from fgvc_cli.engine.options import TrainOptions
-from fgvc_cli.engine.settings import plain_values
-from fgvc_cli.engine.trained_data import known_examples
+from fgvc_cli.engine.train import plain_values
 from fgvc_cli.engine.trainer import unread_text
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
@@ -95,6 +95,16 @@ def test_eval_with_the_checkpoint_alone_repeats_the_stored_number(trained):
             assert document["metrics"][name] == pytest.approx(stored[name], abs=1e-6), name
 
 
+def test_too_little_memory_to_evaluate_is_one_line(trained, monkeypatch):
+    def no_room(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("fgvc_cli.engine.evaluate.evaluate_model", no_room)
+    data, run = trained
+    with pytest.raises(FgvcError, match="Out of memory with batches of 32 on cpu.*--batch-size 16"):
+        fgvc_cli.evaluate(weights=str(run), data=str(data), device="cpu", workers=0, quiet=True)
+
+
 def test_same_seed_same_run_and_another_seed_another(colours, tmp_path):
     losses = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -157,6 +167,22 @@ def test_a_mask_that_is_the_same_for_every_image_is_told_once(colours, tmp_path,
     assert len(told) == 1 and "CRAM is a fixed gate in stage3, stage4, stage5" in told[0]
     row = read_metrics(tmp_path / "run")[-1]
     assert (float(row["val_mask_variation_stage4"]), float(row["val_suppressed_stage4"])) == (0, 1)
+    train(colours, tmp_path / "all", "options.delta=0.3", "val_share=0")
+    assert "CRAM is a fixed gate in stage3, stage4, stage5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("images", "told"), [(1, 0), (2, 1)])
+def test_one_val_image_says_nothing_of_masks(images, told):
+    said: list[str] = []
+    trainer = SimpleNamespace(
+        config=SimpleNamespace(epochs=2),
+        data=SimpleNamespace(splits={"val": ["image"] * images}),
+        table=SimpleNamespace(rows=[{"val_images": float(images), "val_mask_variation_stage3": 0.0}]),
+        observer=SimpleNamespace(on_warning=said.append),
+        _warned_of_masks=False,
+    )
+    trainer_module.Trainer._warn_of_fixed_masks(trainer, 2)
+    assert len(said) == told
 
 
 def test_baseline_trains_through_the_same_loop(colours, tmp_path):
@@ -177,7 +203,7 @@ def test_without_a_val_split_all_images_train_and_the_last_epoch_is_kept(colours
         train(colours, tmp_path / "other", "val_share=0", "patience=1")
 
 
-def test_unreadable_photograph_is_left_out_and_named(colours, tmp_path, capsys):
+def test_unreadable_image_is_left_out_and_named(colours, tmp_path, capsys):
     bad = next((colours / "red").iterdir())
     bad.write_bytes(b"not an image")
     assert train(colours, tmp_path / "run") == 0
@@ -245,7 +271,7 @@ def test_labels_are_matched_by_name_not_by_number(trained, tmp_path):
 
 
 def test_input_px_keeps_the_papers_ratio_of_resizing():
-    values = plain_values(TrainOptions("timm-resnet18", input_px=224))
+    values = plain_values(TrainOptions("timm-resnet18", input_px=224, recipe="paper"))
     assert values["preprocess"] == {"input_px": 224, "resize_px": 275}
 
 
@@ -314,7 +340,7 @@ def test_a_split_that_would_mix_with_training_is_refused(colours, tmp_path):
     assert evaluate_split(weights, split="all")["metrics"]["images"] == 31
 
 
-def test_new_photographs_are_evaluated_whole_whatever_their_number(trained, tmp_path):
+def test_new_images_are_evaluated_whole_whatever_their_number(trained, tmp_path):
     new = tmp_path / "new"
     (new / "red").mkdir(parents=True)
     shutil.copyfile(next((trained[0] / "red").iterdir()), new / "red" / "one.png")

@@ -186,7 +186,7 @@ def test_looks_train_with_every_setting_and_a_cascade_shows_its_reach(colours, t
         assert [name for name in row if name.startswith("lr_")] == ["lr_backbone", "lr_heads"]
 
 
-def test_accumulation_makes_fewer_updates_over_the_same_photographs(colours, tmp_path, monkeypatch):
+def test_accumulation_makes_fewer_updates_over_the_same_images(colours, tmp_path, monkeypatch):
     taken = []
     original = trainer_module.Learner.update
 

@@ -26,11 +26,11 @@ from fgvc_cli.engine.losses import label_loss, part_loss
 from fgvc_cli.engine.run_state import finished_run
 from fgvc_cli.engine.trainer import Trainer
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.multilabel import headline, label_slots, multilabel_metrics, rank
+from fgvc_cli.evaluate.metrics import headline, label_slots, multilabel_metrics, rank
 from fgvc_cli.formats.csv_rows import csv_cells, csv_columns
 from fgvc_cli.formats.jsonl import json_row
 from fgvc_cli.formats.rows import Row
-from fgvc_cli.models.cascade import Looks
+from fgvc_cli.models.multistage_vit import Looks
 from fgvc_cli.models.output import class_probs, confidence, mean_logits
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.models.weights import read_tensors

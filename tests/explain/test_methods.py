@@ -24,7 +24,7 @@ from fgvc_cli.explain.methods import (
     spread_losses,
 )
 from fgvc_cli.explain.question import Case, Question
-from fgvc_cli.models.cells import align_maps
+from fgvc_cli.models.backbones import align_maps
 from fgvc_cli.models.output import ModelOutput, StageMap, over_maximum
 from fgvc_cli.models.registry import create_model
 

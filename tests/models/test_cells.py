@@ -7,8 +7,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from fgvc_cli.models.backbones import build_backbone, plan_stages
-from fgvc_cli.models.cells import align_maps, cell_shift
+from fgvc_cli.models.backbones import align_maps, build_backbone, cell_shift, plan_stages
 from fgvc_cli.models.cra_smra import object_heat
 from fgvc_cli.models.registry import create_model
 

@@ -14,7 +14,7 @@ from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.models.vit_encoder import RecordAttention, encode, plan_encoder
+from fgvc_cli.models.vit import RecordAttention, encode, plan_encoder
 from fgvc_cli.models.weights import read_tensors
 
 ALL = ("heat", "boxes", "parts", "stages", "object_heat", "erased", "embedding", "stats")
@@ -233,7 +233,7 @@ def test_differentiable_crop_changes_no_prediction():
         assert torch.equal(tiny(differentiable_crop=True)(images).probs, tiny()(images).probs)
 
 
-def test_differentiable_crop_reaches_the_map_of_erased_photographs_too():
+def test_differentiable_crop_reaches_the_map_of_erased_images_too():
     model = tiny(erase_prob=1.0, differentiable_crop=True).train()
     seen = []
     original = model.backbone.blocks[0].attn.qkv.forward
@@ -346,7 +346,7 @@ def test_size_that_the_patches_do_not_divide_is_refused(side):
         create_model("vitms-vit_tiny_patch16_224", 3, options={"encoder_px": side})
 
 
-def test_photographs_that_are_not_square_are_refused():
+def test_images_that_are_not_square_are_refused():
     with pytest.raises(FgvcError, match="takes 768 x 1024 px, and every look is a square"):
         create_model("vitms-vit_base_patch16_sapiens2", 3)
 

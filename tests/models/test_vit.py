@@ -14,7 +14,7 @@ from fgvc_cli.config import CraSmraConfig, Loss, TrainConfig
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.models import vit_stages
+from fgvc_cli.models import vit
 from fgvc_cli.models.backbones import build_backbone, plan_stages
 from fgvc_cli.models.cra_smra import CraSmra
 from fgvc_cli.models.registry import create_model
@@ -71,7 +71,7 @@ def test_stages_together_are_the_whole_network(kind):
 
 def last_slopes(net, images):
     """What the tail keeps, and the slope of some mixture of the pooled features along it."""
-    tail = vit_stages.Tail(net, vit_stages.plan_tail(net))
+    tail = vit.Tail(net, vit.plan_tail(net))
     features = tail(images)
     torch.testing.assert_close(features, net.forward_features(images))
     pooled = net.forward_head(features, pre_logits=True)
@@ -94,7 +94,7 @@ def test_of_a_norm_behind_the_attention_the_last_block_reads_what_enters():
     net = build_backbone("vit_tiny_patch16_224", block_fn=ResPostBlock, **SMALL).eval()
     patches, slopes = last_slopes(net, torch.randn(1, 3, 64, 64))
     with torch.no_grad():
-        plan = vit_stages.plan_tail(net)
+        plan = vit.plan_tail(net)
         entering, _ = plan.run(net, 0, plan.start(net, torch.zeros(1, 3, 64, 64)))
     assert patches.shape == entering.shape and slopes.abs().sum(dim=1).min() > 0
 
@@ -199,8 +199,8 @@ def test_network_whose_forward_does_something_else_is_refused(training):
 
 
 def test_rotary_positions_left_out_are_noticed(monkeypatch):
-    start = vit_stages.VitStagePlan.start
-    monkeypatch.setattr(vit_stages.VitStagePlan, "start", lambda *args: start(*args)._replace(rope=None))
+    start = vit.VitStagePlan.start
+    monkeypatch.setattr(vit.VitStagePlan, "start", lambda *args: start(*args)._replace(rope=None))
     with pytest.raises(FgvcError, match="do not give its features"):
         plan_stages(build_backbone("vit_small_patch16_dinov3", img_size=64, depth=3))
 
