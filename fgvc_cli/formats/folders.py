@@ -20,7 +20,7 @@ from PIL import Image
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import reason, sync_folder
-from fgvc_cli.formats.rows import Block, RunInfo, as_text, has_prediction
+from fgvc_cli.formats.rows import TRY_AGAIN, Block, RunInfo, as_text, has_prediction
 
 
 def safe_name(path: str) -> str:
@@ -107,10 +107,7 @@ class FolderSink(ABC):
         """The file of a row, empty for none."""
 
     def _explain(self, error: OSError) -> FgvcError:
-        return FgvcError(
-            f"Could not write {self.out}: {reason(error)}; the rows are kept.",
-            "Free space or check the folder, then type the same command again.",
-        )
+        return FgvcError(f"Could not write {self.out}: {reason(error)}; it is left as it was.", TRY_AGAIN)
 
 
 def _is_about_space(error: OSError) -> bool:

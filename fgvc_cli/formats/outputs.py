@@ -111,12 +111,8 @@ class Outputs:
     def text(self) -> str:
         """As they are typed, behind ``--out``."""
         flags = [FLAGS[extra][0] for extra in FLAGS if extra in self.extras]
-        folders = [
-            ("--crops-dir", self.crops_dir),
-            ("--maps-dir", self.maps_dir),
-            ("--per-file", self.per_file),
-        ]
-        named = [f"{flag} {folder}" for flag, folder in folders if folder]
+        alone = [("--per-file", self.per_file)] if self.per_file else []
+        named = [f"{flag} {path}" for flag, path in (*self.folders(), *alone)]
         return " ".join([*map(str, self.files), *flags, *named])
 
     def needed(self) -> tuple[Extra, ...]:
@@ -130,10 +126,16 @@ class Outputs:
 
     def paths(self) -> list[Path]:
         """All files and folders, as typed."""
-        return [*self.files, *([self.per_file] if self.per_file else []), *self._folders()]
+        return [*self.tables(), *(folder for _, folder in self.folders())]
 
-    def _folders(self) -> list[Path]:
-        return [folder for folder in (self.crops_dir, self.maps_dir) if folder]
+    def tables(self) -> list[Path]:
+        """All files, as typed."""
+        return [*self.files, *([self.per_file] if self.per_file else [])]
+
+    def folders(self) -> list[tuple[str, Path]]:
+        """All folders, as typed, each with its option."""
+        flags = (("--crops-dir", self.crops_dir), ("--maps-dir", self.maps_dir))
+        return [(flag, folder) for flag, folder in flags if folder]
 
     def check(self, *, overwrite: bool = False, allowed: Iterable[str] = ()) -> None:
         """Raise FgvcError unless all can be written; touches nothing.
@@ -159,10 +161,10 @@ class Outputs:
                     f"{target} is named twice.", "Give each output a name of its own.", EXIT_USAGE
                 )
         self._check_extras()
-        for out in [*self.files, *([self.per_file] if self.per_file else [])]:
+        for out in self.tables():
             check_writable(out, overwrite=overwrite or os.path.realpath(out) in allowed)
-        for folder in self._folders():
-            check_folder(folder, placed=os.path.realpath(folder) in allowed)
+        for _, folder in self.folders():
+            check_output_folder(folder, placed=os.path.realpath(folder) in allowed)
 
     def _check_extras(self) -> None:
         if any(out.suffix.lower() in HOLDS_EXTRAS for out in self.files):
@@ -196,7 +198,7 @@ class Outputs:
         from fgvc_cli.formats.folders import CropsFolder, MapsFolder
 
         for folder, cls in ((self.crops_dir, CropsFolder), (self.maps_dir, MapsFolder)):
-            if folder and not (os.path.realpath(folder) in set(placed) and _holds_anything(folder)):
+            if folder and not (os.path.realpath(folder) in set(placed) and holds_anything(folder)):
                 sinks.append(cls(folder))
         return sinks
 
@@ -237,7 +239,7 @@ def _check_ending(out: Path) -> None:
         raise FgvcError(f"{out.name} needs pyarrow, which is not installed.", "pip install 'fgvc[parquet]'")
 
 
-def check_folder(folder: Path, *, placed: bool = False) -> None:
+def check_output_folder(folder: Path, *, placed: bool = False) -> None:
     """Raise FgvcError unless a folder of outputs can be made: absent or empty, its own folder there.
 
     Args:
@@ -248,7 +250,7 @@ def check_folder(folder: Path, *, placed: bool = False) -> None:
     """
     if os.path.lexists(folder) and not folder.is_dir():
         raise FgvcError(f"{folder} exists and is not a folder.", "Name a new folder.")
-    if folder.is_dir() and _holds_anything(folder) and not placed:
+    if folder.is_dir() and holds_anything(folder) and not placed:
         # Even with --overwrite: a folder of images may have been named by mistake.
         message = f"{folder} exists and is not empty; fgvc replaces no folder."
         raise FgvcError(message, "Name a new folder, or remove it.")
@@ -257,5 +259,6 @@ def check_folder(folder: Path, *, placed: bool = False) -> None:
         raise FgvcError(f"There is no folder {folder.parent}.", f"mkdir -p {folder.parent}")
 
 
-def _holds_anything(folder: Path) -> bool:
+def holds_anything(folder: Path) -> bool:
+    """Whether a folder is there and not empty."""
     return folder.is_dir() and any(folder.iterdir())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_predict_resume import shards_of_format_1
 
 from fgvc_cli import create_model
 from fgvc_cli.config import Preprocess, TrainConfig
@@ -107,6 +108,45 @@ def test_children_of_a_killed_parent_end_and_the_same_command_goes_on(weights, l
         rows = list(csv.DictReader(stream))
     assert len(rows) == 400 and {row["status"] for row in rows} == {"ok"}
     assert [path.name for path in folder.glob("p.csv*")] == ["p.csv"]
+
+
+ENDED_BEHIND_ITS_WORK = """
+import atexit, os, signal
+from multiprocessing import Pipe
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.run import predict
+
+def fail(*_):
+    raise FgvcError("No such weights.")
+
+predict.open_images = fail
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+ours, theirs = Pipe(duplex=False)
+predict._complete_shard(theirs, predict.PredictOptions(sources="photos", out="p.csv"), 0, 2, "cpu")
+print(ours.recv()[:2])
+"""
+
+
+def test_a_shard_that_is_ended_behind_its_work_says_nothing(tmp_path):
+    process = start([sys.executable, "-c", ENDED_BEHIND_ITS_WORK], tmp_path, stdout=subprocess.PIPE)
+    out, told = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out, told) == (0, "('error', 'No such weights.')\n", "")
+
+
+def test_devices_restart_the_shards_of_another_format(weights, listed):
+    folder = listed(5)
+    shards = shards_of_format_1(folder / "p.csv")
+    arguments = command("@list.txt", "--weights", weights, "--devices", 2, "--device", "cpu", "--amp", "none",
+                        "--workers", 0, "--out", "p.csv")  # fmt: skip
+    process = start(arguments, folder)
+    told = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 1 and "run format 1" in told and len(told.splitlines()) == 1
+    assert all((shard / "rows-000000000000.npz").exists() for shard in shards)
+    process = start([*arguments, "--restart", "--quiet"], folder)
+    told = process.communicate(timeout=SECONDS)[1]
+    assert (process.returncode, told) == (0, "")
+    with (folder / "p.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 5
 
 
 def test_torchrun_shares_a_folder_among_its_processes(weights, listed):
