@@ -21,16 +21,21 @@ from fgvc_cli.formats.rows import Block, Row, has_prediction
 PLAIN_EVERY_SECONDS = 10.0
 
 
-def _several(value: Any) -> Any:
+def _several(value: Any) -> tuple[str, ...]:
+    """Paths and names as texts, of one or of several."""
     if value is None:
         return ()
-    return (value,) if isinstance(value, str | os.PathLike) else tuple(value)
+    several = (value,) if isinstance(value, str | os.PathLike) else value
+    try:
+        return tuple(map(os.fspath, several))
+    except TypeError:
+        raise ValueError("a path, or several") from None
 
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_several)]
 """Files; in Python one alone will do."""
 
-Sources = Annotated[tuple[str, ...], BeforeValidator(lambda value: tuple(map(os.fspath, _several(value))))]
+Sources = Annotated[tuple[str, ...], BeforeValidator(_several)]
 """Folders, files, globs, archives, URLs, lists; in Python one alone will do, and paths too."""
 
 

@@ -576,14 +576,52 @@ def test_a_notebook_is_told_of_wrong_options_and_interrupts(model, photos, tmp_p
         ({"top_k": 0}, "--top-k got 0, expected 1 or more"),
         ({"amp": "fp8"}, "--amp got 'fp8', expected auto, none or bf16"),
         ({"restart": True}, "--restart needs an output file"),
+        ({"batch_size": "x"}, "--batch-size got 'x', expected a whole number or auto"),
+        ({"batch_size": 0}, "--batch-size got 0, expected 1 or more or auto"),
+        ({"min_prob": "high"}, "--min-prob got 'high', expected a number"),
+        ({"quiet": "perhaps"}, "--quiet got 'perhaps', expected True or False"),
+        ({"weights": ["a"]}, r"--weights got \['a'\], expected text"),
+        ({"out": 5}, "--out got 5, expected a path, or several"),
+        ({"frames": 0}, "--frames got '0', expected"),
     ):
         with pytest.raises(FgvcError, match=words):
             fgvc_cli.predict_folder(photos, **wrong)
+    for wrong in (5, [photos, 5]):
+        with pytest.raises(FgvcError, match=r"--sources got .*5\]?, expected a path, or several"):
+            fgvc_cli.predict_folder(wrong)
     with pytest.raises(TypeError, match="topk"):
         fgvc_cli.predict_folder(photos, topk=1)
     model.interrupt_at = 1
     with pytest.raises(KeyboardInterrupt):
         fgvc_cli.predict_folder(photos, device="cpu", workers=0, amp="none", quiet=True)
+
+
+def test_a_notebook_gives_paths_and_numbers_where_the_command_line_has_text(model, photos, tmp_path):
+    given = {"device": "cpu", "workers": 0, "amp": "none", "quiet": True}
+    Image.new("RGB", (16, 12), "red").save(
+        photos / "z.gif", save_all=True, append_images=[Image.new("RGB", (16, 12))]
+    )
+    result = fgvc_cli.predict_folder(photos, weights=tmp_path / "model", frames=2, **given)
+    assert [row.path for row in result.rows][-2:] == ["z.gif#0", "z.gif#1"]
+    assert model.asked == [str(tmp_path / "model")]
+
+
+@pytest.mark.parametrize(
+    "name", ["ablate", "evaluate", "explain", "export", "index", "merge", "predict_folder", "report", "train"]
+)
+def test_a_notebook_can_look_up_the_types_of_a_command(name):
+    import inspect
+    import typing
+
+    function = getattr(fgvc_cli, name)
+    signature, hints = inspect.signature(function), typing.get_type_hints(function)
+    assert set(hints) == {*signature.parameters, "return"}
+    types = [
+        *(each.annotation for each in signature.parameters.values()),
+        signature.return_annotation,
+        *hints.values(),
+    ]
+    assert not [each for each in types if isinstance(each, str) or each is inspect.Parameter.empty]
 
 
 def on_terminal(*sources, **options):
