@@ -12,9 +12,8 @@ from PIL import Image
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import EvalTransform
-from fgvc_cli.predict import decoder as decoder_module
-from fgvc_cli.predict.crops import CROP_PX, cut_crop
-from fgvc_cli.predict.decoder import Decoder, DecodeSettings, Rule
+from fgvc_cli.predict import decoding as decoder_module
+from fgvc_cli.predict.decoding import CROP_PX, Decoder, DecodeSettings, Rule, cut_crop
 from fgvc_cli.sources.images import DecodedImage, Failure
 
 RULE = Rule(64, 72, "squash")
@@ -32,7 +31,7 @@ def opened(crop):
 
 def test_workers_import_neither_torch_nor_pydantic():
     code = (
-        "import sys, fgvc_cli.predict.decode_pool;"
+        "import sys, fgvc_cli.predict.decoding;"
         "print([m for m in ('torch', 'pydantic', 'h5py') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -19,7 +19,7 @@ from fgvc_cli.engine.checkpoint import save_checkpoint
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.predict.crops import cut_crop
+from fgvc_cli.predict.decoding import cut_crop
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import DecodedImage, Failure
