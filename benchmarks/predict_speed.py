@@ -52,10 +52,9 @@ from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.predict.decoding import DecodePool, DecodeSettings, Rule, in_order
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
+from fgvc_cli.run.folder import RunFolder, run_identity
 from fgvc_cli.run.merge import merge_run
 from fgvc_cli.run.parts import PartWriter
-from fgvc_cli.run.record import run_identity
-from fgvc_cli.run.resume import RunFolder
 from fgvc_cli.sources.find import Found, find_images
 
 EXTRAS = ("attention", "crop")

@@ -23,13 +23,11 @@ from fgvc_cli.command import Messages, command, options
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Block, Origin, Row
-from fgvc_cli.run.merge import merge_run, merge_shards
-from fgvc_cli.run.parts import PartWriter
-from fgvc_cli.run.processes import PipeProgress, run_processes
-from fgvc_cli.run.progress import Paths, PredictProgress, RunResult, Sources
-from fgvc_cli.run.record import (
+from fgvc_cli.run.folder import (
     WHOLE,
+    RunFolder,
     ShardOf,
+    ShardWalk,
     parse_shard,
     partial_folder,
     placed_outputs,
@@ -37,7 +35,9 @@ from fgvc_cli.run.record import (
     run_identity,
     sweep_removed,
 )
-from fgvc_cli.run.resume import RunFolder, ShardWalk
+from fgvc_cli.run.merge import merge_run, merge_shards
+from fgvc_cli.run.parts import PartWriter
+from fgvc_cli.run.progress import Paths, PipeProgress, PredictProgress, RunResult, Sources, run_processes
 from fgvc_cli.run.retry import finished_setting, repaired_outputs, retry_failed, take_apart
 from fgvc_cli.sources.find import STDIN, Images, find_images
 from fgvc_cli.sources.frames import FrameChoice, parse_frames

@@ -22,8 +22,8 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.csv_rows import FileStarts, read_per_file
 from fgvc_cli.formats.outputs import FLAGS, HOLDS_EXTRAS, Outputs, format_of, holds_anything
 from fgvc_cli.formats.rows import Block, OtherRun, RunInfo, as_text, cut, has_prediction, join, replace_rows
+from fgvc_cli.run.folder import RunFolder
 from fgvc_cli.run.parts import list_parts, part_name, read_part, write_part
-from fgvc_cli.run.resume import RunFolder
 from fgvc_cli.sources.find import Found
 
 BEST_FIRST = (*HOLDS_EXTRAS, ".csv", ".jsonl")

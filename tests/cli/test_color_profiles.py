@@ -54,7 +54,7 @@ def rules(monkeypatch) -> set[tuple[str, str]]:
         seen.add((rule.color_profile, rule.raw))
         return read_image(path, prepare, rule)
 
-    for module in (loaders, decoder, explain_run, images):
+    for module in (loaders, decoding, explain_run, images):
         monkeypatch.setattr(module, "read_image", reading)
     return seen
 

@@ -15,7 +15,7 @@ from test_predict import photos as photos
 
 import fgvc_cli
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.run.record import read_record, write_record
+from fgvc_cli.run.folder import read_record, write_record
 
 
 def has_list(root):

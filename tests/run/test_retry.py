@@ -10,9 +10,8 @@ from fgvc_cli.formats import h5
 from fgvc_cli.formats.h5 import H5Sink
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.run import retry
+from fgvc_cli.run.folder import RunFolder, placed_outputs, run_identity
 from fgvc_cli.run.parts import list_parts, read_blocks
-from fgvc_cli.run.record import placed_outputs, run_identity
-from fgvc_cli.run.resume import RunFolder
 from fgvc_cli.run.retry import finished_setting, is_apart, take_apart
 
 NAMES = [f"{i}.jpg" for i in range(7)]
