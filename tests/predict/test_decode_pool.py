@@ -144,7 +144,7 @@ def test_a_worker_that_died_while_idle_is_no_fault_of_the_next_file(tmp_path, de
     assert decoder.load(1, tmp_path / "a.png").failure is None
 
 
-def test_a_crash_loses_kept_photographs_but_not_their_crops(tmp_path, deadly):
+def test_a_crash_loses_kept_images_but_not_their_crops(tmp_path, deadly):
     names = ["a.png", "b.png", "segv.png", "c.png"]
     found = [Found(red(tmp_path / name), name) for name in names]
     (block,) = predictor(workers=1, extras=("crop",)).blocks(found)
@@ -262,7 +262,7 @@ def test_turns_are_given_back_by_the_dead(turns):
         turn.release()
 
 
-def test_crops_are_cut_by_whoever_keeps_the_photograph():
+def test_crops_are_cut_by_whoever_keeps_the_image():
     reads, opened = [], threading.Lock()
 
     def read(path):

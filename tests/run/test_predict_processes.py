@@ -223,7 +223,7 @@ print(status.partition("VmHWM:")[2].split()[0])
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak in /proc")
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_photographs_of_a_hundred_megapixels_take_bounded_memory(tmp_path, orientation):
+def test_images_of_a_hundred_megapixels_take_bounded_memory(tmp_path, orientation):
     """Four bytes a pixel once, twice where it is turned upright, however many there are."""
     path, exif = tmp_path / "big.jpg", Image.Exif()
     exif[0x0112] = orientation
