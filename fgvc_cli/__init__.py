@@ -88,6 +88,6 @@ class CallableRoom(ModuleType):
         return find_public(self.__name__.rpartition(".")[2]).__signature__
 
     @property
-    def __annotations__(self) -> Any:
+    def __annotations__(self) -> Any:  # type: ignore[override] - of a module they could be set
         """Of the command, for ``typing.get_type_hints``."""
         return find_public(self.__name__.rpartition(".")[2]).__annotations__
