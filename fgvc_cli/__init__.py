@@ -88,6 +88,6 @@ class CallableRoom(ModuleType):
         return find_public(self.__name__.rpartition(".")[2]).__signature__
 
     @property
-    def __annotations__(self) -> Any:  # type: ignore[override] - of a module they could be set
-        """Of the command, for ``typing.get_type_hints``."""
+    def __annotations__(self) -> Any:  # type: ignore[override]
+        """Of the command, for ``typing.get_type_hints``; those of a plain module could be set."""
         return find_public(self.__name__.rpartition(".")[2]).__annotations__
