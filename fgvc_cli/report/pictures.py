@@ -132,7 +132,7 @@ class PictureMaker:
                 return "changed"  # its box would lie somewhere else
             return _encode(photo.image, self.px)
         except (MemoryError, OSError, ValueError):
-            return "unreadable"  # decoded, but too large to be made small, as predict.decoder
+            return "unreadable"  # decoded, but too large to be made small, as predict.decoding
         finally:
             if held:
                 self._turns.release()
