@@ -50,13 +50,11 @@ from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import keep_freed_memory, pick_device
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.predict.decode_pool import DecodePool, in_order
-from fgvc_cli.predict.decoder import DecodeSettings, Rule
+from fgvc_cli.predict.decoding import DecodePool, DecodeSettings, Rule, in_order
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
+from fgvc_cli.run.folder import RunFolder, run_identity
 from fgvc_cli.run.merge import merge_run
 from fgvc_cli.run.parts import PartWriter
-from fgvc_cli.run.record import run_identity
-from fgvc_cli.run.resume import RunFolder
 from fgvc_cli.sources.find import Found, find_images
 
 EXTRAS = ("attention", "crop")

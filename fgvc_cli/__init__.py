@@ -86,3 +86,8 @@ class CallableRoom(ModuleType):
     def __signature__(self) -> Any:
         """Of the command, for ``help`` and notebooks."""
         return find_public(self.__name__.rpartition(".")[2]).__signature__
+
+    @property
+    def __annotations__(self) -> Any:  # type: ignore[override]
+        """Of the command, for ``typing.get_type_hints``; those of a plain module could be set."""
+        return find_public(self.__name__.rpartition(".")[2]).__annotations__

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Generic, ParamSpec, Protocol, TypeVar, dataclass_transform
+from typing import Annotated, Any, Generic, ParamSpec, Protocol, TypeVar, dataclass_transform, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
@@ -80,19 +82,24 @@ class Messages:
 def options(cls: type[Given]) -> type[Given]:
     """Make a class the options of a command: a frozen dataclass whose values are checked as it is made.
 
-    Types are those of the annotations; a ``Literal`` is a choice, ``Field(ge=1)`` a limit.
+    Types are those of the annotations; a ``Literal`` is a choice, ``Field(ge=1)`` a limit. Where text is
+    expected, a path or a number will do.
 
     Raises:
         FgvcError: as an object is made: a value that is of the wrong type, out of range or none of the
             choices.
     """
-    made: Any = dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))(cls)
+    config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", coerce_numbers_to_str=True)
+    made: Any = dataclass(frozen=True, config=config)(cls)
     init, signature = made.__init__, inspect.signature(made)
 
     @functools.wraps(init)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         # By name, so that an error says which; what is no option is a TypeError, as of every function.
-        given = signature.bind(*args, **kwargs).arguments
+        given = {
+            name: os.fspath(value) if isinstance(value, os.PathLike) else value
+            for name, value in signature.bind(*args, **kwargs).arguments.items()
+        }
         try:
             init(self, **given)
         except ValidationError as error:
@@ -102,16 +109,39 @@ def options(cls: type[Given]) -> type[Given]:
     return made
 
 
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "True or False",
+    "bool_parsing": "True or False",
+    "string_type": "text",
+    "path_type": "a path",
+}
+"""Kind of error -> what was expected."""
+
+
 def _explain(error: ValidationError) -> FgvcError:
-    first = error.errors()[0]
-    kind, context = first["type"], first.get("ctx", {})
-    expected = {
+    """What arrived and all that could have: of a union, each of its types has an error of its own."""
+    errors = error.errors()
+    first = errors[0]
+    kinds = [each for each in errors if each["loc"][0] == first["loc"][0] and each["input"] == first["input"]]
+    expected = " or ".join(dict.fromkeys(map(_expected, kinds)))
+    option = "--" + str(first["loc"][0]).replace("_", "-")
+    return FgvcError(f"{option} got {first['input']!r}, expected {expected}.", None, EXIT_USAGE)
+
+
+def _expected(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    limits = {
         "literal_error": str(context.get("expected", "")).replace("'", ""),
         "greater_than_equal": f"{context.get('ge', 0):g} or more",
         "less_than_equal": f"{context.get('le', 0):g} at most",
-    }.get(kind) or first["msg"].removeprefix("Input should be ")
-    option = "--" + str(first["loc"][0]).replace("_", "-")
-    return FgvcError(f"{option} got {first['input']!r}, expected {expected}.", None, EXIT_USAGE)
+    }
+    text = limits.get(kind) or _EXPECTED.get(kind) or error["msg"]
+    return text.removeprefix("Input should be ").removeprefix("Value error, ")
 
 
 class Command(Generic[P, Given, Result]):
@@ -119,9 +149,13 @@ class Command(Generic[P, Given, Result]):
 
     def __init__(self, work: Callable[[Given], Result], kind: Callable[P, Given]):
         functools.update_wrapper(self, work)
-        self.__signature__ = inspect.signature(kind).replace(
-            return_annotation=inspect.signature(work).return_annotation
-        )
+        self.__annotations__ = {**_resolved(kind), "return": _resolved(work)["return"]}
+        signature = inspect.signature(kind)
+        parameters = [
+            parameter.replace(annotation=self.__annotations__[parameter.name])
+            for parameter in signature.parameters.values()
+        ]
+        self.__signature__ = inspect.Signature(parameters, return_annotation=self.__annotations__["return"])
         self._work, self._kind = work, kind
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
@@ -131,6 +165,11 @@ class Command(Generic[P, Given, Result]):
     def run(self, options: Given) -> Result:
         """Do it, with options that are made already."""
         return self._work(options)
+
+
+def _resolved(annotated: Any) -> dict[str, Any]:
+    """The annotations of a class or a function, as types."""
+    return get_type_hints(annotated, include_extras=True)
 
 
 def command(

@@ -51,15 +51,23 @@ class AtomicFile:
     Args:
         out: the file to appear; its folder must exist.
         overwrite: replace a file that is there.
+        again: what to do after a failure, which is told with it.
 
     Raises:
         FgvcError: on entering, where OUT exists or cannot be written; on leaving, where finishing fails
             or the disk is full.
     """
 
-    def __init__(self, out: Path, *, overwrite: bool = False):
+    def __init__(
+        self,
+        out: Path,
+        *,
+        overwrite: bool = False,
+        again: str = "Free space, check permissions, or name another file.",
+    ):
         self.out = out
         self._overwrite = overwrite
+        self._again = again
         self._target = Path(os.path.realpath(out))
         self._file: AbstractContextManager[IO[bytes]] | None = None
 
@@ -87,7 +95,7 @@ class AtomicFile:
         """The user's line for an ``OSError`` met while writing."""
         return FgvcError(
             f"Could not write {self.out}: {reason(error)}; it is left as it was.",
-            "Free space, check permissions, or name another file.",
+            self._again,
         )
 
 

@@ -11,15 +11,13 @@ from fgvc_cli.cli.datasets import datasets_app
 from fgvc_cli.cli.eval import evaluate
 from fgvc_cli.cli.explain import explain
 from fgvc_cli.cli.export import export
-from fgvc_cli.cli.help import HelpCommand
+from fgvc_cli.cli.help import HelpCommand, OneLineGroup
 from fgvc_cli.cli.index import index
-from fgvc_cli.cli.models import models
+from fgvc_cli.cli.models import models, recipes
 from fgvc_cli.cli.options import guarded
 from fgvc_cli.cli.predict import merge, predict
-from fgvc_cli.cli.recipes import recipes
 from fgvc_cli.cli.report import report
 from fgvc_cli.cli.train import train
-from fgvc_cli.cli.usage import OneLineGroup
 from fgvc_cli.models.catalog import IN_WORDS
 
 HELP = f"""{IN_WORDS}

@@ -1,4 +1,4 @@
-"""``fgvc models``: options, help, and the tables it prints."""
+"""``fgvc models`` and ``fgvc recipes``: what can be trained, and with which settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_cli.errors import EXIT_OK
+from fgvc_cli.errors import EXIT_OK, EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.catalog import COST_CLASSES, FAMILY_TEXTS, IN_WORDS, NAMED, Cost, read_costs
 
 if TYPE_CHECKING:
@@ -89,3 +89,29 @@ def _cost_table(costs: Iterable[Cost]) -> Table:
             f"{cost.gmac:.1f}",
         )
     return table
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One of them, to see where it comes from.")] = None,
+) -> int:
+    """List the recipes of fgvc train, or say where one comes from and what it is expected to give."""
+    from fgvc_cli.engine.options import RECIPES
+
+    if name is None:
+        for recipe in RECIPES.values():
+            families = ", ".join(f"{family}-" for family in recipe.families)
+            print(f"{recipe.name:<14} {families:<23} {recipe.text.splitlines()[0]}")
+        print(
+            "\nfgvc recipes NAME says where it comes from. Its settings, as a run would have them:\n"
+            "fgvc train --model MODEL --recipe NAME --show-config"
+        )
+        return EXIT_OK
+    if name not in RECIPES:
+        near = nearest(name, RECIPES)
+        raise FgvcError(
+            f"No recipe is called {name!r}; expected {', '.join(RECIPES)}.",
+            f"Nearest: {', '.join(near)}." if near else None,
+            EXIT_USAGE,
+        )
+    print(RECIPES[name].text)
+    return EXIT_OK

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fgvc_cli.config import check_device_name
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError
 
 
@@ -90,7 +89,6 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--overwrite",
         "--top-k",
         "--min-prob",
-        "--per-file",
         "--maps",
         "--crops",
         "--embeddings",
@@ -271,6 +269,8 @@ def check_given(values: Mapping[str, Any]) -> None:
     device, dataset, data = values.get("device"), values.get("dataset"), values.get("data")
     weights = values.get("weights")
     if device:
+        from fgvc_cli.config import check_device_name
+
         check_device_name(device)
     if dataset:
         from fgvc_cli.datasets.registry import find_known

@@ -30,7 +30,7 @@ from fgvc_cli.charts.text import (
 )
 from fgvc_cli.explain.explanation import Explanation
 from fgvc_cli.explain.panels import BOX_LINE, FRAME_PX, fit, frame, whole_pixels
-from fgvc_cli.predict.crops import surroundings
+from fgvc_cli.predict.decoding import surroundings
 from fgvc_cli.retrieval.search import Nearest, Neighbour
 
 HEADING = "Nearest known images"

@@ -129,14 +129,14 @@ class ExplainOptions:
         """
         from fgvc_cli.explain.methods import pick_methods
         from fgvc_cli.files import check_writable
-        from fgvc_cli.formats.outputs import check_folder
+        from fgvc_cli.formats.outputs import check_output_folder
 
         pick_methods(self.method, asked=self.target is not None or self.against is not None)
         self._check_comparison()
         if self.parts_dir and self.parts_in_file:
             check_writable(self.parts_dir, overwrite=self.overwrite)
         elif self.parts_dir:
-            check_folder(self.parts_dir)
+            check_output_folder(self.parts_dir)
         if self.many:
             if self.target_path.suffix.lower() == ".png":
                 kind = "a folder" if self.image.is_dir() else "an archive"
@@ -145,7 +145,7 @@ class ExplainOptions:
                     f"Name a folder: --out {self.target_path.with_suffix('')}",
                     EXIT_USAGE,
                 )
-            check_folder(self.target_path)
+            check_output_folder(self.target_path)
             if self.parts_dir and self.parts_dir.resolve() == self.target_path.resolve():
                 raise FgvcError("--parts-dir and --out are the same folder.", "Name two.", EXIT_USAGE)
             return

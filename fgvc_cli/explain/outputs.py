@@ -31,8 +31,8 @@ from fgvc_cli.explain.explainer import Explainer
 from fgvc_cli.explain.explanation import LabelledExplanation
 from fgvc_cli.files import AtomicFile, reason
 from fgvc_cli.formats.csv_rows import csv_lines
-from fgvc_cli.formats.folders import FolderSink, safe_name
 from fgvc_cli.formats.h5 import H5Rows
+from fgvc_cli.formats.outputs import FolderSink, safe_name
 from fgvc_cli.formats.rows import Block, as_text
 from fgvc_cli.sources.images import OK
 

@@ -28,8 +28,7 @@ from fgvc_cli.explain.pages import draw_comparison, draw_strip, render
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.csv_rows import csv_cells, csv_columns
 from fgvc_cli.formats.rows import Row, as_text
-from fgvc_cli.predict.batching import delayed, until_full
-from fgvc_cli.predict.decode_pool import in_order
+from fgvc_cli.predict.decoding import delayed, in_order, until_full
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import OK, DecodedImage, Failure, Reading, read_image
 

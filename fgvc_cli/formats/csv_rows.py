@@ -38,6 +38,8 @@ CRLF = "\r\n"
 FORMULA_STARTS = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
 """What begins a formula in some spreadsheet (OWASP, CSV injection): the last four are full-width = + - @."""
 
+_FRAME = re.compile(r"#(\d+)$")
+
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
@@ -161,6 +163,35 @@ class StdoutSink:
             raise FgvcError(f"Could not write to stdout: {error.strerror or error}.") from error
 
 
+class FileStarts:
+    """Tells rows of one file from those of the next, in the order of a run.
+
+    Args:
+        frames: whether rows are frames, ``clip.gif#0``, ``clip.gif#1``, ...; else each row is a file.
+    """
+
+    def __init__(self, frames: bool):
+        self._frames = frames
+        self._name: str | None = None
+        self._number: int | None = None
+
+    def take(self, path: str) -> tuple[str, bool]:
+        """The name of the file that the next row is of, and whether the row is its first one.
+
+        A file that a list names twice is two files: its frames are counted from the start again.
+        """
+        match = _FRAME.search(path) if self._frames else None
+        name, number = (path[: match.start()], int(match[1])) if match else (path, None)
+        last = self._number if name == self._name else None
+        self._name, self._number = name, number
+        return name, number is None or last is None or number <= last
+
+
+def per_file_columns(top_k: int) -> list[str]:
+    """The header of ``PerFileSink``."""
+    return ["path", "status", "error", "frames", "answered", *ranked_columns(top_k)]
+
+
 class PerFileSink(FileSink):
     """CSV: ``path,status,error,frames,answered,label,prob,label_2,...``, a row per file in their order.
 
@@ -173,11 +204,9 @@ class PerFileSink(FileSink):
     def _begin(self, info: RunInfo) -> None:
         self._info = info
         self._min_prob = info.settings.get("min_prob")
-        self._has_frames = "frames" in info.settings
+        self._starts = FileStarts("frames" in info.settings)
         self._name: str | None = None
-        csv_lines(
-            self._stream, [["path", "status", "error", "frames", "answered", *ranked_columns(info.top_k)]]
-        )
+        csv_lines(self._stream, [per_file_columns(info.top_k)])
 
     def _start(self, name: str, status: str, error: str) -> None:
         self._name, self._failure = name, (status, error)
@@ -186,9 +215,8 @@ class PerFileSink(FileSink):
 
     def _write(self, block: Block) -> None:
         for row, path in enumerate(block.path):
-            name = re.sub(r"#\d+$", "", path) if self._has_frames else path
-            # Without frames, a name that occurs twice is two files.
-            if name != self._name or not self._has_frames:
+            name, starts = self._starts.take(path)
+            if starts:
                 self._finish()
                 self._start(name, block.status[row], block.error[row])
             self._frames += 1
@@ -294,6 +322,19 @@ def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
     if _read_header(path) != (info.top_k, info.parts, info.multi_label):
         raise OtherRun("its columns are not those of this run")
     yield from build_blocks(_read_rows(path, info.top_k, info.parts, info.multi_label), info)
+
+
+def read_per_file(path: Path, info: RunInfo) -> Iterator[str]:
+    """Read the names of the files that ``PerFileSink`` has written of a run.
+
+    Raises:
+        FgvcError: not a UTF-8 CSV file.
+        OtherRun: other columns.
+    """
+    lines = _read_cells(path)
+    if next(lines, (0, []))[1] != per_file_columns(info.top_k):
+        raise OtherRun("its columns are not those of --per-file")
+    yield from (cells[0] for _, cells in lines)
 
 
 def _read_header(path: Path) -> tuple[int, int, bool]:

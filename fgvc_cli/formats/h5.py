@@ -27,13 +27,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
 
-from fgvc_cli import __version__
-from fgvc_cli.config import Preprocess, stored_preprocess
+from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import (
     ARRAYS,
@@ -50,7 +49,8 @@ from fgvc_cli.formats.rows import (
     Table,
     as_text,
     check_count,
-    first_change,
+    check_same_run,
+    shared_by_rows,
 )
 
 SCHEMA_VERSION = 1
@@ -114,15 +114,14 @@ class H5Sink(FileSink):
 
 def root_attributes(info: RunInfo) -> dict[str, Any]:
     """What a file says of all its rows."""
+    shared = shared_by_rows(info)
     return {
         "schema_version": SCHEMA_VERSION,
-        "class_names": np.array(list(info.classes), dtype=h5py.string_dtype()),
-        "model": info.model,
-        "weights_sha256": info.weights_sha256,
-        "preprocessing": json.dumps(info.preprocess.model_dump()),
-        "settings": json.dumps(info.settings),
+        **shared,
+        "class_names": np.array(shared["class_names"], dtype=h5py.string_dtype()),
+        "preprocessing": json.dumps(shared["preprocessing"]),
+        "settings": json.dumps(shared["settings"]),
         "box_convention": BOX_CONVENTION,
-        "fgvc_version": __version__,
     }
 
 
@@ -176,12 +175,12 @@ def read_table(path: Path) -> Table:
             model=str(file.attrs.get("model", "")),
             weights_sha256=str(file.attrs.get("weights_sha256", "")),
             classes=classes,
-            preprocess=_preprocess(path, file),
+            preprocess=stored_preprocess(_document(path, file, "preprocessing")),
             top_k=columns["topk_index"].shape[1],
             parts=columns["parts"].shape[1],
             # An extra that no row had has no width.
             extras=tuple(extra for extra in known if extra in file and 0 not in file[extra].shape),
-            settings=_settings(path, file),
+            settings=_document(path, file, "settings"),
         )
         origin = _origin(file)
     if columns["topk_index"].max() >= len(classes):
@@ -189,11 +188,19 @@ def read_table(path: Path) -> Table:
     return Table(path, Block(first=0, **columns), info, origin)
 
 
-def _settings(path: Path, file: h5py.File) -> dict[str, Any]:
+def _document(path: Path, file: h5py.File, name: str) -> dict[str, Any]:
+    """A JSON attribute; empty where the file has none."""
     try:
-        return dict(json.loads(file.attrs.get("settings", "{}")))
+        return dict(json.loads(file.attrs.get(name, "{}")))
     except (TypeError, ValueError) as error:
-        raise FgvcError(f"{path} is damaged: its settings are no JSON.") from error
+        raise FgvcError(f"{path} is damaged: its {name} is no JSON.") from error
+
+
+def _shared(path: Path, file: h5py.File) -> dict[str, Any]:
+    """What ``shared_by_rows`` gave, as far as the file has it."""
+    texts = {name: str(file.attrs.get(name, "")) for name in ("model", "weights_sha256", "fgvc_version")}
+    documents = {name: _document(path, file, name) for name in ("preprocessing", "settings")}
+    return texts | documents | {"class_names": [str(name) for name in file.attrs["class_names"]]}
 
 
 def _origin(file: h5py.File) -> Origin | None:
@@ -223,21 +230,24 @@ def _check(path: Path, file: h5py.File) -> None:
             raise FgvcError(f"{path} is damaged: {name} has {len(file[name])} rows of {rows}.")
 
 
-def _preprocess(path: Path, file: h5py.File) -> Preprocess:
-    try:
-        return stored_preprocess(json.loads(file.attrs["preprocessing"]))
-    except (TypeError, ValueError) as error:
-        raise FgvcError(f"{path} is damaged: its preprocessing is no JSON.") from error
-
-
 def read_setting(path: Path, name: str) -> Any:
     """Look up a setting of the run that a file is of; None where it tells none.
 
     Raises:
         FgvcError: it cannot be opened.
     """
+    with open_h5(path) as file, reading(path):
+        return _document(path, file, "settings").get(name)
+
+
+def read_extras(path: Path) -> tuple[Extra, ...]:
+    """Which extras the rows of a file have.
+
+    Raises:
+        FgvcError: it cannot be opened.
+    """
     with open_h5(path) as file:
-        return _document(file, "settings").get(name)
+        return tuple(extra for extra in get_args(Extra) if extra in file)
 
 
 def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
@@ -245,22 +255,12 @@ def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
 
     Raises:
         FgvcError: as ``read_table``.
-        OtherRun: another model, classes or settings than those of the run; the batch size may differ, since
-            what failed is read in other company than before anyway.
+        OtherRun: as ``check_same_run``; other extras or predictions per row.
     """
     with open_h5(path) as file, reading(path):
-        for name, value in root_attributes(info).items():
-            if name in ("settings", "preprocessing"):
-                either = {"batch_size": None} if name == "settings" else {}
-                stored = _document(file, name)
-                if name == "preprocessing":
-                    stored = stored_preprocess(stored).model_dump(mode="json")
-                if change := first_change(stored | either, json.loads(value) | either, name):
-                    field, old, new = change
-                    raise OtherRun(f"its {field} is {json.dumps(old)}, this run's {json.dumps(new)}")
-            elif not np.array_equal(file.attrs.get(name), value):
-                raise OtherRun(f"its {name} is not that of this run")
-        sets = {name: file[name] for name in (*TEXTS, *ARRAYS, *OPTIONAL_ARRAYS, "crop") if name in file}
+        _check(path, file)
+        check_same_run(_shared(path, file), info)
+        sets = {name: file[name] for name in (*TEXTS, *ARRAYS, *info.extras) if name in file}
         if missing := [extra for extra in info.extras if extra not in sets]:
             raise OtherRun(f"it holds no {missing[0]}")
         if sets["topk_index"].shape[1] != info.top_k:
@@ -278,14 +278,6 @@ def _read_block(sets: Mapping[str, h5py.Dataset], first: int) -> Block:
     columns = {k: v for k, v in columns.items() if k not in OPTIONAL_ARRAYS or v.shape[1]}
     crop = [item.tobytes() for item in sets["crop"][rows]] if "crop" in sets else None
     return Block(first=first, crop=crop, **columns)
-
-
-def _document(file: h5py.File, name: str) -> dict[str, Any]:
-    """A JSON attribute; empty where the file has none."""
-    try:
-        return dict(json.loads(file.attrs.get(name, "{}")))
-    except (TypeError, ValueError):
-        return {}
 
 
 CHUNK_BYTES = 1 << 20

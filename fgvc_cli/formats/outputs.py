@@ -1,21 +1,44 @@
 """What a run writes at its end, checked before it begins: files by their endings, folders of crops and maps;
-and which format reads a file back."""
+and which format reads a file back.
+
+A folder has one file per row with a prediction, named after the row's path: ``birds/a.jpg`` becomes
+``birds/a.jpg.jpg``, or ``birds/a.jpg.png`` for a map, so that ``a.jpg`` and ``a.png`` do not clash. Names
+stay inside the folder: a leading slash goes, ``..`` becomes ``__``. A name that is taken or that the file
+system refuses becomes ``row-17.jpg``, 17 being the number of the row from 0.
+"""
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
+import io
 import os
+import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from PIL import Image
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.files import check_writable
-
-if TYPE_CHECKING:
-    from fgvc_cli.formats.rows import Extra, Origin, RunInfo, Sink, Table
+from fgvc_cli.files import check_writable, reason, sync_folder
+from fgvc_cli.formats.rows import (
+    HOW_TO,
+    TRY_AGAIN,
+    Block,
+    Extra,
+    Origin,
+    RunInfo,
+    Sink,
+    Table,
+    as_text,
+    has_prediction,
+)
 
 SINKS = {
     ".csv": ("csv_rows", "CsvSink"),
@@ -111,12 +134,8 @@ class Outputs:
     def text(self) -> str:
         """As they are typed, behind ``--out``."""
         flags = [FLAGS[extra][0] for extra in FLAGS if extra in self.extras]
-        folders = [
-            ("--crops-dir", self.crops_dir),
-            ("--maps-dir", self.maps_dir),
-            ("--per-file", self.per_file),
-        ]
-        named = [f"{flag} {folder}" for flag, folder in folders if folder]
+        alone = [("--per-file", self.per_file)] if self.per_file else []
+        named = [f"{flag} {path}" for flag, path in (*self.folders(), *alone)]
         return " ".join([*map(str, self.files), *flags, *named])
 
     def needed(self) -> tuple[Extra, ...]:
@@ -130,10 +149,16 @@ class Outputs:
 
     def paths(self) -> list[Path]:
         """All files and folders, as typed."""
-        return [*self.files, *([self.per_file] if self.per_file else []), *self._folders()]
+        return [*self.tables(), *(folder for _, folder in self.folders())]
 
-    def _folders(self) -> list[Path]:
-        return [folder for folder in (self.crops_dir, self.maps_dir) if folder]
+    def tables(self) -> list[Path]:
+        """All files, as typed."""
+        return [*self.files, *([self.per_file] if self.per_file else [])]
+
+    def folders(self) -> list[tuple[str, Path]]:
+        """All folders, as typed, each with its option."""
+        flags = (("--crops-dir", self.crops_dir), ("--maps-dir", self.maps_dir))
+        return [(flag, folder) for flag, folder in flags if folder]
 
     def check(self, *, overwrite: bool = False, allowed: Iterable[str] = ()) -> None:
         """Raise FgvcError unless all can be written; touches nothing.
@@ -159,10 +184,10 @@ class Outputs:
                     f"{target} is named twice.", "Give each output a name of its own.", EXIT_USAGE
                 )
         self._check_extras()
-        for out in [*self.files, *([self.per_file] if self.per_file else [])]:
+        for out in self.tables():
             check_writable(out, overwrite=overwrite or os.path.realpath(out) in allowed)
-        for folder in self._folders():
-            check_folder(folder, placed=os.path.realpath(folder) in allowed)
+        for _, folder in self.folders():
+            check_output_folder(folder, placed=os.path.realpath(folder) in allowed)
 
     def _check_extras(self) -> None:
         if any(out.suffix.lower() in HOLDS_EXTRAS for out in self.files):
@@ -193,10 +218,8 @@ class Outputs:
             from fgvc_cli.formats.csv_rows import PerFileSink
 
             sinks.append(PerFileSink(self.per_file, overwrite=True))
-        from fgvc_cli.formats.folders import CropsFolder, MapsFolder
-
         for folder, cls in ((self.crops_dir, CropsFolder), (self.maps_dir, MapsFolder)):
-            if folder and not (os.path.realpath(folder) in set(placed) and _holds_anything(folder)):
+            if folder and not (os.path.realpath(folder) in set(placed) and holds_anything(folder)):
                 sinks.append(cls(folder))
         return sinks
 
@@ -207,8 +230,6 @@ def read_table(path: Path) -> Table:
     Raises:
         FgvcError: no such file, another kind of file, damaged, without a row, or of more than ``MAX_ROWS``.
     """
-    from fgvc_cli.formats.rows import HOW_TO
-
     if path.suffix.lower() not in SINKS:
         hint = f"Give one of {', '.join(SINKS)}; of an .h5 the attention maps and crops are shown too."
         raise FgvcError(f"fgvc report does not read {path.name}.", hint, EXIT_USAGE)
@@ -237,7 +258,7 @@ def _check_ending(out: Path) -> None:
         raise FgvcError(f"{out.name} needs pyarrow, which is not installed.", "pip install 'fgvc[parquet]'")
 
 
-def check_folder(folder: Path, *, placed: bool = False) -> None:
+def check_output_folder(folder: Path, *, placed: bool = False) -> None:
     """Raise FgvcError unless a folder of outputs can be made: absent or empty, its own folder there.
 
     Args:
@@ -248,7 +269,7 @@ def check_folder(folder: Path, *, placed: bool = False) -> None:
     """
     if os.path.lexists(folder) and not folder.is_dir():
         raise FgvcError(f"{folder} exists and is not a folder.", "Name a new folder.")
-    if folder.is_dir() and _holds_anything(folder) and not placed:
+    if folder.is_dir() and holds_anything(folder) and not placed:
         # Even with --overwrite: a folder of images may have been named by mistake.
         message = f"{folder} exists and is not empty; fgvc replaces no folder."
         raise FgvcError(message, "Name a new folder, or remove it.")
@@ -257,5 +278,120 @@ def check_folder(folder: Path, *, placed: bool = False) -> None:
         raise FgvcError(f"There is no folder {folder.parent}.", f"mkdir -p {folder.parent}")
 
 
-def _holds_anything(folder: Path) -> bool:
+def holds_anything(folder: Path) -> bool:
+    """Whether a folder is there and not empty."""
     return folder.is_dir() and any(folder.iterdir())
+
+
+def safe_name(path: str) -> str:
+    """A row's path as a relative one that stays inside a folder, with forward slashes."""
+    steps = [step for step in as_text(path).replace("\\", "/").split("/") if step not in ("", ".")]
+    return "/".join("__" if step == ".." else step for step in steps).replace("\0", "_") or "_"
+
+
+class FolderSink(ABC):
+    """A folder that appears complete or not at all: it is filled as ``.NAME.tmp`` beside it, then renamed.
+
+    Args:
+        out: the folder; absent or empty.
+
+    Raises:
+        FgvcError: it cannot be written: a full disk, a lost folder.
+    """
+
+    ending: str
+
+    def __init__(self, out: Path):
+        self.out = out
+        self._target = Path(os.path.realpath(out))
+        self._filling = self._target.with_name(f".{self._target.name}.tmp")
+        self._rows = 0
+        self._made: set[Path] = set()
+
+    def __enter__(self) -> Self:
+        try:
+            # A killed process may have left one, of another run perhaps.
+            shutil.rmtree(self._filling, ignore_errors=True)
+            self._filling.mkdir()
+        except OSError as error:
+            raise self._explain(error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                # Once for all files; a sync of each would take longer than the predictions.
+                if hasattr(os, "sync"):
+                    os.sync()
+                self._filling.replace(self._target)
+                sync_folder(self._target.parent)
+        except OSError as failure:
+            raise self._explain(failure) from failure
+        finally:
+            shutil.rmtree(self._filling, ignore_errors=True)
+
+    def begin(self, info: RunInfo) -> None:  # noqa: B027 - the sinks of files need it
+        """Nothing is shared."""
+
+    def write(self, block: Block) -> None:
+        """The files of the next rows."""
+        for i, path in enumerate(block.path):
+            data = self._encode(block, i) if has_prediction(block.status[i]) else b""
+            if data:
+                self._put(f"{safe_name(path)}{self.ending}", self._rows + i, data)
+        self._rows += len(block)
+
+    def _put(self, name: str, row: int, data: bytes) -> str:
+        """Write a file; the name it has got."""
+        try:
+            path = self._filling / name
+            folder = path.parent
+            if folder not in self._made:
+                folder.mkdir(parents=True, exist_ok=True)
+                if len(self._made) > 1000:
+                    self._made.clear()
+                self._made.add(folder)
+            with path.open("xb") as stream:
+                stream.write(data)
+        except OSError as error:
+            flat = f"row-{row}{self.ending}"
+            if _is_about_space(error) or name == flat:
+                raise self._explain(error) from error
+            return self._put(flat, row, data)
+        return name
+
+    @abstractmethod
+    def _encode(self, block: Block, row: int) -> bytes:
+        """The file of a row, empty for none."""
+
+    def _explain(self, error: OSError) -> FgvcError:
+        return FgvcError(f"Could not write {self.out}: {reason(error)}; it is left as it was.", TRY_AGAIN)
+
+
+def _is_about_space(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE)
+
+
+class CropsFolder(FolderSink):
+    """The object of each row, as the JPEG that the row carries."""
+
+    ending = ".jpg"
+
+    def _encode(self, block: Block, row: int) -> bytes:
+        return block.crop[row] if block.crop else b""
+
+
+class MapsFolder(FolderSink):
+    """The attention map of each row over the model's input, 16-bit grey PNG: 65535 is 1."""
+
+    ending = ".png"
+
+    def _encode(self, block: Block, row: int) -> bytes:
+        if block.attention is None or np.isnan(block.attention[row]).any():
+            return b""
+        grey = np.round(block.attention[row].astype(np.float32).clip(0, 1) * 65535).astype(np.uint16)
+        stream = io.BytesIO()
+        Image.fromarray(grey).save(stream, format="PNG", compress_level=1)
+        return stream.getvalue()

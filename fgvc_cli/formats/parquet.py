@@ -12,28 +12,29 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fgvc_cli import __version__
 from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.csv_rows import csv_columns
 from fgvc_cli.formats.rows import (
     READ_ROWS,
     Block,
+    Extra,
     FileSink,
     OtherRun,
     RunInfo,
     Table,
     as_text,
     check_count,
-    first_change,
+    check_same_run,
     has_prediction,
     join,
+    shared_by_rows,
 )
 
 EXTRA_TYPES = {
@@ -57,7 +58,7 @@ class ParquetSink(FileSink):
             labelled = pa.string() if name.startswith("label") else pa.float32()
             fields.append(pa.field(name, _TYPES.get(name, labelled)))
         fields += [pa.field(name, kind) for name, kind in EXTRA_TYPES.items() if name in self.extras]
-        self._schema = pa.schema(fields, metadata={"fgvc": json.dumps(_shared(info))})
+        self._schema = pa.schema(fields, metadata={"fgvc": json.dumps(shared_by_rows(info))})
         self._writer = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
 
     def _write(self, block: Block) -> None:
@@ -100,18 +101,6 @@ class ParquetSink(FileSink):
             self._writer.close()
 
 
-def _shared(info: RunInfo) -> dict[str, Any]:
-    """What a file says of all its rows."""
-    return {
-        "model": info.model,
-        "weights_sha256": info.weights_sha256,
-        "class_names": info.classes,
-        "preprocessing": info.preprocess.model_dump(),
-        "settings": info.settings,
-        "fgvc_version": __version__,
-    }
-
-
 def _lists(values: np.ndarray) -> pa.Array:
     """(n, ...) -> n nested lists; null where all is NaN."""
     blank = np.isnan(values.reshape(len(values), -1)).all(axis=1)
@@ -145,24 +134,26 @@ def read_setting(path: Path, name: str) -> Any:
         return _read_info(path, file).settings.get(name)
 
 
+def read_extras(path: Path) -> tuple[Extra, ...]:
+    """Which extras the rows of a file have.
+
+    Raises:
+        FgvcError: damaged.
+    """
+    with _open(path) as file:
+        return tuple(extra for extra in get_args(Extra) if extra in file.schema_arrow.names)
+
+
 def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
     """Read the rows of a finished run exactly, with their extras.
 
     Raises:
         FgvcError: as ``read_table``.
-        OtherRun: another model, classes or settings than those of the run, but for the batch size.
+        OtherRun: as ``check_same_run``; other extras or columns.
     """
     with _open(path) as file:
         _read_info(path, file)
-        old = json.loads(file.schema_arrow.metadata[b"fgvc"])
-        new = json.loads(json.dumps(_shared(info)))
-        for document in (old, new):
-            document["settings"]["batch_size"] = None
-        if change := first_change(old, new):
-            name, was, now = change
-            if name == "class_names":
-                raise OtherRun("its class_names is not that of this run")
-            raise OtherRun(f"its {name} is {json.dumps(was)}, this run's {json.dumps(now)}")
+        check_same_run(json.loads(file.schema_arrow.metadata[b"fgvc"]), info)
         names = file.schema_arrow.names
         if missing := [extra for extra in info.extras if extra not in names]:
             raise OtherRun(f"it holds no {missing[0]}")

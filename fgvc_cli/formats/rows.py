@@ -7,6 +7,7 @@ h w of a map.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -19,7 +20,8 @@ from typing import IO, Any, Literal, Protocol, Self
 
 import numpy as np
 
-from fgvc_cli.config import Preprocess
+from fgvc_cli import __version__
+from fgvc_cli.config import Preprocess, stored_options, stored_preprocess
 from fgvc_cli.data.geometry import Box
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import AtomicFile
@@ -370,6 +372,46 @@ def build_blocks(rows: Iterator[Row], info: RunInfo) -> Iterator[Block]:
         yield block
 
 
+def check_same_run(stored: dict[str, Any], info: RunInfo) -> None:
+    """Raise OtherRun unless the rows of a file are of this run.
+
+    What was recorded before there was a setting counts as what was done then; the batch size may differ,
+    since what failed is read in other company than before anyway.
+
+    Args:
+        stored: what the file says of all its rows, of ``shared_by_rows``.
+
+    Raises:
+        OtherRun: another model, classes, preprocessing or settings, saying which.
+        FgvcError: preprocessing that cannot be.
+    """
+    old, new = (_comparable(document) for document in (stored, shared_by_rows(info)))
+    if old.pop("class_names") != new.pop("class_names"):
+        raise OtherRun("its class_names is not that of this run")
+    if change := first_change(old, new):
+        name, was, now = change
+        raise OtherRun(f"its {name} is {json.dumps(was)}, this run's {json.dumps(now)}")
+
+
+def shared_by_rows(info: RunInfo) -> dict[str, Any]:
+    """What a file says once of all its rows, as plain JSON values."""
+    return {
+        "model": info.model,
+        "weights_sha256": info.weights_sha256,
+        "class_names": list(info.classes),
+        "preprocessing": info.preprocess.model_dump(),
+        "settings": info.settings,
+        "fgvc_version": __version__,
+    }
+
+
+def _comparable(shared: dict[str, Any]) -> dict[str, Any]:
+    settings = shared["settings"]
+    settings = settings | {"options": stored_options(settings.get("options", {})), "batch_size": None}
+    preprocess = stored_preprocess(shared["preprocessing"]).model_dump()
+    return json.loads(json.dumps(shared | {"settings": settings, "preprocessing": preprocess}))
+
+
 def first_change(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
     """The first field, dotted where nested, that differs: (name, old, new)."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -399,6 +441,10 @@ def _without_secrets(source: str) -> str:
     if not is_url(source):
         return source
     return re.sub(r"://[^/@]*@", "://", source).partition("?")[0]
+
+
+TRY_AGAIN = "The rows are kept: free space or check the folder, then type the same command again."
+"""After an output that could not be written: the parts it is made of go last of all."""
 
 
 class Sink(Protocol):
@@ -440,7 +486,7 @@ class FileSink(ABC):
     ):
         self.extras = frozenset(extras)
         self.origin = origin
-        self._file = AtomicFile(out, overwrite=overwrite)
+        self._file = AtomicFile(out, overwrite=overwrite, again=TRY_AGAIN)
 
     def __enter__(self) -> Self:
         self._stream: IO[bytes] = self._file.__enter__()

@@ -26,10 +26,17 @@ from fgvc_cli.data.loaders import usable_cpus, worker_count
 from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.rows import UNSURE, Block, Extra, Row, RunInfo
-from fgvc_cli.predict.batching import best_batch_size, delayed, until_full
-from fgvc_cli.predict.decode_pool import DecodePool, Loaded, in_order
-from fgvc_cli.predict.decoder import DecodeSettings, Read, Rule
-from fgvc_cli.predict.forward import Amp, Answers, Forward, Launched, choose_precision
+from fgvc_cli.predict.decoding import (
+    DecodePool,
+    DecodeSettings,
+    Loaded,
+    Read,
+    Rule,
+    delayed,
+    in_order,
+    until_full,
+)
+from fgvc_cli.predict.forward import Amp, Answers, Forward, Launched, best_batch_size, choose_precision
 from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
 

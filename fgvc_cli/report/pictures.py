@@ -20,7 +20,7 @@ from PIL import Image
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.h5 import reading
 from fgvc_cli.formats.rows import Table, as_text
-from fgvc_cli.predict.decoder import BIG_PIXELS, TURNS
+from fgvc_cli.predict.decoding import BIG_PIXELS, TURNS
 from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.frames import FrameChoice, locate_frame
 from fgvc_cli.sources.images import Failure, Reading, read_image
@@ -132,7 +132,7 @@ class PictureMaker:
                 return "changed"  # its box would lie somewhere else
             return _encode(photo.image, self.px)
         except (MemoryError, OSError, ValueError):
-            return "unreadable"  # decoded, but too large to be made small, as predict.decoder
+            return "unreadable"  # decoded, but too large to be made small, as predict.decoding
         finally:
             if held:
                 self._turns.release()

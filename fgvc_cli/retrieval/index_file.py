@@ -38,7 +38,7 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import AtomicFile, check_writable
 from fgvc_cli.formats.h5 import H5Rows, ragged, root_attributes
 from fgvc_cli.formats.rows import Block, as_text, has_prediction
-from fgvc_cli.predict.crops import surroundings
+from fgvc_cli.predict.decoding import surroundings
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
 from fgvc_cli.retrieval.options import IndexOptions
 from fgvc_cli.sources.find import Found

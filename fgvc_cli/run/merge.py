@@ -16,9 +16,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import FolderLock
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Block, cut, first_change, interleave, join
-from fgvc_cli.run.parts import list_parts, read_blocks, read_names
-from fgvc_cli.run.progress import Paths, PredictProgress, RunResult
-from fgvc_cli.run.record import (
+from fgvc_cli.run.folder import (
     PARTIAL,
     RunRecord,
     ShardOf,
@@ -32,6 +30,8 @@ from fgvc_cli.run.record import (
     shard_folders,
     write_record,
 )
+from fgvc_cli.run.parts import list_parts, read_blocks, read_names
+from fgvc_cli.run.progress import Paths, PredictProgress, RunResult
 
 MERGE_ROWS = 2000
 """Rows in memory while shards are interleaved."""

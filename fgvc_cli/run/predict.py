@@ -23,13 +23,11 @@ from fgvc_cli.command import Messages, command, options
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Block, Origin, Row
-from fgvc_cli.run.merge import merge_run, merge_shards
-from fgvc_cli.run.parts import PartWriter
-from fgvc_cli.run.processes import PipeProgress, run_processes
-from fgvc_cli.run.progress import Paths, PredictProgress, RunResult, Sources
-from fgvc_cli.run.record import (
+from fgvc_cli.run.folder import (
     WHOLE,
+    RunFolder,
     ShardOf,
+    ShardWalk,
     parse_shard,
     partial_folder,
     placed_outputs,
@@ -37,7 +35,9 @@ from fgvc_cli.run.record import (
     run_identity,
     sweep_removed,
 )
-from fgvc_cli.run.resume import RunFolder, ShardWalk
+from fgvc_cli.run.merge import merge_run, merge_shards
+from fgvc_cli.run.parts import PartWriter
+from fgvc_cli.run.progress import Paths, PipeProgress, PredictProgress, RunResult, Sources, run_processes
 from fgvc_cli.run.retry import finished_setting, repaired_outputs, retry_failed, take_apart
 from fgvc_cli.sources.find import STDIN, Images, find_images
 from fgvc_cli.sources.frames import FrameChoice, parse_frames
@@ -236,10 +236,7 @@ def _to_files(options: PredictOptions, progress: PredictProgress) -> RunResult:
     shard = pick_shard(options, os.environ)
     outputs, root = options.outputs, partial_folder(options.out[0])
     sweep_removed(root)
-    repaired = repaired_outputs(options.out, root) if options.retry_failed else set()
-    # What a restart discards gives no leave to replace anything: asked before, not behind it.
-    placed = set() if options.restart else placed_outputs(root)
-    outputs.check(overwrite=options.overwrite, allowed=placed | repaired)
+    _check_outputs(options, root)
     if options.devices:
         return _run_devices(options, progress)
     images = open_images(options, progress, shard)
@@ -256,6 +253,19 @@ def _to_files(options: PredictOptions, progress: PredictProgress) -> RunResult:
     again = f"fgvc merge {options.out[0]}{' --overwrite' * options.overwrite}"
     progress.note(f"Shard {shard.index}/{shard.count} is complete. When all are: {again}")
     return progress.result(())
+
+
+def _check_outputs(options: PredictOptions, root: Path) -> None:
+    """Raise FgvcError unless all outputs can be written, replacing only what this run may replace.
+
+    What a restart discards gives no leave to replace anything. What ``--retry-failed`` repairs may be
+    replaced as soon as its rows have been read: ``take_apart`` looks into it.
+    """
+    outputs = options.outputs
+    allowed = set() if options.restart else placed_outputs(root)
+    if options.retry_failed:
+        allowed |= repaired_outputs(outputs, root, allowed)
+    outputs.check(overwrite=options.overwrite, allowed=allowed)
 
 
 def _run_devices(options: PredictOptions, progress: PredictProgress) -> RunResult:
@@ -281,17 +291,21 @@ def _complete_shard(pipe: Connection, options: PredictOptions, index: int, count
     signal.signal(signal.SIGTERM, _interrupt)
     code = 0
     try:
-        import torch
+        try:
+            import torch
 
-        torch.set_num_threads(max(1, torch.get_num_threads() // count))
-        progress, shard = PipeProgress(pipe), ShardOf(index, count)
-        options = dataclasses.replace(options, device=device)
-        images = open_images(options, progress, shard)
-        predictor = open_predictor(options, progress, shard)
-        with open_folder(options, predictor, shard) as folder:
-            complete_rows(options, folder, images, predictor, progress)
-        for line in progress.passed_over() if index == 0 else ():  # each walks past all files
-            progress.note(line)
+            torch.set_num_threads(max(1, torch.get_num_threads() // count))
+            progress, shard = PipeProgress(pipe), ShardOf(index, count)
+            options = dataclasses.replace(options, device=device)
+            images = open_images(options, progress, shard)
+            predictor = open_predictor(options, progress, shard)
+            with open_folder(options, predictor, shard) as folder:
+                complete_rows(options, folder, images, predictor, progress)
+            for line in progress.passed_over() if index == 0 else ():  # each walks past all files
+                progress.note(line)
+        finally:
+            # The parent ends all where one has failed; there is nothing more to interrupt here.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except FgvcError as error:
         pipe.send(("error", error.message, error.hint, error.exit_code))
     except BrokenPipeError:  # the parent is gone
@@ -498,16 +512,14 @@ def complete_rows(
             before; a disk that is full; what the predictor raises.
     """
     # Again, now that the folder is locked: the process that held it may have just put them there.
-    repaired = repaired_outputs(options.out, folder.root) if options.retry_failed else set()
-    allowed = placed_outputs(folder.root) | repaired
-    options.outputs.check(overwrite=options.overwrite, allowed=allowed)
+    _check_outputs(options, folder.root)
     origin = dataclasses.asdict(Origin.of(options.sources))
     folder.update(
         outputs=options.outputs.record(folder.root.parent),
         origin=origin | {"sources": list(origin["sources"])},
     )
     if options.retry_failed:
-        take_apart(options.out, folder, predictor.info)
+        take_apart(options.outputs, folder, predictor.info, overwrite=options.overwrite)
         retry_failed(folder, images, predictor, progress.on_retried)
     else:
         folder.skip_completed(images)

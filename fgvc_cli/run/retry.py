@@ -1,25 +1,29 @@
 """``--retry-failed``: read again only the rows that failed before, and put the new answers in their place.
 
-Of a run that is not merged yet, its completed rows are repaired where they lie. Of a finished one, OUT is
-first taken apart into completed rows again: HDF5 and Parquet give all back exactly, a CSV or JSON lines all
-that they hold, so that the rows left alone come out as they were. Only HDF5 and Parquet know the weights of
-their rows; for the others the columns and the class names have to fit.
+Of a run that is not merged yet, its completed rows are repaired where they lie. Of a finished one, the best
+of its outputs is first taken apart into completed rows again: HDF5 and Parquet give all back exactly, a CSV
+or JSON lines all that they hold, so that the rows left alone come out as they were. Only HDF5 and Parquet
+know the weights of their rows; for the others the columns and the class names have to fit. The other outputs
+of the run are written anew from the same rows.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats.outputs import HOLDS_EXTRAS, format_of
-from fgvc_cli.formats.rows import Block, OtherRun, RunInfo, cut, has_prediction, join, replace_rows
+from fgvc_cli.formats.csv_rows import FileStarts, read_per_file
+from fgvc_cli.formats.outputs import FLAGS, HOLDS_EXTRAS, Outputs, format_of, holds_anything
+from fgvc_cli.formats.rows import Block, OtherRun, RunInfo, as_text, cut, has_prediction, join, replace_rows
+from fgvc_cli.run.folder import RunFolder
 from fgvc_cli.run.parts import list_parts, part_name, read_part, write_part
-from fgvc_cli.run.resume import RunFolder
 from fgvc_cli.sources.find import Found
 
 BEST_FIRST = (*HOLDS_EXTRAS, ".csv", ".jsonl")
@@ -93,13 +97,27 @@ def is_apart(root: Path) -> bool:
     return (root / part_name(0)).exists()
 
 
-def repaired_outputs(outs: Sequence[Path], root: Path) -> set[str]:
-    """The real path of the output that will be taken apart, and so may be replaced.
+def repaired_outputs(outputs: Outputs, root: Path, placed: Collection[str]) -> set[str]:
+    """The real paths of what a finished run has left and this one may repair; ``take_apart`` looks into it.
 
-    Empty where rows are there to repair; then ``placed_outputs`` knows it.
+    None where rows are there to repair; then ``placed_outputs`` knows them.
+
+    Args:
+        placed: real paths that may be replaced in any case.
+
+    Raises:
+        FgvcError: a folder of crops or maps is there, whose other files would have to be made anew.
     """
-    out = None if is_apart(root) else finished_output(outs)
-    return {os.path.realpath(out)} if out else set()
+    if is_apart(root) or finished_output(outputs.files) is None:
+        return set()
+    for flag, folder in outputs.folders():
+        if holds_anything(folder) and os.path.realpath(folder) not in placed:
+            raise FgvcError(
+                f"--retry-failed does not repair a folder: {folder} exists.",
+                f"Leave {flag} out to repair the other outputs; or name a new folder, which gets all of them "
+                f"where an .h5 or .parquet among the outputs holds the {flag.split('-')[2]}.",
+            )
+    return {os.path.realpath(path) for path in outputs.tables() if path.is_file()}
 
 
 def finished_setting(outs: Sequence[Path], name: str) -> Any:
@@ -110,19 +128,22 @@ def finished_setting(outs: Sequence[Path], name: str) -> Any:
     return format_of(out).read_setting(out, name)
 
 
-def take_apart(outs: Sequence[Path], folder: RunFolder, info: RunInfo) -> None:
-    """Commit the rows of a finished run again, from the best of its outputs, which the merge may then
-    replace.
+def take_apart(outputs: Outputs, folder: RunFolder, info: RunInfo, *, overwrite: bool = False) -> None:
+    """Commit the rows of a finished run again, from the best of its outputs; the merge may then replace
+    all that hold them.
 
     Does nothing where rows are there to repair. The first rows are committed last, so that a kill meanwhile
     leaves parts without them, which are discarded here the next time.
 
+    Args:
+        overwrite: outputs of other rows may be replaced too.
+
     Raises:
-        FgvcError: no output is there, or none fits this run.
+        FgvcError: no output is there, or none fits this run; one that is there holds other rows.
     """
     if is_apart(folder.path):
         return
-    out = finished_output(outs)
+    out = finished_output(outputs.files)
     if out is None and list_parts(folder.path):
         return  # the first part of a run under way is gone; its rows are read anew
     if out is None:
@@ -131,6 +152,12 @@ def take_apart(outs: Sequence[Path], folder: RunFolder, info: RunInfo) -> None:
     if info.extras and out.suffix.lower() not in HOLDS_EXTRAS:
         message = f"--retry-failed: {out} does not hold the {', '.join(info.extras)} of its rows."
         raise FgvcError(message, "Name the run's .h5 or .parquet as --out too, or run anew with --overwrite.")
+    copies = [path for path in outputs.tables() if path != out and path.is_file()]
+    if not overwrite:
+        for path in copies:
+            _check_copy(path, out, info, per_file=path == outputs.per_file)
+        for path in outputs.files:
+            _check_extras_stay(path, outputs)
     blocks = _read_back(out, info)
     _discard_parts(folder.path)
     try:
@@ -142,7 +169,44 @@ def take_apart(outs: Sequence[Path], folder: RunFolder, info: RunInfo) -> None:
         raise
     if head is not None:
         write_part(folder.path, head)
-    folder.update(placed=tuple(sorted({os.path.realpath(out), *folder.record.placed})))
+    repaired = {os.path.realpath(path) for path in (out, *copies)}
+    folder.update(placed=tuple(sorted(repaired.union(folder.record.placed))))
+
+
+def _check_copy(path: Path, out: Path, info: RunInfo, *, per_file: bool) -> None:
+    """Raise FgvcError unless an output holds the same images in the same order as the one taken apart."""
+    bare = dataclasses.replace(info, extras=())
+    names = (name for block in _read_back(out, bare) for name in block.path)
+    try:
+        if per_file:
+            starts = FileStarts("frames" in info.settings)
+            files = (name for name, first in map(starts.take, names) if first)
+            _check_names(zip_longest(files, read_per_file(path, info)))
+        else:
+            blocks = format_of(path).read_blocks(path, bare)
+            _check_names(zip_longest(names, (name for block in blocks for name in block.path)))
+    except (OtherRun, FgvcError) as other:
+        why = other.message.rstrip(".") if isinstance(other, FgvcError) else str(other)
+        message = f"--retry-failed: {path} exists and is not of the run of {out}: {why}."
+        raise FgvcError(message, "Add --overwrite to replace it, or name another file.") from other
+
+
+def _check_names(pairs: Iterable[tuple[str | None, str | None]]) -> None:
+    """Raise OtherRun at the first pair of names that differ; None stands behind the last one."""
+    for row, (ours, theirs) in enumerate(pairs):
+        if ours is None or theirs is None or as_text(ours) != as_text(theirs):
+            raise OtherRun(f"row {row} is {theirs or 'missing'}, expected {ours or 'the end'}")
+
+
+def _check_extras_stay(path: Path, outputs: Outputs) -> None:
+    """Raise FgvcError where a file holds maps, crops, ... that it would lose."""
+    if path.suffix.lower() not in HOLDS_EXTRAS or not path.is_file():
+        return
+    if lost := [extra for extra in format_of(path).read_extras(path) if extra not in outputs.extras]:
+        flags = " ".join(FLAGS[extra][0] for extra in lost)
+        raise FgvcError(
+            f"--retry-failed: {path} would lose the {', '.join(lost)} of its rows.", f"Add {flags}"
+        )
 
 
 def _discard_parts(folder: Path) -> None:

@@ -143,7 +143,7 @@ def test_other_settings_are_refused_before_anything_is_trained(arguments, messag
     assert started["start"] == [] and not (out / "smram_map=phi-s2").exists()
 
 
-def test_other_photographs_and_foreign_folders_are_refused(copied, colours, tmp_path):
+def test_other_images_and_foreign_folders_are_refused(copied, colours, tmp_path):
     data, out = copied
     (colours / "blue" / "000.png").unlink()
     assert "other images" in ablate(colours, out).stderr

@@ -18,7 +18,7 @@ from fgvc_cli.engine.checkpoint import load_checkpoint, read_metadata, save_chec
 from fgvc_cli.engine.weights import resolve_weights
 from fgvc_cli.explain import run as explain_run
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.predict import decoder
+from fgvc_cli.predict import decoding
 from fgvc_cli.sources import images
 from fgvc_cli.sources.images import TO_SHOW, read_image
 
@@ -54,7 +54,7 @@ def rules(monkeypatch) -> set[tuple[str, str]]:
         seen.add((rule.color_profile, rule.raw))
         return read_image(path, prepare, rule)
 
-    for module in (loaders, decoder, explain_run, images):
+    for module in (loaders, decoding, explain_run, images):
         monkeypatch.setattr(module, "read_image", reading)
     return seen
 
@@ -116,7 +116,7 @@ def test_a_wide_gamut_reaches_the_model_in_srgb(tmp_path):
     profile = rgb_profile("Display P3")
     converted(plain, profile).save(wide, icc_profile=profile)
     for color_profile in ("srgb", "ignore"):
-        rule = decoder.Rule(32, 32, "squash", color_profile)
-        pixels = decoder.Decoder(decoder.DecodeSettings(rule)).load(0, wide).pixels
+        rule = decoding.Rule(32, 32, "squash", color_profile)
+        pixels = decoding.Decoder(decoding.DecodeSettings(rule)).load(0, wide).pixels
         off = np.abs(pixels.astype(int) - (200, 60, 60)).max()
         assert off <= 2 if color_profile == "srgb" else off > 8

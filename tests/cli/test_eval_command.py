@@ -162,7 +162,7 @@ def overlap(a: list[float], b: list[float]) -> float:
     return both / sum([(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)], -both)
 
 
-def test_boxes_of_turned_photographs_are_upright(tmp_path, world):
+def test_boxes_of_turned_images_are_upright(tmp_path, world):
     """An image stored on its side has the figures of the same image stored upright."""
     figures = []
     for name, turned in (("upright", False), ("turned", True)):
@@ -196,7 +196,7 @@ def test_a_report_is_not_written_over_unasked(world, report):
     assert refused.exit_code == 1 and "thesis.txt" in refused.stderr and (world / "copy/thesis.txt").exists()
 
 
-def test_two_models_on_the_same_photographs(world):
+def test_two_models_on_the_same_images(world):
     first, second = (world / name / "model.safetensors" for name in ("first", "second"))
     document = json.loads(evaluate("--weights", first, "--against", second, "--json").stdout)
     against = document["against"]
@@ -306,7 +306,7 @@ def test_only_those_of_the_trainings_data_are_calibrated_on(world, tmp_path):
     assert result.exit_code == 2 and "those of the training" in result.stderr
 
 
-def test_photographs_that_moved_are_divided_as_in_training(world, tmp_path):
+def test_images_that_moved_are_divided_as_in_training(world, tmp_path):
     """Unsplit, as new images are: taken for new, those that were trained on would count."""
     shutil.copytree(world / "aviary/test", tmp_path / "here")
     train(tmp_path / "here", "timm-resnet10t", tmp_path / "run")

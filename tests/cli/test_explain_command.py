@@ -126,7 +126,7 @@ def test_an_existing_picture_is_replaced_only_on_request(photo, opened, tmp_path
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_photograph_is_never_overwritten(tmp_path, opened):
+def test_the_image_is_never_overwritten(tmp_path, opened):
     photo = tmp_path / "bird.png"
     Image.new("RGB", (9, 9)).save(photo)
     before = photo.read_bytes()
@@ -163,7 +163,7 @@ def test_an_output_that_cannot_be_written_is_found_before_any_work(photo, opened
     ("content", "reason"),
     [(b"", "no bytes"), (b"not an image", "header"), (None, "no such file")],
 )
-def test_a_photograph_that_cannot_be_read_says_why(tmp_path, monkeypatch, opened, content, reason):
+def test_an_image_that_cannot_be_read_says_why(tmp_path, monkeypatch, opened, content, reason):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "bad.jpg"
     if content is not None:
@@ -202,7 +202,7 @@ def test_a_folder_gives_a_picture_each_and_a_table(photo, opened, capsys):
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_a_picture_to_write_for_many_photographs_is_refused(photo, opened, archive):
+def test_a_picture_to_write_for_many_images_is_refused(photo, opened, archive):
     source = photo.parent
     if archive:
         source = Path(shutil.make_archive("photos", "zip", photo.parent))
@@ -390,7 +390,7 @@ def test_figures_of_a_folder_have_a_line_per_model_and_maps_in_one_file(photo, t
         assert file["plain"].attrs["model"] == "timm-test_resnet"
 
 
-def test_maps_in_one_file_are_rows_of_photographs(photo, opened):
+def test_maps_in_one_file_are_rows_of_images(photo, opened):
     for i in range(70):  # more than wait to be written together
         Image.new("RGB", (9, 8)).save(photo.parent / f"{i:02}.png")
     (photo.parent / "bad.jpg").touch()

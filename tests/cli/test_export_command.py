@@ -92,7 +92,7 @@ def test_missing_packages_are_named_before_anything_is_loaded(opened, tmp_path, 
     assert "pip install 'fgvc[export]'" in result.stderr
 
 
-def test_a_check_without_photographs_writes_nothing(opened, tmp_path):
+def test_a_check_without_images_writes_nothing(opened, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no image")
     result = fgvc("--weights", "aviary", "--out", tmp_path / "model.pt2", "--check", tmp_path / "photos")

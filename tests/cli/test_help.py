@@ -84,6 +84,8 @@ def test_every_option_has_its_panel(words):
         if option not in OTHERS
     ]
     assert not homeless, "add them to PANELS in fgvc_cli/cli/options.py"
+    placed = [option for options in PANELS.values() for option in options]
+    assert len(placed) == len(set(placed))
 
 
 @pytest.mark.parametrize("words", COMMANDS)

@@ -88,7 +88,7 @@ def test_a_notebook_gets_the_same_index(world, capsys):
         fgvc_cli.index(str(weights), split="tests")
 
 
-def test_other_photographs_are_all_taken_where_they_have_no_split(world, tmp_path):
+def test_other_images_are_all_taken_where_they_have_no_split(world, tmp_path):
     weights, data = world
     shutil.copytree(data, tmp_path / "more")
     shutil.rmtree(tmp_path / "more" / "green")

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from fgvc_cli.cli import app
-from fgvc_cli.cli.usage import FOREIGN
+from fgvc_cli.cli.help import FOREIGN
 from fgvc_cli.config import BaselineConfig, CraSmraConfig, MultiStageVitConfig, TrainConfig, _paths
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,9 @@ from fake_predictor import fake_block, fake_info
 from PIL import Image
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats.folders import CropsFolder, MapsFolder, safe_name
 from fgvc_cli.formats.h5 import CHUNK_BYTES, H5Sink
 from fgvc_cli.formats.jsonl import JsonlSink
-from fgvc_cli.formats.outputs import Outputs
+from fgvc_cli.formats.outputs import CropsFolder, MapsFolder, Outputs, safe_name
 from fgvc_cli.formats.rows import RunInfo
 
 EXTRAS = ("attention", "crop", "embedding", "logits")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fake_predictor import fake_block, fake_info
 
+from fgvc_cli.config import Preprocess
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats import csv_rows, rows
 from fgvc_cli.formats.csv_rows import as_cell, csv_lines, from_cell
@@ -134,6 +135,31 @@ def test_settings_of_a_run_are_compared_and_the_batch_size_may_differ(tmp_path, 
     assert sum(map(len, format_of(path).read_blocks(path, same))) == len(NAMES)
     with pytest.raises(OtherRun, match="holds no crop"):
         list(format_of(path).read_blocks(path, dataclasses.replace(info, extras=("crop",))))
+
+
+@pytest.mark.parametrize("ending", [".h5", ".parquet"])
+def test_rows_from_before_a_setting_are_those_of_what_was_done_then(tmp_path, ending, monkeypatch):
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    now = {"drop_path": 0.0, "closing": "cells", "min_area": 0.01}
+    info = dataclasses.replace(an_info(options=now), preprocess=Preprocess(color_profile="ignore"))
+    module, path = format_of(tmp_path / f"p{ending}"), tmp_path / f"p{ending}"
+
+    def before(info):
+        shared = rows.shared_by_rows(info)
+        del shared["preprocessing"]["color_profile"]
+        return shared | {"settings": {"options": {"drop_path": 0.0}}}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "shared_by_rows", before)
+        write(path, info)
+    assert sum(map(len, module.read_blocks(path, info))) == len(NAMES)
+    for change, words in (
+        ({"settings": {"options": now | {"closing": "binary"}}}, 'settings.options.closing is "cells"'),
+        ({"preprocess": Preprocess(color_profile="srgb")}, 'preprocessing.color_profile is "ignore"'),
+    ):
+        with pytest.raises(OtherRun, match=words):
+            list(module.read_blocks(path, dataclasses.replace(info, **change)))
 
 
 def test_no_cell_of_a_csv_is_a_formula_and_all_come_back(tmp_path):

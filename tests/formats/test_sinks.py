@@ -163,7 +163,8 @@ def test_a_full_disk_at_the_end_is_one_line_and_leaves_nothing(tmp_path, monkeyp
 
 def test_a_full_disk_in_the_middle_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     sink = CsvSink(tmp_path / "p.csv")
-    with pytest.raises(FgvcError, match="No space left"), sink:
+    kept = "it is left as it was. The rows are kept: .* type the same command again"
+    with pytest.raises(FgvcError, match=f"No space left on device; {kept}"), sink:
         sink.begin(info())
         monkeypatch.setattr(sink, "_stream", type("Full", (), {"write": full_disk})())
         sink.write(block(GOOD))

@@ -15,10 +15,9 @@ import numpy as np
 from fgvc_cli.config import Preprocess
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Block, RunInfo
+from fgvc_cli.run.folder import RunFolder, ShardOf, ShardWalk, partial_folder, run_identity
 from fgvc_cli.run.merge import merge_run
 from fgvc_cli.run.parts import PartWriter
-from fgvc_cli.run.record import ShardOf, partial_folder, run_identity
-from fgvc_cli.run.resume import RunFolder, ShardWalk
 from fgvc_cli.sources.find import Found
 
 CLASSES = ("cat", "dog", "cow")

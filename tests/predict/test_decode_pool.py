@@ -20,9 +20,16 @@ from torch import nn
 from fgvc_cli.config import Preprocess
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
-from fgvc_cli.predict import decode_pool as decode_process
-from fgvc_cli.predict.decode_pool import DecodePool, FileTurn, ProcessDecoder, in_order
-from fgvc_cli.predict.decoder import Decoder, DecodeSettings, Rule
+from fgvc_cli.predict import decoding as decode_process
+from fgvc_cli.predict.decoding import (
+    DecodePool,
+    Decoder,
+    DecodeSettings,
+    FileTurn,
+    ProcessDecoder,
+    Rule,
+    in_order,
+)
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import Found
 from fgvc_cli.sources.images import DecodedImage
@@ -33,7 +40,7 @@ SETTINGS = DecodeSettings(Rule(32, 32, "squash"))
 
 DEADLY = """
 import os, signal, sys, time
-import fgvc_cli.predict.decoder as decoder
+import fgvc_cli.predict.decoding as decoder
 read = decoder.read_image
 def deadly(path, *rest):
     name = os.path.basename(str(path))
@@ -45,7 +52,7 @@ def deadly(path, *rest):
         time.sleep(60)
     return read(path, *rest)
 decoder.read_image = deadly
-from fgvc_cli.predict.decode_pool import serve
+from fgvc_cli.predict.decoding import serve
 """
 
 
@@ -137,7 +144,7 @@ def test_a_worker_that_died_while_idle_is_no_fault_of_the_next_file(tmp_path, de
     assert decoder.load(1, tmp_path / "a.png").failure is None
 
 
-def test_a_crash_loses_kept_photographs_but_not_their_crops(tmp_path, deadly):
+def test_a_crash_loses_kept_images_but_not_their_crops(tmp_path, deadly):
     names = ["a.png", "b.png", "segv.png", "c.png"]
     found = [Found(red(tmp_path / name), name) for name in names]
     (block,) = predictor(workers=1, extras=("crop",)).blocks(found)
@@ -207,8 +214,8 @@ def test_closing_ends_every_worker(tmp_path, monkeypatch):
 def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
     code = f"""
 import tempfile, time
-from fgvc_cli.predict.decode_pool import ProcessDecoder
-from fgvc_cli.predict.decoder import DecodeSettings, Rule
+from fgvc_cli.predict.decoding import ProcessDecoder
+from fgvc_cli.predict.decoding import DecodeSettings, Rule
 print("main")
 decoder = ProcessDecoder(DecodeSettings(Rule(32, 32, "squash")), turns=tempfile.TemporaryFile().fileno())
 assert decoder.load(0, {str(red(tmp_path / "a.png"))!r}).failure is None
@@ -255,7 +262,7 @@ def test_turns_are_given_back_by_the_dead(turns):
         turn.release()
 
 
-def test_crops_are_cut_by_whoever_keeps_the_photograph():
+def test_crops_are_cut_by_whoever_keeps_the_image():
     reads, opened = [], threading.Lock()
 
     def read(path):

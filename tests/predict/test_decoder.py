@@ -12,9 +12,8 @@ from PIL import Image
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import EvalTransform
-from fgvc_cli.predict import decoder as decoder_module
-from fgvc_cli.predict.crops import CROP_PX, cut_crop
-from fgvc_cli.predict.decoder import Decoder, DecodeSettings, Rule
+from fgvc_cli.predict import decoding as decoder_module
+from fgvc_cli.predict.decoding import CROP_PX, Decoder, DecodeSettings, Rule, cut_crop
 from fgvc_cli.sources.images import DecodedImage, Failure
 
 RULE = Rule(64, 72, "squash")
@@ -32,7 +31,7 @@ def opened(crop):
 
 def test_workers_import_neither_torch_nor_pydantic():
     code = (
-        "import sys, fgvc_cli.predict.decode_pool;"
+        "import sys, fgvc_cli.predict.decoding;"
         "print([m for m in ('torch', 'pydantic', 'h5py') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
@@ -92,7 +91,7 @@ def test_a_crop_is_the_box_never_enlarged_and_at_most_so_large():
     assert opened(cut_crop(photo.resize((500, 200)), (0, 0, 200, 100), (1000, 400))).size == (100, 50)
 
 
-def test_crops_are_the_same_from_kept_photographs_and_from_reading_again(tmp_path):
+def test_crops_are_the_same_from_kept_images_and_from_reading_again(tmp_path):
     path, reads = tmp_path / "a.jpg", []
     halves(300, 200).save(path)
 
@@ -125,11 +124,11 @@ def test_what_is_kept_is_bounded_in_bytes_and_let_go(tmp_path):
     assert not decoder._kept and decoder._kept_bytes == 0
 
 
-def test_a_photograph_that_has_gone_leaves_an_empty_crop(tmp_path):
+def test_an_image_that_has_gone_leaves_an_empty_crop(tmp_path):
     assert Decoder(DecodeSettings(RULE)).cut(0, tmp_path / "gone.jpg", (0, 0, 9, 9)) == b""
 
 
-def test_big_photographs_take_turns(tmp_path, monkeypatch):
+def test_big_images_take_turns(tmp_path, monkeypatch):
     """Two at once, however many decoders there are; the small one does not wait."""
     monkeypatch.setattr(decoder_module, "BIG_PIXELS", 100 * 100)
     halves(200, 200).save(tmp_path / "big.jpg")
@@ -150,7 +149,7 @@ def test_big_photographs_take_turns(tmp_path, monkeypatch):
         assert not thread.is_alive()
 
 
-def test_a_broken_big_photograph_gives_its_turn_back(tmp_path, monkeypatch):
+def test_a_broken_big_image_gives_its_turn_back(tmp_path, monkeypatch):
     monkeypatch.setattr(decoder_module, "BIG_PIXELS", 100)
     halves(200, 200).save(tmp_path / "a.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:1500])

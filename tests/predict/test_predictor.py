@@ -19,7 +19,7 @@ from fgvc_cli.engine.checkpoint import save_checkpoint
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.predict.crops import cut_crop
+from fgvc_cli.predict.decoding import cut_crop
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import DecodedImage, Failure
@@ -133,13 +133,13 @@ def test_top_k_beyond_the_classes_gives_all_of_them(tmp_path):
     assert math.isclose(sum(row.probs), 1, abs_tol=1e-6)
 
 
-def test_boxes_are_in_pixels_of_the_photograph(tmp_path):
+def test_boxes_are_in_pixels_of_the_image(tmp_path):
     # Squashed to 48 x 48 and cut by 8 all round: input 8 is 16/48 of the photo, input 32 is 40/48.
     (row,) = predictor().predict([save_colour(tmp_path / "a.png", "red", size=(240, 96))])
     assert row.box == pytest.approx((80, 32, 160, 80))
 
 
-def test_boxes_and_size_are_those_of_the_upright_photograph(tmp_path):
+def test_boxes_and_size_are_those_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (96, 240), "red").save(tmp_path / "a.png", exif=exif)
@@ -167,7 +167,7 @@ class TwoParts(MeanColour):
         return output
 
 
-def test_parts_are_in_pixels_of_the_photograph_and_left_out_where_a_cascade_stopped(tmp_path):
+def test_parts_are_in_pixels_of_the_image_and_left_out_where_a_cascade_stopped(tmp_path):
     images = [
         save_colour(tmp_path / "a.png", (0, 255, 0), (96, 48)),
         save_colour(tmp_path / "b.png", (255, 0, 0)),
@@ -363,7 +363,7 @@ def test_settings_name_all_that_changes_a_row():
     }
 
 
-def test_weights_by_file_and_photographs_by_folder(tmp_path):
+def test_weights_by_file_and_images_by_folder(tmp_path):
     """As in the README; boxes, maps and embeddings are those of the model asked directly."""
     torch.manual_seed(0)
     config = TrainConfig(model="crasmra-resnet18", preprocess=Preprocess(input_px=64, resize_px=64))

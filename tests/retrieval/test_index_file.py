@@ -23,7 +23,7 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats import h5
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.predict.crops import CROP_PX, surroundings
+from fgvc_cli.predict.decoding import CROP_PX, surroundings
 from fgvc_cli.retrieval.index_file import index_path, index_predictor, left_out, unit, write_index
 from fgvc_cli.retrieval.search import NearestIndex
 from fgvc_cli.sources.images import read_image

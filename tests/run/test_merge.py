@@ -12,10 +12,9 @@ from fake_predictor import begin_shards, fake_images, fake_info, outputs_in, run
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.outputs import Outputs
+from fgvc_cli.run.folder import ShardOf, ShardWalk, discard, read_record, write_record
 from fgvc_cli.run.merge import merge_shards
 from fgvc_cli.run.parts import list_parts
-from fgvc_cli.run.record import ShardOf, discard, read_record, write_record
-from fgvc_cli.run.resume import ShardWalk
 from fgvc_cli.sources.find import Found
 
 EXTRAS = ("attention", "crop")

@@ -290,6 +290,7 @@ def test_retry_failed_reads_only_what_failed(model, photos, tmp_path, name):
 
 
 def table(path):
+    """All that a file holds."""
     if path.suffix != ".h5":
         return path.read_text()
     with h5py.File(path) as file:
@@ -326,6 +327,71 @@ def test_retry_failed_replaces_only_what_it_takes_apart(model, photos, tmp_path)
         run(photos, out=(first, other), retry_failed=True)
     assert run(photos, out=first, retry_failed=True) == 0
     assert files_in(tmp_path) == ["other.csv", "p.h5", "photos"]
+
+
+def repairable(photos):
+    """A bad file among good ones, and what repairs it."""
+    bad = photos / "c.png"
+    bad.write_bytes(b"")
+    return lambda: bad.write_bytes((photos / "red.png").read_bytes())
+
+
+def test_retry_failed_repairs_all_outputs_of_a_run(model, photos, tmp_path):
+    repair = repairable(photos)
+
+    def files(stem):
+        outs = tuple(tmp_path / f"{stem}{ending}" for ending in (".csv", ".h5", ".jsonl"))
+        return {"out": outs, "per_file": tmp_path / f"{stem}-files.csv", "logits": True}
+
+    assert run(photos, **files("p")) == 3
+    repair()
+    with pytest.raises(FgvcError, match=r"p.h5 would lose the logits of its rows. Add --logits"):
+        run(photos, **files("p") | {"logits": False}, retry_failed=True)
+    seen = model.batches
+    assert run(photos, **files("p"), retry_failed=True) == 0
+    assert model.batches == seen + 1
+    assert run(photos, **files("whole")) == 0
+    for ending in (".csv", ".h5", ".jsonl", "-files.csv"):
+        assert table(tmp_path / f"p{ending}") == table(tmp_path / f"whole{ending}")
+
+
+@pytest.mark.parametrize("option", ["out", "per_file"])
+def test_retry_failed_leaves_the_table_of_another_run(model, photos, tmp_path, option):
+    first, other = tmp_path / "p.h5", tmp_path / "q.csv"
+    repair = repairable(photos)
+    (photos / "d.png").touch()
+    assert (
+        run(photos, **({"out": other} if option == "out" else {"out": tmp_path / "o.csv", option: other}))
+        == 3
+    )
+    (photos / "d.png").unlink()
+    assert run(photos, out=first) == 3
+    repair()
+    given = {"out": (first, other)} if option == "out" else {"out": first, option: other}
+    before = other.read_text()
+    with pytest.raises(
+        FgvcError, match=r"q.csv exists and is not of the run .*: row 2 is d.png, expected lime"
+    ):
+        run(photos, **given, retry_failed=True)
+    assert (other.read_text(), (tmp_path / "p.h5.partial").exists()) == (before, False)
+    assert run(photos, **given, retry_failed=True, overwrite=True) == 0
+    assert "c.png,ok" in other.read_text()
+
+
+def test_retry_failed_says_what_it_does_with_folders(model, photos, tmp_path):
+    out, crops = tmp_path / "p.h5", tmp_path / "crops"
+    repair = repairable(photos)
+    assert run(photos, out=out, crops=True, crops_dir=crops) == 3
+    repair()
+    asked = list(model.asked)
+    with pytest.raises(FgvcError, match=r"does not repair a folder: .*crops exists. Leave --crops-dir out"):
+        run(photos, out=out, crops=True, crops_dir=crops, retry_failed=True)
+    assert model.asked == asked
+    assert run(photos, out=out, crops=True, crops_dir=tmp_path / "new", retry_failed=True) == 0
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert names == ["blue.png.jpg", "c.png.jpg", "lime.png.jpg", "red.png.jpg"]
+    for path in crops.iterdir():
+        assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
 
 
 def test_retry_failed_does_not_replace_an_output_beside_a_run_under_way(model, photos, tmp_path):
@@ -510,14 +576,52 @@ def test_a_notebook_is_told_of_wrong_options_and_interrupts(model, photos, tmp_p
         ({"top_k": 0}, "--top-k got 0, expected 1 or more"),
         ({"amp": "fp8"}, "--amp got 'fp8', expected auto, none or bf16"),
         ({"restart": True}, "--restart needs an output file"),
+        ({"batch_size": "x"}, "--batch-size got 'x', expected a whole number or auto"),
+        ({"batch_size": 0}, "--batch-size got 0, expected 1 or more or auto"),
+        ({"min_prob": "high"}, "--min-prob got 'high', expected a number"),
+        ({"quiet": "perhaps"}, "--quiet got 'perhaps', expected True or False"),
+        ({"weights": ["a"]}, r"--weights got \['a'\], expected text"),
+        ({"out": 5}, "--out got 5, expected a path, or several"),
+        ({"frames": 0}, "--frames got '0', expected"),
     ):
         with pytest.raises(FgvcError, match=words):
             fgvc_cli.predict_folder(photos, **wrong)
+    for wrong in (5, [photos, 5]):
+        with pytest.raises(FgvcError, match=r"--sources got .*5\]?, expected a path, or several"):
+            fgvc_cli.predict_folder(wrong)
     with pytest.raises(TypeError, match="topk"):
         fgvc_cli.predict_folder(photos, topk=1)
     model.interrupt_at = 1
     with pytest.raises(KeyboardInterrupt):
         fgvc_cli.predict_folder(photos, device="cpu", workers=0, amp="none", quiet=True)
+
+
+def test_a_notebook_gives_paths_and_numbers_where_the_command_line_has_text(model, photos, tmp_path):
+    given = {"device": "cpu", "workers": 0, "amp": "none", "quiet": True}
+    Image.new("RGB", (16, 12), "red").save(
+        photos / "z.gif", save_all=True, append_images=[Image.new("RGB", (16, 12))]
+    )
+    result = fgvc_cli.predict_folder(photos, weights=tmp_path / "model", frames=2, **given)
+    assert [row.path for row in result.rows][-2:] == ["z.gif#0", "z.gif#1"]
+    assert model.asked == [str(tmp_path / "model")]
+
+
+@pytest.mark.parametrize(
+    "name", ["ablate", "evaluate", "explain", "export", "index", "merge", "predict_folder", "report", "train"]
+)
+def test_a_notebook_can_look_up_the_types_of_a_command(name):
+    import inspect
+    import typing
+
+    function = getattr(fgvc_cli, name)
+    signature, hints = inspect.signature(function), typing.get_type_hints(function)
+    assert set(hints) == {*signature.parameters, "return"}
+    types = [
+        *(each.annotation for each in signature.parameters.values()),
+        signature.return_annotation,
+        *hints.values(),
+    ]
+    assert not [each for each in types if isinstance(each, str) or each is inspect.Parameter.empty]
 
 
 def on_terminal(*sources, **options):

@@ -63,6 +63,15 @@ def test_a_row_per_frame_and_one_answer_per_file(model, clips, tmp_path):
     assert sum(means.values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_file_named_twice_in_a_list_has_two_answers(model, clips, tmp_path):
+    names = ("b.png", "b.png", "a.gif", "a.gif", "b.png")
+    (tmp_path / "list.txt").write_text("".join(f"{clips / name}\n" for name in names))
+    out, files = tmp_path / "p.csv", tmp_path / "files.csv"
+    assert run(f"@{tmp_path / 'list.txt'}", out=out, frames="2", per_file=files) == 0
+    counted = [(Path(row["path"]).name, row["frames"]) for row in table(files)]
+    assert counted == [("b.png", "1"), ("b.png", "1"), ("a.gif", "2"), ("a.gif", "2"), ("b.png", "1")]
+
+
 def test_shards_and_resuming_give_the_same(model, clips, tmp_path):
     whole = tmp_path / "whole.csv", tmp_path / "whole-files.csv"
     run(clips, out=whole[0], frames="all", per_file=whole[1])

@@ -72,7 +72,7 @@ def test_a_url_keeps_its_password_to_itself():
 @pytest.mark.parametrize(
     "typed", [("photos",), ("photos/*.png",), ("photos/red.png", "photos"), ("all.zip",)]
 )
-def test_a_report_finds_the_photographs_by_itself(typed, photos, here, capsys, monkeypatch):
+def test_a_report_finds_the_images_by_itself(typed, photos, here, capsys, monkeypatch):
     with zipfile.ZipFile("all.zip", "w") as archive:
         for path in photos.iterdir():
             archive.write(path, path.name)
@@ -83,7 +83,7 @@ def test_a_report_finds_the_photographs_by_itself(typed, photos, here, capsys, m
     assert "could not be used" not in said and "The images are those in" in said
 
 
-def test_photographs_that_moved_with_the_file_are_found_and_others_are_not(photos, here, capsys, monkeypatch):
+def test_images_that_moved_with_the_file_are_found_and_others_are_not(photos, here, capsys, monkeypatch):
     (here / "project").mkdir()
     photos.rename(here / "project" / "photos")
     monkeypatch.chdir(here / "project")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_predict_resume import shards_of_format_1
 
 from fgvc_cli import create_model
 from fgvc_cli.config import Preprocess, TrainConfig
@@ -109,6 +110,41 @@ def test_children_of_a_killed_parent_end_and_the_same_command_goes_on(weights, l
     assert [path.name for path in folder.glob("p.csv*")] == ["p.csv"]
 
 
+ENDED_BEHIND_ITS_WORK = """
+import atexit, os, signal
+from multiprocessing import Pipe
+from fgvc_cli.errors import FgvcError
+from fgvc_cli.run import predict
+
+def fail(*_):
+    raise FgvcError("No such weights.")
+
+predict.open_images = fail
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+ours, theirs = Pipe(duplex=False)
+predict._complete_shard(theirs, predict.PredictOptions(sources="photos", out="p.csv"), 0, 2, "cpu")
+print(ours.recv()[:2])
+"""
+
+
+def test_a_shard_that_is_ended_behind_its_work_says_nothing(tmp_path):
+    process = start([sys.executable, "-c", ENDED_BEHIND_ITS_WORK], tmp_path, stdout=subprocess.PIPE)
+    out, told = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out, told) == (0, "('error', 'No such weights.')\n", "")
+
+
+def test_devices_restart_the_shards_of_another_format(weights, listed):
+    folder = listed(5)
+    shards_of_format_1(folder / "p.csv")
+    arguments = command("@list.txt", "--weights", weights, "--devices", 2, "--device", "cpu", "--amp", "none",
+                        "--workers", 0, "--out", "p.csv", "--restart", "--quiet")  # fmt: skip
+    process = start(arguments, folder)
+    told = process.communicate(timeout=SECONDS)[1]
+    assert (process.returncode, told) == (0, "")
+    with (folder / "p.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 5
+
+
 def test_torchrun_shares_a_folder_among_its_processes(weights, listed):
     folder = listed(25)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -174,7 +210,7 @@ def test_a_second_ctrl_c_ends_at_once_while_the_disk_hangs(tmp_path):
 BIG = """
 import sys
 from pathlib import Path
-from fgvc_cli.predict.decoder import Decoder, DecodeSettings, Rule
+from fgvc_cli.predict.decoding import Decoder, DecodeSettings, Rule
 decoder = Decoder(DecodeSettings(Rule(224, 224, "squash"), keep_bytes=1 << 29))
 for number in range(3):
     decoded = decoder.load(number, sys.argv[1])
@@ -187,7 +223,7 @@ print(status.partition("VmHWM:")[2].split()[0])
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak in /proc")
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_photographs_of_a_hundred_megapixels_take_bounded_memory(tmp_path, orientation):
+def test_images_of_a_hundred_megapixels_take_bounded_memory(tmp_path, orientation):
     """Four bytes a pixel once, twice where it is turned upright, however many there are."""
     path, exif = tmp_path / "big.jpg", Image.Exif()
     exif[0x0112] = orientation

@@ -15,7 +15,7 @@ from test_predict import photos as photos
 
 import fgvc_cli
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.run.record import read_record, write_record
+from fgvc_cli.run.folder import read_record, write_record
 
 
 def has_list(root):
@@ -60,6 +60,31 @@ def test_a_restart_takes_another_batch_size(model, photos, tmp_path):
     root = interrupted(model, photos, out, batch_size=2)
     interrupted(model, photos, out, batch_size=1, restart=True)
     assert read_record(root).run["settings"]["batch_size"] == 1
+
+
+def shards_of_format_1(out):
+    """What an earlier fgvc left of two shards."""
+    folders = [out.parent / f"{out.name}.partial" / f"shard-{i}-of-2" for i in range(2)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"format": 1, "fgvc_version": "0.0.9"}))
+        (folder / "rows-000000000000.npz").write_bytes(b"rows")
+    return folders
+
+
+def test_shards_of_another_format_are_restarted_one_by_one(model, photos, tmp_path):
+    out = tmp_path / "p.csv"
+    folders = shards_of_format_1(out)
+    with pytest.raises(FgvcError, match=r"another version of fgvc \(0.0.9, run format 1"):
+        run(photos, out=out, shard="0/2")
+    assert [(folder / "rows-000000000000.npz").read_bytes() for folder in folders] == [b"rows"] * 2
+    assert run(photos, out=out, shard="0/2", restart=True) == 0
+    assert (folders[1] / "rows-000000000000.npz").read_bytes() == b"rows"
+    with pytest.raises(FgvcError, match="run format 1"):
+        fgvc_cli.merge(out)
+    assert run(photos, out=out, shard="1/2", restart=True) == 0
+    fgvc_cli.merge(out)
+    assert rows_of(out.read_text()) == GOOD
 
 
 def test_a_run_without_a_row_may_be_changed(model, photos, tmp_path):

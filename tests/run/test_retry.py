@@ -8,10 +8,10 @@ from fake_predictor import fake_block, fake_info
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats import h5
 from fgvc_cli.formats.h5 import H5Sink
+from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.run import retry
+from fgvc_cli.run.folder import RunFolder, placed_outputs, run_identity
 from fgvc_cli.run.parts import list_parts, read_blocks
-from fgvc_cli.run.record import placed_outputs, run_identity
-from fgvc_cli.run.resume import RunFolder
 from fgvc_cli.run.retry import finished_setting, is_apart, take_apart
 
 NAMES = [f"{i}.jpg" for i in range(7)]
@@ -48,19 +48,19 @@ def test_a_kill_while_it_is_taken_apart_begins_that_anew(tmp_path, info, finishe
 
     monkeypatch.setattr(retry, "write_part", killed)
     with pytest.raises(RuntimeError), opened(tmp_path, info) as folder:
-        take_apart([finished], folder, info)
+        take_apart(Outputs((finished,)), folder, info)
     assert len(list_parts(folder.path)) == done and not is_apart(folder.path)
     assert placed_outputs(folder.root) == set()
     monkeypatch.setattr(retry, "write_part", write)
     with opened(tmp_path, info) as folder:
-        take_apart([finished], folder, info)
+        take_apart(Outputs((finished,)), folder, info)
         assert is_apart(folder.path)
         shards = list_parts(folder.path)
         assert [path for block in read_blocks(shards) for path in block.path] == NAMES
         assert placed_outputs(folder.root) == {str(finished.resolve())}
         # Rows that are there are not taken apart again.
         finished.unlink()
-        take_apart([finished], folder, info)
+        take_apart(Outputs((finished,)), folder, info)
         assert list_parts(folder.path) == shards
 
 
@@ -70,7 +70,7 @@ def test_the_setting_that_differs_is_named(tmp_path, info, finished):
         pytest.raises(FgvcError, match='its settings.precision is "bfloat16", this run\'s "float32"'),
         opened(tmp_path, other) as folder,
     ):
-        take_apart([finished], folder, other)
+        take_apart(Outputs((finished,)), folder, other)
     assert not folder.root.exists()
 
 

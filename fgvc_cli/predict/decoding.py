@@ -1,10 +1,17 @@
-"""Decoding in threads and in processes, one of which may die with its image."""
+"""Image -> the model's input, and later the object's crop, in bounded memory: in threads, each with a process
+of its own that may die with its image.
+
+A process starts as fast as it imports, which is why there is no torch here.
+Legend: S side of the model's input.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import io
+import itertools
 import json
+import math
 import mmap
 import os
 import signal
@@ -14,21 +21,43 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, BinaryIO, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 
+from fgvc_cli.data.geometry import cut_input, resized_size
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.predict.decoder import TURNS, Decoded, Decoder, DecodeSettings, Read, Where
 from fgvc_cli.sources.find import Found
 from fgvc_cli.sources.frames import Frame
-from fgvc_cli.sources.images import Failure, read_image
+from fgvc_cli.sources.images import DecodedImage, Failure, read_image
 from fgvc_cli.sources.stored import Stored
+
+Where = Path | Stored
+"""What ``Found.path`` may be."""
+
+Read = Callable[[Any], DecodedImage | Failure]
+"""Path -> image, or why there is none."""
+
+BIG_PIXELS = 32_000_000
+"""Images above this take turns: 200 megapixels are 0.8 GB decoded, twice that while turned upright."""
+
+TURNS = 2
+"""How many of them are decoded at once in a whole run."""
+
+CROP_PX = 224
+"""Longest side of a stored crop."""
+
+JPEG_QUALITY = 90
+
+SURROUNDINGS = 0.35
+"""Share of an object's longer side that its surroundings reach beyond it, on every side."""
 
 _START = """
 import sys, json
@@ -37,6 +66,184 @@ from {module} import serve
 serve(*sys.argv[2:])
 """
 STOP_SECONDS = 5.0
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Rule(NamedTuple):
+    """A ``ResizeRule`` that a worker understands without pydantic, whose import would double its start."""
+
+    input_px: int
+    resize_px: int
+    resize_rule: Literal["squash", "shorter"]
+    color_profile: Literal["srgb", "ignore"] = "srgb"
+    raw: Literal["preview", "develop"] = "preview"
+
+
+class Decoded(NamedTuple):
+    """What became of one image."""
+
+    failure: Failure | None
+    width: int = 0
+    """Of the upright image, pixels."""
+    height: int = 0
+    pixels: np.ndarray | None = None
+    """uint8 (S, S, 3)."""
+    note: str = ""
+    """See ``DecodedImage.note``."""
+
+
+class Turn(Protocol):
+    """Held while a big image is in memory."""
+
+    def acquire(self) -> object: ...
+    def release(self) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """What every decoder of a run is told."""
+
+    rule: Rule
+    fast: bool = False
+    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still at least the resized size."""
+    keep_bytes: int = 0
+    """Images kept for their crops, per decoder; those beyond it are read again."""
+
+
+class Decoder:
+    """Decodes one image at a time; whoever uses it calls it from one thread.
+
+    Args:
+        read: instead of ``read_image``; ``fast`` and turns are then its own business.
+        turn: taken for each image above ``BIG_PIXELS``.
+    """
+
+    def __init__(self, settings: DecodeSettings, *, read: Read | None = None, turn: Turn | None = None):
+        self._settings = settings
+        self._read = read
+        self._turn = turn
+        self._holds_turn = False
+        self._kept: dict[int, DecodedImage] = {}
+        self._kept_bytes = 0
+
+    def load(self, number: int, path: Where) -> Decoded:
+        """Read and resize; with ``keep_bytes`` the image stays for ``cut`` while there is room."""
+        with self._turns():
+            photo = self._open(path)
+            if isinstance(photo, Failure):
+                return Decoded(photo)
+            try:
+                pixels = np.asarray(cut_input(photo.image, self._settings.rule, photo.full_size))
+            except (MemoryError, OSError, ValueError) as error:
+                reason = str(error) or "out of memory"
+                return Decoded(Failure("unreadable", f"cannot be resized: {reason}"))
+            self._keep(number, photo)
+            return Decoded(None, *photo.size, pixels, photo.note)
+
+    def cut(self, number: int, path: Where | None, box: Sequence[float] | None) -> bytes | None:
+        """The crop of an image that ``load`` has seen, as JPEG, and the end of its being kept.
+
+        Empty for no box, and for a file that can no longer be read; None without a path for an image
+        that was not kept.
+        """
+        kept = self._kept.pop(number, None)
+        if kept:
+            self._kept_bytes -= _bytes(kept.image)
+        if box is None:
+            return b""
+        if not kept and path is None:
+            return None
+        with self._turns():
+            photo = kept or self._open(path)  # type: ignore[arg-type]
+            try:
+                return b"" if isinstance(photo, Failure) else cut_crop(photo.image, box, photo.full_size)
+            except (MemoryError, OSError, ValueError):
+                return b""
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._kept.clear()
+
+    def _open(self, path: Where) -> DecodedImage | Failure:
+        return self._read(path) if self._read else read_image(path, self._prepare, self._settings.rule)
+
+    def _prepare(self, image: Image.Image) -> None:
+        if self._settings.fast:
+            # No mode: the colours stay what they are.
+            image.draft(None, resized_size(image.width, image.height, self._settings.rule))
+        if self._turn and image.width * image.height > BIG_PIXELS:
+            self._turn.acquire()
+            self._holds_turn = True
+
+    @contextlib.contextmanager
+    def _turns(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self._holds_turn and self._turn:
+                self._holds_turn = False
+                self._turn.release()
+
+    def _keep(self, number: int, photo: DecodedImage) -> None:
+        size = _bytes(photo.image)
+        if self._kept_bytes + size <= self._settings.keep_bytes:
+            self._kept[number] = photo
+            self._kept_bytes += size
+
+
+def _bytes(image: Image.Image) -> int:
+    """Of the pixels; Pillow stores RGB in four bytes."""
+    return 4 * image.width * image.height
+
+
+def cut_crop(image: Image.Image, box: Sequence[float], full_size: tuple[int, int] | None = None) -> bytes:
+    """The box of an image as JPEG, its longer side at most ``CROP_PX``, never enlarged.
+
+    Args:
+        image: upright, RGB.
+        box: xyxy pixels of the image, end-exclusive; whole pixels that it touches are cut.
+        full_size: (width, height) of the image where ``image`` is a smaller copy of it.
+    """
+    width, height = full_size or image.size
+    across, down = image.width / width, image.height / height
+    left, top = (
+        min(math.floor(box[0] * across), image.width - 1),
+        min(math.floor(box[1] * down), image.height - 1),
+    )
+    right = max(left + 1, min(math.ceil(box[2] * across), image.width))
+    bottom = max(top + 1, min(math.ceil(box[3] * down), image.height))
+    factor = min(1.0, CROP_PX / max(right - left, bottom - top))
+    size = max(1, round((right - left) * factor)), max(1, round((bottom - top) * factor))
+    crop = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    stream = io.BytesIO()
+    crop.save(stream, "JPEG", quality=JPEG_QUALITY)
+    return stream.getvalue()
+
+
+def surroundings(box: Sequence[float] | None, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The square about an object with some room round it, as far as the image reaches.
+
+    A model's box may miss a tail or a bill; what is to be compared by eye must not.
+
+    Args:
+        box: xyxy pixels of the image; None, the whole image.
+        size: its (width, height).
+    """
+    if box is None:
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    side = (1 + 2 * SURROUNDINGS) * max(box[2] - box[0], box[3] - box[1], 1.0)
+    x1, x2 = _about((box[0] + box[2]) / 2, side, size[0])
+    y1, y2 = _about((box[1] + box[3]) / 2, side, size[1])
+    return x1, y1, x2, y2
+
+
+def _about(middle: float, length: float, limit: int) -> tuple[float, float]:
+    """An interval inside [0, limit], moved from its middle where it would reach out of it."""
+    length = min(length, limit)
+    start = min(max(middle - length / 2, 0.0), limit - length)
+    return start, start + length
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +400,14 @@ class FileTurn:
 
     def acquire(self) -> None:
         """Wait for it."""
+        import fcntl  # which Windows has not
+
         fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._place)
 
     def release(self) -> None:
         """Give it back."""
+        import fcntl
+
         fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._place)
 
 
@@ -227,10 +438,6 @@ def _memory_file() -> Any:
 
 def _map_pixels(fd: int, side: int) -> np.ndarray:
     return np.frombuffer(mmap.mmap(fd, side * side * 3), np.uint8).reshape(side, side, 3)
-
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,3 +572,27 @@ def in_order(
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
+
+
+def until_full(items: Iterable[T], size: Callable[[], int], counts: Callable[[T], bool]) -> Iterator[list[T]]:
+    """Consecutive items in groups with ``size()`` of those that count; at most 4 times as many in all.
+
+    The bound keeps a long run of unreadable files from being held back.
+    """
+    source = iter(items)
+    for first in source:
+        group, counted, wanted = [first], int(counts(first)), size()
+        while counted < wanted and len(group) < 4 * wanted and (more := list(itertools.islice(source, 1))):
+            group += more
+            counted += counts(more[0])
+        yield group
+
+
+def delayed(items: Iterable[T], steps: int) -> Iterator[T]:
+    """The same items, each handed over when ``steps`` further ones have been taken."""
+    held: list[T] = []
+    for item in items:
+        held.append(item)
+        if len(held) > steps:
+            yield held.pop(0)
+    yield from held

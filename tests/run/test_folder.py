@@ -18,17 +18,18 @@ from fake_predictor import FakePredictor, fake_images, fake_info, outputs_in, ru
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.run.parts import PartWriter, list_parts
-from fgvc_cli.run.predict import PredictOptions, complete_rows
-from fgvc_cli.run.record import (
+from fgvc_cli.run.folder import (
+    RunFolder,
     ShardOf,
+    ShardWalk,
     info_of,
     parse_shard,
     recorded_setting,
     run_identity,
     sweep_removed,
 )
-from fgvc_cli.run.resume import RunFolder, ShardWalk
+from fgvc_cli.run.parts import PartWriter, list_parts
+from fgvc_cli.run.predict import PredictOptions, complete_rows
 from fgvc_cli.sources.find import Found
 
 ROWS = 150
@@ -38,7 +39,7 @@ ROWS = 150
 def context():
     """Processes forked off one that has imported all, so that 20 of them take no time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fake_predictor", "fgvc_cli.formats.h5", "fgvc_cli.formats.folders"])
+    context.set_forkserver_preload(["fake_predictor", "fgvc_cli.formats.h5", "fgvc_cli.formats.outputs"])
     return context
 
 

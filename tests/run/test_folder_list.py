@@ -6,16 +6,15 @@ import pytest
 from fake_predictor import fake_images
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.run import record
-from fgvc_cli.run.record import ImageList, check_images, summarise
-from fgvc_cli.run.resume import ListRecord, ShardWalk
+from fgvc_cli.run import folder as module
+from fgvc_cli.run.folder import ImageList, ListRecord, ShardWalk, check_images, summarise
 from fgvc_cli.sources.find import Found
 
 
 @pytest.fixture
 def begun(monkeypatch):
     """The list of a run over 95 images, with a mark after each ten."""
-    monkeypatch.setattr(record, "MARK_ROWS", 10)
+    monkeypatch.setattr(module, "MARK_ROWS", 10)
     totals, written = [], []
     with ListRecord(written.append, lambda: fake_images(95), totals.append) as thread:
         thread._thread.join()
