@@ -23,8 +23,7 @@ from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import apply_temperature
 from fgvc_cli.explain.explanation import Explanation
-from fgvc_cli.explain.methods import Heats, Method, stage_maps, unlike
-from fgvc_cli.explain.question import Case, build_question
+from fgvc_cli.explain.methods import Case, Heats, Method, build_question, stage_maps, unlike
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput, Want, class_probs
 from fgvc_cli.retrieval.search import Nearest, NearestIndex

@@ -38,8 +38,18 @@ from fgvc_cli.charts.text import (
 )
 from fgvc_cli.explain.explanation import HEAT, Explanation, LabelledExplanation
 from fgvc_cli.explain.nearest import draw_nearest, draw_nearest_strip
-from fgvc_cli.explain.panels import Size, draw_legend, draw_map, draw_photo, fit
-from fgvc_cli.explain.stage_panels import Panel, draw_looks, draw_row, further_looks, map_label
+from fgvc_cli.explain.panels import (
+    Panel,
+    Size,
+    draw_legend,
+    draw_looks,
+    draw_map,
+    draw_photo,
+    draw_row,
+    fit,
+    further_looks,
+    map_label,
+)
 
 PHOTO_SLOT = (880, 690)
 CELL_ASPECT = 1.8

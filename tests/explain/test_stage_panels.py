@@ -19,17 +19,18 @@ from fgvc_cli.explain.panels import (
     ERASED,
     ERASED_RIM,
     FRAME_PX,
+    MIN_PANEL_PX,
     PART_LINES,
     UNMAPPED,
     UNSEEN_VEIL,
     draw_cells,
     draw_crop,
     draw_erased,
+    draw_looks,
     draw_photo,
     frame,
     solid,
 )
-from fgvc_cli.explain.stage_panels import MIN_PANEL_PX, draw_looks
 
 WHOLE = Preprocess(input_px=40, resize_px=40)
 CUT = Preprocess(input_px=40, resize_px=80)
