@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as v2
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
-from fgvc_cli.explain.explanation import HEAT
 from fgvc_cli.models.cells import align_maps
 from fgvc_cli.models.output import ModelOutput, Want, over_maximum
 
@@ -131,6 +130,10 @@ def _index(classes: tuple[str, ...], option: str, name: str | None) -> int | Non
     hint = f"Nearest: {', '.join(near)}." if near else f"It knows {', '.join(classes[:3])}, ..."
     raise FgvcError(f"{option} got {name!r}, which is no class of the model.", hint, EXIT_USAGE)
 
+
+HEAT = "heat"
+"""The map from which the object's box comes; other maps are named as the model names its stage, or ``method``
+or ``method-stage`` after the method that made them."""
 
 Heats = dict[str, Tensor]
 """Name of a map -> (B, h, w) in [0, 1] over the model's input; 0 is no evidence, or the least of it."""

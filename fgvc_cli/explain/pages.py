@@ -41,7 +41,8 @@ from fgvc_cli.charts.text import (
     spoken,
     stack,
 )
-from fgvc_cli.explain.explanation import HEAT, Explanation, LabelledExplanation
+from fgvc_cli.explain.explainer import Explanation, LabelledExplanation
+from fgvc_cli.explain.methods import HEAT
 from fgvc_cli.explain.panels import (
     BOX_LINE,
     FRAME_PX,

@@ -33,7 +33,7 @@ from fgvc_cli.charts.text import (
     stack,
 )
 from fgvc_cli.data.geometry import Box
-from fgvc_cli.explain.explanation import Explanation
+from fgvc_cli.explain.explainer import Explanation
 
 Color = tuple[int, int, int]
 Size = tuple[int, int]

@@ -20,8 +20,7 @@ from fgvc_cli.command import Messages, command
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import default_notice
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.explain.explainer import Explainer, Prepared
-from fgvc_cli.explain.explanation import Explanation, LabelledExplanation
+from fgvc_cli.explain.explainer import Explainer, Explanation, LabelledExplanation, Prepared
 from fgvc_cli.explain.options import ExplainOptions
 from fgvc_cli.explain.outputs import PicturesFolder
 from fgvc_cli.explain.pages import draw_comparison, draw_strip, render

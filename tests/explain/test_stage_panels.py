@@ -12,7 +12,7 @@ from fgvc_cli.charts.colormap import color_table
 from fgvc_cli.charts.text import INNER, WIDTH
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import input_geometry
-from fgvc_cli.explain.explanation import Explanation
+from fgvc_cli.explain.explainer import Explanation
 from fgvc_cli.explain.pages import render
 from fgvc_cli.explain.panels import (
     BOX_LINE,
