@@ -25,7 +25,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import apply_temperature
 from fgvc_cli.explain.methods import Case, Heats, Method, build_question, stage_maps, unlike
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
-from fgvc_cli.models.output import ModelOutput, Want, class_probs
+from fgvc_cli.models.output import SUPPRESSED, ModelOutput, Want, class_probs, summarize_stats
 from fgvc_cli.retrieval.search import Nearest, NearestIndex
 from fgvc_cli.sources.images import Reading
 
@@ -83,9 +83,48 @@ class LabelledExplanation:
 _OWN: tuple[Want, ...] = ("heat", "boxes", "parts", "stages", "object_heat", "erased")
 """Asked of every model; what it does not have it leaves None, and the picture goes without."""
 _BOXES: tuple[Want, ...] = ("boxes", "parts")
+_ALWAYS: tuple[Want, ...] = ("stats",)
 
 COMPARED_CLASSES = 3
 """The most probable classes whose nearest known images are looked up."""
+
+
+WARN_IMAGES = 8
+"""Of fewer images, channels may well be suppressed alike by chance."""
+FIXED_GATE = 0.01
+"""Variation under which CRAM's mask counts as the same for every image, as in training."""
+
+
+@dataclass(frozen=True)
+class StageMask:
+    """What the mask of one CRAM stage did over the explained images, as in ``metrics.csv`` and ``eval``."""
+
+    stage: str
+    images: int
+    suppressed: float
+    """Fraction of channels that Eq. 5 suppressed, the mean over the images."""
+    mask_saturated: float
+    """Fraction of channels whose I lies outside [0.01, 0.99], the mean over the images."""
+    mask_variation: float
+    """Fraction of channels that are suppressed in some of the images and not in others; 0 for one image."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the mask is a fixed gate: the same for every image, of enough images to tell."""
+        return self.images >= WARN_IMAGES and self.mask_variation < FIXED_GATE
+
+    def __str__(self) -> str:
+        """One plain line."""
+        text = (
+            f"CRAM, {self.stage}: {100 * self.suppressed:.1f} % of channels suppressed, "
+            f"{100 * self.mask_saturated:.1f} % of the mask saturated (within 0.01 of 0 or 1)"
+        )
+        if self.images == 1:
+            return text
+        varying = (
+            f"{100 * self.mask_variation:.1f} % of channels suppressed in some of the {self.images:,} images"
+        )
+        return f"{text}, {varying} and not in others"
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +175,11 @@ class Explainer:
         self._top_k = min(top_k, len(checkpoint.classes))
         self._transform = eval_transform(checkpoint.preprocess)
         own = _BOXES if self.methods else _OWN
-        wanted = [*own, *(want for method in self.methods for want in method.wants)]
+        wanted = [*own, *_ALWAYS, *(want for method in self.methods for want in method.wants)]
         wanted += ["embedding"] if index else []
         self._want: tuple[Want, ...] = tuple(dict.fromkeys(wanted))
+        self._explained = 0
+        self._stats: dict[str, Tensor] = {}
 
     @property
     def reading(self) -> Reading:
@@ -181,6 +222,7 @@ class Explainer:
         pixels = torch.stack([photo.pixels for photo in photos]).to(_device(model))
         images = normalize(pixels, preprocess)
         output: ModelOutput = model(images, want=self._want)
+        self._count(output.stats, len(photos))
         case = self.question.ask(output.probs)
         heats: Heats = {}
         for method in self.methods:
@@ -188,6 +230,30 @@ class Explainer:
         nearest = self._nearest(output, [photo.path for photo in photos])
         explained = [self._one(photo, output, heats, case, row) for row, photo in enumerate(photos)]
         return [replace(each, nearest=near) for each, near in zip(explained, nearest, strict=True)]
+
+    def masks(self) -> tuple[StageMask, ...]:
+        """What CRAM's masks did over all images explained so far, by stage; none for a model without."""
+        if not self._explained:
+            return ()
+        stats = summarize_stats({name: total / self._explained for name, total in self._stats.items()})
+        kind = f"{SUPPRESSED}_"
+        return tuple(
+            StageMask(
+                stage=(stage := name.removeprefix(kind)),
+                images=self._explained,
+                suppressed=value,
+                mask_saturated=stats[f"mask_saturated_{stage}"],
+                mask_variation=stats[f"mask_variation_{stage}"],
+            )
+            for name, value in stats.items()
+            if name.startswith(kind)
+        )
+
+    def _count(self, stats: dict[str, Tensor], images: int) -> None:
+        self._explained += images
+        for name, mean in stats.items():
+            total = mean.detach().double().cpu() * images
+            self._stats[name] = self._stats[name] + total if name in self._stats else total
 
     def _nearest(self, output: ModelOutput, paths: Sequence[str]) -> Sequence[Nearest | None]:
         """What the index holds closest to each image."""
