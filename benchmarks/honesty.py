@@ -48,8 +48,7 @@ from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.explain.methods import METHODS, Heats, Occlusion
-from fgvc_cli.explain.question import Case, Question
+from fgvc_cli.explain.methods import METHODS, Case, Heats, Occlusion, Question
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.sources.find import find_images

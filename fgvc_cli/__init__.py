@@ -49,7 +49,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "evaluate": ("fgvc_cli.engine.evaluate", "evaluate", "fgvc_cli.engine.options.EvalOptions"),
     "explain": ("fgvc_cli.explain.run", "explain", "fgvc_cli.explain.options.ExplainOptions"),
     "export": ("fgvc_cli.engine.export", "export", "fgvc_cli.engine.options.ExportOptions"),
-    "index": ("fgvc_cli.retrieval.index_file", "index", "fgvc_cli.retrieval.options.IndexOptions"),
+    "index": ("fgvc_cli.retrieval.index_file", "index", "fgvc_cli.retrieval.index_file.IndexOptions"),
     "report": ("fgvc_cli.report.page", "report", "fgvc_cli.report.page.ReportOptions"),
     "merge": ("fgvc_cli.run.merge", "merge", "fgvc_cli.run.merge.MergeOptions"),
     "predict_folder": ("fgvc_cli.run.predict", "predict_folder", "fgvc_cli.run.predict.PredictOptions"),

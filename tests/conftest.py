@@ -1,8 +1,9 @@
-"""Shared by all tests: one torch thread, tiny labelled folders, and the way to shared images."""
+"""Shared by all tests: the number of processes, one torch thread in each, small labelled folders."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,29 @@ from fgvc_cli.engine.options import TrainOptions
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
+
+MOST_PROCESSES = 4
+"""Each takes a gigabyte."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in a process per core where pytest-xdist is there, a file in one of them.
+
+    A part of it named on the command line starts sooner in one process; so does what was asked for with
+    ``-n``, ``-s`` or ``--pdb``. Files stay whole, so that what a module's fixtures train is trained once.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # One of those processes, or a child of one, calls this hook as well: it must start none of its own.
+        return
+    option = config.option
+    if hasattr(config, "workerinput"):  # one of those processes: it must not start others in turn
+        return
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if whole and getattr(option, "numprocesses", 0) is None and option.capture != "no" and not option.usepdb:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if cores > 1:
+            option.numprocesses, option.dist = min(cores, MOST_PROCESSES), "loadfile"
 
 
 @pytest.fixture(autouse=True, scope="session")

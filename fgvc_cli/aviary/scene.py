@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from fgvc_cli.aviary.bird import Pose
 from fgvc_cli.aviary.brush import (
     Canvas,
     Colour,
@@ -26,7 +27,6 @@ from fgvc_cli.aviary.brush import (
     mix,
     polygon,
 )
-from fgvc_cli.aviary.draw import Pose
 
 _GRID_PX = 96  # the backdrop is painted this small: it is out of focus anyway
 

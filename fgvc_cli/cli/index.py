@@ -35,7 +35,7 @@ def index(
 ) -> int:
     """Store the embeddings of the training images, for fgvc explain --nearest to compare with."""
     from fgvc_cli.cli.progress import ConsoleMessages, spare_cores
-    from fgvc_cli.retrieval.options import IndexOptions
+    from fgvc_cli.retrieval.index_file import IndexOptions
 
     messages = ConsoleMessages(quiet=quiet)
     options = IndexOptions(

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fgvc_cli.charts.confused import ConfusedPair, draw_confused
-from fgvc_cli.charts.figures import draw_confusion, draw_reliability
+from fgvc_cli.charts.figures import ConfusedPair, draw_confused, draw_confusion, draw_reliability
 from fgvc_cli.command import Messages, command
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.labelled import Example, LabelledSet

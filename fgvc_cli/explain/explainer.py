@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,20 +23,108 @@ from fgvc_cli.data.transforms import Geometry, eval_transform, input_geometry, n
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import apply_temperature
-from fgvc_cli.explain.explanation import Explanation
-from fgvc_cli.explain.methods import Heats, Method, stage_maps, unlike
-from fgvc_cli.explain.question import Case, build_question
+from fgvc_cli.explain.methods import Case, Heats, Method, build_question, stage_maps, unlike
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
-from fgvc_cli.models.output import ModelOutput, Want, class_probs
+from fgvc_cli.models.output import SUPPRESSED, ModelOutput, Want, class_probs, summarize_stats
 from fgvc_cli.retrieval.search import Nearest, NearestIndex
 from fgvc_cli.sources.images import Reading
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """One image explained. Maps lie over ``region``, the part of the image that the model saw."""
+
+    image: Image.Image
+    """The upright image, RGB."""
+    top: tuple[tuple[str, float], ...]
+    """(class name, probability), the most probable first."""
+    branches: dict[str, tuple[str, float]]
+    """Branch name -> its own most probable class and that probability, in the model's order; then each part
+    of a model that looks at several."""
+    maps: dict[str, np.ndarray]
+    """Map name -> (h, w) float32 in [0, 1] over the model's input, in the order of drawing."""
+    box: Box | None
+    """The object, xyxy pixels of the image, end-exclusive; None where the model gives none."""
+    geometry: Geometry
+    """From the model's input to the image."""
+    input_px: int
+    """Side of the model's square input, pixels."""
+    model: str
+    """Registry name."""
+    parts: tuple[Box, ...] = ()
+    """What the model looked at again inside the object, in its order, as ``box``; empty where it did not."""
+    object_map: np.ndarray | None = None
+    """Where the model looked at its second look, (h, w) float32 in [0, 1] over ``box``; None without one."""
+    erased: np.ndarray | None = None
+    """Pixels of the model's input that training may erase, (H, W) bool; None where it erases none."""
+    chosen: bool = False
+    """Whether ``maps`` are those of methods that were asked for, and not what the model itself shows."""
+    why: tuple[str, str | None] | None = None
+    """The class that the maps speak for, and the one it is held against, None for all others; None where
+    they speak for none."""
+    nearest: Nearest | None = None
+    """The known images closest in embedding, where an index was searched."""
+
+    @property
+    def region(self) -> Box:
+        """The part of the image that the model saw, xyxy pixels of the image."""
+        return self.geometry.to_photo((0, 0, self.input_px, self.input_px))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledExplanation:
+    """What one of several models shows of an image."""
+
+    label: str
+    """Which model; empty where there is one."""
+    explanation: Explanation
+
 
 _OWN: tuple[Want, ...] = ("heat", "boxes", "parts", "stages", "object_heat", "erased")
 """Asked of every model; what it does not have it leaves None, and the picture goes without."""
 _BOXES: tuple[Want, ...] = ("boxes", "parts")
+_ALWAYS: tuple[Want, ...] = ("stats",)
 
 COMPARED_CLASSES = 3
 """The most probable classes whose nearest known images are looked up."""
+
+
+WARN_IMAGES = 8
+"""Of fewer images, channels may well be suppressed alike by chance."""
+FIXED_GATE = 0.01
+"""Variation under which CRAM's mask counts as the same for every image, as in training."""
+
+
+@dataclass(frozen=True)
+class StageMask:
+    """What the mask of one CRAM stage did over the explained images, as in ``metrics.csv`` and ``eval``."""
+
+    stage: str
+    images: int
+    suppressed: float
+    """Fraction of channels that Eq. 5 suppressed, the mean over the images."""
+    mask_saturated: float
+    """Fraction of channels whose I lies outside [0.01, 0.99], the mean over the images."""
+    mask_variation: float
+    """Fraction of channels that are suppressed in some of the images and not in others; 0 for one image."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the mask is a fixed gate: the same for every image, of enough images to tell."""
+        return self.images >= WARN_IMAGES and self.mask_variation < FIXED_GATE
+
+    def __str__(self) -> str:
+        """One plain line."""
+        text = (
+            f"CRAM, {self.stage}: {100 * self.suppressed:.1f} % of channels suppressed, "
+            f"{100 * self.mask_saturated:.1f} % of the mask saturated (within 0.01 of 0 or 1)"
+        )
+        if self.images == 1:
+            return text
+        varying = (
+            f"{100 * self.mask_variation:.1f} % of channels suppressed in some of the {self.images:,} images"
+        )
+        return f"{text}, {varying} and not in others"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +175,11 @@ class Explainer:
         self._top_k = min(top_k, len(checkpoint.classes))
         self._transform = eval_transform(checkpoint.preprocess)
         own = _BOXES if self.methods else _OWN
-        wanted = [*own, *(want for method in self.methods for want in method.wants)]
+        wanted = [*own, *_ALWAYS, *(want for method in self.methods for want in method.wants)]
         wanted += ["embedding"] if index else []
         self._want: tuple[Want, ...] = tuple(dict.fromkeys(wanted))
+        self._explained = 0
+        self._stats: dict[str, Tensor] = {}
 
     @property
     def reading(self) -> Reading:
@@ -131,6 +222,7 @@ class Explainer:
         pixels = torch.stack([photo.pixels for photo in photos]).to(_device(model))
         images = normalize(pixels, preprocess)
         output: ModelOutput = model(images, want=self._want)
+        self._count(output.stats, len(photos))
         case = self.question.ask(output.probs)
         heats: Heats = {}
         for method in self.methods:
@@ -138,6 +230,30 @@ class Explainer:
         nearest = self._nearest(output, [photo.path for photo in photos])
         explained = [self._one(photo, output, heats, case, row) for row, photo in enumerate(photos)]
         return [replace(each, nearest=near) for each, near in zip(explained, nearest, strict=True)]
+
+    def masks(self) -> tuple[StageMask, ...]:
+        """What CRAM's masks did over all images explained so far, by stage; none for a model without."""
+        if not self._explained:
+            return ()
+        stats = summarize_stats({name: total / self._explained for name, total in self._stats.items()})
+        kind = f"{SUPPRESSED}_"
+        return tuple(
+            StageMask(
+                stage=(stage := name.removeprefix(kind)),
+                images=self._explained,
+                suppressed=value,
+                mask_saturated=stats[f"mask_saturated_{stage}"],
+                mask_variation=stats[f"mask_variation_{stage}"],
+            )
+            for name, value in stats.items()
+            if name.startswith(kind)
+        )
+
+    def _count(self, stats: dict[str, Tensor], images: int) -> None:
+        self._explained += images
+        for name, mean in stats.items():
+            total = mean.detach().double().cpu() * images
+            self._stats[name] = self._stats[name] + total if name in self._stats else total
 
     def _nearest(self, output: ModelOutput, paths: Sequence[str]) -> Sequence[Nearest | None]:
         """What the index holds closest to each image."""

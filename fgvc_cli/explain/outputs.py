@@ -27,8 +27,7 @@ from PIL import Image
 
 from fgvc_cli import __version__
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.explain.explainer import Explainer
-from fgvc_cli.explain.explanation import LabelledExplanation
+from fgvc_cli.explain.explainer import Explainer, LabelledExplanation
 from fgvc_cli.files import AtomicFile, reason
 from fgvc_cli.formats.csv_rows import csv_lines
 from fgvc_cli.formats.h5 import H5Rows

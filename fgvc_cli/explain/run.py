@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from fgvc_cli.command import Messages, command
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import default_notice
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.explain.explainer import Explainer, Prepared
-from fgvc_cli.explain.explanation import Explanation, LabelledExplanation
+from fgvc_cli.explain.explainer import Explainer, Explanation, LabelledExplanation, Prepared, StageMask
 from fgvc_cli.explain.options import ExplainOptions
 from fgvc_cli.explain.outputs import PicturesFolder
 from fgvc_cli.explain.pages import draw_comparison, draw_strip, render
@@ -40,6 +39,9 @@ _SAVE: dict[str, dict[str, Any]] = {
     # Three times as fast as Pillow's default, for files a tenth larger.
     ".png": {"format": "PNG", "compress_level": 1},
 }
+MASKS = "masks.csv"
+_MASK_COLUMNS = ("stage", "images", "suppressed", "mask_saturated", "mask_variation")
+"""Of ``StageMask``."""
 NEAREST = "nearest.csv"
 _NEAREST_COLUMNS = ("path", "of", "rank", "similarity", "label", "nearest")
 """``of``: the class that was looked through, empty for all; ``nearest``: path of the known image."""
@@ -78,6 +80,8 @@ class Explained:
     """Of one image, by each model; of many they are in the folder."""
     unread_folders: int = 0
     """That could not be listed."""
+    masks: Mapping[str, tuple[StageMask, ...]] = field(default_factory=dict)
+    """What CRAM's masks did over these images, by model; of one model alone the label is empty."""
 
 
 @command(ExplainOptions)
@@ -86,7 +90,8 @@ def explain(options: ExplainOptions) -> Explained:
 
     Of many: a strip ``OUT/<name>.jpg`` each, ``.png`` where it is a full page or a figure, and
     ``OUT/index.csv``. Where an index is searched, ``OUT/nearest.csv`` has a line for each known image that
-    was near. An image that cannot be read is a row of the table; the others still come out.
+    was near; of a model with CRAM, ``OUT/masks.csv`` has one for each stage. An image that cannot be read is
+    a row of the table; the others still come out.
 
     Raises:
         FgvcError: what cannot be written (found out first), one image that cannot be read, a source without
@@ -119,7 +124,9 @@ def _explain_one(options: ExplainOptions, messages: Messages) -> Explained:
         if parts:
             parts.begin(explainers)
             parts.add_maps(name, explained, size=images[0].size)
-    return Explained(picture, {OK: 1}, explained)
+    masks = {label: explainer.masks() for label, explainer in explainers.items()}
+    _tell_masks(masks, messages)
+    return Explained(picture, {OK: 1}, explained, masks=masks)
 
 
 def _read(path: Path, reading: Reading) -> Image.Image:
@@ -171,7 +178,38 @@ def _explain_many(options: ExplainOptions, messages: Messages) -> Explained:
         pictures.add_table(table.rows)
         if options.index_path:
             pictures.add_table(compared, NEAREST)
-    return Explained(options.target_path, dict(statuses), unread_folders=len(unread))
+        masks = {label: explainer.masks() for label, explainer in explainers.items()}
+        if any(masks.values()):
+            pictures.add_table(_mask_rows(masks), MASKS)
+    _tell_masks(masks, messages)
+    return Explained(options.target_path, dict(statuses), unread_folders=len(unread), masks=masks)
+
+
+def _mask_rows(masks: Mapping[str, Sequence[StageMask]]) -> list[list[str]]:
+    """The lines of ``MASKS``: a stage each, header first; of several models each says of which."""
+    several = len(masks) > 1
+    rows = [[*_MASK_COLUMNS, *(["weights"] if several else [])]]
+    for label, stages in masks.items():
+        for mask in stages:
+            values = (mask.suppressed, mask.mask_saturated, mask.mask_variation)
+            numbers = [f"{value:.4f}" for value in values]
+            rows.append([mask.stage, str(mask.images), *numbers, *([as_text(label)] if several else [])])
+    return rows
+
+
+def _tell_masks(masks: Mapping[str, Sequence[StageMask]], messages: Messages) -> None:
+    """A line for each stage, and a warning where CRAM does nothing that depends on the image."""
+    for label, stages in masks.items():
+        for mask in stages:
+            messages.note(f"{label}: {mask}" if label else str(mask))
+        if fixed := [mask.stage for mask in stages if mask.is_fixed]:
+            images = f"{stages[0].images:,}"
+            messages.warn(
+                f"{f'{label}: ' if label else ''}CRAM is a fixed gate in {', '.join(fixed)}: under 1 % of "
+                f"channels are suppressed in some of these {images} images and not in others, so it "
+                "re-attends to nothing, and the maps are the backbone's. Train with --set "
+                "options.mask_norm=layer --set options.min_hidden=32"
+            )
 
 
 def _ending(options: ExplainOptions) -> str:

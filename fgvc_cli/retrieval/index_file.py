@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
+from pydantic import Field
 
-from fgvc_cli.command import Messages, command
+from fgvc_cli.command import Messages, command, options
 from fgvc_cli.data.listing import Example
 from fgvc_cli.engine.checkpoint import Checkpoint, choose_data, known_examples
 from fgvc_cli.engine.device import keep_freed_memory
@@ -40,7 +41,6 @@ from fgvc_cli.formats.h5 import H5Rows, ragged, root_attributes
 from fgvc_cli.formats.rows import Block, as_text, has_prediction
 from fgvc_cli.predict.decoding import surroundings
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
-from fgvc_cli.retrieval.options import IndexOptions
 from fgvc_cli.sources.find import Found
 
 FORMAT = "fgvc index"
@@ -170,6 +170,36 @@ class Indexed:
     """That it holds."""
     statuses: dict[str, int]
     """Status -> images of the split; those without a prediction are not in the index."""
+
+
+@options
+class IndexOptions:
+    """What ``fgvc index`` is asked for."""
+
+    weights: str | None = None
+    """File or folder of a training, or an embedded model; None: the default one."""
+    data: str | None = None
+    """Labelled folder or CSV; None, and no ``dataset``: what the checkpoint was trained on."""
+    dataset: str | None = None
+    """Known set in place of ``data``."""
+    data_root: str | None = None
+    """Folder that holds known sets; None: the environment's ``FGVC_DATA``."""
+    split: Literal["train", "val", "test", "all"] | None = None
+    """None: train, or all of a set without one."""
+    out: Path | None = None
+    """File to write; None: see ``default_index``."""
+    overwrite: bool = False
+    """Replace an index that is there."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Images per forward pass."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Parallel readers of images."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    quiet: bool = False
+    """Say nothing but errors."""
+    messages: Messages | None = None
+    """Who says what happens; None: lines on stderr."""
 
 
 @command(IndexOptions)

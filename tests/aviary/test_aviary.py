@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
 from fgvc_cli.aviary import dataset as aviary
+from fgvc_cli.aviary.bird import LOOKS, TAIL_ENDS, locate_landmarks, sample_pose
 from fgvc_cli.aviary.dataset import (
     PARTS,
     SPECIES,
@@ -22,8 +23,6 @@ from fgvc_cli.aviary.dataset import (
     slug,
     write_aviary,
 )
-from fgvc_cli.aviary.draw import locate_landmarks, sample_pose
-from fgvc_cli.aviary.parts import LOOKS, TAIL_ENDS
 from fgvc_cli.aviary.scene import HABITATS, draw_occluder
 from fgvc_cli.errors import EXIT_ERROR, EXIT_USAGE, FgvcError
 

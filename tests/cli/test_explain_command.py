@@ -60,6 +60,22 @@ def opened(monkeypatch) -> list[str | None]:
     return asked
 
 
+class MaskedModel(FixedModel):
+    """Of four channels in stage3 one is always suppressed; the second, where ``alive``, in bright images."""
+
+    def __init__(self, alive: bool):
+        super().__init__()
+        self.alive = alive
+
+    def forward(self, images: torch.Tensor, want: tuple[str, ...] = ()) -> ModelOutput:
+        output = super().forward(images, want)
+        second = (images.mean(dim=(1, 2, 3)) > 0).float().mean() * self.alive
+        rates = torch.stack([torch.ones(()), second, torch.zeros(()), torch.zeros(())])
+        output.stats = {"overlap": torch.zeros(())}
+        output.stats |= {"suppressed_stage3": rates, "mask_saturated_stage3": torch.tensor(0.75)}
+        return output
+
+
 @pytest.fixture
 def photo(tmp_path, monkeypatch):
     """An image in a folder of its own; the command runs in another, empty one."""
@@ -421,3 +437,32 @@ def test_the_guide_reads_the_maps_back(photo, opened, capsys):
     examples = [block.partition("```")[0] for block in guide.split("```python\n")[1:]]
     exec(next(each for each in examples if "maps.h5" in each).replace("stage5", "last"))
     assert "bird [red].jpg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_crams_masks_did_is_told_over_all_images_of_a_folder(photo, opened, monkeypatch, capsys, alive):
+    """Dark images and bright ones: batches of one kind alone must not hide what varies between them."""
+
+    def open_weights(weights: str | None, options: object = None) -> Checkpoint:
+        preprocess = Preprocess(input_px=64, resize_px=80)
+        return Checkpoint(MaskedModel(alive), "fake", ("ant", "bee", "cat", "dog"), preprocess, "0" * 64)
+
+    monkeypatch.setattr("fgvc_cli.engine.weights.open_weights", open_weights)
+    for number in range(10):
+        Image.new("RGB", (64, 64), (250 * (number >= 5),) * 3).save(photo.parent / f"{number}.png")
+    photo.unlink()
+    assert run(photo.parent, weights="any", device="cpu", batch_size=5, workers=1) == EXIT_OK
+    (row,) = csv.DictReader(Path("photos.explain/masks.csv").read_text().splitlines())
+    expected = {
+        "suppressed": "0.3750" if alive else "0.2500",
+        "mask_variation": "0.2500" if alive else "0.0000",
+    }
+    assert row == {"stage": "stage3", "images": "10", "mask_saturated": "0.7500"} | expected
+    told = capsys.readouterr().err
+    assert "CRAM, stage3: " in told and "75.0 % of the mask saturated" in told
+    assert ("warning: CRAM is a fixed gate in stage3" in told) == (not alive)
+    # One image, or a few, cannot show that a mask is fixed.
+    run(photo.parent / "0.png", weights="any", device="cpu")
+    told = capsys.readouterr().err
+    assert "25.0 % of channels suppressed, 75.0 % of the mask saturated" in told and "fixed gate" not in told
+    assert "and not in others" not in told

@@ -16,8 +16,7 @@ from fgvc_cli.config import Preprocess, TrainConfig, build
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.engine.learner import Learner, Meter
 from fgvc_cli.evaluate.evaluator import evaluate
-from fgvc_cli.explain.methods import METHODS
-from fgvc_cli.explain.question import Question
+from fgvc_cli.explain.methods import METHODS, Question
 from fgvc_cli.formats.rows import RunInfo
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import WANTS, ModelOutput

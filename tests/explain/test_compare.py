@@ -7,7 +7,8 @@ import pytest
 from test_stage_panels import CUT, SHAPES, explanation, full
 
 from fgvc_cli.charts.text import WIDTH
-from fgvc_cli.explain.explanation import HEAT, LabelledExplanation
+from fgvc_cli.explain.explainer import LabelledExplanation
+from fgvc_cli.explain.methods import HEAT
 from fgvc_cli.explain.pages import draw_comparison
 from fgvc_cli.explain.panels import BOX_LINE
 

@@ -12,8 +12,7 @@ from torch import nn
 from fgvc_cli.config import Preprocess
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.explain.explainer import Explainer, explain_photo
-from fgvc_cli.explain.explanation import HEAT
-from fgvc_cli.explain.methods import pick_methods
+from fgvc_cli.explain.methods import HEAT, pick_methods
 from fgvc_cli.explain.pages import render
 from fgvc_cli.models.output import ModelOutput, scale_maps
 from fgvc_cli.models.registry import create_model

@@ -15,10 +15,16 @@ from test_stage_panels import SHAPES, explanation
 from fgvc_cli.charts import text as layout
 from fgvc_cli.charts.text import ACCENT, INNER, TRACK, WIDTH, Face
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.explain import nearest as module
+from fgvc_cli.explain import pages as module
 from fgvc_cli.explain.explainer import Explainer, explain_photo
-from fgvc_cli.explain.nearest import COLUMNS, draw_nearest, draw_nearest_strip, shorten_start
-from fgvc_cli.explain.pages import draw_strip, render
+from fgvc_cli.explain.pages import (
+    NEAREST_COLUMNS,
+    draw_nearest,
+    draw_nearest_strip,
+    draw_strip,
+    render,
+    shorten_start,
+)
 from fgvc_cli.explain.panels import BOX_LINE
 from fgvc_cli.retrieval.search import Nearest, Neighbour
 
@@ -47,7 +53,7 @@ def near(size=(300, 300), nearest=None, **fields):
 def places(picture: Image.Image, color) -> list[tuple[int, int]]:
     """(column, row) of tiles filled with a colour, by the tiles' pitch across."""
     same = (np.abs(np.asarray(picture).astype(int) - color) < 12).all(axis=-1)
-    pitch = (INNER - 6 * 20) // COLUMNS + 20
+    pitch = (INNER - 6 * 20) // NEAREST_COLUMNS + 20
     ys = np.flatnonzero(same.sum(axis=1) > 100)
     tops = [int(y) for i, y in enumerate(ys) if i == 0 or y != ys[i - 1] + 1]
     spots = []
@@ -80,7 +86,7 @@ def test_each_class_has_a_row_behind_the_photograph_itself():
     pixels = np.asarray(section)
     box = (pixels == BOX_LINE).all(axis=-1)
     # In the first column of both rows.
-    assert box.any() and np.flatnonzero(box.any(axis=0)).max() < INNER / COLUMNS
+    assert box.any() and np.flatnonzero(box.any(axis=0)).max() < INNER / NEAREST_COLUMNS
     reds = np.flatnonzero((np.abs(pixels.astype(int) - RED) < 12).all(axis=-1).any(axis=1))
     greens = np.flatnonzero((np.abs(pixels.astype(int) - GREEN) < 12).all(axis=-1).any(axis=1))
     assert reds.max() < greens.min()
@@ -104,7 +110,7 @@ def test_the_nearest_of_all_is_marked_by_the_accent():
 def test_more_than_fit_are_left_to_the_tables():
     many = tuple(neighbour(i, "ant") for i in range(40))
     section = draw_nearest(near(nearest=found(many, ant=many)))
-    assert places(section, RED) == [(i, 0) for i in range(1, COLUMNS)]
+    assert places(section, RED) == [(i, 0) for i in range(1, NEAREST_COLUMNS)]
 
 
 def test_a_class_without_known_photographs_says_so():

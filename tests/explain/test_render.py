@@ -13,7 +13,8 @@ from fgvc_cli.charts.colormap import color_table
 from fgvc_cli.charts.text import ACCENT, ELLIPSIS, INNER, MUTED, WIDTH, Face
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import input_geometry
-from fgvc_cli.explain.explanation import HEAT, Explanation
+from fgvc_cli.explain.explainer import Explanation
+from fgvc_cli.explain.methods import HEAT
 from fgvc_cli.explain.pages import draw_bars, draw_branches, draw_question, render
 from fgvc_cli.explain.panels import BOX_LINE, UNSEEN_VEIL, draw_map, draw_photo, fit, without_frame
 

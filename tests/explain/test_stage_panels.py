@@ -12,24 +12,25 @@ from fgvc_cli.charts.colormap import color_table
 from fgvc_cli.charts.text import INNER, WIDTH
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import input_geometry
-from fgvc_cli.explain.explanation import Explanation
+from fgvc_cli.explain.explainer import Explanation
 from fgvc_cli.explain.pages import render
 from fgvc_cli.explain.panels import (
     BOX_LINE,
     ERASED,
     ERASED_RIM,
     FRAME_PX,
+    MIN_PANEL_PX,
     PART_LINES,
     UNMAPPED,
     UNSEEN_VEIL,
     draw_cells,
     draw_crop,
     draw_erased,
+    draw_looks,
     draw_photo,
     frame,
     solid,
 )
-from fgvc_cli.explain.stage_panels import MIN_PANEL_PX, draw_looks
 
 WHOLE = Preprocess(input_px=40, resize_px=40)
 CUT = Preprocess(input_px=40, resize_px=80)

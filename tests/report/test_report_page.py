@@ -30,8 +30,7 @@ import fgvc_cli
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import SINKS, format_of, read_table
 from fgvc_cli.report import page as page_module
-from fgvc_cli.report.page import MAP_PX, MapReader
-from fgvc_cli.report.truth import build_truth, cut_rows, told_sets
+from fgvc_cli.report.page import MAP_PX, MapReader, build_truth, cut_rows, told_sets
 
 DTYPES = {"uint8": "u1", "int32": "<i4", "float32": "<f4"}
 
@@ -232,7 +231,7 @@ for _ in range(2):
     except fgvc_cli.errors.FgvcError as error:
         print(error.message)
     print("thumb_px" in inspect.signature(fgvc_cli.report).parameters)
-    import fgvc_cli.report.truth
+    import fgvc_cli.report.page
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.splitlines() == ["nowhere.csv does not exist.", "True"] * 2, run.stdout + run.stderr

@@ -12,7 +12,7 @@ from predictions import block, jpeg, write_csv, write_h5
 from fgvc_cli.errors import EXIT_ERROR, EXIT_USAGE, FgvcError
 from fgvc_cli.formats import rows as rows_module
 from fgvc_cli.formats.outputs import read_table
-from fgvc_cli.report.truth import read_labels
+from fgvc_cli.report.page import read_labels
 
 GUESSES = [("bee", 0.9), None, ("ant", 0.25)]
 
