@@ -167,7 +167,7 @@ def frame_numbers(stream: BinaryIO) -> Sequence[int]:
         return range(_count_png(stream))
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return range(_count_webp(stream))
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", BIG_ENDIAN_BIG):
         return _tiff_pages(stream)
     if start[4:12] == b"ftypavis":
         with Image.open(stream, formats=("AVIF",)) as image:
@@ -236,6 +236,10 @@ def _tiff_pages(stream: BinaryIO) -> list[int]:
     return pages or [0]
 
 
+BIG_ENDIAN_BIG = b"MM\0+"
+"""How a TIFF starts that has offsets of 64 bits, most significant byte first."""
+
+
 def tiff_directories(stream: BinaryIO) -> Iterator[Any]:
     """The directories of a TIFF, one per page; the next one is read when it is asked for.
 
@@ -243,10 +247,11 @@ def tiff_directories(stream: BinaryIO) -> Iterator[Any]:
         Exception: whatever a damaged one leads to.
     """
     header = stream.read(8)
-    if b"+" in header[:4]:
-        stream.seek(0)
-        header = stream.read(16)
-    directory = ImageFileDirectory_v2(header)
+    if header[:4] == b"II+\0":
+        header += stream.read(8)
+    directory: Any = ImageFileDirectory_v2(header)
+    if header[:4] == BIG_ENDIAN_BIG:  # Pillow looks for the 43 in the byte where little-endian files have it
+        directory._bigtiff, directory.next = True, int.from_bytes(stream.read(8), "big")
     while directory.next:
         stream.seek(directory.next)
         directory.load(stream)
