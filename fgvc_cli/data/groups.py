@@ -85,16 +85,10 @@ def group_images(
         by_class_folders: the first folder of a path (behind ``train/``, where there is one) is a class.
 
     Raises:
-        FgvcError: a column of a folder, images right below their class, images without a time.
+        FgvcError: images right below their class, images without a time.
     """
     paths = [example.path for example in examples]
     if by.kind == "column":
-        if by_class_folders:
-            raise FgvcError(
-                f"There is no column {by.column} to split by: the data are a folder.",
-                "Use --split-by folder or minutes=5, or list the images in a .csv file.",
-                EXIT_USAGE,
-            )
         return _by_column(paths, column, by)
     if by.kind == "folder":
         return _by_folder(paths, examples, by_class_folders), []

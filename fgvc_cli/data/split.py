@@ -97,8 +97,9 @@ def deal_groups(
     """Divide examples into (train, val, test) so that those of a group come into one of them.
 
     Groups go, in an order that the seed and their names decide, to the split that lacks most of their
-    classes, unless it would come to hold much more than its fraction, or train would lose a class. What is
-    left is train.
+    classes, unless it would come to hold much more than its fraction, or train would lose a class. A split
+    that is empty then takes one group of each class all the same, the one that overshoots least: few large
+    groups make it larger than asked. What is left is train.
 
     Args:
         groups: of each example.
@@ -156,6 +157,22 @@ def deal_groups(
                 split_of[group] = best
                 held[best].update(own)
                 left.subtract(own)
+    # A split that nothing fits into takes, class by class, the group that makes it least too large.
+    for name in (name for name in ("val", "test") if name in target and not held[name]):
+        for label in sorted(total):
+            free = [
+                group
+                for group in order
+                if group not in split_of
+                and label in labels_of[group]
+                and not any(left[own] <= count for own, count in labels_of[group].items() if own != NO_LABEL)
+            ]
+            if held[name][label] or not free:
+                continue
+            group = max(free, key=lambda group: gain(name, labels_of[group]))
+            split_of[group] = name
+            held[name].update(labels_of[group])
+            left.subtract(labels_of[group])
     none = [name for name in target if not held[name]]
     if none:
         raise FgvcError(

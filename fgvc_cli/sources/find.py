@@ -188,7 +188,7 @@ def _walk(root: Path, prefix: str, on_unreadable: Unreadable, pick: Pick) -> Ite
         path = root / name
         if not name.endswith("/"):
             yield Found(path, prefix + name)
-        elif is_archive(name[:-1]) and path.is_file():
+        elif is_archive(name[:-1]) and (path.is_file() or not path.exists()):
             yield from nested_images(os.fspath(path), prefix + name[:-1], pick.within())
         elif not path.is_symlink() or _follow(os.path.realpath(path), real_root, followed):
             stack.append((name, _list_folder(path, on_unreadable, pick)))

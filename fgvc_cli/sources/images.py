@@ -40,7 +40,15 @@ from PIL import (
 
 from fgvc_cli.sources.color import to_srgb
 from fgvc_cli.sources.depth import NARROW, kind_of_tiff, read_deep
-from fgvc_cli.sources.frames import AS_VIDEO, Frame, read_video, video_format
+from fgvc_cli.sources.frames import (
+    AS_VIDEO,
+    AVIF_BRANDS,
+    HEIF_BRANDS,
+    RAW_BRAND,
+    Frame,
+    read_video,
+    video_format,
+)
 from fgvc_cli.sources.metadata import Info, without_metadata
 from fgvc_cli.sources.stored import CannotRead, FailureStatus, Stored
 
@@ -250,9 +258,9 @@ def _kind_of(stream: BinaryIO, number: int = 0) -> Literal["deep", "raw", "heif"
         raise CannotRead("not_an_image", AS_VIDEO)
     if start[4:8] == b"ftyp":
         brands = [start[at : at + 4] for at in (8, *range(16, min(int.from_bytes(start[:4], "big"), 64), 4))]
-        if brands[0] == b"crx ":
+        if brands[0] == RAW_BRAND:
             return "raw"
-        return "heif" if _HEIF_BRANDS.intersection(brands) and not _AVIF_BRANDS.intersection(brands) else ""
+        return "heif" if HEIF_BRANDS.intersection(brands) and not AVIF_BRANDS.intersection(brands) else ""
     return "raw" if start[:4] in _RAW_MAGIC else kind_of_tiff(stream, number)
 
 
@@ -272,8 +280,6 @@ def _is_turned_by_container(stream: BinaryIO) -> bool:
     return found
 
 
-_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-_AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _RAW_MAGIC = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
 """Of ORF and RW2; other RAW files start as TIFF or, CR3, as MP4 does."""
 
