@@ -415,6 +415,8 @@ class Loss(Section):
     part_loss: Literal["sum", "mean"] = "sum"
     """Losses of the part crops: summed (Eq. 1) or averaged (the authors' code)."""
     label_smoothing: Share = 0.0
+    teacher: Share = 0.5
+    """How much of each target is the probabilities of ``TrainConfig.teacher``; the rest is the label."""
 
 
 class TrainConfig(Section):
@@ -480,6 +482,11 @@ class TrainConfig(Section):
     """Start from timm's ImageNet weights (a download); ignored with ``init``."""
     init: str | None = None
     """Weight file to start from."""
+    teacher: str | None = None
+    """Trained model of the same classes to learn from beside the labels (distillation): an embedded model,
+    a run folder or its file. ``loss.teacher`` says how much."""
+    teacher_options: dict[str, Any] = Field(default_factory=dict)
+    """Settings that the teacher answers with, e.g. ``teacher_options.stages=main`` for a quick one."""
     save_minutes: float = Field(10, ge=0)
     """Time between two savings of what ``--resume`` starts from, within an epoch; its end is always one."""
     tensorboard: bool = False

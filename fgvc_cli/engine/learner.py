@@ -8,17 +8,19 @@ import functools
 import gc
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from fgvc_cli.config import TrainConfig
+from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.data.transforms import mix_transform, normalize
+from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import (
     Precision,
     computing,
@@ -30,7 +32,7 @@ from fgvc_cli.engine.device import (
 from fgvc_cli.engine.distributed import ALONE, World
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
-from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.models.output import FgvcModel, ModelOutput, summarize_stats
 
 
@@ -103,6 +105,69 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class Teacher:
+    """A trained model whose probabilities stand beside the labels (Hinton et al. 2015).
+
+    It sees the very pixels that are learnt from, mixed images included (Beyer et al. 2022).
+
+    Args:
+        checkpoint: the trained model.
+        classes: those of the data, in the order of its labels.
+        share: of each target that is the teacher's.
+        preprocess: of what learns.
+
+    Raises:
+        FgvcError: other classes, or labels of another kind.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        classes: Sequence[str],
+        *,
+        multi_label: bool,
+        share: float,
+        preprocess: Preprocess,
+        device: torch.device,
+    ):
+        if sorted(checkpoint.classes) != sorted(classes):
+            lacks = sorted({*classes} - {*checkpoint.classes})
+            named = f"; it does not know {lacks[0]!r}" if lacks else ""
+            raise FgvcError(
+                f"The teacher tells {counted(len(checkpoint.classes), 'class', 'classes')}, "
+                f"the data have {len(classes)}{named}.",
+                "A teacher has to be trained on the same classes.",
+                EXIT_USAGE,
+            )
+        if checkpoint.multi_label != multi_label:
+            raise FgvcError(
+                "Of teacher and model one tells a single label per image and the other several.",
+                None,
+                EXIT_USAGE,
+            )
+        self._model = checkpoint.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._share, self._classes = share, len(classes)
+        self._order = torch.tensor([checkpoint.classes.index(name) for name in classes], device=device)
+        # From what the model sees to what the teacher is used to.
+        own, other = checkpoint.preprocess, preprocess
+        std = torch.tensor(own.std)
+        self._scale = (torch.tensor(other.std) / std).view(3, 1, 1).to(device)
+        self._shift = ((torch.tensor(other.mean) - torch.tensor(own.mean)) / std).view(3, 1, 1).to(device)
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Labels (B,) or (B, K) of normalised images (B, 3, H, W) -> targets (B, K) float32.
+
+        Call it in the precision that the teacher is to compute in.
+        """
+        seen = images * self._scale + self._shift
+        if side := self._model.fixed_px:
+            seen = F.interpolate(seen, (side, side), mode="bilinear", antialias=True)
+        told = self._model(seen).probs.float()[:, self._order]
+        known = labels if labels.dim() == 2 else F.one_hot(labels, self._classes)
+        return torch.lerp(known.float(), told, self._share)
+
+
 class Learner:
     """A model that is being trained on one device; all of it that changes is in ``state``.
 
@@ -110,6 +175,7 @@ class Learner:
         classes: K.
         updates_per_epoch: how often ``update`` is called in an epoch.
         world: the processes that train together, this among them.
+        teacher: what it learns from beside the labels.
 
     Raises:
         FgvcError: settings of ``config`` that do not fit each other or the model.
@@ -124,6 +190,7 @@ class Learner:
         updates_per_epoch: int,
         device: torch.device,
         world: World = ALONE,
+        teacher: Teacher | None = None,
     ):
         _check_freeze(config)
         if config.grad_checkpointing:
@@ -140,6 +207,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.ema = ModelEmaV3(self.model, config.ema_decay, use_warmup=True) if config.ema_decay else None
         self.mix = mix_transform(config.augment, classes)
+        self.teacher = teacher
         self.multi_label = bool(model.config.multi_label)
         self.updates = 0
         # Those that learn once the frozen epochs are over; a backbone may have others that never do.
@@ -228,6 +296,8 @@ class Learner:
             images, labels = self.mix(images, labels)
         images = images.contiguous(memory_format=torch.channels_last)
         with computing(self.device, self.precision):
+            if self.teacher:
+                labels = self.teacher.targets(images, labels)
             output = self.forward(images)
         loss, terms = total_loss(output, labels, self.config.loss, self.multi_label)
         self.scaler.scale(loss * share).backward()

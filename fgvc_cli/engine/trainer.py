@@ -26,7 +26,7 @@ from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.device import Precision, computing, usual_precision
 from fgvc_cli.engine.distributed import ALONE, World
-from fgvc_cli.engine.learner import Learner
+from fgvc_cli.engine.learner import Learner, Teacher
 from fgvc_cli.engine.logs import MetricsFile, Observer, TensorBoard
 from fgvc_cli.engine.loop import TrainLoop
 from fgvc_cli.engine.losses import fit_fuse_weights
@@ -42,6 +42,7 @@ from fgvc_cli.engine.run_state import (
     sigterm_interrupts,
     state_path,
 )
+from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.errors import FgvcError, counted
 from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
@@ -139,6 +140,7 @@ class Trainer:
             updates_per_epoch=math.ceil(len(draws) / config.accumulate),
             device=device,
             world=world,
+            teacher=self._teacher() if config.teacher else None,
         )
         progress = state.progress if state else Progress()
         if state:
@@ -156,6 +158,16 @@ class Trainer:
         self.table = MetricsFile(run_dir / METRICS, progress.rows)
         # Made here, so that a missing library is told before a run folder is.
         self.board = TensorBoard(run_dir, progress.epoch) if config.tensorboard and world.is_main else None
+
+    def _teacher(self) -> Teacher:
+        return Teacher(
+            open_weights(self.config.teacher, option="teacher", options=self.config.teacher_options),
+            self.data.classes,
+            multi_label=self.data.multi_label,
+            share=self.config.loss.teacher,
+            preprocess=self.config.preprocess,
+            device=self.device,
+        )
 
     def run(self) -> TrainResult:
         """Train, keep the epoch that is best on validation, then test it once.

@@ -104,16 +104,19 @@ def resolve_weights(
     return path, None
 
 
-def open_weights(weights: Path | str | None = None, *, options: dict[str, Any] | None = None) -> Checkpoint:
+def open_weights(
+    weights: Path | str | None = None, *, options: dict[str, Any] | None = None, option: str = "--weights"
+) -> Checkpoint:
     """Load a checkpoint by name, file or folder of a training; what is embedded is checked by its sha256.
 
     Args:
         options: as ``load_checkpoint``.
+        option: as ``resolve_weights``.
 
     Raises:
         FgvcError: as ``resolve_weights`` and ``load_checkpoint``; an embedded file that was changed.
     """
-    path, entry = resolve_weights(weights)
+    path, entry = resolve_weights(weights, option=option)
     from fgvc_cli.engine.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path, options=options)

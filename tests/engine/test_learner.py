@@ -9,8 +9,10 @@ import torch
 
 from fgvc_cli.config import Augment, Loss, Optim, Preprocess, TrainConfig
 from fgvc_cli.data.loaders import Batch
+from fgvc_cli.data.transforms import normalize
 from fgvc_cli.engine.device import computing
-from fgvc_cli.engine.learner import Learner, Meter, largest_batch, out_of_memory
+from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.engine.learner import Learner, Meter, Teacher, largest_batch, out_of_memory
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
@@ -254,3 +256,43 @@ def test_trying_a_step_changes_nothing_of_the_training():
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
     assert all(parameter.grad is None for parameter in learner.model.parameters())
+
+
+def make_teacher(share=0.25, classes=("a", "b", "c"), preprocess=None) -> Teacher:
+    torch.manual_seed(1)
+    model = create_model("timm-test_vit", 3, input_px=32).eval()
+    own = Preprocess(input_px=32, resize_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    known = Checkpoint(model, "timm-test_vit", ("b", "c", "a"), own, "")
+    return Teacher(
+        known, classes, multi_label=False, share=share, preprocess=preprocess or Preprocess(), device=CPU
+    )
+
+
+def test_targets_are_labels_and_what_the_teacher_sees_in_the_same_pixels():
+    teacher, student = make_teacher(), Preprocess()
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 1])
+    targets = teacher.targets(normalize(pixels, student), labels)
+    with torch.no_grad():
+        own = normalize(pixels, Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)))
+        told = teacher._model(own).probs[:, [2, 0, 1]]
+    torch.testing.assert_close(targets, 0.75 * torch.eye(3)[labels] + 0.25 * told)
+    assert not targets.requires_grad
+    mixed = torch.tensor([[0.5, 0.5, 0.0]] * 4)
+    torch.testing.assert_close(teacher.targets(normalize(pixels, student), mixed), 0.75 * mixed + 0.25 * told)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_an_update_follows_the_teacher_by_its_share(share):
+    config = make_config()
+    learner = make_learner(config)
+    learner.teacher = make_teacher(share, preprocess=config.preprocess)
+    told = updated(learner, make_batches(8))
+    alone = updated(make_learner(config), make_batches(8))
+    assert torch.allclose(told["heads.1.weight"], alone["heads.1.weight"], atol=1e-6) == (share == 0)
+
+
+def test_a_teacher_of_other_classes_is_refused():
+    with pytest.raises(FgvcError, match="tells 3 classes, the data have 2; it does not know 'd'") as error:
+        make_teacher(classes=("a", "d"))
+    assert "same classes" in error.value.hint

@@ -288,3 +288,14 @@ def test_what_cannot_be_compiled_is_one_line(colours, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(FgvcError, match="cannot be compiled here: .*C\\+\\+ compiler.*Leave compile out"):
         train(colours, tmp_path / "run", compile=True)
+
+
+def test_a_teacher_is_named_like_weights_and_recorded(colours, tmp_path):
+    assert train(colours, tmp_path / "teacher", "epochs=1") == 0
+    sets = ["epochs=1", f"teacher={tmp_path / 'teacher'}", "loss.teacher=0.9"]
+    assert train(colours, tmp_path / "told", *sets) == 0
+    assert read_metadata(tmp_path / "told" / "model.safetensors")["config"]["teacher"].endswith("teacher")
+    with pytest.raises(FgvcError, match="The teacher tells 81 classes, the data have 3") as error:
+        train(colours, tmp_path / "none", "teacher=groceries")
+    assert error.value.exit_code == EXIT_USAGE
+    assert not (tmp_path / "none").exists()
