@@ -164,8 +164,8 @@ margins; shots of one scene moments apart begin at 2.6."""
 LEAST_SURE, MAX_SURE_BITS, CLOSE_GREY = 32, 3, 4.0
 """Where more bits differ, these decide: bits sure of both images, how many of those may differ where
 ``MAX_BITS`` of all may, and the difference of the thumbnails. Measured: of 1,746 thumbnails of 160 to 40
-pixels and copies at quality 30, of 170 images of the Grocery Store Dataset and 24 flat ones that were drawn, 51 were
-missed by ``MAX_BITS`` alone, 11 are now; among the 5,421 images of that set the same 48 pairs are found."""
+pixels and copies at quality 30, of 170 images of the Grocery Store Dataset and 24 flat ones that were drawn,
+51 were missed by ``MAX_BITS`` alone, 11 are now; in all 5,421 images the same 48 pairs are found."""
 
 _ROWS, _COLUMNS = 16, 8192
 """Images compared at once: 1 MB of hashes, which stay in the processor's cache."""
