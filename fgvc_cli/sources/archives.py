@@ -9,7 +9,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.sources.archive_entries import FILE, WHY, Damaged, Entry, Stamp, stamp_of
+from fgvc_cli.sources.archive_members import (
+    FILE,
+    WHY,
+    Damaged,
+    Entry,
+    HeldMember,
+    Stamp,
+    TarMember,
+    ZipMember,
+    compressed_images,
+    open_compressed,
+    read_tarred,
+    read_zipped,
+    stamp_of,
+    tar_entries,
+    zip_entries,
+)
 from fgvc_cli.sources.stored import (
     ARCHIVES_NOT_READ,
     NO_IMAGE,
@@ -21,15 +37,6 @@ from fgvc_cli.sources.stored import (
     Stored,
     no_image,
 )
-from fgvc_cli.sources.tars import (
-    HeldMember,
-    TarMember,
-    compressed_images,
-    open_compressed,
-    read_tarred,
-    tar_entries,
-)
-from fgvc_cli.sources.zips import ZipMember, read_zipped, zip_entries
 
 Listing = Callable[[BinaryIO, Pick | None], Iterator[Entry]]
 BUFFER_BYTES = 1 << 16
