@@ -11,12 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from fgvc_cli.data.groups import SplitBy, group_images
 from fgvc_cli.data.label_files import LABEL_FORM, SPLIT_NAMES, Labels, is_label_file, read_label_file
 from fgvc_cli.data.listing import NO_LABEL, SPLITS, Example, LabelledSet, first_names, natural_key
 from fgvc_cli.data.listing import missing_images as missing_images
 from fgvc_cli.data.names import code_points, join_forms, look_alikes
-from fgvc_cli.data.split import Division, check_shares, deal, deal_groups
+from fgvc_cli.data.split import Division, SplitBy, check_shares, deal, deal_groups, group_images
 from fgvc_cli.data.split import hold_out_validation as hold_out_validation
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.sources.stored import Pick, is_left_behind
@@ -61,7 +60,7 @@ def load_labelled(
             set is all test, and a class may have one image.
         seed: of the deal; the same seed and file names give the same split on every machine.
         split_by: ``folder``, ``column=NAME`` of a file or ``minutes=N``: images of one folder, value or burst
-            come into one split. See ``groups``. Where a val split is given there is nothing to divide, which
+            come into one split. See ``SplitBy``. Where a val split is given there is nothing to divide, which
             is refused; where only train (and test) is, val is taken out of train so.
         similar_names: whether classes whose names differ only by case or blanks are refused in training.
 

@@ -18,7 +18,7 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fgvc_cli.data.groups import read_time
+from fgvc_cli.data.split import read_time
 from fgvc_cli.sources.images import Failure, read_image
 
 HASH_BITS = 64

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from test_labelled import refusal, write_images
 
-from fgvc_cli.data.groups import SplitBy, find_bursts, read_time
 from fgvc_cli.data.labelled import load_labelled
+from fgvc_cli.data.split import SplitBy, find_bursts, read_time
 from fgvc_cli.errors import FgvcError
 
 
