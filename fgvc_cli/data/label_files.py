@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -218,11 +220,13 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
         )
     line_of: dict[str, int] = {}
     places: dict[str, str] = {}
+    root = os.path.abspath(path.parent)
     for number, row in table.rows:
         where = f"{path} {table.row_word} {number}"
-        image, labels, split = _read_row(row, label_column, where, path.parent)
+        image, labels, split = _read_row(row, label_column, where, root)
         # One file, however its path is written: a/../a/x.jpg is a/x.jpg.
-        if (earlier := places.setdefault(posixpath.normpath(image), image)) in line_of:
+        place = os.path.normpath(os.path.join(root, image))
+        if (earlier := places.setdefault(place, image)) in line_of:
             written = "" if earlier == image else f" as {earlier}"
             raise FgvcError(
                 f"{where}: {image} is on {table.row_word} {line_of[earlier]} too{written}; "
@@ -231,7 +235,7 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
         line_of[image] = number
         found.images.setdefault(split, {}).setdefault(labels, []).append(image)
         if column is not None:
-            found.groups[image] = _text(row.get(column))
+            found.groups[image] = _text(row.get(column), f"{where}: the {column}", nan="")
     # Each line alone may say that nothing is there; all of them together are a column that was not filled.
     if line_of and not any(labels for by_labels in found.images.values() for labels in by_labels):
         raise FgvcError(
@@ -243,27 +247,30 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
 
 
 def _csv_table(path: Path, file: Any) -> _Table:
-    delimiter = _delimiter(file.readline())
-    file.seek(0)
+    said = re.fullmatch(r'"?sep=(.)"?', file.readline().rstrip("\r\n"), re.IGNORECASE)  # as Excel takes it
+    start = file.tell() if said else 0
+    file.seek(start)
+    delimiter = said[1] if said else _delimiter(file.readline())
+    file.seek(start)
     # strict: a stray quote must not swallow lines
     reader = csv.reader(file, strict=True, delimiter=delimiter)
     header = [cell.strip().lower() for cell in next(reader, [])]
     while header and not header[-1]:  # trailing commas, as spreadsheets write them
         header.pop()
-    notes = [] if delimiter == "," else [f"{path.name}: columns are separated by {_DELIMITERS[delimiter]}."]
+    separators = _DELIMITERS.get(delimiter, repr(delimiter))
+    notes = [] if delimiter == "," else [f"{path.name}: columns are separated by {separators}."]
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
         for cells in reader:
-            if cells and not any(cell.strip() for cell in cells):
-                continue  # only commas: a row that was emptied in a spreadsheet
+            if not any(cell.strip() for cell in cells):
+                continue  # blank, or only commas: a row that was emptied in a spreadsheet
             while len(cells) > len(header) and not cells[-1].strip():
                 cells.pop()
+            number = reader.line_num + bool(said)
             if len(cells) != len(header):
-                got = f"{len(cells)} values" if cells else "an empty line"
-                raise FgvcError(
-                    f"{path} line {reader.line_num}: {got}, expected {len(header)} ({','.join(header)})."
-                )
-            yield reader.line_num, dict(zip(header, cells, strict=True))
+                wanted = f"{len(header)} ({','.join(header)})"
+                raise FgvcError(f"{path} line {number}: {len(cells)} values, expected {wanted}.")
+            yield number, dict(zip(header, cells, strict=True))
 
     return _Table(header, rows(), "line", notes)
 
@@ -318,37 +325,55 @@ def _parquet_table(path: Path) -> _Table:
     return _Table(columns, enumerate(rows, 1), "row", [])
 
 
-def _text(value: Any) -> str:
-    """A cell as a CSV would have it."""
-    return "" if value is None else str(value).strip()
+def _text(value: Any, what: str, nan: str | None = None) -> str:
+    """A cell as a CSV would have it.
+
+    Args:
+        what: where it stands and what it is, for people.
+        nan: what NaN comes to, by which pandas writes that nothing is there; None: it is refused.
+
+    Raises:
+        FgvcError: it is no text or number: ``str`` would make a name of the list that it is.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, float) and math.isnan(value):
+        if nan is not None:
+            return nan
+        raise FgvcError(f"{what} is NaN, expected text.", "Fill the cell, or remove the row.")
+    if isinstance(value, list | tuple | dict | set | bytes | bytearray):
+        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+        kind = type(value).__name__
+        raise FgvcError(f"{what} is {shown} ({kind}), expected text.", f"Write the {kind} as text.")
+    return str(value).strip()
 
 
 def _read_row(
-    row: Mapping[str, Any], label_column: str, where: str, root: Path
+    row: Mapping[str, Any], label_column: str, where: str, root: str
 ) -> tuple[str, tuple[str, ...], str | None]:
-    path = _text(row.get("path"))
+    path = _text(row.get("path"), f"{where}: the path")
     if not path:
         raise FgvcError(f"{where}: the path is empty, expected one.")
     if label_column == "labels":
         labels = _read_labels(row.get("labels"), where)
     else:
-        labels = (_text(row.get("label")),)
+        labels = (_text(row.get("label"), f"{where}: the label"),)
         if not labels[0]:
             raise FgvcError(f"{where}: the label is empty, expected one.", _NONE_FORM)
-    split = _text(row["split"]) if "split" in row else None
+    split = _text(row["split"], f"{where}: the split") if "split" in row else None
     if split is not None and split.lower() not in SPLIT_NAMES:
         raise FgvcError(f"{where}: unknown split {split!r}.", "Use train, val or test.")
     image = PurePath(path)
-    if image.is_absolute() and image.is_relative_to(root.absolute()):
-        image = image.relative_to(root.absolute())
+    if image.is_absolute() and PurePath(os.path.normpath(image)).is_relative_to(root):
+        image = PurePath(os.path.normpath(image)).relative_to(root)
     return image.as_posix(), labels, None if split is None else SPLIT_NAMES[split.lower()]
 
 
 def _read_labels(cell: Any, where: str) -> tuple[str, ...]:
     if not isinstance(cell, list | tuple):
-        text = _text(cell)
+        text = _text(cell, f"{where}: the field labels")
         cell = text.split(LABEL_SEPARATOR) if text else []
-    names = [_text(name) for name in cell]
+    names = [_text(name, f"{where}: a label") for name in cell]
     if not all(names):
         shown = LABEL_SEPARATOR.join(names)
         raise FgvcError(f"{where}: an empty label in {shown!r}, expected names joined by {LABEL_SEPARATOR}.")

@@ -11,15 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from fgvc_cli.data.groups import SplitBy, group_images
 from fgvc_cli.data.label_files import LABEL_FORM, SPLIT_NAMES, Labels, is_label_file, read_label_file
 from fgvc_cli.data.listing import NO_LABEL, SPLITS, Example, LabelledSet, first_names, natural_key
 from fgvc_cli.data.listing import missing_images as missing_images
 from fgvc_cli.data.names import code_points, join_forms, look_alikes
-from fgvc_cli.data.split import Division, check_shares, deal, deal_groups
+from fgvc_cli.data.split import Division, SplitBy, check_shares, deal, deal_groups, group_images
 from fgvc_cli.data.split import hold_out_validation as hold_out_validation
-from fgvc_cli.errors import FgvcError
-from fgvc_cli.sources.stored import Pick, is_image_name, is_left_behind
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.sources.stored import Pick, is_left_behind
 
 _EXPECTED = f"Give a folder with one folder of images per class, or a .csv file ({LABEL_FORM})."
 
@@ -41,7 +40,7 @@ def load_labelled(
     Folder: class folders at the top, or below ``train/``, ``val/`` (``valid/``, ``validation/``) and
     ``test/``. Images are found at any depth below their class folder; linked folders below that,
     archives, other files, hidden names and what systems leave behind (``LEFT_BEHIND``) are passed over and
-    counted in ``notes``; images beside the class folders are left out. CSV: ``path,label``
+    counted in ``notes``, and so are images beside the class folders. CSV: ``path,label``
     and perhaps ``split``; UTF-8; relative paths start at the CSV's folder; ``path,labels`` with ``a|b``
     makes a multi-label set, an empty field an image with none of the labels (see ``label_files``). Classes
     are in natural order (``x2`` before ``x10``), examples ordered by class, then path.
@@ -61,19 +60,26 @@ def load_labelled(
             set is all test, and a class may have one image.
         seed: of the deal; the same seed and file names give the same split on every machine.
         split_by: ``folder``, ``column=NAME`` of a file or ``minutes=N``: images of one folder, value or burst
-            come into one split. See ``groups``.
+            come into one split. See ``SplitBy``. Where a val split is given there is nothing to divide, which
+            is refused; where only train (and test) is, val is taken out of train so.
         similar_names: whether classes whose names differ only by case or blanks are refused in training.
 
     Raises:
         FgvcError: nothing there, fewer than two classes, classes without enough images, classes
             of val or test that train lacks, class names that look alike, a split that ``split_by`` leaves
-            empty, or a malformed file (with the line number).
+            empty or does not make, or a malformed file (with the line number).
     """
     check_shares(val_share, test_share)
     pick = Pick()
     by = SplitBy.parse(split_by) if split_by and for_training else None
     try:
         if path.is_dir():
+            if by and by.kind == "column":
+                raise FgvcError(
+                    f"There is no column {by.column} to split by: {path} is a folder.",
+                    "Use --split-by folder or minutes=5, or list the images in a .csv file.",
+                    EXIT_USAGE,
+                )
             root, name, found = path, path.resolve().name, _read_folder(path, pick, for_training)
         elif path.is_file() and is_label_file(path):
             root, name, found = path.parent, path.stem, read_label_file(path, by.column if by else None)
@@ -103,6 +109,13 @@ def load_labelled(
         test += tuple(listed.get(None, ()))
     else:
         given = None not in listed
+        if given and by and listed.get("val"):
+            own = ", ".join(split for split in SPLITS if listed.get(split))
+            raise FgvcError(
+                f"--split-by has nothing to divide: {path} comes divided into {own}.",
+                "Leave it out, or put all images together; fgvc datasets check finds bursts across splits.",
+                EXIT_USAGE,
+            )
         train, val, test = (tuple(listed.get(split, ())) for split in SPLITS)
         if not given or not val:
             undealt = train if given else listed[None]
@@ -253,6 +266,7 @@ def _read_folder(root: Path, pick: Pick, for_training: bool = True) -> Labels:
             f"({first_names(strays)}); expected one kind or the other.",
             "Move the others away, or list the images in a .csv file.",
         )
+    _count_beside(root, [p for p in root.iterdir() if not p.is_dir() and not pick.leaves(p.name)], pick)
     images: dict[str | None, dict[tuple[str, ...], list[str]]] = {
         split: _list_classes(root, root / name, pick) for split, name in zip(splits, folders, strict=True)
     }
@@ -263,9 +277,7 @@ def _list_classes(root: Path, top: Path, pick: Pick) -> dict[tuple[str, ...], li
     """Class folder of ``top`` -> its images, relative to ``root``."""
     below = [p for p in top.iterdir() if not pick.leaves(p.name)]
     folders = sorted(p.name for p in below if p.is_dir())
-    for path in below:
-        if path.name not in folders and not is_image_name(path.name):
-            pick.takes(path.name)
+    _count_beside(root, [path for path in below if path.name not in folders], pick)
     if not folders and any(_walk_images(top, Pick())):
         raise FgvcError(
             f"{top} has images but no class folders; expected one folder of images per class.",
@@ -273,6 +285,13 @@ def _list_classes(root: Path, top: Path, pick: Pick) -> dict[tuple[str, ...], li
         )
     walks = {name: _walk_images(top / name, pick) for name in folders}
     return {(name,): [p.relative_to(root).as_posix() for p in walk] for name, walk in walks.items()}
+
+
+def _count_beside(root: Path, files: Iterable[Path], pick: Pick) -> None:
+    """Count what lies beside class folders: an image there is of no class."""
+    for path in sorted(files):
+        if pick.takes(path.name):
+            pick.beside_classes.append(path.relative_to(root).as_posix())
 
 
 def _walk_images(top: Path, pick: Pick) -> Iterable[Path]:

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from fgvc_cli.data.groups import find_bursts
 from fgvc_cli.data.label_files import SPLIT_NAMES
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import SPLITS, Example, LabelledSet
+from fgvc_cli.data.split import find_bursts
 from fgvc_cli.datasets.duplicates import MAX_BITS, Fingerprint, find_groups, fingerprint_all
 from fgvc_cli.datasets.registry import default_root, find_known, known_names, read_official
 from fgvc_cli.errors import EXIT_USAGE, FgvcError

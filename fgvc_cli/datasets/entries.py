@@ -1,7 +1,6 @@
 """What a published set is: where its files lie, how many images there are, how its lists are read.
 
-The sets themselves are in ``aircraft``, ``cars``, ``cub``, ``dogs`` and, those that need few lines,
-``catalogue``; ``registry`` finds them by name.
+The sets are in ``published``, those with boxes, and ``catalogue``; ``registry`` finds them by name.
 """
 
 from __future__ import annotations

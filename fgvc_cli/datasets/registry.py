@@ -6,7 +6,7 @@ Nothing is downloaded here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -15,13 +15,14 @@ from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import LabelledSet, missing_images
 from fgvc_cli.data.split import hold_out_validation
-from fgvc_cli.datasets import aircraft, cars, catalogue, cub, dogs
-from fgvc_cli.datasets.boxes import BOXES_CSV, TrueBoxes, read_box_table
+from fgvc_cli.datasets import catalogue, published
+from fgvc_cli.datasets.boxes import TrueBoxes
 from fgvc_cli.datasets.entries import KnownSet, counts_text
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 
-_GROUPS = (aircraft.ENTRIES, cars.ENTRIES, catalogue.ENTRIES, cub.ENTRIES, dogs.ENTRIES)
-ENTRIES = {entry.key: entry for entry in sorted((e for group in _GROUPS for e in group), key=lambda e: e.key)}
+ENTRIES = {
+    entry.key: entry for entry in sorted((*catalogue.ENTRIES, *published.ENTRIES), key=lambda e: e.key)
+}
 """Every known set by the name that users type, in alphabetical order."""
 
 _DEALT_TEST_SEED = 2021
@@ -260,7 +261,7 @@ def load_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
     Raises:
         FgvcError: a file of boxes that does not read.
     """
-    for marker, read in _readers().items():
+    for marker, read in published.BOX_READERS.items():
         if (root / marker).exists():
             try:
                 return read(root, paths)
@@ -271,14 +272,3 @@ def load_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
                     "Mend the file, or move it away to evaluate without boxes.",
                 ) from error
     return {}
-
-
-def _readers() -> dict[str, Callable[[Path, Iterable[str]], dict[str, TrueBoxes]]]:
-    """The file or folder that holds the boxes -> what reads it."""
-    return {
-        BOXES_CSV: read_box_table,
-        "bounding_boxes.txt": cub.read_cub_boxes,
-        "images_box.txt": aircraft.read_aircraft_boxes,
-        "Annotation": dogs.read_dogs_boxes,
-        **dict.fromkeys(cars.BOX_FILES, cars.read_car_boxes),
-    }

@@ -9,7 +9,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.sources.archive_entries import FILE, WHY, Damaged, Entry, Stamp, stamp_of
+from fgvc_cli.sources.archive_members import (
+    FILE,
+    WHY,
+    Damaged,
+    Entry,
+    HeldMember,
+    Stamp,
+    TarMember,
+    ZipMember,
+    compressed_images,
+    open_compressed,
+    read_tarred,
+    read_zipped,
+    stamp_of,
+    tar_entries,
+    zip_entries,
+)
 from fgvc_cli.sources.stored import (
     ARCHIVES_NOT_READ,
     NO_IMAGE,
@@ -21,15 +37,6 @@ from fgvc_cli.sources.stored import (
     Stored,
     no_image,
 )
-from fgvc_cli.sources.tars import (
-    HeldMember,
-    TarMember,
-    compressed_images,
-    open_compressed,
-    read_tarred,
-    tar_entries,
-)
-from fgvc_cli.sources.zips import ZipMember, read_zipped, zip_entries
 
 Listing = Callable[[BinaryIO, Pick | None], Iterator[Entry]]
 BUFFER_BYTES = 1 << 16
@@ -131,13 +138,24 @@ def nested_images(path: str, name: str, pick: Pick) -> Iterator[Found]:
     try:
         yield from archive_source(path, several=True, pick=pick, prefix=f"{name}/").images
     except FgvcError as error:
-        if not error.message.endswith(NO_IMAGE):
-            yield Found(Lost(path, "unreadable", error.message), name)
+        if error.message.endswith(NO_IMAGE):
+            pick.found_none(name)
+        else:
+            yield Found(Lost(path, "unreadable" if os.path.exists(path) else "missing", error.message), name)
 
 
 def _within(archive: Path | Stored, prefix: str, pick: Pick | None) -> Iterator[Found]:
-    """The images of an archive that is a member of another, each with its bytes."""
-    where, pick = str(archive).rstrip("/"), (pick or Pick()).within()
+    """The images of an archive that is a member of another, each with its bytes; one without is counted."""
+    pick = (pick or Pick()).within()
+    found = None
+    for found in _members_within(archive, prefix, pick):
+        yield found
+    if found is None:
+        pick.found_none(prefix.removesuffix("/"))
+
+
+def _members_within(archive: Path | Stored, prefix: str, pick: Pick) -> Iterator[Found]:
+    where = str(archive).rstrip("/")
     if isinstance(archive, Lost) or not isinstance(archive, Stored):
         yield Found(archive, prefix.removesuffix("/"))
         return

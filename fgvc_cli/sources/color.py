@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 
-from PIL import Image, ImageCms
+from PIL import Image, ImageChops, ImageCms
 
 MAX_PROFILE_BYTES = 8 << 20
 """Larger profiles are ignored; those of presses take 0.5 to 3 MB, those of cameras and screens a few kB."""
@@ -29,7 +29,8 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     """The colours of an image as its profile means them, in sRGB.
 
     Args:
-        image: RGB, RGBA, L or CMYK; perhaps changed in place.
+        image: RGB, RGBA, L or CMYK; perhaps changed in place. One of three colours that are all grey may have
+            a profile of grey: that is how images of grey and alpha, of two levels or of a palette come here.
         profile: ICC, any bytes at all.
 
     Returns:
@@ -42,6 +43,8 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
         # Browsers too read a grey image with a profile of three colours as one of these.
         if image.mode == "L" and _space(profile) == "RGB ":
             image = image.convert("RGB")
+        if image.mode in ("RGB", "RGBA") and _space(profile) == "GRAY":
+            return _grey_to_srgb(image, profile), ""
         transform = _transform(profile, image.mode)
         if transform is None:
             return image, ""
@@ -52,6 +55,24 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     # Profiles are as hostile as images: any exception, and the pixels are good without it.
     except Exception:
         return image, IGNORED
+
+
+def _grey_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """An image of three equal colours, and perhaps alpha, by a profile of grey.
+
+    Raises:
+        ValueError: it has colours.
+    """
+    red, green, blue, *alpha = image.split()
+    if any(ImageChops.difference(red, other).getbbox() for other in (green, blue)):
+        raise ValueError("a profile of grey on an image of colours")
+    transform = _transform(profile, "L")
+    if transform is None:
+        return image
+    grey = transform.apply(red)
+    if alpha:
+        grey.putalpha(alpha[0])
+    return grey
 
 
 def _open(profile: bytes) -> ImageCms.ImageCmsProfile:

@@ -1,4 +1,5 @@
-"""TIFFs of more than 8 bits per sample, or of signed or float ones: values as the file declares them -> RGB.
+"""TIFFs of more than 8 bits per sample, of signed or float ones, or packed in a way that Pillow does not
+unpack: values as the file declares them -> RGB.
 
 Pillow drops what it does not know of these (which end is white, the number of bits, the sign) or refuses
 them. tifffile and imagecodecs, which read every width, byte order, packing and compression, are imported with
@@ -7,6 +8,7 @@ the first such file. Other TIFFs stay with Pillow. No torch here.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -17,18 +19,30 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.sources.color import to_srgb
-from fgvc_cli.sources.frames import tiff_directories
+from fgvc_cli.sources.frames import BIG_ENDIAN_BIG, tiff_directories
 from fgvc_cli.sources.stored import CannotRead
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How a TIFF starts: either byte order, the last two with offsets of 64 bits."""
 
-_WHITE_0, _BLACK_0, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
+_WHITE_0, _BLACK_0, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _COLOURS = {_WHITE_0: 1, _BLACK_0: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4}
 """Photometric interpretation -> samples that are colour; what is not here is not read in this depth."""
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
-_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _MAX, _FORMAT, _FORMAT_MAX = 258, 262, 274, 277, 281, 339, 341
+_BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _MAX, _FORMAT, _FORMAT_MAX = (
+    258,
+    259,
+    262,
+    274,
+    277,
+    281,
+    339,
+    341,
+)
 _SUBFILE, _SUB_DIRECTORIES, _PROFILE, _DNG_VERSION = 254, 330, 34675, 50706
+_JPEG = 7
+_BY_PILLOW = frozenset({1, 2, 3, 4, 5, 6, _JPEG, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000})
+"""Compressions that every Pillow unpacks. Not JPEG 2000, JPEG XL, LERC, PNG and, in many builds, WebP."""
 _BLOCK_VALUES = 1 << 20
 MAX_SAMPLES = 64
 """Per pixel; those beyond the colours and an alpha are not shown, but are held while the file is read."""
@@ -53,7 +67,8 @@ def kind_of_tiff(stream: BinaryIO, number: int = 0) -> Literal["deep", "raw", ""
         if _DNG_VERSION in directory or (_SUB_DIRECTORIES in directory and directory.get(_SUBFILE, 0) & 1):
             return "raw"
         bits, formats = directory.get(_BITS, (1,)), directory.get(_FORMAT, (1,))
-        return "deep" if max(bits) > 8 or not {*formats} <= {_UNSIGNED, _UNDEFINED} else ""
+        by_pillow = directory.get(_COMPRESSION, 1) in _BY_PILLOW and header[:4] != BIG_ENDIAN_BIG
+        return "deep" if not by_pillow or max(bits) > 8 or not {*formats} <= {_UNSIGNED, _UNDEFINED} else ""
     except Exception:  # any exception, as in ``read_image``: Pillow says what is wrong with the file
         return ""
     finally:
@@ -101,13 +116,17 @@ def read_deep(
         if before:
             before(Image.new("1", (page.imagewidth, page.imagelength)))
         planes = _planes(page.asarray(maxworkers=1), page)
-        photometric = int(page.photometric)
-        floor, top = _range(page, planes)
-        used = _used(planes, floor, top)
+        # tifffile has brought the colours of a JPEG from YCbCr to RGB.
+        photometric = _RGB if _is_jpeg_ycbcr(page) else int(page.photometric)
         count = _COLOURS[photometric]
+        # Further bands and alpha have ranges of their own.
+        floor, top = _range(page, planes[:count])
+        used = _used(planes[:count], floor, top)
         if photometric == _PALETTE:
             planes = np.asarray(page.colormap)[:, planes[0].clip(max=len(page.colormap[0]) - 1)]
             floor, top, count, used = 0.0, 65535.0, 3, 1.0
+        if page.dtype.itemsize == 1 and page.bitspersample == 8:
+            used = 1.0  # nothing is said of such an image in other formats either
         colours = [_bytes(plane, floor, top) for plane in planes[:count]]
         if photometric == _WHITE_0:
             colours = [255 - colours[0]]
@@ -115,15 +134,27 @@ def read_deep(
         image = Image.merge(mode, [Image.fromarray(colour) for colour in colours])
         note = NARROW if used < 1 / 16 else ""
         tag = page.tags.get(_PROFILE)
-        if use_profile and tag and photometric != _WHITE_0:
+        if use_profile and tag:
             image, problem = to_srgb(image, bytes(tag.value) if isinstance(tag.value, bytes) else b"")
             note = note or problem
         image = image.convert("RGB")
         if len(planes) > count and tuple(page.extrasamples[:1]) in ((1,), (2,)):
-            alpha = Image.fromarray(_bytes(planes[count], floor, top))
+            alpha = Image.fromarray(_bytes(planes[count], *_alpha_range(page, planes[count])))
             image = _over_white(image, alpha, premultiplied=page.extrasamples[0] == 1)
-        orientation = page.tags.get(_ORIENTATION)
-        return image, int(orientation.value) if orientation else 1, note
+        return image, _orientation(page), note
+
+
+def _orientation(page: Any) -> int:
+    """As EXIF numbers them; of a value that is none of these 1."""
+    tag = page.tags.get(_ORIENTATION)
+    value = tag.value if tag else 1
+    with contextlib.suppress(TypeError, ValueError, IndexError):
+        return int(value[0] if isinstance(value, tuple) else value)  # some writers store a list
+    return 1
+
+
+def _is_jpeg_ycbcr(page: Any) -> bool:
+    return int(page.photometric) == _YCBCR and int(page.compression) == _JPEG
 
 
 def _check(page: Any, stream: BinaryIO, max_pixels: int) -> None:
@@ -139,7 +170,7 @@ def _check(page: Any, stream: BinaryIO, max_pixels: int) -> None:
         raise CannotRead("too_large", reason)
     if pixels * page.samplesperpixel * page.dtype.itemsize > 8 * max_pixels:
         raise CannotRead("too_large", f"more than {8 * max_pixels} bytes of pixels")
-    photometric = int(page.photometric)
+    photometric = _RGB if _is_jpeg_ycbcr(page) else int(page.photometric)
     if photometric not in _COLOURS or page.dtype.kind not in "buif":
         kind = getattr(page.photometric, "name", photometric)
         reason = f"a TIFF of {page.bitspersample} bits whose colours are {kind}, which is not read"
@@ -182,6 +213,18 @@ def _range(page: Any, planes: np.ndarray) -> tuple[float, float]:
     return 0.0, top
 
 
+def _alpha_range(page: Any, alpha: np.ndarray) -> tuple[float, float]:
+    """The values of what is clear and what is not seen through: as of colours, but that floats start at 0,
+    and that a greatest value of 2^n - 1 with at least 8 bits is the full one."""
+    floor, top = _range(page, alpha[None])
+    most = float(alpha.max())
+    if alpha.dtype.kind == "f":
+        return 0.0, max(top, 1.0)
+    if alpha.dtype.kind == "u" and 255 <= most < top and math.log2(most + 1).is_integer():
+        top = most
+    return floor, top
+
+
 def _used(planes: np.ndarray, floor: float, top: float) -> float:
     if planes.dtype.kind == "f":
         return 1.0
@@ -198,6 +241,8 @@ def _blocks(plane: np.ndarray) -> Iterator[np.ndarray]:
 
 def _bytes(plane: np.ndarray, floor: float, top: float) -> np.ndarray:
     """(H, W) of any type -> uint8, ``floor`` being 0 and ``top`` 255."""
+    if plane.dtype == np.uint8 and (floor, top) == (0, 255):
+        return plane
     if plane.dtype == np.uint16:  # a table is several times as fast
         return _bytes(np.arange(1 << 16, dtype=np.uint32)[None], floor, top)[0][plane]
     whole = plane.dtype.kind != "f"

@@ -167,7 +167,7 @@ def frame_numbers(stream: BinaryIO) -> Sequence[int]:
         return range(_count_png(stream))
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return range(_count_webp(stream))
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", BIG_ENDIAN_BIG):
         return _tiff_pages(stream)
     if start[4:12] == b"ftypavis":
         with Image.open(stream, formats=("AVIF",)) as image:
@@ -236,6 +236,10 @@ def _tiff_pages(stream: BinaryIO) -> list[int]:
     return pages or [0]
 
 
+BIG_ENDIAN_BIG = b"MM\0+"
+"""How a TIFF starts that has offsets of 64 bits, most significant byte first."""
+
+
 def tiff_directories(stream: BinaryIO) -> Iterator[Any]:
     """The directories of a TIFF, one per page; the next one is read when it is asked for.
 
@@ -243,10 +247,11 @@ def tiff_directories(stream: BinaryIO) -> Iterator[Any]:
         Exception: whatever a damaged one leads to.
     """
     header = stream.read(8)
-    if b"+" in header[:4]:
-        stream.seek(0)
-        header = stream.read(16)
-    directory = ImageFileDirectory_v2(header)
+    if header[:4] == b"II+\0":
+        header += stream.read(8)
+    directory: Any = ImageFileDirectory_v2(header)
+    if header[:4] == BIG_ENDIAN_BIG:  # Pillow looks for the 43 in the byte where little-endian files have it
+        directory._bigtiff, directory.next = True, int.from_bytes(stream.read(8), "big")
     while directory.next:
         stream.seek(directory.next)
         directory.load(stream)
@@ -257,8 +262,10 @@ NO_VIDEO = "video is read with an extra that is not installed: pip install 'fgvc
 AS_VIDEO = "a video; fgvc predict reads its frames with --every 1s"
 
 
-_STILL_BRANDS = (*b"avif avis heic heix heim heis hevc hevx mif1 msf1".split(), b"crx ")
-"""Of images in the container of MP4."""
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
+RAW_BRAND = b"crx "
+"""Of images in the container of MP4: CR3 is the last."""
 
 
 def video_format(start: bytes) -> str:
@@ -268,21 +275,8 @@ def video_format(start: bytes) -> str:
     """
     if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
         return "avi"
-    still = (
-        b"avif",
-        b"avis",
-        b"heic",
-        b"heix",
-        b"heim",
-        b"heis",
-        b"hevc",
-        b"hevx",
-        b"mif1",
-        b"msf1",
-        b"crx ",
-    )
     if start[4:8] == b"ftyp":
-        return "" if start[8:12] in still else "mov"
+        return "" if start[8:12] in (*HEIF_BRANDS, *AVIF_BRANDS, RAW_BRAND) else "mov"
     return "mov" if start[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip") else ""
 
 
@@ -334,7 +328,7 @@ def _duration_s(container: Any) -> float:
 
 
 def read_video(stream: BinaryIO, frame: Frame, max_pixels: int) -> Image.Image:
-    """The picture that an open video shows at a second, upright, RGB.
+    """The picture that an open video shows at a second, upright, RGB: the last one that has begun by then.
 
     Raises:
         CannotRead: too many pixels; the video ends before; PyAV is not installed.
@@ -349,19 +343,41 @@ def read_video(stream: BinaryIO, frame: Frame, max_pixels: int) -> Image.Image:
             raise CannotRead("too_large", f"{pixels} pixels, the limit is {max_pixels}")
         video.codec_context.thread_count = 1  # each worker is one
         first = float((video.start_time or 0) * video.time_base) if video.time_base else 0.0
+        picture = None
         if frame.number and video.time_base:
             # To the key frame before, from which all follow.
             container.seek(int((first + frame.second) / video.time_base), stream=video)
-        picture = None
-        for index, picture in enumerate(container.decode(video)):
-            time = (
-                picture.time - first if picture.time is not None else index / float(video.average_rate or 25)
-            )
-            if time >= frame.second - 1e-6:
-                break
-        else:
-            if picture is None or frame.second - time > max(frame.every_s, 1.0):
-                raise CannotRead("truncated", f"the video ends before second {frame.second:g}")
+            picture = _shown_at(container, first, frame)
+            if picture is None:  # an index that leads too far, or no times: from the start
+                container.seek(0, stream=video)
+        picture = picture or _shown_at(container, first, frame, from_start=True)
+        if picture is None:
+            raise CannotRead("truncated", f"the video ends before second {frame.second:g}")
         image: Image.Image = picture.to_image()
         turn = int(getattr(picture, "rotation", 0)) % 360
     return image.rotate(turn, expand=True) if turn else image
+
+
+def _shown_at(container: Any, first: float, frame: Frame, *, from_start: bool = False) -> Any:
+    """The decoded picture that is shown at the second of ``frame``; None: it lies before what is decoded, or
+    behind the end.
+
+    Args:
+        first: when the video begins, seconds.
+        from_start: decoding begins there, so that the first picture is shown until the second.
+    """
+    video = container.streams.video[0]
+    step = 1 / float(video.average_rate or 25)
+    shown = None
+    shown_from = 0.0
+    for index, picture in enumerate(container.decode(video)):
+        if picture.time is None and not from_start:
+            return None
+        time = index * step if picture.time is None else picture.time - first
+        if time > frame.second + 1e-6:
+            return picture if shown is None and from_start else shown
+        shown, shown_from = picture, time
+    if shown is None:
+        return None
+    lasts = float((shown.duration or 0) * video.time_base) if video.time_base else 0.0
+    return None if frame.second - shown_from > max(lasts, step, frame.every_s, 1.0) else shown

@@ -40,7 +40,15 @@ from PIL import (
 
 from fgvc_cli.sources.color import to_srgb
 from fgvc_cli.sources.depth import NARROW, kind_of_tiff, read_deep
-from fgvc_cli.sources.frames import AS_VIDEO, Frame, read_video, video_format
+from fgvc_cli.sources.frames import (
+    AS_VIDEO,
+    AVIF_BRANDS,
+    HEIF_BRANDS,
+    RAW_BRAND,
+    Frame,
+    read_video,
+    video_format,
+)
 from fgvc_cli.sources.metadata import Info, without_metadata
 from fgvc_cli.sources.stored import CannotRead, FailureStatus, Stored
 
@@ -250,9 +258,9 @@ def _kind_of(stream: BinaryIO, number: int = 0) -> Literal["deep", "raw", "heif"
         raise CannotRead("not_an_image", AS_VIDEO)
     if start[4:8] == b"ftyp":
         brands = [start[at : at + 4] for at in (8, *range(16, min(int.from_bytes(start[:4], "big"), 64), 4))]
-        if brands[0] == b"crx ":
+        if brands[0] == RAW_BRAND:
             return "raw"
-        return "heif" if _HEIF_BRANDS.intersection(brands) and not _AVIF_BRANDS.intersection(brands) else ""
+        return "heif" if HEIF_BRANDS.intersection(brands) and not AVIF_BRANDS.intersection(brands) else ""
     return "raw" if start[:4] in _RAW_MAGIC else kind_of_tiff(stream, number)
 
 
@@ -272,8 +280,6 @@ def _is_turned_by_container(stream: BinaryIO) -> bool:
     return found
 
 
-_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-_AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _RAW_MAGIC = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
 """Of ORF and RW2; other RAW files start as TIFF or, CR3, as MP4 does."""
 
@@ -376,30 +382,48 @@ def _reader(stream: BinaryIO, end: bytes) -> Callable[[int], bytes]:
 
 
 def _has_all_scans(stream: BinaryIO) -> bool:
-    """Whether the scans that a JPEG begins hold every coefficient of every component to its last bit."""
+    """Whether the scans that a JPEG begins hold every coefficient of every component to its last bit, and the
+    last of them all of its restart markers: a decoder fills what lies between two of these with grey."""
     stream.seek(0)
     data = stream.read()
-    components: set[int] = set()
+    sampling: dict[int, tuple[int, int]] = {}
+    width = height = interval = restarts = restarts_needed = 0
     bits_left: dict[tuple[int, int], int] = {}
     place = 2
-    while 0 <= (place := data.find(b"\xff", place)) < len(data) - 4:
+    while 0 <= (place := data.find(b"\xff", place)) < len(data) - 1:
         marker = data[place + 1]
         if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
+            restarts += 0xD0 <= marker <= 0xD7
             place += 1 if marker == 0xFF else 2
             continue
         length = int.from_bytes(data[place + 2 : place + 4], "big")
         body = data[place + 4 : place + 2 + length]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            components = {*body[6::3]}
+            height, width = struct.unpack_from(">HH", body, 1)
+            sampling = {body[at]: divmod(body[at + 1], 16) for at in range(6, 6 + 3 * body[5], 3)}
+        elif marker == 0xDD:
+            interval = int.from_bytes(body[:2], "big")
         elif marker == 0xDA:
-            count = body[0]
-            for component in body[1 : 1 + 2 * count : 2]:
+            members = body[1 : 1 + 2 * body[0] : 2]
+            for component in members:
                 for coefficient in range(body[-3], body[-2] + 1):
                     bits_left[component, coefficient] = body[-1] & 15
+            units = _units_of_scan(width, height, sampling, members)
+            restarts, restarts_needed = 0, (units - 1) // interval if interval else 0
         place += 2 + length
-    return bool(components) and all(
-        bits_left.get((component, coefficient)) == 0 for component in components for coefficient in range(64)
+    return (
+        bool(sampling)
+        and restarts >= restarts_needed
+        and all(bits_left.get((own, coefficient)) == 0 for own in sampling for coefficient in range(64))
     )
+
+
+def _units_of_scan(width: int, height: int, sampling: dict[int, tuple[int, int]], members: bytes) -> int:
+    """How many MCUs a scan has; ITU T.81, section A.2."""
+    most_x, most_y = (max(factors) for factors in zip(*sampling.values(), strict=True))
+    # Of one component alone a unit is one block, and those that only fill up are left out.
+    x, y = sampling[members[0]] if len(members) == 1 else (1, 1)
+    return -(-width * x // (8 * most_x)) * -(-height * y // (8 * most_y))
 
 
 def _open_file(path: Path | str) -> BinaryIO:

@@ -1,6 +1,7 @@
 """PNG and JPEG without their metadata, over which Pillow would stumble: it sees only what makes the pixels.
 
-What else is needed (EXIF, XMP, colour profile) is taken out here, within bounds.
+What else is needed (EXIF, XMP, colour profile) is taken out here, within bounds; of JPEG 2000 too, where
+Pillow does not look for it.
 
 Nothing of Pillow is changed: it gets a stream that leaves out pieces of the file. No torch here.
 """
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+JP2_MAGIC = b"\0\0\0\x0cjP  "
 
 MAX_BYTES = 8 << 20
 """Of one piece of metadata, stored and unpacked: what is larger is passed over."""
@@ -32,9 +34,14 @@ def without_metadata(stream: BinaryIO) -> tuple[BinaryIO, Info]:
     Damaged files keep from the damage on what they hold: the decoder says what is wrong. Of another format,
     and where there is nothing to leave out, the stream itself comes back; it is at its start.
     """
+    info: Info
     start = stream.read(8)
+    if start == JP2_MAGIC:
+        info = _read_jp2(stream)
+        stream.seek(0)
+        return stream, info
     split = _split_png if start == PNG_MAGIC else _split_jpeg if start.startswith(JPEG_MAGIC) else None
-    info: Info = {}
+    info = {}
     if split is None:
         stream.seek(0)
         return stream, info
@@ -229,3 +236,48 @@ def _join_profile(segments: list[bytes]) -> bytes:
     if not count or set(pieces) != set(range(1, count + 1)):
         return b""
     return b"".join(pieces[number] for number in range(1, count + 1))
+
+
+_JP2_EXIF = (b"JpgTiffExif->JP2", bytes.fromhex("0537cdab9d0c4431a72afa561f2a113e"))
+"""Names of ``uuid`` boxes with EXIF: as ExifTool and most others write it, and as Photoshop does."""
+_JP2_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+_MAX_BOXES = 1000
+
+
+def _read_jp2(stream: BinaryIO) -> Info:
+    """What the boxes in front of and behind the pixels say; ITU T.800, annex I."""
+    info: Info = {}
+    size = stream.seek(0, os.SEEK_END)
+    for name, start, end in _jp2_boxes(stream, 0, size):
+        if name == b"jp2h":
+            for inner, inner_start, inner_end in _jp2_boxes(stream, start, end):
+                if inner == b"colr" and 3 < inner_end - inner_start <= MAX_BYTES:
+                    stream.seek(inner_start)
+                    body = stream.read(inner_end - inner_start)
+                    if body[0] in (2, 3):  # an ICC profile, restricted or any
+                        info.setdefault("icc_profile", body[3:])
+        elif name == b"uuid" and 16 < end - start <= MAX_BYTES:
+            stream.seek(start)
+            body = stream.read(end - start)
+            if body[:16] in _JP2_EXIF:
+                info.setdefault("exif", b"Exif\0\0" + body[16:].removeprefix(b"Exif\0\0"))
+            elif body[:16] == _JP2_XMP:
+                info.setdefault("xmp", body[16:])
+    return info
+
+
+def _jp2_boxes(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of the contents of each box between two places of a file."""
+    for _ in range(_MAX_BOXES):
+        stream.seek(start)
+        header = stream.read(16)
+        if start + 8 > end or len(header) < 8:
+            return
+        length, name, body = int.from_bytes(header[:4], "big"), header[4:8], start + 8
+        if length == 1:
+            length, body = int.from_bytes(header[8:], "big"), start + 16
+        stop = end if length == 0 else start + length
+        if not body <= stop <= end:
+            return
+        yield name, body, stop
+        start = stop

@@ -114,13 +114,19 @@ class Source:
 LEFT_BEHIND = frozenset(
     {
         "@eadir",  # thumbnails of Synology drives
+        "@tmp",
         "@recycle",
         "@recently-snapshot",
         "#recycle",
         "#snapshot",
+        "~snapshot",  # NetApp
         "$recycle.bin",
         "system volume information",
         "recycler",
+        "recycled",
+        "lost.dir",  # Android
+        "temporary items",  # macOS
+        "network trash folder",
         "__macosx",
         "lost+found",
         "thumbs.db",
@@ -134,8 +140,15 @@ images, and in several splits of a set they would be a leak."""
 
 
 def is_left_behind(name: str) -> bool:
-    """Whether a file or folder called ``name`` is passed over: hidden, or one of ``LEFT_BEHIND``."""
-    return name.startswith(".") or name.lower() in LEFT_BEHIND
+    """Whether a file or folder called ``name`` is passed over: hidden, one of ``LEFT_BEHIND``, what CHKDSK
+    has found (``FOUND.000``), or what Synology keeps of a file (``a.jpg@SynoEAStream``)."""
+    low = name.lower()
+    return (
+        low.startswith(".")
+        or low in LEFT_BEHIND
+        or low.endswith(("@synoeastream", "@synoresource"))
+        or (low.startswith("found.") and len(low) == 9 and low[6:].isdecimal())
+    )
 
 
 VIDEOS = (".mp4", ".mov", ".avi")
@@ -174,6 +187,7 @@ class Pick:
         self.others: Counter[str] = Counter()
         self.archives: Counter[str] = Counter()
         self.linked_folders = 0
+        self.beside_classes: list[str] = []
 
     def silent(self) -> Pick:
         """The same choice, which counts elsewhere."""
@@ -204,12 +218,14 @@ class Pick:
         if folder:
             return False
         if not self.all_files and is_archive(name):
-            self.archives[
-                next(end for end in ARCHIVES + ARCHIVES_NOT_READ if name.lower().endswith(end))
-            ] += 1
+            self.archives[_archive_ending(name)] += 1
         elif not self.all_files:
             self.others[os.path.splitext(name)[1].lower()[:12] or "without an ending"] += 1
         return self.all_files
+
+    def found_none(self, name: str) -> None:
+        """Count an archive that was looked into, and holds no image."""
+        self.archives[f"{_archive_ending(name)} without an image"] += 1
 
     def lines(self) -> list[str]:
         """What was passed over, for the user."""
@@ -225,7 +241,14 @@ class Pick:
         ]
         if self.linked_folders:
             lines.append(f"{counted(self.linked_folders, 'linked folder')} passed over.")
+        if self.beside_classes:
+            images = counted(len(self.beside_classes), "image")
+            lines.append(f"{images} beside the class folders passed over, first {self.beside_classes[0]}.")
         return lines
+
+
+def _archive_ending(name: str) -> str:
+    return next(end for end in ARCHIVES + ARCHIVES_NOT_READ if name.lower().endswith(end))
 
 
 def _largest(counts: Counter[str]) -> str:
@@ -243,7 +266,7 @@ def no_image(where: str, pick: Pick | None = None) -> tuple[str, str]:
     Args:
         pick: what counted there.
     """
-    if pick and pick.archives:
+    if pick and pick.archives and not pick.nested:
         return f"{where} {NO_IMAGE}", f"It holds archives ({_largest(pick.archives)}): --nested reads them."
     endings = " ".join(sorted(EXTENSIONS))
     hint = (

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fgvc_cli.data.label_files import read_listing
 from fgvc_cli.data.labelled import Example, load_labelled
 from fgvc_cli.data.listing import LabelledSet
 from fgvc_cli.errors import FgvcError
@@ -186,3 +187,79 @@ def test_missing_images_say_where_they_are(tmp_path: Path, monkeypatch: pytest.M
     assert "lies below the current folder" in message and "(photos/0.jpg)" in message
     message = refusal(csv_of(tmp_path / "lists", ["nothing.jpg", "photos/1.jpg"]))
     assert f"Relative paths start at {tmp_path / 'lists'}." in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\na.jpg,x\n\nb.jpg,y\n\n",
+        "path,label\r\na.jpg,x\r\n   \r\nb.jpg,y\r\n\r\n",
+        "sep=;\npath;label\na.jpg;x\nb.jpg;y\n",
+        '"sep=|"\r\npath|label\r\na.jpg|x\r\nb.jpg|y\r\n',
+        "\ufeffsep=,\npath,label\na.jpg,x\nb.jpg,y\n",
+    ],
+)
+def test_blank_lines_and_the_first_line_of_excel(tmp_path, text):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "l.csv").write_bytes(text.encode())
+    found, line_of = read_listing(tmp_path / "l.csv")
+    assert found.by_class() == {None: {"x": ["a.jpg"], "y": ["b.jpg"]}}
+    lines = text.splitlines()
+    assert all(lines[line - 1].startswith(image) for image, line in line_of.items())
+
+
+NO_TEXT = {"list": ["wren"], "dict": {"a": 1}, "NaN": float("nan"), "bytes": b"wren"}
+
+
+@pytest.mark.parametrize("kind", NO_TEXT)
+@pytest.mark.parametrize("field", ["label", "path", "split"])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_cell_that_is_no_text_is_refused_with_its_row(tmp_path, kind, field, ending):
+    rows: list[dict] = [{"path": "a.jpg", "label": "x", "split": "train"} for _ in range(2)]
+    rows[1]["path"] = "b.jpg"
+    rows[1][field] = NO_TEXT[kind]
+    path = tmp_path / f"l.{ending}"
+    if ending == "jsonl":
+        if kind == "bytes":
+            pytest.skip("JSON has none")
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.parquet
+
+        kinds = {type(row[field]) for row in rows}
+        rows = rows if len(kinds) == 1 else [{**rows[0], field: None}, rows[1]]
+        if kind != "NaN" and field == "path":
+            rows = rows[1:]
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(FgvcError) as refused:
+        read_listing(path)
+    word = "row" if ending == "parquet" else "line"
+    assert f"l.{ending} {word} " in refused.value.message
+    if rows[0][field] is not None:
+        assert f"the {field} is " in refused.value.message and "expected text" in refused.value.message
+        assert kind in refused.value.message
+
+
+def test_a_group_column_of_pandas_may_be_empty(tmp_path):
+    rows = [{"path": f"{i}.jpg", "label": "x", "camera": float("nan") if i else 7.0} for i in range(3)]
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_listing(tmp_path / "l.jsonl", "camera")[0].groups == {
+        "0.jpg": "7.0",
+        "1.jpg": "",
+        "2.jpg": "",
+    }
+
+
+@pytest.mark.parametrize("second", ["b/../a.jpg", "{root}/a.jpg", "{root}/b/../a.jpg", "../{name}/a.jpg"])
+def test_a_path_twice_is_noticed_however_it_is_written(tmp_path, monkeypatch, second):
+    root = tmp_path / "set"
+    (root / "b").mkdir(parents=True)
+    (root / "a.jpg").touch()
+    again = second.format(root=root, name="set")
+    (root / "l.csv").write_text(f"path,label\na.jpg,x\n{again},y\n")
+    monkeypatch.chdir(root / "b")
+    for path in (root / "l.csv", Path("../l.csv")):
+        with pytest.raises(FgvcError, match="line 3: .*a.jpg is on line 2 too"):
+            read_listing(path)

@@ -188,7 +188,7 @@ def test_csv_with_splits(tmp_path: Path, encoding: str) -> None:
         ("path|label\na1.jpg|a\n", ["line 1", "no column path and label", "path|label"]),
         ("path,class\na1.jpg,a\n", ["line 1", "no column label", "path,class", "path,label,split"]),
         ("path,label\n", ["no images"]),
-        ("path,label\na1.jpg,a\n\nb1.jpg,b\n", ["line 3", "empty line", "path,label"]),
+        ("sep=;\npath;label\na1.jpg;a\n;b\n", ["line 4", "the path is empty"]),
         ("path,label\na1.jpg,a\n ,b\n", ["line 3", "the path is empty"]),
         ("path,label\na1.jpg,\n", ["line 2", "the label is empty", "name the column labels"]),
         ("path,labels\na1.jpg,\na2.jpg,\n", ["the field labels is empty in all 2 lines"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,12 +117,13 @@ def test_a_turned_phone_photograph_is_its_upright_copy(tmp_path: Path) -> None:
 
 def test_hash_has_half_its_bits_and_ignores_brightness() -> None:
     grey = np.asarray(picture(5, (32, 32)).convert("L"), np.float32)
-    bits = perceptual_hash(grey)
+    bits, sure = perceptual_hash(grey)
+    assert sure.bit_count() > 60
     assert bits.bit_count() in (31, 32, 33)
-    assert perceptual_hash(grey * 0.5 + 20) == bits
+    assert perceptual_hash(grey * 0.5 + 20)[0] == bits
     # a cosine of one low frequency: beside the mean, it alone stands out
     x = np.cos(np.pi * (np.arange(32) + 0.5) / 32 * 3)
-    wave = perceptual_hash(np.tile(x, (32, 1)).astype(np.float32) * 100 + 128)
+    wave, _ = perceptual_hash(np.tile(x, (32, 1)).astype(np.float32) * 100 + 128)
     assert wave >> 60 & 1 == 1, "the fourth column of the first row"
 
 
@@ -275,3 +277,37 @@ def test_a_decoder_that_dies_costs_one_image(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(fingerprint_pool, "_CHUNK", 2)
     results = list(fingerprint_all(paths, workers=1))
     assert [getattr(r, "status", "ok") for r in results] == ["ok", "ok", "crashed", "ok", "ok", "ok"]
+
+
+def blob(rng, sky, height: float, size: float) -> Image.Image:
+    """Something soft, somewhere on an even ground."""
+    y, x = np.mgrid[:160, :192] / 32
+    (cx, cy), aspect = 1 + np.array([4, 2.8]) * rng.random(2), 0.5 + rng.random()
+    bump = np.exp(-(((x - cx) ** 2 * aspect + (y - cy) ** 2 / aspect) / size**2))[..., None]
+    return Image.fromarray((sky + height * bump).clip(0, 255).astype(np.uint8))
+
+
+def all_bits(prints: list[Fingerprint]) -> list[Fingerprint]:
+    return [replace(own, sure=2**64 - 1) for own in prints]
+
+
+def test_thumbnails_of_flat_images_are_found(tmp_path):
+    """Most of their frequencies are all but the median: on which side they fall is chance."""
+    rng = np.random.default_rng(3)
+    for i in range(12):
+        image = blob(rng, 100 + 100 * rng.random(3), 6, 0.5)
+        image.save(tmp_path / f"{i:02}.png")
+        image.resize((48, 40), Image.Resampling.LANCZOS).save(tmp_path / f"{i:02}-thumb.jpg", quality=75)
+    prints = [fingerprint(path) for path in sorted(tmp_path.iterdir())]
+    found = find_groups(prints)
+    assert all(group in [[2 * i, 2 * i + 1] for i in range(12)] for group in found)
+    assert len(found) > len(find_groups(all_bits(prints)))
+    assert len(found) >= 11
+
+
+def test_small_things_on_one_ground_are_not_taken_for_one_another(tmp_path):
+    rng = np.random.default_rng(3)
+    for i in range(24):
+        blob(rng, 200 + np.zeros(3), -120, 0.3).save(tmp_path / f"{i:02}.png")
+    prints = [fingerprint(path) for path in sorted(tmp_path.iterdir())]
+    assert find_groups(prints) == find_groups(all_bits(prints))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -100,6 +101,44 @@ def test_grey_goes_by_its_exponent(tmp_path, depth):
     wanted = 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
     assert np.abs(got[..., 0] - wanted).max() <= 2
     assert (got[..., 0] == got[..., 2]).all()
+
+
+@pytest.mark.parametrize("kind", ["LA", "1", "P", "tRNS", "min is white"])
+def test_a_profile_of_grey_holds_for_every_kind_of_grey(tmp_path, kind):
+    values = np.arange(0, 256, 5, dtype=np.uint8)[None].repeat(8, axis=0)
+    profile, grey = grey_profile(1.8), Image.fromarray(values)
+    if kind == "1":
+        grey = grey.point(lambda value: 255 * (value > 99)).convert("1")
+    wanted = np.asarray(saved(tmp_path, grey.convert("L"), "png", icc_profile=profile))
+    if kind == "min is white":
+        path = tmp_path / "a.tif"
+        deep = 65535 - values.astype(np.uint16) * 257
+        tifffile.imwrite(path, deep, photometric="miniswhite", iccprofile=profile)
+        got = np.asarray(read_image(path).image)
+    elif kind == "tRNS":
+        got = np.asarray(saved(tmp_path, grey, "png", icc_profile=profile, transparency=5))
+        assert (got[:, 1] == 255).all()
+        got, wanted = np.delete(got, 1, axis=1), np.delete(wanted, 1, axis=1)
+    else:
+        got = np.asarray(saved(tmp_path, grey.convert(kind), "png", icc_profile=profile))
+    np.testing.assert_array_equal(got, wanted)
+    plain = np.asarray(saved(tmp_path, grey, "png")).astype(int)
+    assert kind == "1" or np.abs(wanted - plain[:, : wanted.shape[1]]).max() > 9
+
+
+def test_the_profile_of_a_jpeg_2000(tmp_path):
+    """In its header instead of the number of a colour space; Pillow writes the number."""
+    stream = io.BytesIO()
+    picture().save(stream, "JPEG2000")
+    data, profile = stream.getvalue(), rgb_profile("ProPhoto")
+    box = struct.pack(">I", len(profile) + 11) + b"colr\2\0\0" + profile
+    header, colour = data.index(b"jp2h") - 4, data.index(b"colr") - 4
+    size, old = (int.from_bytes(data[at : at + 4], "big") for at in (header, colour))
+    inner = data[header + 8 : colour] + box + data[colour + old : header + size]
+    whole = data[:header] + struct.pack(">I", len(inner) + 8) + b"jp2h" + inner + data[header + size :]
+    (tmp_path / "a.jp2").write_bytes(whole)
+    got = np.asarray(read_image(tmp_path / "a.jp2").image)
+    assert np.abs(got.astype(float) - by_hand(np.asarray(picture()), "ProPhoto")).max() <= 2
 
 
 def test_a_grey_image_with_a_profile_of_colours(tmp_path):

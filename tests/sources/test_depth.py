@@ -11,6 +11,7 @@ from PIL import Image
 
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources import images
+from fgvc_cli.sources.frames import Frame, frame_numbers
 from fgvc_cli.sources.images import DecodedImage, Failure, read_image
 
 RAMP = np.linspace(0, 1, 16)[None].repeat(4, axis=0)
@@ -238,3 +239,71 @@ def test_an_avif_is_held_upright(tmp_path, orientation):
     assert isinstance(png, DecodedImage)
     assert avif.size == png.size
     assert np.abs(np.asarray(avif.image).astype(int) - np.asarray(png.image)).mean() < 8
+
+
+def with_band(tmp_path, band: np.ndarray, kind: str, top: float, meaning: str, *tags) -> DecodedImage:
+    values = np.concatenate([COLOURS * top, band[..., None]], axis=-1)
+    values = values.astype(kind) if np.dtype(kind).kind == "f" else np.round(values).astype(kind)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=[meaning], extratags=tags)
+    photo = read_image(tmp_path / "a.tif")
+    assert isinstance(photo, DecodedImage), photo
+    return photo
+
+
+def test_a_further_band_does_not_decide_the_range_of_the_colours(tmp_path):
+    with_band(tmp_path, RAMP * 3000, "f4", 1, "unspecified")
+    assert off_by(tmp_path / "a.tif", COLOURS) < 1 / 128
+    declared = (281, "H", 1, 4095, True)  # 12 bits of colour beside an infrared band of 16
+    photo = with_band(tmp_path, RAMP * 65535, "u2", 4095, "unspecified", declared)
+    assert off_by(tmp_path / "a.tif", COLOURS) < 1 / 128
+    assert not photo.note
+    assert "1/16" in with_band(tmp_path, RAMP * 65535, "u2", 4095, "unspecified").note
+
+
+@pytest.mark.parametrize(
+    ("kind", "top", "alpha"), [("f4", 1, 255), ("f4", 1, 0.5), ("u2", 65535, 4095), ("u2", 4095, 65535)]
+)
+def test_alpha_has_a_range_of_its_own(tmp_path, kind, top, alpha):
+    """Its greatest value is what is not seen through, where it is one that a width of bits or none has."""
+    tags = [(281, "H", 1, 4095, True)] if top == 4095 else []
+    with_band(tmp_path, np.full_like(RAMP, alpha), kind, top, "unassalpha", *tags)
+    wanted = COLOURS * 0.5 + 0.5 if alpha == 0.5 else COLOURS
+    assert off_by(tmp_path / "a.tif", wanted) < 1 / 64
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_with_offsets_of_64_bits_in_either_byte_order(tmp_path, kind, order):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=True, byteorder=order) as tiff:
+        tiff.write(levels(COLOURS, kind), photometric="rgb")
+        tiff.write(levels(RAMP, kind), photometric="minisblack")
+    assert off_by(path, COLOURS) < 1 / 128
+    second = read_image(Frame(path, 1))
+    assert isinstance(second, DecodedImage), second
+    assert np.abs(np.asarray(second.image)[..., 0] / 255 - RAMP).max() < 1 / 128
+    with path.open("rb") as stream:
+        assert list(frame_numbers(stream)) == [0, 1]
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000", "jpegxl", "lerc", "png", "webp"])
+@pytest.mark.parametrize("form", ["rgb", "miniswhite"])
+def test_compressions_that_pillow_does_not_unpack(tmp_path, compression, form):
+    if compression == "webp" and form == "miniswhite":
+        pytest.skip("WebP has colours only")
+    wanted = COLOURS if form == "rgb" else RAMP
+    wanted = np.repeat(np.repeat(wanted, 8, axis=0), 2, axis=1)  # larger than a block
+    values = levels(wanted if form == "rgb" else 1 - wanted, "u1")
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric=form, compression=compression)
+    assert off_by(tmp_path / "a.tif", wanted) < 1 / 64
+    assert not read_image(tmp_path / "a.tif").note
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+@pytest.mark.parametrize("value", [(6, 6), (6, 1, 1)])
+def test_an_orientation_of_several_values_is_its_first(tmp_path, kind, value):
+    tag = (274, "H", len(value), value, True)
+    tifffile.imwrite(tmp_path / "a.tif", levels(RAMP, kind), photometric="minisblack", extratags=[tag])
+    photo = read_image(tmp_path / "a.tif")
+    assert isinstance(photo, DecodedImage), photo
+    assert np.abs(np.asarray(photo.image)[..., 0] / 255 - np.rot90(RAMP, -1)).max() < 1 / 128

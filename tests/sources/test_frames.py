@@ -161,6 +161,40 @@ def test_a_video_in_steps_of_a_second(tmp_path, ending):
     assert np.abs(np.array([*half.values()][:3]) - [GREYS[0], GREYS[0], GREYS[1]]).max() <= 4
 
 
+def ramp(fps: Fraction, count: int, seconds_between_keys: int = 1000) -> bytes:
+    """A video whose greys tell the number of each picture, from 0 in steps of 20."""
+    av = pytest.importorskip("av")
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mp4") as container:
+        track = container.add_stream("mpeg4", rate=fps)
+        track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
+        track.codec_context.gop_size = seconds_between_keys
+        track.bit_rate = 2_000_000
+        for i in range(count):
+            container.mux(track.encode(av.VideoFrame.from_image(plain(20 * i + 20))))
+        container.mux(track.encode(None))
+    return stream.getvalue()
+
+
+def shown(photo: DecodedImage | Failure) -> int:
+    assert isinstance(photo, DecodedImage), photo
+    return round((np.asarray(photo.image).mean() - 20) / 20)
+
+
+@pytest.mark.parametrize("keys", [1, 3, 1000])
+def test_a_sample_is_what_the_video_shows_then_not_what_comes_next(tmp_path, keys):
+    (tmp_path / "a.mp4").write_bytes(ramp(Fraction(2), 10, keys))
+    found = find_images([tmp_path], frames=FrameChoice(None, 0.4, animations=False))
+    numbers = [shown(read_image(each.path)) for each in found]
+    assert numbers == [int(0.4 * i * 2 + 1e-9) for i in range(13)]
+
+
+def test_a_slow_video_has_no_failed_rows(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(ramp(Fraction(1, 5), 4))
+    found = find_images([tmp_path], frames=SECOND)
+    assert [shown(read_image(each.path)) for each in found] == [i // 5 for i in range(20)]
+
+
 def test_rows_are_found_again_by_their_names(tmp_path):
     (tmp_path / "a.mp4").write_bytes(video())
     (tmp_path / "b.gif").write_bytes(animation("GIF"))

@@ -150,3 +150,25 @@ def test_a_training_sees_its_images_only(drive):
     listed = load_labelled(drive)
     assert listed.classes == ("finch", "wren")
     assert sorted(example.path for split in listed.splits.values() for example in split) == WANTED
+
+
+def test_names_of_other_systems():
+    names = ["~snapshot", "@tmp", "a.jpg@SynoEAStream", "LOST.DIR", "found.000", "FOUND.017", "Recycled"]
+    assert all(map(is_left_behind, [*names, "Temporary Items"]))
+    assert not any(map(is_left_behind, ("found.jpg", "found.abc", "tmp", "snapshot", "lost.jpg")))
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "test")])
+def test_images_beside_the_class_folders_are_counted(tmp_path, splits):
+    for split in splits:
+        for name in ("finch", "wren"):
+            for i in range(5):
+                write(tmp_path / split / name / f"{i}.jpg")
+    write(tmp_path / "stray.jpg")
+    write(tmp_path / splits[0] / "b.png")
+    (tmp_path / "notes.txt").touch()
+    listed = load_labelled(tmp_path)
+    assert sum(listed.counts().values()) == 10 * len(splits)
+    first = "b.png" if splits == ("",) else "stray.jpg"
+    assert f"2 images beside the class folders passed over, first {first}." in listed.notes
+    assert "1 other file passed over (.txt 1)." in listed.notes

@@ -170,3 +170,77 @@ def test_a_jpeg_that_lacks_more_is_truncated(tmp_path, progressive):
         failure = read_image(tmp_path / "a.jpg")
         assert isinstance(failure, Failure), end
         assert failure.status == "truncated"
+
+
+RESTARTS = [{"restart_marker_rows": 1}, {"restart_marker_blocks": 4}]
+
+
+def cut_at_restarts(whole: bytes) -> list[bytes]:
+    """A JPEG up to, into and behind each restart marker of its last scan."""
+    start = whole.rindex(b"\xff\xda")
+    marks = [place for place in range(start, len(whole) - 1) if whole[place : place + 2] in MARKS]
+    assert len(marks) > 5
+    return [whole[: place + more] for place in (*marks[:3], *marks[-3:]) for more in (0, 1, 2)]
+
+
+MARKS = {bytes((0xFF, 0xD0 + number)) for number in range(8)}
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("restarts", RESTARTS, ids=["rows", "blocks"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_cut_at_a_restart_marker_is_truncated(tmp_path, progressive, restarts, mode):
+    """A decoder fills what restarts never came for with grey, whatever the bytes behind the end are."""
+    image = SMOOTH.convert(mode).resize((203, 117))
+    whole = encoded("JPEG", image, progressive=progressive, quality=90, **restarts)
+    for data in cut_at_restarts(whole):
+        (tmp_path / "a.jpg").write_bytes(data)
+        failure = read_image(tmp_path / "a.jpg")
+        assert isinstance(failure, Failure), len(whole) - len(data)
+        assert failure.status == "truncated"
+    for missing in (1, 2):
+        np.testing.assert_array_equal(decoded(tmp_path, whole[:-missing]), decoded(tmp_path, whole))
+
+
+def test_restarts_in_a_scan_of_one_component_are_counted_in_its_own_blocks(tmp_path):
+    """Of a size that is no multiple of a block, with colours of half its width: their scans are shorter."""
+    image = SMOOTH.resize((41, 25))
+    whole = encoded("JPEG", image, progressive=True, subsampling=2, quality=90, restart_marker_blocks=1)
+    np.testing.assert_array_equal(decoded(tmp_path, whole[:-2]), decoded(tmp_path, whole))
+
+
+def box(name: bytes, body: bytes, long: bool = False) -> bytes:
+    head = struct.pack(">I", 1) + name + struct.pack(">Q", len(body) + 16) if long else b""
+    return (head or struct.pack(">I", len(body) + 8) + name) + body
+
+
+JP2 = encoded("JPEG2000")
+
+
+def with_exif(orientation: int, form: bytes = b"JpgTiffExif->JP2", start: bytes = b"", long=False) -> bytes:
+    """A JPEG 2000 with EXIF in front of its pixels."""
+    exif = b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHIHHI", 0x0112, 3, 1, orientation, 0, 0)
+    place = JP2.index(b"jp2c") - 4
+    return JP2[:place] + box(b"uuid", form + start + exif, long) + JP2[place:]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_2000_is_held_upright(tmp_path, orientation):
+    turn = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud}
+    turn |= {5: lambda a: np.swapaxes(a, 0, 1), 6: lambda a: np.rot90(a, -1)}
+    turn |= {7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2), 8: np.rot90}
+    np.testing.assert_array_equal(decoded(tmp_path, with_exif(orientation)), turn[orientation](PIXELS))
+
+
+@pytest.mark.parametrize("start", [b"", b"Exif\0\0"], ids=["", "as digiKam writes it"])
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("form", [b"JpgTiffExif->JP2", bytes.fromhex("0537cdab9d0c4431a72afa561f2a113e")])
+def test_exif_of_a_jpeg_2000_in_each_of_its_forms(tmp_path, form, start, long):
+    upright = decoded(tmp_path, with_exif(6, form, start, long))
+    np.testing.assert_array_equal(upright, np.rot90(PIXELS, -1))
+
+
+def test_damaged_boxes_of_a_jpeg_2000_cost_nothing(tmp_path):
+    place = JP2.index(b"jp2c") - 4
+    for extra in (box(b"uuid", b"JpgTiffExif->JP2junk"), box(b"uuid", b""), box(b"free", b"x") * 2000):
+        np.testing.assert_array_equal(decoded(tmp_path, JP2[:place] + extra + JP2[place:]), PIXELS)

@@ -170,3 +170,31 @@ def test_labelled_folders_count_what_they_pass_over(tmp_path):
         "1 other file passed over (.txt 1).",
         "3 linked folders passed over.",
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_archives_without_an_image_are_counted(tmp_path, kind):
+    root = tmp_path / "photos"
+    root.mkdir()
+    (root / "a.png").write_bytes(picture(1))
+    empty = packed({"notes.txt": b""}, kind)
+    (root / f"empty.{kind}").write_bytes(empty)
+    found = find_images([root], nested=True)
+    assert values(found) == {"a.png": 1}
+    assert found.passed_over == [f"1 archive passed over (.{kind} without an image 1)."]
+    (tmp_path / "b.zip").write_bytes(packed({f"inner.{kind}": empty, "b.png": picture(2)}, "zip"))
+    found = find_images([tmp_path / "b.zip"], nested=True)
+    assert values(found) == {"b.png": 2}
+    assert f"1 archive passed over (.{kind} without an image 1)." in found.passed_over
+
+
+def test_a_link_to_an_archive_that_is_gone_is_a_failed_row(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    (root / "a.png").write_bytes(picture(1))
+    (root / "gone.zip").symlink_to("nowhere.zip")
+    images = find_images([root], nested=True)
+    first, gone = images
+    assert (first.name, gone.name) == ("a.png", "gone.zip")
+    assert read_image(gone.path).status == "missing"
+    assert images.passed_over == []

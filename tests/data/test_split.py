@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from test_labelled import refusal, write_images
 
-from fgvc_cli.data.groups import SplitBy, find_bursts, read_time
 from fgvc_cli.data.labelled import load_labelled
+from fgvc_cli.data.split import SplitBy, find_bursts, read_time
 from fgvc_cli.errors import FgvcError
 
 
@@ -74,6 +74,46 @@ def test_a_burst_stays_together_by_exif_time(tmp_path: Path) -> None:
 def test_gaps_make_bursts_and_folders_keep_them_apart() -> None:
     paths = ["a/1", "a/2", "a/3", "b/1", "a/4"]
     assert find_bursts(paths, [0.0, 300.0, 601.0, 10.0, None], 5) == ["a/1", "a/1", "a/3", "b/1", "\0a/4"]
+
+
+@pytest.mark.parametrize(("groups", "size"), [(5, 8), (5, 10), (4, 25)])
+def test_groups_larger_than_a_split_is_to_be_are_used_all_the_same(tmp_path: Path, groups, size) -> None:
+    """As many a set has them: five cameras, each a fifth of its class, and a tenth asked for val."""
+    birds = ("wren", "finch", "crow")
+    counts = {f"{bird}/{bird}{i}": size for bird in birds for i in range(groups)}
+    listing = load_labelled(write_images(tmp_path, counts), split_by="folder")
+    check_apart(splits_of(listing, lambda path: path.split("/")[1]))
+    assert listing.counts()["val"] == 3 * size  # one group of each class
+    assert all({e.label for e in part} == {0, 1, 2} for part in listing.splits.values())
+
+
+def test_val_comes_out_of_train_by_groups_where_test_is_given(tmp_path: Path) -> None:
+    counts = {f"{split}/{bird}/cam{i}": 4 for split in ("train", "test") for bird in "ab" for i in range(10)}
+    root = write_images(tmp_path, counts)
+    listing = load_labelled(root, split_by="folder")
+    cameras = splits_of(listing, lambda path: path.split("/")[2])
+    assert cameras[1] and not cameras[0] & cameras[1]
+    assert {e.path.split("/")[0] for e in (*listing.splits["train"], *listing.splits["val"])} == {"train"}
+    assert listing.counts()["test"] == 80
+    assert "none in two splits" in listing.notes[0]
+
+
+def test_nothing_is_left_to_divide_where_val_is_given(tmp_path: Path) -> None:
+    splits = ("train", "val", "test")
+    root = write_images(tmp_path, {f"{split}/{bird}/cam": 4 for split in splits for bird in "ab"})
+    rows = [
+        f"{path.relative_to(root).as_posix()},{path.parts[-3]},{path.parts[-4]},c" for path in files(root)
+    ]
+    (root / "x.csv").write_text("path,label,split,camera\n" + "\n".join(rows))
+    for source, by in ((root, "folder"), (root, "minutes=5"), (root / "x.csv", "camera")):
+        refused = refusal(source, split_by=by)
+        assert "comes divided into train, val, test" in str(refused) and "Leave it out" in str(refused)
+    assert "There is no column nonsense to split by" in str(refusal(root, split_by="nonsense"))
+    assert load_labelled(root, split_by="folder", for_training=False).counts()["val"] == 8
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(root.rglob("*.jpg"))
 
 
 def test_what_does_not_split_says_why(tmp_path: Path) -> None:
