@@ -6,6 +6,7 @@ Legend: N rows, k predictions per row.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ def read_labels(
     path: Path,
     names: Sequence[str],
     *,
+    images: str | None = None,
     multi_label: bool = False,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> list[tuple[str, ...] | None]:
@@ -94,6 +96,8 @@ def read_labels(
             class. Of a file, no image needs to be there.
         names: paths of the rows; relative to the folder, or to that of the file, or starting with it. A path
             of a file may lack the ending.
+        images: the folder that the rows' paths are relative to, where that is known: a file may write paths from
+            its own folder, as a review does.
         multi_label: the file may have labels in place of label, with any number; else each row has one.
         on_note: gets one line where labels met no row.
 
@@ -118,7 +122,8 @@ def read_labels(
     prefixes = tuple(
         same_form(prefix) for prefix in (f"{root.as_posix()}/", f"{Path(os.path.abspath(root)).as_posix()}/")
     )
-    met = [_find(same_form(name), labels_of, prefixes) for name in names]
+    folder = image_folder(images, root)
+    met = [_find(same_form(name), labels_of, prefixes, same_form(image_path(folder, name))) for name in names]
     if not any(met):
         known = next(iter(labels_of), "nothing")
         raise FgvcError(
@@ -135,8 +140,32 @@ def _key(image: str) -> str:
     return same_form(as_text(image))
 
 
-def _find(name: str, labels_of: Mapping[str, object], prefixes: Sequence[str]) -> str | None:
-    """The path in ``labels_of`` that a row's name means."""
-    below = [name, *(name[len(prefix) :] for prefix in prefixes if name.startswith(prefix))]
+def image_folder(images: str | None, home: Path) -> str:
+    """What stands before a row's path where it is to be found from a folder: ``birds/test/``, or absolute where
+    the images do not lie below that folder; empty where they are in it, in no folder, or nobody knows where.
+
+    Args:
+        images: as ``PictureMaker`` takes it.
+    """
+    if images is None or not os.path.isdir(images):
+        return ""
+    real, base = Path(os.path.realpath(images)), Path(os.path.realpath(home))
+    if real == base:
+        return ""
+    return as_text(f"{(real.relative_to(base) if real.is_relative_to(base) else real).as_posix()}/")
+
+
+def image_path(folder: str, path: str) -> str:
+    """A row's path behind ``image_folder``; absolute ones stay."""
+    return path if re.match(r"/|[A-Za-z]:", path) else f"{folder}{path}"
+
+
+def _find(name: str, labels_of: Mapping[str, object], prefixes: Sequence[str], whole: str) -> str | None:
+    """The path in ``labels_of`` that a row's name means.
+
+    Args:
+        whole: the name from the folder of the labels, if that is known.
+    """
+    below = [whole, name, *(name[len(prefix) :] for prefix in prefixes if name.startswith(prefix))]
     without = [os.path.splitext(own)[0] for own in below if is_image_name(own)]
     return next((own for own in (*below, *without) if own in labels_of), None)
