@@ -37,7 +37,8 @@ def report(
     review: Annotated[
         bool,
         typer.Option(
-            "--review", help="Make it a desk: right, wrong, another class, boxes, by keyboard; saves reviewed.csv."
+            "--review",
+            help="Make it a desk: right, wrong, another class, boxes, by keyboard; saves reviewed.csv.",
         ),
     ] = False,
     serve: Annotated[

@@ -40,11 +40,12 @@ from fgvc_cli.report.review import (
     Reviewed,
     ReviewServer,
     check_reviewable,
+    image_folder,
     pick_rows,
     review_header,
     serve,
 )
-from fgvc_cli.report.truth import Truth, build_truth, cut_rows, image_folder, read_labels
+from fgvc_cli.report.truth import Truth, build_truth, cut_rows, read_labels
 
 ALIGN = 8
 LEVEL = 6
@@ -337,7 +338,7 @@ def report(options: ReportOptions) -> Report:
     predictions, page = options.predictions, options.out or Path(f"{options.predictions.stem}.html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise FgvcError(f"--out got {str(page)!r}, expected a name ending in .html.", None, EXIT_USAGE)
-    with AtomicFile(page, overwrite=options.overwrite) as stream:
+    with contextlib.ExitStack() as held, AtomicFile(page, overwrite=options.overwrite) as stream:
         table, numbers = read_table(predictions), None
         if options.only:
             table, numbers = pick_rows(table, options.only, messages.note)
@@ -345,13 +346,14 @@ def report(options: ReportOptions) -> Report:
         maker = PictureMaker(table, images, options.thumb_px, max(options.workers, 1))
         if options.thumbs:
             maker.check()
-        review, reviewed, truth = None, None, None
+        review, server, truth = None, None, None
         if options.review or options.serve:
             check_reviewable(table)
             folder = image_folder(images, page.parent)
             review = review_header(table, folder, picked=options.only is not None)
             if options.serve:
-                reviewed = Reviewed(page.with_name(REVIEWED), table, folder)
+                server = ReviewServer(page, Reviewed(page.with_name(REVIEWED), table, folder), options.port)
+                held.callback(server.server_close)
         if options.labels:
             several = table.info.multi_label
             paths = table.rows.path
@@ -374,10 +376,11 @@ def report(options: ReportOptions) -> Report:
                 review=review,
             )
         size = stream.tell()
+        held.pop_all()  # the server goes on
     _tell(messages.note, table, truth, maker, written, rows=rows, images=options.images)
     messages.note(f"page: {page}, {size / 1e6:,.1f} MB")
-    if reviewed is not None:
-        serve(ReviewServer(page, reviewed, options.port), messages)
+    if server is not None:
+        serve(server, messages)
     elif review:
         messages.note(f"Open it in a browser; what it saves as {REVIEWED} belongs beside {page.name}.")
     return Report(page, size, len(table.rows), written)

@@ -38,11 +38,11 @@ import numpy as np
 from fgvc_cli.command import Messages
 from fgvc_cli.data.geometry import Box
 from fgvc_cli.data.label_files import NONE_OF_THESE, WRONG
+from fgvc_cli.data.names import FORMULA_STARTS, from_cell
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import AtomicFile
-from fgvc_cli.formats.csv_rows import FORMULA_STARTS, csv_lines, from_cell
-from fgvc_cli.formats.rows import Table
-from fgvc_cli.report.truth import image_path
+from fgvc_cli.formats.csv_rows import csv_lines
+from fgvc_cli.formats.rows import Table, as_text
 
 REVIEWED = "reviewed.csv"
 COLUMNS = ("path", "x1", "y1", "x2", "y2", "label", "old_label", "prob", "who", "when")
@@ -53,6 +53,26 @@ TEXT_MOST = 500
 
 _WHEN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def image_folder(images: str | None, home: Path) -> str:
+    """What stands before a row's path where it is to be found from a folder: ``birds/test/``, or absolute where
+    the images do not lie below that folder; empty where they are in it, in no folder, or nobody knows where.
+
+    Args:
+        images: as ``PictureMaker`` takes it.
+    """
+    if images is None or not os.path.isdir(images):
+        return ""
+    real, base = Path(os.path.realpath(images)), Path(os.path.realpath(home))
+    if real == base:
+        return ""
+    return as_text(f"{(real.relative_to(base) if real.is_relative_to(base) else real).as_posix()}/")
+
+
+def image_path(folder: str, path: str) -> str:
+    """A row's path behind ``image_folder``; absolute ones stay."""
+    return path if re.match(r"/|[A-Za-z]:", path) else f"{folder}{path}"
 
 
 def check_reviewable(table: Table) -> None:
@@ -126,7 +146,9 @@ def pick_rows(
     taken = replace(
         rows,
         **{name: [getattr(rows, name)[i] for i in numbers] for name in ("path", "status", "error")},
-        **{name: getattr(rows, name)[numbers] for name in ("size", "topk_index", "topk_prob", "box", "parts")},
+        **{
+            name: getattr(rows, name)[numbers] for name in ("size", "topk_index", "topk_prob", "box", "parts")
+        },
     )
     return replace(table, rows=taken), numbers
 
@@ -330,14 +352,18 @@ def _shown(value: Any) -> str:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or len(value) > TEXT_MOST or _CONTROL.search(value):
-        raise ValueError(f"{name} got {_shown(value)}, expected a text of one line, {TEXT_MOST} letters at most")
+        raise ValueError(
+            f"{name} got {_shown(value)}, expected a text of one line, {TEXT_MOST} letters at most"
+        )
     return value.strip()
 
 
 def _box(value: Any, width: float, height: float) -> Box | None:
     if value is None:
         return None
-    plain = isinstance(value, list) and all(type(edge) in (int, float) and math.isfinite(edge) for edge in value)
+    plain = isinstance(value, list) and all(
+        type(edge) in (int, float) and math.isfinite(edge) for edge in value
+    )
     if plain and len(value) == 4:
         x1, y1, x2, y2 = (float(edge) for edge in value)
         if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
@@ -515,4 +541,3 @@ def serve(server: ReviewServer, messages: Messages) -> None:
         server.server_close()
         server.reviewed.close()
     messages.note(f"{len(server.reviewed):,} images in {server.reviewed.out}.")
-

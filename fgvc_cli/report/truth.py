@@ -6,7 +6,6 @@ Legend: N rows, k predictions per row.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from fgvc_cli.data.listing import first_names
 from fgvc_cli.data.names import same_form
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import TOLD_ABOVE, Table, as_text
+from fgvc_cli.report.review import image_folder, image_path
 from fgvc_cli.sources.stored import is_image_name
 
 
@@ -138,26 +138,6 @@ def read_labels(
 
 def _key(image: str) -> str:
     return same_form(as_text(image))
-
-
-def image_folder(images: str | None, home: Path) -> str:
-    """What stands before a row's path where it is to be found from a folder: ``birds/test/``, or absolute where
-    the images do not lie below that folder; empty where they are in it, in no folder, or nobody knows where.
-
-    Args:
-        images: as ``PictureMaker`` takes it.
-    """
-    if images is None or not os.path.isdir(images):
-        return ""
-    real, base = Path(os.path.realpath(images)), Path(os.path.realpath(home))
-    if real == base:
-        return ""
-    return as_text(f"{(real.relative_to(base) if real.is_relative_to(base) else real).as_posix()}/")
-
-
-def image_path(folder: str, path: str) -> str:
-    """A row's path behind ``image_folder``; absolute ones stay."""
-    return path if re.match(r"/|[A-Za-z]:", path) else f"{folder}{path}"
 
 
 def _find(name: str, labels_of: Mapping[str, object], prefixes: Sequence[str], whole: str) -> str | None:
