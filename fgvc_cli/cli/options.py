@@ -78,6 +78,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--images",
         "--labels",
         "--only",
+        "--reviewed",
         "--null",
         "--all-files",
         "--nested",
@@ -133,6 +134,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--seeds",
     ),
     "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
+    "Selection": ("--count", "--doubt", "--pool"),
     "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes"),
     "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
     "Speed": (
@@ -168,6 +170,8 @@ VALUE_NAMES = {
     "--raw": "KIND",
     "--calibrate": "FILE",
     "--labels": "PATH",
+    "--only": "FILE",
+    "--reviewed": "FILE",
 }
 """What an option takes, in a word, where its type does not say so."""
 
@@ -221,7 +225,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "report": (
         "fgvc report preds.h5 --out report.html",
-        "fgvc report preds.csv --images photos/ --labels labels.csv",
+        "fgvc report preds.h5 --serve --only todo.csv",
+    ),
+    "select": (
+        "fgvc select preds.h5 --count 200 --out todo.csv",
+        "fgvc select preds.h5 --reviewed reviewed.csv --out next.csv",
     ),
     "export": (
         "fgvc export --weights groceries --out model.onnx",

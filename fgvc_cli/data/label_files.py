@@ -5,8 +5,8 @@ makes the set multi-label: ``leaf.jpg,rust|scab``, where ``leaf.jpg,`` has none 
 column ``split``. Columns of a CSV may be separated by ``;`` or tabs instead. JSONL has one object per line
 and Parquet one row per image, with the same names; there ``labels`` may be a list.
 
-A review, which has a column ``old_label``, is read as it is: images marked as none of the classes, or as wrong
-without saying what they are, train nothing.
+A review, which has a column ``old_label``, is read as it is: images marked as none of the classes, or as
+wrong without saying what they are, train nothing.
 """
 
 from __future__ import annotations

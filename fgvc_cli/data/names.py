@@ -1,8 +1,8 @@
 """Names that people and systems spell in several ways: Unicode forms, case, blanks.
 
 macOS writes an accented letter as letter and accent (NFD), most others as one character (NFC): both look
-alike, and are the same name. Names that differ by case or blanks look alike too, but may be meant. In the cells of
-a CSV, names that a spreadsheet would take for formulas get a ``'`` in front.
+alike, and are the same name. Names that differ by case or blanks look alike too, but may be meant. In the
+cells of a CSV, names that a spreadsheet would take for formulas get a ``'`` in front.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import check_writable
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fgvc_cli.formats.rows import Extra, Origin, RunInfo, Sink, Table
 
 SINKS = {
@@ -216,6 +218,17 @@ def read_table(path: Path) -> Table:
         what = "is not a file" if path.exists() else "does not exist"
         raise FgvcError(f"{path} {what}.", HOW_TO)
     return format_of(path).read_table(path)
+
+
+def read_embeddings(path: Path, rows: np.ndarray) -> np.ndarray | None:
+    """Embeddings (n, D) float32 of rows (n,) of a file by their numbers, NaN where a row has none; None where
+    the file, or its format, holds none.
+
+    Raises:
+        FgvcError: it cannot be read.
+    """
+    read = getattr(format_of(path), "read_embeddings", None)
+    return read(path, rows) if read else None
 
 
 def format_of(path: Path) -> Any:

@@ -331,8 +331,7 @@ def report(options: ReportOptions) -> Report:
 
     Raises:
         FgvcError: a page that cannot be written (found out first), predictions, images or labels that are not
-            there or cannot be read; with ``serve``, a ``reviewed.csv`` that is of no review, or a port that is
-            taken.
+            there or cannot be read; with ``serve``, a ``reviewed.csv`` that is of no review, or a taken port.
     """
     messages = options.messages or Messages(quiet=options.quiet)
     predictions, page = options.predictions, options.out or Path(f"{options.predictions.stem}.html")

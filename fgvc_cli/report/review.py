@@ -1,11 +1,11 @@
 """A review: what people say of rows, as ``reviewed.csv``, and the server on this machine that writes it.
 
-The page (``page/review.js``) keeps decisions in the browser and offers them as a file; ``fgvc report --serve``
-shows it from a loopback address and writes the file beside it. Both write the same lines:
+The page (``page/review.js``) keeps decisions in the browser and offers them as a file; ``fgvc report
+--serve`` shows it from a loopback address and writes the file beside it. Both write the same lines:
 
     path               where the image lies, from the folder of the file, or absolute: what fgvc train reads
     x1 y1 x2 y2        a box that was drawn, pixels of the upright image, ends exclusive; else empty
-    label              what the image shows; or ``none of these``, or ``wrong``: not old_label, but what is not said
+    label              what the image shows; or ``none of these``; or ``wrong``: not old_label, but unknown what
     old_label prob     the model's best class and its probability
     who when           a name, and a time in UTC
 """
@@ -42,7 +42,7 @@ from fgvc_cli.data.names import FORMULA_STARTS, from_cell
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.csv_rows import csv_lines
-from fgvc_cli.formats.rows import Table, as_text
+from fgvc_cli.formats.rows import ARRAYS, TEXTS, Table, as_text
 
 REVIEWED = "reviewed.csv"
 COLUMNS = ("path", "x1", "y1", "x2", "y2", "label", "old_label", "prob", "who", "when")
@@ -56,8 +56,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def image_folder(images: str | None, home: Path) -> str:
-    """What stands before a row's path where it is to be found from a folder: ``birds/test/``, or absolute where
-    the images do not lie below that folder; empty where they are in it, in no folder, or nobody knows where.
+    """What stands before a row's path where it is to be found from a folder: ``birds/test/``, or absolute
+    where the images do not lie below that folder; empty where they are in it, in no folder, or nobody knows
+    where.
 
     Args:
         images: as ``PictureMaker`` takes it.
@@ -142,15 +143,18 @@ def pick_rows(
         )
     if unmet:
         say(f"{len(unmet):,} of {len(wanted):,} paths in {only} met no row (such as {unmet[0]}).")
+    return take_rows(table, numbers), numbers
+
+
+def take_rows(table: Table, numbers: list[int]) -> Table:
+    """The rows of these numbers, in their order."""
     rows = table.rows
     taken = replace(
         rows,
-        **{name: [getattr(rows, name)[i] for i in numbers] for name in ("path", "status", "error")},
-        **{
-            name: getattr(rows, name)[numbers] for name in ("size", "topk_index", "topk_prob", "box", "parts")
-        },
+        **{name: [getattr(rows, name)[i] for i in numbers] for name in TEXTS},
+        **{name: getattr(rows, name)[numbers] for name in ARRAYS},
     )
-    return replace(table, rows=taken), numbers
+    return replace(table, rows=taken)
 
 
 class Picked:
@@ -278,7 +282,7 @@ class Reviewed:
             header, lines = _read_csv(self.out)
             if tuple(header) != COLUMNS:
                 raise FgvcError(
-                    f"{self.out} is there and no review: its first line is {','.join(header)[:80]!r}, expected "
+                    f"{self.out} is there and no review: line 1 is {','.join(header)[:80]!r}, expected "
                     f"{','.join(COLUMNS)}.",
                     "Move it away, or write the page into another folder: --out",
                 )

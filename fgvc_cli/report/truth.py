@@ -96,8 +96,8 @@ def read_labels(
             class. Of a file, no image needs to be there.
         names: paths of the rows; relative to the folder, or to that of the file, or starting with it. A path
             of a file may lack the ending.
-        images: the folder that the rows' paths are relative to, where that is known: a file may write paths from
-            its own folder, as a review does.
+        images: the folder that the rows' paths are relative to, where that is known: a file may write paths
+            from its own folder, as a review does.
         multi_label: the file may have labels in place of label, with any number; else each row has one.
         on_note: gets one line where labels met no row.
 
