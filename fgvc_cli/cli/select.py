@@ -15,7 +15,7 @@ def select(
     predictions: Annotated[
         Path,
         typer.Argument(
-            help="What fgvc predict wrote; .h5 or .parquet with --embeddings, for rows that differ from each other."
+            help="What fgvc predict wrote; .h5 or .parquet with --embeddings, for rows that differ."
         ),
     ],
     count: Annotated[int, typer.Option(min=1, help="Rows to pick.")] = 200,

@@ -131,7 +131,7 @@ def _leave_out_undecided(path: Path, found: Labels, line_of: dict[str, int]) -> 
         for image in images:
             del line_of[image]
         if images:
-            found.notes.append(f"{path.name}: {len(images):,} images marked {name!r} are left out.")
+            found.notes.append(f"{path.name}: marked {name!r} and left out: {len(images):,} images.")
     if found.boxes:
         found.notes.append(
             f"{path.name}: the boxes of {found.boxes:,} images are not used; whole images are."

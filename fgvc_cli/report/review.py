@@ -5,7 +5,7 @@ The page (``page/review.js``) keeps decisions in the browser and offers them as 
 
     path               where the image lies, from the folder of the file, or absolute: what fgvc train reads
     x1 y1 x2 y2        a box that was drawn, pixels of the upright image, ends exclusive; else empty
-    label              what the image shows; or ``none of these``; or ``wrong``: not old_label, but unknown what
+    label              what the image shows, or ``none of these``, or ``wrong``: not old_label, but what?
     old_label prob     the model's best class and its probability
     who when           a name, and a time in UTC
 """

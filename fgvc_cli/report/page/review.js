@@ -111,7 +111,7 @@ class Decisions {
         if (this.served) this.unsent.add(row);
       }
     } catch (error) {
-      this.told(`This browser keeps nothing (${error.message}): download reviewed.csv before you close the page.`);
+      this.told(`This browser keeps nothing (${error.message}): download reviewed.csv before you leave.`);
     }
     addEventListener("storage", ({ key, newValue }) => {
       if (!key?.startsWith(this.prefix) || this.served) return;
@@ -201,9 +201,8 @@ class Decisions {
     this.sending = true;
     const sent = [...this.unsent].slice(0, 200);
     const said = sent.map((row) => this.of.get(row) ?? null);
-    const body = JSON.stringify(
-      sent.map((row, i) => ({ row, label: said[i]?.label ?? null, ...(said[i]?.label != null ? said[i] : {}) })),
-    );
+    const whole = (row, i) => (said[i]?.label == null ? { row, label: null } : { row, ...said[i] });
+    const body = JSON.stringify(sent.map(whole));
     try {
       const answer = await fetch("decisions", {
         method: "POST",
@@ -228,22 +227,28 @@ class Decisions {
 
   /** reviewed.csv. */
   csv() {
-    const { starts, columns, folder } = this.words;
+    const { starts, columns } = this.words;
     const lines = [csvLine(columns, starts)];
     for (const row of [...this.of.keys()].sort((a, b) => a - b)) {
       const { label, box, who, when } = this.of.get(row);
       if (label === null) continue;
       const edges = box ? box.map((edge) => edge.toFixed(1)) : ["", "", "", ""];
       const prob = this.rows.answered(row) ? this.rows.sure(row).toFixed(6) : "";
-      const cells = [folder + this.rows.path[row], ...edges, label, this.oldLabel(row), prob, who ?? "", when];
-      lines.push(csvLine(cells, starts));
+      const said = [label, this.oldLabel(row), prob, who ?? "", when];
+      lines.push(csvLine([this.imagePath(row), ...edges, ...said], starts));
     }
     return lines.join("");
   }
 
+  /** Where the image of a row is from the folder of the page; absolute paths stay. */
+  imagePath(row) {
+    const path = this.rows.path[row];
+    return /^(\/|[A-Za-z]:)/.test(path) ? path : this.words.folder + path;
+  }
+
   /** Take over the lines of an earlier reviewed.csv -> how many met a row, and how many none. */
   read(text) {
-    const { starts, columns, folder } = this.words;
+    const { starts, columns } = this.words;
     const [header = [], ...lines] = parseCsv(text, starts);
     const at = Object.fromEntries(header.map((name, i) => [name.trim().toLowerCase(), i]));
     const missing = ["path", "label"].filter((name) => !(name in at));
@@ -252,7 +257,7 @@ class Decisions {
     const rowOf = new Map();
     for (let row = this.rows.count - 1; row >= 0; row--) {
       rowOf.set(this.rows.path[row], row);
-      rowOf.set(folder + this.rows.path[row], row);
+      rowOf.set(this.imagePath(row), row);
     }
     let [met, unmet] = [0, 0];
     for (const cells of lines) {
@@ -323,7 +328,8 @@ class Review {
 
   learn(label) {
     const { none, wrong } = this.rows.review;
-    if (label != null && label !== none && label !== wrong && !this.names.includes(label)) this.names.push(label);
+    if (label == null || label === none || label === wrong) return;
+    if (!this.names.includes(label)) this.names.push(label);
   }
 
   buildBar() {
@@ -332,13 +338,14 @@ class Review {
     this.trouble = el("p", { role: "alert", id: "review-trouble", hidden: true });
     this.nameField = el("input", { type: "text", autocomplete: "off", size: 9, maxlength: 100 });
     this.nameField.addEventListener("change", () => this.decisions.setWho(this.nameField.value));
-    const file = el("input", { type: "file", accept: ".csv", hidden: true, id: "review-file", "aria-label": "reviewed.csv" });
+    const file = el("input", { type: "file", accept: ".csv", hidden: true, "aria-label": "reviewed.csv" });
+    file.id = "review-file";
     file.addEventListener("change", () => this.open(file));
     this.download = button("Download reviewed.csv", () => this.save());
     const keys = el(
       "details",
       { id: "review-keys" },
-      el("summary", {}, "Keys"),
+      el("summary", {}, "Keys: R right, C another class, N none of these, W wrong, U undo …"),
       el("dl", {}, ...KEYS.flatMap(([key, text]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, text)])),
     );
     const bar = el(
@@ -521,8 +528,9 @@ class Review {
   }
 
   markPick() {
-    for (const [i, item] of [...this.list.children].entries()) item.setAttribute("aria-selected", i === this.pick);
-    this.field.setAttribute("aria-activedescendant", this.offered.length ? `review-class-${this.pick}` : "");
+    const items = [...this.list.children];
+    items.forEach((item, i) => item.setAttribute("aria-selected", i === this.pick));
+    this.field.setAttribute("aria-activedescendant", items[this.pick]?.id ?? "");
   }
 
   take(i) {
@@ -559,8 +567,9 @@ class Review {
   listenForBox(drawn, row) {
     const [width, height] = this.rows.size.subarray(row * 2, row * 2 + 2);
     const at = (event) => {
-      const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(drawn.getScreenCTM().inverse());
-      return [point.x, point.y];
+      const point = new DOMPoint(event.clientX, event.clientY);
+      const { x, y } = point.matrixTransform(drawn.getScreenCTM().inverse());
+      return [x, y];
     };
     let start = null;
     drawn.classList.add("drawable");
@@ -600,7 +609,8 @@ class Review {
     if (!chosen) return;
     try {
       const [met, unmet] = this.decisions.read(await chosen.text());
-      this.complain(unmet ? `${plural(unmet, "line")} of ${chosen.name} met no row or had no label; ${met} did.` : "");
+      const said = `${plural(met, "line")} of ${chosen.name} taken over`;
+      this.complain(unmet ? `${said}; ${whole.format(unmet)} met no row or had no label.` : "");
     } catch (error) {
       this.complain(`${chosen.name} could not be read: ${error.message}.`);
     }
