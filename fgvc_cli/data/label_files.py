@@ -133,9 +133,7 @@ def _leave_out_undecided(path: Path, found: Labels, line_of: dict[str, int]) -> 
         if images:
             found.notes.append(f"{path.name}: marked {name!r} and left out: {len(images):,} images.")
     if found.boxes:
-        found.notes.append(
-            f"{path.name}: the boxes of {found.boxes:,} images are not used; whole images are."
-        )
+        found.notes.append(f"{path.name}: boxes train nothing yet, whole images do: {found.boxes:,} boxes.")
 
 
 def _find_missing(path: Path, found: Labels, missing: list[str], line_of: dict[str, int]) -> None:

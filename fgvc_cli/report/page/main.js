@@ -64,7 +64,7 @@ function describeFile(rows) {
   if (!rows.map) facts.push("It shows no attention maps.");
   facts.push(
     rows.review
-      ? "What you decide stays on this computer: in this browser or, where fgvc shows the page, in reviewed.csv."
+      ? "What you decide stays on this computer: in this browser, or in reviewed.csv where fgvc shows the page."
       : "Nothing on this page comes from or goes to a network.",
   );
   return facts.join(" ");

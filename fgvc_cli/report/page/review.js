@@ -201,8 +201,8 @@ class Decisions {
     this.sending = true;
     const sent = [...this.unsent].slice(0, 200);
     const said = sent.map((row) => this.of.get(row) ?? null);
-    const whole = (row, i) => (said[i]?.label == null ? { row, label: null } : { row, ...said[i] });
-    const body = JSON.stringify(sent.map(whole));
+    const change = (row, i) => (said[i]?.label == null ? { row, label: null } : { row, ...said[i] });
+    const body = JSON.stringify(sent.map(change));
     try {
       const answer = await fetch("decisions", {
         method: "POST",
