@@ -251,7 +251,7 @@ def test_what_a_page_cannot_ask_for(tmp_path):
 
 @pytest.fixture
 def reviewed(tmp_path):
-    """Predictions of images/, and a review of them beside the page; two classes, two images that have none."""
+    """Predictions of images/, and a review of them: two classes, and two images that have none."""
     (tmp_path / "images").mkdir()
     names = [f"{i:03d}.jpg" for i in range(10)] + ["=10.jpg"]
     for i, name in enumerate(names):

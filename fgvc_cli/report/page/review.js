@@ -40,7 +40,9 @@ function parseCsv(text, starts) {
   return lines;
 }
 
-const plainLetters = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
+/** Without case and accents; upper case first, which makes two letters of ß. */
+const plainLetters = (text) =>
+  text.normalize("NFKD").replace(/\p{M}/gu, "").toUpperCase().toLowerCase();
 
 /**
  * Names that fit what was typed, the best first: those that begin so, then those with a word that does,
@@ -462,8 +464,9 @@ class Review {
   }
 
   buildChooser() {
+    // Of type text: in a search field, Escape would first empty it.
     this.field = el("input", {
-      type: "search",
+      type: "text",
       role: "combobox",
       "aria-label": "Class",
       "aria-expanded": "true",
