@@ -2,11 +2,10 @@
 
     python benchmarks/select_rows.py GROCERY tf_efficientnet_lite0.in1k.safetensors
 
-GROCERY is the folder of the Grocery Store Dataset; its training labels are the pool. A tenth of them, drawn by the
-seed, is known at first; a linear probe on frozen features of ImageNet predicts the others, ``select`` or the
-seed picks of them, their labels become known, and the probe is fitted anew: at 10, 20 and 40 % it is
-measured on the test split. ``select`` gets the rows as ``fgvc predict --embeddings`` writes them. The rounds to
-10 % start at 5 %, so that the first figure is of a choice too.
+GROCERY is the folder of the Grocery Store Dataset; its training labels are the pool. 5 % of them, drawn by
+the seed, are known at first. In three rounds, up to 10, 20 and 40 %, a linear probe on frozen features of
+ImageNet predicts all, ``select`` or the seed picks among those that are not known, their labels become known, and
+the probe is fitted anew and measured. ``select`` gets the rows as ``fgvc predict --embeddings`` writes them.
 """
 
 from __future__ import annotations

@@ -124,6 +124,11 @@ def select(options: SelectOptions) -> Selection:
     if options.out is not None and options.out.suffix.lower() != ".csv":
         raise FgvcError(f"--out got {str(options.out)!r}, expected a name ending in .csv.", None, EXIT_USAGE)
     table = read_table(options.predictions)
+    if table.info.multi_label:
+        raise FgvcError(
+            f"{options.predictions} is of a model that tells several labels per image; select ranks rows by "
+            "one class of each."
+        )
     doubt = doubt_of(table.rows.topk_prob, options.doubt)
     doubt[~table.answered] = -1
     seen = _seen(table, options.reviewed, messages)
