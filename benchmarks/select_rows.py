@@ -4,8 +4,8 @@
 
 GROCERY is the folder of the Grocery Store Dataset; its training labels are the pool. 5 % of them, drawn by
 the seed, are known at first. In three rounds, up to 10, 20 and 40 %, a linear probe on frozen features of
-ImageNet predicts all, ``select`` or the seed picks among those that are not known, their labels become known, and
-the probe is fitted anew and measured. ``select`` gets the rows as ``fgvc predict --embeddings`` writes them.
+ImageNet predicts all, ``select`` or the seed picks among those that are not known, their labels become known,
+and the probe is fitted anew and measured. ``select`` reads what ``predict --embeddings`` would write.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def select(
         typer.Option(
             min=1, help="Choose among POOL times COUNT most doubtful rows those that differ; 1: doubt alone."
         ),
-    ] = 5,
+    ] = 2,
     reviewed: Annotated[
         Path | None,
         typer.Option(help="Labels that are known, such as reviewed.csv: these rows are left out."),

@@ -149,12 +149,9 @@ def pick_rows(
 def take_rows(table: Table, numbers: list[int]) -> Table:
     """The rows of these numbers, in their order."""
     rows = table.rows
-    taken = replace(
-        rows,
-        **{name: [getattr(rows, name)[i] for i in numbers] for name in TEXTS},
-        **{name: getattr(rows, name)[numbers] for name in ARRAYS},
-    )
-    return replace(table, rows=taken)
+    columns: dict[str, Any] = {name: [getattr(rows, name)[i] for i in numbers] for name in TEXTS}
+    columns |= {name: getattr(rows, name)[numbers] for name in ARRAYS}
+    return replace(table, rows=replace(rows, **columns))
 
 
 class Picked:

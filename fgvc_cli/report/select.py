@@ -38,7 +38,7 @@ class SelectOptions:
     """CSV to appear; None: to stdout."""
     doubt: Doubt = "margin"
     """margin: the two best classes are close; entropy: the probability is spread over many."""
-    pool: Annotated[int, Field(ge=1)] = 5
+    pool: Annotated[int, Field(ge=1)] = 2
     """How many times ``count`` of the most doubtful rows are candidates; 1 picks by doubt alone."""
     reviewed: Path | None = None
     """Labels that are known, such as ``reviewed.csv``: these rows are left out, rows like them come last."""
