@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fgvc_cli.models.registry import create_model as create_model
     from fgvc_cli.predict.predictor import Predictor as Predictor
     from fgvc_cli.report.page import report as report
+    from fgvc_cli.report.select import select as select
     from fgvc_cli.retrieval.index_file import index as index
     from fgvc_cli.run.merge import merge as merge
     from fgvc_cli.run.predict import predict_folder as predict_folder
@@ -37,6 +38,7 @@ __all__ = [
     "merge",
     "predict_folder",
     "report",
+    "select",
     "train",
 ]
 
@@ -51,6 +53,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "export": ("fgvc_cli.engine.export", "export", "fgvc_cli.engine.options.ExportOptions"),
     "index": ("fgvc_cli.retrieval.index_file", "index", "fgvc_cli.retrieval.index_file.IndexOptions"),
     "report": ("fgvc_cli.report.page", "report", "fgvc_cli.report.page.ReportOptions"),
+    "select": ("fgvc_cli.report.select", "select", "fgvc_cli.report.select.SelectOptions"),
     "merge": ("fgvc_cli.run.merge", "merge", "fgvc_cli.run.merge.MergeOptions"),
     "predict_folder": ("fgvc_cli.run.predict", "predict_folder", "fgvc_cli.run.predict.PredictOptions"),
 }

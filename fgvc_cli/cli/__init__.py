@@ -17,6 +17,7 @@ from fgvc_cli.cli.models import models, recipes
 from fgvc_cli.cli.options import guarded
 from fgvc_cli.cli.predict import merge, predict
 from fgvc_cli.cli.report import report
+from fgvc_cli.cli.select import select
 from fgvc_cli.cli.train import train
 from fgvc_cli.models.catalog import IN_WORDS
 
@@ -51,7 +52,7 @@ def _root(
     """Options before any command; its help is the app's."""
 
 
-for command in (train, evaluate, predict, merge, index, explain, report, export, models, recipes):
+for command in (train, evaluate, predict, merge, index, explain, report, select, export, models, recipes):
     app.command("eval" if command is evaluate else command.__name__, cls=HelpCommand)(guarded(command))
 app.add_typer(datasets_app, name="datasets")
 

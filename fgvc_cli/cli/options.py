@@ -76,6 +76,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--split",
         "--images",
         "--labels",
+        "--only",
+        "--reviewed",
         "--null",
         "--all-files",
         "--nested",
@@ -101,6 +103,9 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--title",
         "--thumbs",
         "--thumb-px",
+        "--review",
+        "--serve",
+        "--port",
         "--pixels",
         "--json",
         "--quiet",
@@ -127,6 +132,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--seeds",
     ),
     "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
+    "Selection": ("--count", "--doubt", "--pool"),
     "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes"),
     "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
     "Speed": (
@@ -162,6 +168,8 @@ VALUE_NAMES = {
     "--raw": "KIND",
     "--calibrate": "FILE",
     "--labels": "PATH",
+    "--only": "FILE",
+    "--reviewed": "FILE",
 }
 """What an option takes, in a word, where its type does not say so."""
 
@@ -215,7 +223,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "report": (
         "fgvc report preds.h5 --out report.html",
-        "fgvc report preds.csv --images photos/ --labels labels.csv",
+        "fgvc report preds.h5 --serve --only todo.csv",
+    ),
+    "select": (
+        "fgvc select preds.h5 --count 200 --out todo.csv",
+        "fgvc select preds.h5 --reviewed reviewed.csv --out next.csv",
     ),
     "export": (
         "fgvc export --weights groceries --out model.onnx",

@@ -34,6 +34,27 @@ def report(
         int, typer.Option(min=0, help="Rows with a picture, at most; about 11 kB each at 240 px.")
     ] = 2000,
     thumb_px: Annotated[int, typer.Option(min=32, max=1024, help="Longest side of a picture, pixels.")] = 240,
+    review: Annotated[
+        bool,
+        typer.Option(
+            "--review",
+            help="Make it a desk: right, wrong, another class, boxes, by keyboard; saves reviewed.csv.",
+        ),
+    ] = False,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve",
+            help="Show the desk on this machine only, until Ctrl-C; it writes reviewed.csv beside the page.",
+        ),
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of --serve on 127.0.0.1. Default: a free one.")
+    ] = 0,
+    only: Annotated[
+        Path | None,
+        typer.Option(help="CSV with a column path: only these rows, in its order, as fgvc select writes it."),
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page. Default: the file's name.")] = None,
     workers: Workers = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
@@ -52,6 +73,10 @@ def report(
             labels=labels,
             thumbs=thumbs,
             thumb_px=thumb_px,
+            review=review,
+            serve=serve,
+            port=port,
+            only=only,
             title=title,
             workers=workers,
             overwrite=overwrite,

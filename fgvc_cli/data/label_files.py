@@ -4,6 +4,9 @@
 makes the set multi-label: ``leaf.jpg,rust|scab``, where ``leaf.jpg,`` has none of the labels. Each may have a
 column ``split``. Columns of a CSV may be separated by ``;`` or tabs instead. JSONL has one object per line
 and Parquet one row per image, with the same names; there ``labels`` may be a list.
+
+A review, which has a column ``old_label``, is read as it is: images marked as none of the classes, or as
+wrong without saying what they are, train nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from fgvc_cli.data.listing import first_names, missing_images
-from fgvc_cli.data.names import FileFinder, same_form
+from fgvc_cli.data.names import FileFinder, from_cell, same_form
 from fgvc_cli.errors import FgvcError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -28,6 +31,10 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 LABEL_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Endings, in any case, of files that list labelled images."""
 LABEL_SEPARATOR = "|"
+NONE_OF_THESE = "none of these"
+"""Label in a review (``fgvc report --review``) of an image that shows none of the classes."""
+WRONG = "wrong"
+"""Label in a review of an image that does not show what the model said; what it shows is not known."""
 
 _CSV_FORM = "a header line path,label or path,label,split, then one image per line"
 _FORMS = {
@@ -51,6 +58,10 @@ class Labels:
     multi_label: bool = False
     notes: list[str] = field(default_factory=list)
     """Lines that the user is to read: what was taken in another way than it is written."""
+    reviewed: bool = False
+    """The source is a review: it has the column ``old_label``."""
+    boxes: int = 0
+    """Images of a review for which a box was drawn."""
     groups: dict[str, str] = field(default_factory=dict)
     """Image path -> what the column that splits go by says of it; empty without one."""
 
@@ -102,12 +113,29 @@ def read_label_file(path: Path, column: str | None = None) -> Labels:
         OSError: it cannot be read.
     """
     found, line_of = read_listing(path, column)
+    if found.reviewed:
+        _leave_out_undecided(path, found, line_of)
     missing = missing_images(path.parent, line_of)
     if missing:
         _find_missing(path, found, missing, line_of)
     if not found.images:
         found.images[None] = {}
     return found
+
+
+def _leave_out_undecided(path: Path, found: Labels, line_of: dict[str, int]) -> None:
+    """Take images out of a review that nobody gave a class, and say so."""
+    left_out = {
+        name: [image for by_names in found.images.values() for image in by_names.pop((name,), ())]
+        for name in (NONE_OF_THESE, WRONG)
+    }
+    for name, images in left_out.items():
+        for image in images:
+            del line_of[image]
+        if images:
+            found.notes.append(f"{path.name}: marked {name!r} and left out: {len(images):,} images.")
+    if found.boxes:
+        found.notes.append(f"{path.name}: boxes train nothing yet, whole images do: {found.boxes:,} boxes.")
 
 
 def _find_missing(path: Path, found: Labels, missing: list[str], line_of: dict[str, int]) -> None:
@@ -218,11 +246,15 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
             f"{path}: no column {column} to split by; its other columns are {', '.join(own) or 'none'}.",
             "For example: --split-by column=camera, --split-by folder, --split-by minutes=5",
         )
+    found.reviewed = {"label", "old_label"} <= set(columns)
     line_of: dict[str, int] = {}
     places: dict[str, str] = {}
     root = os.path.abspath(path.parent)
     for number, row in table.rows:
         where = f"{path} {table.row_word} {number}"
+        if found.reviewed:
+            row = row | {name: from_cell(_text(row.get(name))) for name in ("path", "label")}
+            found.boxes += bool(_text(row.get("x1")))
         image, labels, split = _read_row(row, label_column, where, root)
         # One file, however its path is written: a/../a/x.jpg is a/x.jpg.
         place = os.path.normpath(os.path.join(root, image))

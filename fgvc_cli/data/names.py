@@ -1,12 +1,14 @@
 """Names that people and systems spell in several ways: Unicode forms, case, blanks.
 
 macOS writes an accented letter as letter and accent (NFD), most others as one character (NFC): both look
-alike, and are the same name. Names that differ by case or blanks look alike too, but may be meant.
+alike, and are the same name. Names that differ by case or blanks look alike too, but may be meant. In the
+cells of a CSV, names that a spreadsheet would take for formulas get a ``'`` in front.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -100,3 +102,27 @@ class FileFinder:
                     stems.setdefault(same_form(os.path.splitext(name)[0]), []).append(name)
             self._listed[folder] = (names, stems)
         return self._listed[folder]
+
+
+FORMULA_STARTS = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
+"""What begins a formula in some spreadsheet (OWASP, CSV injection): the last four are full-width = + - @."""
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+def as_cell(text: str) -> str:
+    """A text as it stands in a CSV: with ``'`` in front where it begins like a formula, or with ``'`` itself.
+
+    Numbers stay as they are.
+    """
+    begins_so = text != "" and text[0] in f"{FORMULA_STARTS}'"
+    return f"'{text}" if begins_so and not _NUMBER.fullmatch(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that ``as_cell`` made a cell of.
+
+    A ``'`` in front of anything else stays: it is of a file that was written before cells were protected.
+    """
+    protected = len(cell) > 1 and cell[0] == "'" and cell[1] in f"{FORMULA_STARTS}'"
+    return cell[1:] if protected else cell

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from fgvc_cli.data.names import as_cell, from_cell
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import (
     OK,
@@ -35,30 +36,7 @@ from fgvc_cli.formats.rows import (
 
 CRLF = "\r\n"
 
-FORMULA_STARTS = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
-"""What begins a formula in some spreadsheet (OWASP, CSV injection): the last four are full-width = + - @."""
-
 _FRAME = re.compile(r"#(\d+)$")
-
-_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
-
-
-def as_cell(text: str) -> str:
-    """A text as it stands in a CSV: with ``'`` in front where it begins like a formula, or with ``'`` itself.
-
-    Numbers stay as they are.
-    """
-    begins_so = text != "" and text[0] in f"{FORMULA_STARTS}'"
-    return f"'{text}" if begins_so and not _NUMBER.fullmatch(text) else text
-
-
-def from_cell(cell: str) -> str:
-    """The text that ``as_cell`` made a cell of.
-
-    A ``'`` in front of anything else stays: it is of a file that was written before cells were protected.
-    """
-    protected = len(cell) > 1 and cell[0] == "'" and cell[1] in f"{FORMULA_STARTS}'"
-    return cell[1:] if protected else cell
 
 
 def csv_columns(top_k: int, parts: int = 0, multi_label: bool = False) -> list[str]:

@@ -188,6 +188,26 @@ def read_table(path: Path) -> Table:
     return Table(path, Block(first=0, **columns), info, origin)
 
 
+def read_embeddings(path: Path, rows: np.ndarray) -> np.ndarray | None:
+    """Embeddings (n, D) float32 of rows (n,) by their numbers, NaN where a row has none; None where the file
+    holds none.
+
+    Raises:
+        FgvcError: it cannot be read, or they are not those of its rows.
+    """
+    with open_h5(path) as file, reading(path):
+        stored = file.get("embedding")
+        if not isinstance(stored, h5py.Dataset) or stored.ndim != 2 or 0 in stored.shape:
+            return None
+        if len(stored) != len(file["path"]):
+            raise FgvcError(f"{path} is damaged: embedding has {len(stored)} rows of {len(file['path'])}.")
+        found = np.empty((len(rows), stored.shape[1]), np.float32)
+        for first in np.unique(rows // READ_ROWS) * READ_ROWS:
+            here = (rows >= first) & (rows < first + READ_ROWS)
+            found[here] = stored[first : first + READ_ROWS][rows[here] - first]
+        return found
+
+
 def _document(path: Path, file: h5py.File, name: str) -> dict[str, Any]:
     """A JSON attribute; empty where the file has none."""
     try:

@@ -239,6 +239,17 @@ def read_table(path: Path) -> Table:
     return format_of(path).read_table(path)
 
 
+def read_embeddings(path: Path, rows: np.ndarray) -> np.ndarray | None:
+    """Embeddings (n, D) float32 of rows (n,) of a file by their numbers, NaN where a row has none; None where
+    the file, or its format, holds none.
+
+    Raises:
+        FgvcError: it cannot be read.
+    """
+    read = getattr(format_of(path), "read_embeddings", None)
+    return read(path, rows) if read else None
+
+
 def format_of(path: Path) -> Any:
     """The module that writes and reads files of this ending, one of ``SINKS``.
 

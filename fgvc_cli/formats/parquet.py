@@ -163,6 +163,30 @@ def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
         yield from _read_blocks(path, file, info)
 
 
+def read_embeddings(path: Path, rows: np.ndarray) -> np.ndarray | None:
+    """Embeddings of rows by their numbers, as ``h5.read_embeddings``.
+
+    Raises:
+        FgvcError: damaged.
+    """
+    with _open(path) as file:
+        if "embedding" not in file.schema_arrow.names:
+            return None
+        found, first = None, 0
+        try:
+            for batch in file.iter_batches(READ_ROWS, columns=["embedding"]):
+                here = (rows >= first) & (rows < first + len(batch))
+                values = _array(batch.column(0), np.float32) if here.any() else None
+                if values is not None:
+                    if found is None:
+                        found = np.full((len(rows), values.shape[1]), np.nan, np.float32)
+                    found[here] = values[rows[here] - first]
+                first += len(batch)
+        except pa.ArrowException as error:
+            raise _damaged(path, error) from error
+        return found
+
+
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)

@@ -41,6 +41,18 @@ from fgvc_cli.formats.h5 import open_h5, reading
 from fgvc_cli.formats.outputs import read_table
 from fgvc_cli.formats.rows import TOLD_ABOVE, Table, as_text
 from fgvc_cli.report.pictures import Picture, PictureMaker, choose_rows, recorded_images
+from fgvc_cli.report.review import (
+    REVIEWED,
+    Picked,
+    Reviewed,
+    ReviewServer,
+    check_reviewable,
+    image_folder,
+    image_path,
+    pick_rows,
+    review_header,
+    serve,
+)
 from fgvc_cli.sources.stored import is_image_name
 
 
@@ -107,6 +119,7 @@ def read_labels(
     path: Path,
     names: Sequence[str],
     *,
+    images: str | None = None,
     multi_label: bool = False,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> list[tuple[str, ...] | None]:
@@ -117,6 +130,8 @@ def read_labels(
             class. Of a file, no image needs to be there.
         names: paths of the rows; relative to the folder, or to that of the file, or starting with it. A path
             of a file may lack the ending.
+        images: the folder that the rows' paths are relative to, where that is known: a file may write paths
+            from its own folder, as a review does.
         multi_label: the file may have labels in place of label, with any number; else each row has one.
         on_note: gets one line where labels met no row.
 
@@ -141,7 +156,8 @@ def read_labels(
     prefixes = tuple(
         same_form(prefix) for prefix in (f"{root.as_posix()}/", f"{Path(os.path.abspath(root)).as_posix()}/")
     )
-    met = [_find(same_form(name), labels_of, prefixes) for name in names]
+    folder = image_folder(images, root)
+    met = [_find(same_form(name), labels_of, prefixes, same_form(image_path(folder, name))) for name in names]
     if not any(met):
         known = next(iter(labels_of), "nothing")
         raise FgvcError(
@@ -158,9 +174,13 @@ def _key(image: str) -> str:
     return same_form(as_text(image))
 
 
-def _find(name: str, labels_of: Mapping[str, object], prefixes: Sequence[str]) -> str | None:
-    """The path in ``labels_of`` that a row's name means."""
-    below = [name, *(name[len(prefix) :] for prefix in prefixes if name.startswith(prefix))]
+def _find(name: str, labels_of: Mapping[str, object], prefixes: Sequence[str], whole: str) -> str | None:
+    """The path in ``labels_of`` that a row's name means.
+
+    Args:
+        whole: the name from the folder of the labels, if that is known.
+    """
+    below = [whole, name, *(name[len(prefix) :] for prefix in prefixes if name.startswith(prefix))]
     without = [os.path.splitext(own)[0] for own in below if is_image_name(own)]
     return next((own for own in (*below, *without) if own in labels_of), None)
 
@@ -240,6 +260,8 @@ def _tenths(boxes: np.ndarray) -> np.ndarray:
 
 SCRIPTS = ("data", "select", "picture", "grid", "facets", "detail", "labels", "labelsets", "main")
 """Files of ``page/`` that become the one script, in order."""
+REVIEW_SCRIPT = "review"
+"""One more, before the last, of a page that is a desk."""
 CHUNK_PICTURES = 250
 """Pictures per block of text; the browser takes apart only the blocks that it shows."""
 # As explain.panels, which would bring torch with it.
@@ -268,6 +290,8 @@ def write_page(
     title: str,
     truth: Truth | None = None,
     wanted: int = 0,
+    numbers: Sequence[int] | None = None,
+    review: dict[str, Any] | None = None,
 ) -> Written:
     """Write the page, picture by picture as they come, then the columns.
 
@@ -275,24 +299,28 @@ def write_page(
         stream: UTF-8 goes into it.
         title: shown on top, as text.
         wanted: pictures that were to be made; the page says how many rows have none by choice.
+        numbers: of the rows in the file, where the table holds some of them only.
+        review: see ``review_header``; the page is then a desk, and may ask where it came from.
     """
     style = _read("page.css")
-    script = "(() => {\n" + "".join(_read(f"{name}.js") for name in SCRIPTS) + "})();\n"
+    names = [*SCRIPTS[:-1], *([REVIEW_SCRIPT] if review else []), SCRIPTS[-1]]
+    script = "(() => {\n" + "".join(_read(f"{name}.js") for name in names) + "})();\n"
     before, after = _read("page.html").split("@DATA@")
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
-        "base-uri 'none'; form-action 'none'"
+        "base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if review else "")
     )
     for name, text in (("@POLICY@", policy), ("@STYLE@", style), ("@TITLE@", html.escape(title))):
         before = before.replace(name, text)
     stream.write(before.encode(errors="backslashreplace"))
     written, rows, cropped = Written(), list[int](), list[bool]()
-    with _maps(table) as maps:
+    with _maps(table, numbers) as maps:
         lines = _lines(pictures, maps, written, rows, cropped)
         while chunk := b"\n".join(line for line, _ in zip(lines, range(CHUNK_PICTURES), strict=False)):
             stream.write(b'<script type="text/plain" class="pictures">' + chunk + b"</script>\n")
     written.pictures, written.cropped = len(rows), sum(cropped)
     header = _header(table, truth, title) | {"map": maps.size if maps and written.maps else None}
+    header["review"] = review
     header["skipped"] = int(table.answered.sum()) - wanted
     columns = row_columns(table, truth) | picture_columns(table, rows, cropped)
     stream.write(b'<script type="text/plain" id="rows">' + pack(header, columns) + b"</script>\n")
@@ -325,7 +353,7 @@ class MapReader:
         maps: (N, h, w) in [0, 1], NaN where a row has none.
     """
 
-    def __init__(self, table: Table, maps: h5py.Dataset):
+    def __init__(self, table: Table, maps: h5py.Dataset | Picked):
         self._source = table.source
         self._maps = maps
         height, width = maps.shape[1:]
@@ -344,12 +372,12 @@ class MapReader:
 
 
 @contextlib.contextmanager
-def _maps(table: Table) -> Iterator[MapReader | None]:
+def _maps(table: Table, numbers: Sequence[int] | None = None) -> Iterator[MapReader | None]:
     if "attention" not in table.info.extras:
         yield None
         return
     with open_h5(table.source) as file:
-        yield MapReader(table, file["attention"])
+        yield MapReader(table, _rows_of(file["attention"], numbers))
 
 
 def _header(table: Table, truth: Truth | None, title: str) -> dict[str, Any]:
@@ -405,6 +433,14 @@ class ReportOptions:
     """Rows with a picture, at most."""
     thumb_px: Annotated[int, Field(ge=32, le=1024)] = 240
     """Longest side of a picture, pixels."""
+    review: bool = False
+    """Make the page a desk, on which people say what the rows show."""
+    serve: bool = False
+    """Show the desk from a loopback address until Ctrl-C, and write ``reviewed.csv`` beside the page."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Of ``serve``; 0 takes a free one."""
+    only: Path | None = None
+    """CSV with a column path: only these rows, in its order, as ``select`` writes it."""
     title: str | None = None
     """Of the page; None: the name of the file."""
     workers: Annotated[int, Field(ge=0)] = 2
@@ -429,46 +465,75 @@ class Report:
 
 @command(ReportOptions)
 def report(options: ReportOptions) -> Report:
-    """Write the page of a prediction file.
+    """Write the page of a prediction file; with ``serve``, show it until Ctrl-C.
 
     Raises:
         FgvcError: a page that cannot be written (found out first), predictions, images or labels that are not
-            there or cannot be read.
+            there or cannot be read; with ``serve``, a ``reviewed.csv`` that is of no review, or a taken port.
     """
     messages = options.messages or Messages(quiet=options.quiet)
     predictions, page = options.predictions, options.out or Path(f"{options.predictions.stem}.html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise FgvcError(f"--out got {str(page)!r}, expected a name ending in .html.", None, EXIT_USAGE)
-    with AtomicFile(page, overwrite=options.overwrite) as stream:
-        table = read_table(predictions)
+    with contextlib.ExitStack() as held, AtomicFile(page, overwrite=options.overwrite) as stream:
+        table, numbers = read_table(predictions), None
+        if options.only:
+            table, numbers = pick_rows(table, options.only, messages.note)
         images = options.images or recorded_images(table)
         maker = PictureMaker(table, images, options.thumb_px, max(options.workers, 1))
         if options.thumbs:
             maker.check()
-        truth = None
+        review, server, truth = None, None, None
+        if options.review or options.serve:
+            check_reviewable(table)
+            folder = image_folder(images, page.parent)
+            review = review_header(table, folder, picked=options.only is not None)
+            if options.serve:
+                server = ReviewServer(page, Reviewed(page.with_name(REVIEWED), table, folder), options.port)
+                held.callback(server.server_close)
         if options.labels:
             several = table.info.multi_label
             paths = table.rows.path
-            labels = read_labels(options.labels, paths, multi_label=several, on_note=messages.note)
+            labels = read_labels(
+                options.labels, paths, images=images, multi_label=several, on_note=messages.note
+            )
             truth = build_truth(table, labels)
         rows = choose_rows(table, options.thumbs, truth.wrong(table) if truth else None)
-        with _crops(table) as crops:
+        with _crops(table, numbers) as crops:
             title = options.title or predictions.name
             pictures = maker.make(rows, crops)
-            written = write_page(stream, table, pictures, title=title, truth=truth, wanted=len(rows))
+            written = write_page(
+                stream,
+                table,
+                pictures,
+                title=title,
+                truth=truth,
+                wanted=len(rows),
+                numbers=numbers,
+                review=review,
+            )
         size = stream.tell()
+        held.pop_all()  # the server goes on
     _tell(messages.note, table, truth, maker, written, rows=rows, images=options.images)
     messages.note(f"page: {page}, {size / 1e6:,.1f} MB")
+    if server is not None:
+        serve(server, messages)
+    elif review:
+        messages.note(f"Open it in a browser; what it saves as {REVIEWED} belongs beside {page.name}.")
     return Report(page, size, len(table.rows), written)
 
 
 @contextlib.contextmanager
-def _crops(table: Table) -> Iterator[h5py.Dataset | None]:
+def _crops(table: Table, numbers: Sequence[int] | None) -> Iterator[h5py.Dataset | Picked | None]:
     if "crop" not in table.info.extras:
         yield None
         return
     with open_h5(table.source) as file:
-        yield file["crop"]
+        yield _rows_of(file["crop"], numbers)
+
+
+def _rows_of(data: h5py.Dataset, numbers: Sequence[int] | None) -> h5py.Dataset | Picked:
+    return data if numbers is None else Picked(data, numbers)
 
 
 def _tell(

@@ -11,8 +11,9 @@ import pytest
 from fake_predictor import fake_block, fake_info
 
 from fgvc_cli.config import Preprocess
+from fgvc_cli.data import names
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats import csv_rows, rows
+from fgvc_cli.formats import rows
 from fgvc_cli.formats.csv_rows import as_cell, csv_lines, from_cell
 from fgvc_cli.formats.outputs import SINKS, format_of, read_table
 from fgvc_cli.formats.rows import ARRAYS, OPTIONAL_ARRAYS, TEXTS, OtherRun, join
@@ -167,8 +168,8 @@ def test_no_cell_of_a_csv_is_a_formula_and_all_come_back(tmp_path):
     write(path, an_info())
     with path.open(encoding="utf-8", newline="") as stream:
         lines = list(csv.reader(stream))
-    texts = [cell for line in lines[1:] for cell in line if not csv_rows._NUMBER.fullmatch(cell)]
-    assert not [cell for cell in texts if cell[:1] in tuple(csv_rows.FORMULA_STARTS)]
+    texts = [cell for line in lines[1:] for cell in line if not names._NUMBER.fullmatch(cell)]
+    assert not [cell for cell in texts if cell[:1] in tuple(names.FORMULA_STARTS)]
     assert [line[0] for line in lines[1:14]] == [as_cell(name) for name in NAMES[:13]]
     assert [from_cell(line[0]) for line in lines[1:]] == NAMES
     good = next(line for line in lines[1:] if line[1] == "ok")

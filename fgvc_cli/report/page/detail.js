@@ -74,6 +74,7 @@ class Detail {
       this.guesses(row),
       this.facts(row),
     );
+    this.extend?.(row);
   }
 
   figure(row, heat) {

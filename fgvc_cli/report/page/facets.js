@@ -18,6 +18,7 @@ class Facets {
           this.classCounts[b] - this.classCounts[a] || collator.compare(rows.classes[a], rows.classes[b]),
       );
     this.listClasses();
+    this.listReviews();
     $("facet-wrong").hidden = !rows.labelled;
     if (rows.several) $("class-legend").textContent = "Label told";
     this.listen();
@@ -66,6 +67,13 @@ class Facets {
       }),
     );
     return ticks;
+  }
+
+  listReviews() {
+    $("facet-review").hidden = !this.rows.review;
+    if (!this.rows.review) return;
+    const { reviews } = this.selection;
+    this.reviewTicks = this.ticks($("reviews"), Object.keys(STATES), reviews, (state) => STATES[state]);
   }
 
   listClasses() {
@@ -150,6 +158,7 @@ class Facets {
       statusText(this.rows.statuses[i]),
     );
     this.listClasses();
+    this.listReviews();
   }
 
   /** Counts, bars and ranges as the filters are now. */
@@ -165,6 +174,11 @@ class Facets {
       let wrong = 0;
       selection.passingOthers("wrong", (row) => (wrong += rows.wrong(row)));
       $("facet-wrong").querySelector(".count").textContent = whole.format(wrong);
+    }
+    if (rows.review) {
+      const states = Object.fromEntries(Object.keys(STATES).map((state) => [state, 0]));
+      selection.passingOthers("review", (row) => states[selection.stateOf(row)]++);
+      this.setCounts(this.reviewTicks, states);
     }
     this.drawHistogram();
     for (const name of ["least", "most"]) {

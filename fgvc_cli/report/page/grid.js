@@ -33,6 +33,16 @@ class Grid {
     this.cards.clear();
   }
 
+  /** Build the card of a row anew, where it is. */
+  rebuild(row) {
+    for (const [position, card] of this.cards) {
+      if (this.rows[position] !== row) continue;
+      const focused = card.contains(document.activeElement);
+      card.replaceChildren(this.button(position));
+      if (focused) card.firstChild.focus({ preventScroll: true });
+    }
+  }
+
   get listTop() {
     return this.list.getBoundingClientRect().top + scrollY;
   }
@@ -99,16 +109,21 @@ class Grid {
 
   card(position) {
     if (this.cards.has(position)) return this.cards.get(position);
-    const button = this.build(this.rows[position]);
-    button.tabIndex = position === this.current ? 0 : -1;
-    button.addEventListener("click", () => this.open(position));
-    const card = el("li", { "aria-setsize": this.rows.length, "aria-posinset": position + 1 }, button);
+    const place = { "aria-setsize": this.rows.length, "aria-posinset": position + 1 };
+    const card = el("li", place, this.button(position));
     card.dataset.position = position;
     // In the order of the positions, which is that of reading.
     const next = [...this.list.children].find((other) => Number(other.dataset.position) > position);
     this.list.insertBefore(card, next ?? null);
     this.cards.set(position, card);
     return card;
+  }
+
+  button(position) {
+    const button = this.build(this.rows[position]);
+    button.tabIndex = position === this.current ? 0 : -1;
+    button.addEventListener("click", () => this.open(position));
+    return button;
   }
 
   setCurrent(position) {

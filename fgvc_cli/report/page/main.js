@@ -10,14 +10,16 @@ function remark(rows, row) {
 }
 
 /** The button that is an image's card. */
-function buildCard(rows, pictures, row) {
+function buildCard(rows, pictures, row, review) {
   const answered = rows.answered(row);
   const name = answered ? rows.nameOf(row) : statusText(rows.statusOf(row));
   const sure = answered ? percent(rows.sure(row)) : rows.error[row];
   const chip = remark(rows, row);
   const path = rows.path[row];
   const drawn = pictures.draw(row, { heat: $("maps").checked });
-  const said = [name, sure, chip, path, pictures.describe(row)].filter(Boolean).join(", ");
+  const mark = review?.mark(row);
+  review?.addBox(drawn, row);
+  const said = [mark?.text, name, sure, chip, path, pictures.describe(row)].filter(Boolean).join(", ");
   const button = el(
     "button",
     { class: "card", type: "button", "aria-haspopup": "dialog", "aria-label": said },
@@ -28,6 +30,7 @@ function buildCard(rows, pictures, row) {
       : el("span", { class: "error", title: sure }, sure),
     chip ? el("span", { class: rows.wrong(row) ? "chip wrong" : "chip" }, chip) : null,
     el("span", { class: "path", title: path }, el("bdi", {}, path)),
+    mark ? el("span", { class: `mark ${mark.state}`, title: mark.text }, mark.text) : null,
   );
   button.style.setProperty("--share", answered ? rows.sure(row) : 0);
   button.classList.toggle("bad", !answered);
@@ -59,7 +62,11 @@ function describeFile(rows) {
   if (rows.skipped > 0)
     facts.push(`${plural(rows.skipped, "row has", "rows have")} no picture, to keep this file small.`);
   if (!rows.map) facts.push("It shows no attention maps.");
-  facts.push("Nothing on this page comes from or goes to a network.");
+  facts.push(
+    rows.review
+      ? "What you decide stays on this computer: in this browser, or in reviewed.csv where fgvc shows the page."
+      : "Nothing on this page comes from or goes to a network.",
+  );
   return facts.join(" ");
 }
 
@@ -91,9 +98,11 @@ async function main() {
   $("rows").remove();
   const selection = new Selection(rows);
   const pictures = new Pictures(rows);
+  const review = rows.review ? new Review(rows, pictures) : null;
+  if (review) selection.stateOf = (row) => review.decisions.stateOf(row);
   const detail = new Detail(rows, pictures, (position) => detail.order === grid.rows && grid.focus(position));
   const grid = new Grid($("photos"), {
-    build: (row) => buildCard(rows, pictures, row),
+    build: (row) => buildCard(rows, pictures, row, review),
     open: (position) => detail.open(grid.rows, position),
   });
   const change = () => {
@@ -118,9 +127,10 @@ async function main() {
   const facets = new Facets(rows, selection, change);
 
   for (const [name, order] of Object.entries(ORDERS)) {
-    if (!order.labelled || rows.labelled)
+    if ((!order.labelled || rows.labelled) && (!order.reviewed || (rows.review && rows.k > 1)))
       $("order").append(el("option", { value: name }, order.name));
   }
+  if (rows.review?.picked) $("order").value = selection.order = "file";
   $("order").addEventListener("change", () => {
     selection.order = $("order").value;
     change();
@@ -154,7 +164,9 @@ async function main() {
     const labels = rows.several ? new LabelSets(rows, show) : new Labels(rows, pictures, detail, show);
     labels.draw($("view-labels"));
   }
+  await review?.start({ grid, detail, facets });
   change();
+  if (review) grid.focus(0);
   document.body.dataset.ready = "";
 }
 

@@ -1,6 +1,6 @@
 // Which rows are shown, and in which order.
 
-const FACETS = { text: 1, status: 2, prob: 4, class: 8, truth: 16, wrong: 32 };
+const FACETS = { text: 1, status: 2, prob: 4, class: 8, truth: 16, wrong: 32, review: 64 };
 const BINS = 20;
 
 class Selection {
@@ -20,6 +20,7 @@ class Selection {
     this.least = 0;
     this.most = 1;
     this.wrongOnly = false;
+    this.reviews = new Set();
   }
 
   /** How many filters are set. */
@@ -32,6 +33,7 @@ class Selection {
       this.truths.size,
       range,
       this.wrongOnly,
+      this.reviews.size,
     ].filter(Boolean).length;
   }
 
@@ -50,6 +52,7 @@ class Selection {
       if (this.classes.size && !rows.toldOf(row).some((i) => this.classes.has(i))) bits |= FACETS.class;
       if (this.truths.size && !rows.truthOf(row)?.some((i) => this.truths.has(i))) bits |= FACETS.truth;
       if (this.wrongOnly && !rows.wrong(row)) bits |= FACETS.wrong;
+      if (this.reviews.size && !this.reviews.has(this.stateOf(row))) bits |= FACETS.review;
       failing[row] = bits;
     }
     return this.ordered(this.order).filter((row) => failing[row] === 0);
@@ -87,6 +90,11 @@ const byNumber = (rows, number) => {
 const ORDERS = {
   unsure: { name: "unsure first", compare: (rows) => byNumber(rows, (row) => rows.sure(row)) },
   sure: { name: "sure first", compare: (rows) => byNumber(rows, (row) => -rows.sure(row)) },
+  close: {
+    name: "two best classes close first",
+    reviewed: true,
+    compare: (rows) => byNumber(rows, (row) => rows.sure(row) - rows.prob[row * rows.k + 1]),
+  },
   mistakes: {
     name: "mistakes first, the surest on top",
     labelled: true,
