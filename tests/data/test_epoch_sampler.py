@@ -25,7 +25,7 @@ def places(batches) -> list[int]:
     return [draw.place for batch in batches for draw in batch]
 
 
-def test_each_photograph_once_per_epoch_in_an_order_of_its_own():
+def test_each_image_once_per_epoch_in_an_order_of_its_own():
     batches = list(draws(batch_size=7, epochs=2))
     first, second = places(batches[:3]), places(batches[3:])
     assert sorted(first) == sorted(second) == list(range(21)) and first != second
@@ -49,7 +49,7 @@ def test_a_last_batch_of_one_is_left_out_and_nothing_else():
     assert [len(batch) for batch in draws([0], batch_size=4)] == [1]
 
 
-def test_balanced_gives_every_class_its_share_and_its_photographs_in_turn():
+def test_balanced_gives_every_class_its_share_and_its_images_in_turn():
     epoch = places(draws(batch_size=21, balanced=True))
     assert len(epoch) == len(LABELS)
     assert Counter(LABELS[place] for place in epoch) == {0: 7, 1: 7, 2: 7}
@@ -64,7 +64,7 @@ def test_balanced_gives_every_class_its_share_and_its_photographs_in_turn():
     assert {share[0] for share in shares} == {6, 7} and all(sum(share.values()) == 20 for share in shares)
 
 
-def test_a_photograph_drawn_twice_is_augmented_twice():
+def test_a_image_drawn_twice_is_augmented_twice():
     repeated = [draw for batch in draws(balanced=True) for draw in batch if draw.place == 20]
     assert len({draw.seed for draw in repeated}) == len(repeated) > 1
 

@@ -17,7 +17,7 @@ def make_images(root) -> LabelledImages:
     return LabelledImages(data.root, data.splits["train"], TRANSFORM)
 
 
-def test_unreadable_photographs_leave_their_neighbours_in_place(colours):
+def test_unreadable_images_leave_their_neighbours_in_place(colours):
     images = make_images(colours)
     bad = [0, 5, len(images) - 1]
     good = {i: images[i][2] for i in range(len(images)) if i not in bad}
@@ -36,7 +36,7 @@ def test_unreadable_photographs_leave_their_neighbours_in_place(colours):
     assert [line.split(":")[0] for line in failures] == [images.examples[i].path for i in bad]
 
 
-def test_batch_without_a_readable_photograph_is_empty(colours):
+def test_batch_without_a_readable_image_is_empty(colours):
     images = make_images(colours)
     for example in images.examples:
         (colours / example.path).write_bytes(b"")

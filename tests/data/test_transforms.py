@@ -55,7 +55,7 @@ def test_a_spot_comes_back_to_where_it_is(size, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_equals_resizing_the_whole_photograph_and_cropping(rule):
+def test_equals_resizing_the_whole_image_and_cropping(rule):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (90, 120, 3), dtype=np.uint8)).resize((480, 360))
     preprocess = make_preprocess(rule, 96, 120)
@@ -74,7 +74,7 @@ def test_transforms_travel_to_spawned_workers():
         assert torch.equal(pickle.loads(pickle.dumps(transform))(image), transform(image))
 
 
-def test_boxes_are_clipped_to_the_photograph():
+def test_boxes_are_clipped_to_the_image():
     geometry = input_geometry(100, 50, make_preprocess("squash", 32, 32))
     assert geometry.to_photo((-5, -5, 40, 40)) == (0, 0, 100, 50)
     assert geometry.to_photo((0, 0, 32, 32)) == (0, 0, 100, 50)

@@ -106,7 +106,7 @@ def test_what_counts_as_a_copy(tmp_path: Path, change, found: bool) -> None:
     assert find_groups([original, copy]) == ([[0, 1]] if found else [])
 
 
-def test_a_turned_phone_photograph_is_its_upright_copy(tmp_path: Path) -> None:
+def test_a_turned_phone_image_is_its_upright_copy(tmp_path: Path) -> None:
     """EXIF says how to hold it; both look the same."""
     exif = Image.Exif()
     exif[0x0112] = 6

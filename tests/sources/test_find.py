@@ -57,7 +57,7 @@ def test_folders_are_listed_only_when_reached(tmp_path, monkeypatch):
     assert listed == [tmp_path.name, "a"]
 
 
-def test_link_loops_end_and_no_photograph_comes_twice(tmp_path):
+def test_link_loops_end_and_no_image_comes_twice(tmp_path):
     plant(tmp_path, "photos/a/1.jpg", "photos/b/2.jpg")
     photos = tmp_path / "photos"
     (photos / "a" / "up").symlink_to(photos)
