@@ -3,10 +3,9 @@
     python benchmarks/grocery_boxes.py DATA/grocery --weights groceries
     python benchmarks/grocery_boxes.py DATA/grocery --weights groceries --set heat_floor=0.1
 
-``grocery_boxes.csv`` holds the boxes of 120 images of the Grocery Store test split that show one package in a hand
-(drawn with seed 0 from all packages, shelves passed over): what is to be seen of the package, cap included, and what
-fingers cover; marked by eye on a grid, to about 2 % of a side. Nothing was trained or chosen on them unless
-RESULTS.md says so.
+``grocery_boxes.csv`` holds the boxes of 120 images of the Grocery Store test split that show one package in
+a hand (drawn with seed 0 from all packages, shelves passed over): what is to be seen of the package, cap
+included, and what fingers cover; marked by eye on a grid, to about 2 % of a side.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fgvc_cli.cli.options import DataRoot, Device, Stages
-from fgvc_cli.command import Messages
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError, Interrupted
 
 if TYPE_CHECKING:
@@ -163,6 +162,8 @@ def run(options: TrainOptions, *, show_config: bool = False) -> int:
     from fgvc_cli.engine.train import plain_values, resolved_config, train, with_default_model
 
     if show_config:
+        from fgvc_cli.command import Messages
+
         options = with_default_model(options, options.messages or Messages())
         config = resolved_config(plain_values(options, find_world().size))
         print(json.dumps(config.model_dump(), indent=2))

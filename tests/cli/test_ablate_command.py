@@ -102,7 +102,9 @@ def test_the_summary_compares_with_the_reference_on_stdout_and_in_its_file(table
 
 def test_a_row_of_the_table_is_what_train_does_alone(table, tmp_path):
     data, out, _ = table
-    alone = train(data, tmp_path / "alone", "--seed", 1, "--set", "options.smram_map=mean")
+    alone = train(
+        data, tmp_path / "alone", "--recipe", "paper", "--seed", 1, "--set", "options.smram_map=mean"
+    )
     assert alone.exit_code == 0, alone.output
     one, other = (load_file(p / "model.safetensors") for p in (tmp_path / "alone", out / "smram_map=mean-s1"))
     assert all(one[name].equal(other[name]) for name in one) and one.keys() == other.keys()

@@ -31,8 +31,18 @@ from fgvc_cli.models.registry import create_model
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
-# No batch norm and no dropout: what several processes compute is then what one computes.
-COMMON = ["--model", "timm-test_vit", "--no-pretrained", "--input-px", "32", "--workers", "0"]
+# No batch norm, no dropout and no draw per batch: what several processes compute is then what one computes.
+COMMON = [
+    "--model",
+    "timm-test_vit",
+    "--recipe",
+    "paper",
+    "--no-pretrained",
+    "--input-px",
+    "32",
+    "--workers",
+    "0",
+]
 COMMON += ["--device", "cpu"]
 SETS = ["preprocess.resize_px=36", "augment.crop=random", "optim.name=adamw", "optim.freeze_epochs=1"]
 SETS += ["optim.schedule=onecycle", "optim.lr_backbone=0.003", "optim.clip_grad=1", "ema_decay=0.9"]
