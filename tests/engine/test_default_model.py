@@ -22,11 +22,11 @@ def test_without_a_model_an_embedded_one_is_trained_on_and_said(colours, tmp_pat
     assert run(options) == 0
     said = capsys.readouterr().err
     assert (
-        "No --model given: crasmra-mobilenetv2_100, light enough for a CPU, from the embedded groceries"
+        "No --model given: crasmra-tf_efficientnet_lite0, light enough for a CPU, from the embedded groceries"
         in said
     )
     metadata = read_metadata(tmp_path / "run" / "model.safetensors")
-    assert (metadata["model"], metadata["config"]["recipe"]) == ("crasmra-mobilenetv2_100", "strong")
+    assert (metadata["model"], metadata["config"]["recipe"]) == ("crasmra-tf_efficientnet_lite0", "strong")
     assert metadata["config"]["init"].endswith("groceries.safetensors")
 
 
@@ -38,7 +38,7 @@ def test_the_images_that_are_told_are_those_of_the_splits_asked_for(colours, cap
 
 def test_settings_without_a_model_are_those_of_the_one_that_is_taken(colours, capsys):
     assert run(TrainOptions(data=str(colours), device="cpu"), show_config=True) == 0
-    assert json.loads(capsys.readouterr().out)["model"] == "crasmra-mobilenetv2_100"
+    assert json.loads(capsys.readouterr().out)["model"] == "crasmra-tf_efficientnet_lite0"
 
 
 def test_weights_of_an_unknown_model_need_its_name(colours, tmp_path):
