@@ -253,8 +253,10 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
     for number, row in table.rows:
         where = f"{path} {table.row_word} {number}"
         if found.reviewed:
-            row = row | {name: from_cell(_text(row.get(name))) for name in ("path", "label")}
-            found.boxes += bool(_text(row.get("x1")))
+            row = row | {
+                name: from_cell(_text(row.get(name), f"{where}: the {name}")) for name in ("path", "label")
+            }
+            found.boxes += bool(_text(row.get("x1"), f"{where}: x1"))
         image, labels, split = _read_row(row, label_column, where, root)
         # One file, however its path is written: a/../a/x.jpg is a/x.jpg.
         place = os.path.normpath(os.path.join(root, image))
