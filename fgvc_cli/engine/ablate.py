@@ -27,7 +27,7 @@ from fgvc_cli.engine.ablations import Ablation, Cell, find_ablation, table_cells
 from fgvc_cli.engine.distributed import EndedByAnother, find_world
 from fgvc_cli.engine.options import AblateOptions
 from fgvc_cli.engine.run_state import CONFIG, METRICS, choose_run_dir, finished_run, state_path
-from fgvc_cli.engine.train import plain_values, resolved_config
+from fgvc_cli.engine.settings import plain_values, resolved_config
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted
 from fgvc_cli.evaluate.intervals import Interval, mean_and_deviation, paired_interval, verdict
 from fgvc_cli.files import AtomicFile

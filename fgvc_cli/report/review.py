@@ -12,6 +12,7 @@ The page (``page/review.js``) keeps decisions in the browser and offers them as 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import getpass
 import hashlib
@@ -535,9 +536,8 @@ def serve(server: ReviewServer, messages: Messages) -> None:
     """Answer until Ctrl-C."""
     messages.print(f"Review at {server.url} (on this machine; {socket.gethostname()}). Ctrl-C ends.")
     try:
-        server.serve_forever(poll_interval=0.2)
-    except KeyboardInterrupt:
-        pass
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever(poll_interval=0.2)
     finally:
         server.server_close()
         server.reviewed.close()

@@ -20,7 +20,7 @@ from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import known_examples, load_checkpoint, save_checkpoint
 from fgvc_cli.engine.options import TrainOptions
-from fgvc_cli.engine.train import plain_values
+from fgvc_cli.engine.settings import plain_values
 from fgvc_cli.engine.trainer import unread_text
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
