@@ -142,6 +142,13 @@ def test_rates_of_strong_are_those_that_were_measured_with_such_networks(model, 
     assert (optim.lr_backbone, optim.lr_heads, optim.lr_cram) == (backbone, parts, parts)
 
 
+def test_strong_keeps_masks_from_saturating():
+    living = config_of("crasmra-resnet10t", recipe="strong")
+    assert (living.options["mask_norm"], living.options["min_hidden"]) == ("layer", 32)
+    assert living.optim.lr_mask == living.optim.lr_backbone < living.optim.lr_cram
+    assert config_of("timm-resnet10t", recipe="strong").optim.lr_mask is None
+
+
 @pytest.mark.parametrize("model", ["crasmra-resnet10t", "vitms-test_vit", "timm-resnet10t"])
 def test_strong_is_taken_where_no_recipe_is_named_and_the_papers_for_a_table(model):
     assert plain_values(TrainOptions(model))["recipe"] == "strong"

@@ -11,7 +11,7 @@ from predictions import HOSTILE_CLASS, HOSTILE_FILE, block, jpeg, many, several_
 from fgvc_cli.report.page import report, write_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'fgvc[test]'")
-from reader import WAIT_S, Reader, contrast  # noqa: E402 - after importorskip
+from reader import WAIT_S, contrast  # noqa: E402 - after importorskip
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.select import Select  # noqa: E402
@@ -71,15 +71,6 @@ def big_page(tmp_path_factory):
     with path.open("wb") as stream:
         write_page(stream, many(100_000), [], title="big")
     return path
-
-
-@pytest.fixture
-def reader(browser):
-    """Opens pages; at the end, no page may have complained."""
-    reader = Reader(browser)
-    yield reader
-    assert browser.get_log("browser") == []
-    assert browser.execute_script("return window.pwned") is None
 
 
 def test_unsure_come_first_and_hostile_names_are_text(reader, page):

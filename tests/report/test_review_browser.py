@@ -18,7 +18,7 @@ from fgvc_cli.report.page import report, write_page
 from fgvc_cli.report.review import COLUMNS, Reviewed, ReviewServer, image_folder, review_header
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'fgvc[test]'")
-from reader import WAIT_S, Reader  # noqa: E402 - after importorskip
+from reader import WAIT_S  # noqa: E402 - after importorskip
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from test_report_browser import CHROMIUM, DRIVER, FLAGS  # noqa: E402
@@ -49,14 +49,6 @@ def browser(tmp_path_factory, downloads):
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     yield driver
     driver.quit()
-
-
-@pytest.fixture
-def reader(browser):
-    reader = Reader(browser)
-    yield reader
-    assert browser.get_log("browser") == []
-    assert browser.execute_script("return window.pwned") is None
 
 
 @pytest.fixture
