@@ -160,8 +160,9 @@ def _check_folder(run_dir: Path, config: TrainConfig, data_sha256: str) -> None:
     found = stored_config(metadata["config"]) if metadata else _read_config(run_dir)
     differing = _differences(found, config) if found else []
     if differing:
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise FgvcError(
-            f"{run_dir} was started with other settings: {'; '.join(differing[:4])}.",
+            f"{run_dir} was started with other settings: {'; '.join(differing[:4])}{more}.",
             "Give them again, choose another --out, or train the table anew with --overwrite.",
         )
 

@@ -134,7 +134,7 @@ def test_more_seeds_are_added_and_overwrite_begins_anew(copied, started):
     ("arguments", "message"),
     [
         (["--epochs", "2"], "epochs was 1, now 2"),
-        (["--recipe", "strong"], "options.fuse was mean, now weighted"),
+        (["--recipe", "strong"], "options.min_hidden was 1, now 32"),
         (["--set", "optim.lr_cram=0.5"], "optim.lr_cram was 0.006, now 0.5"),
     ],
 )
@@ -142,6 +142,7 @@ def test_other_settings_are_refused_before_anything_is_trained(arguments, messag
     data, out = copied
     result = ablate(data, out, *arguments, seeds="0,1,2")
     assert result.exit_code == 1 and message in result.stderr
+    assert (" more." in result.stderr) == ("strong" in arguments)  # four are named
     assert started["start"] == [] and not (out / "smram_map=phi-s2").exists()
 
 

@@ -41,7 +41,7 @@ def test_the_plain_backbone_is_a_fair_baseline(recipe):
     rows = configs("table3", "crasmra-resnet10t", "options.padding=own", recipe=recipe)
     plain, full = rows["plain-s0"], rows["cram+smram-s0"]
     assert plain.optim.lr_heads == max(full.optim.lr_heads, full.optim.lr_cram)
-    own = plain.optim.model_dump(include={"lr_heads", "lr_cram", "lr_smram"})
+    own = plain.optim.model_dump(include={"lr_heads", "lr_cram", "lr_smram", "lr_mask"})
     equal = {"optim": full.optim.model_copy(update=own), "model": plain.model}
     assert plain == full.model_copy(update=equal | {"options": plain.options})
     assert set(plain.options) <= {"padding", "drop_path"} and plain.options["padding"] == "own"
