@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fgvc_cli.cli.options import BatchSize, Cascade, DataRoot, Device, Stages, Weights, Workers
+from fgvc_cli.cli.options import (
+    BatchSize,
+    Cascade,
+    DataRoot,
+    Device,
+    Index,
+    IndexBy,
+    Stages,
+    Weights,
+    Workers,
+)
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, counted
 
 if TYPE_CHECKING:
@@ -36,6 +46,8 @@ def evaluate(
         str | None,
         typer.Option(help="Second model, as --weights: compared on the same images."),
     ] = None,
+    index: Index = None,
+    by: IndexBy = None,
     out: Annotated[
         Path | None,
         typer.Option(help="New folder for tables (per class, confusion, predictions) and pictures."),
@@ -77,6 +89,8 @@ def evaluate(
         data_root=data_root,
         split=split,
         against=against,
+        index=index,
+        by=by,
         out=out,
         overwrite=overwrite,
         batch_size=batch_size,
@@ -179,6 +193,11 @@ def _p_text(value: float) -> str:
 def _calibration_lines(document: dict[str, Any]) -> list[str]:
     """The temperature, where it comes from, and what is to be known to read the calibrated figures."""
     calibration: dict[str, Any] | None = document["calibration"]
+    if index := document.get("index"):
+        return [
+            f"  classes of an index of {counted(index['images'], 'image')}, by {index['by']}; temperature "
+            f"{index['temperature']:.3f}, chosen on it by leave-one-out"
+        ]
     if not calibration:
         return ["  temperature: none in this checkpoint, prob is as the model gives it"]
     split, images = calibration["fitted_on"], calibration["fitted_images"]

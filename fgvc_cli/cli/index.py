@@ -20,10 +20,16 @@ def index(
         Literal["train", "val", "test", "all"] | None,
         typer.Option(help="train, val, test or all. Default: train; all of a set without one."),
     ] = None,
+    add: Annotated[
+        str | None,
+        typer.Option(
+            help="Add the images of this labelled folder or CSV, of known and of new classes, to the index."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File to write. Default: model.index.h5 beside model.safetensors, NAME.index.h5 here for an "
+            help="File to write, or with --add to extend. Default: model.index.h5 beside model.safetensors, NAME.index.h5 here for an "
             "embedded model."
         ),
     ] = None,
@@ -33,7 +39,11 @@ def index(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> int:
-    """Store the embeddings of the training images, for fgvc explain --nearest to compare with."""
+    """Store the embeddings of the training images, to compare with: fgvc explain --nearest, predict --index.
+
+    --add brings classes that the model was not trained on, from a few images each and without training;
+    fgvc predict --index tells them from the known ones. An image that is in the index already is replaced.
+    """
     from fgvc_cli.cli.progress import ConsoleMessages, spare_cores
     from fgvc_cli.retrieval.index_file import IndexOptions
 
@@ -44,6 +54,7 @@ def index(
         dataset=dataset,
         data_root=data_root,
         split=split,
+        add=add,
         out=out,
         overwrite=overwrite,
         batch_size=batch_size,

@@ -47,6 +47,14 @@ Cascade = Annotated[
         help="Multi-stage ViT: images this certain after a stage go through no further one, e.g. 0.9.",
     ),
 ]
+Index = Annotated[
+    Path | None,
+    typer.Option(help="Take the classes of this index (fgvc index) in place of the model's."),
+]
+IndexBy = Annotated[
+    Literal["neighbours", "means"] | None,
+    typer.Option(help="With --index: each class by its nearest image (the default) or by its mean."),
+]
 Outs = Annotated[
     list[Path] | None,
     typer.Option(
@@ -74,6 +82,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--data-root",
         "--split-by",
         "--split",
+        "--add",
         "--images",
         "--labels",
         "--only",
@@ -117,6 +126,9 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--pretrained",
         "--stages",
         "--cascade",
+        "predict --index",
+        "eval --index",
+        "--by",
         "--calibrate",
         "eval --against",
         "--input-px",
@@ -167,6 +179,9 @@ VALUE_NAMES = {
     "--per-file": "FILE",
     "--raw": "KIND",
     "--calibrate": "FILE",
+    "--add": "DATA",
+    "--index": "FILE",
+    "--by": "HOW",
     "--labels": "PATH",
     "--only": "FILE",
     "--reviewed": "FILE",
@@ -215,7 +230,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "index": (
         "fgvc index --weights runs/birds",
-        "fgvc index --weights groceries --data known_images/ --split all",
+        "fgvc index --weights runs/birds --add new_species/",
     ),
     "explain": (
         "fgvc explain bird.jpg --weights runs/birds",

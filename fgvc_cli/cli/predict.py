@@ -19,6 +19,8 @@ from fgvc_cli.cli.options import (
     CropsDir,
     Device,
     Embeddings,
+    Index,
+    IndexBy,
     Logits,
     Maps,
     MapsDir,
@@ -52,6 +54,8 @@ def predict(
         ),
     ],
     weights: Weights = None,
+    index: Index = None,
+    by: IndexBy = None,
     out: Outs = None,
     top_k: Annotated[int, typer.Option(min=1, help="Predictions per image.")] = 5,
     batch_size: Annotated[
@@ -126,6 +130,9 @@ def predict(
 ) -> int:
     """Classify images: one row each, with the object's box; a file that cannot be read says why.
 
+    With --index, the classes are those of an index of images (fgvc index), to which fgvc index --add brings
+    new ones without training: the class of the nearest image, or with --by means the nearest class mean.
+
     Interrupted runs resume with the same command. Exit code 0: every row is ok; 3: finished,
     but some images failed; 130: interrupted.
     """
@@ -134,6 +141,8 @@ def predict(
     options = PredictOptions(
         sources=tuple(sources),
         weights=weights,
+        index=index,
+        by=by,
         out=tuple(out or ()),
         top_k=top_k,
         batch_size=None if batch_size is None else parse_batch_size(batch_size),

@@ -35,6 +35,7 @@ from fgvc_cli.engine.device import (
     keep_freed_memory,
     pick_device,
 )
+from fgvc_cli.engine.index_classes import classify_by_index
 from fgvc_cli.engine.options import EvalOptions
 from fgvc_cli.engine.weights import default_notice, open_weights, read_manifest, resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
@@ -119,6 +120,8 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
         messages.note(default_notice())
     checkpoint = open_weights(options.weights, options=_stage_options(options))
     _check_labels(options, checkpoint.multi_label)
+    if options.index is not None:
+        checkpoint = classify_by_index(checkpoint, options.index, options.by or "neighbours", messages.note)
     other = open_weights(options.against) if options.against is not None else None
     device = pick_device(options.device)
     precision = fixed_precision(options.amp, device)
@@ -161,6 +164,8 @@ def _check(options: EvalOptions) -> None:
     """
     if options.overwrite and options.out is None and options.calibrate is None:
         raise FgvcError("--overwrite is for --out and --calibrate.", "Leave it out.", EXIT_USAGE)
+    if options.by and options.index is None:
+        raise FgvcError("--by says how an index is used.", "Add --index FILE", EXIT_USAGE)
     if options.out is not None:
         check_folder(options.out, overwrite=options.overwrite, replaceable=REPORT_FILES)
     if options.calibrate is not None:
@@ -192,7 +197,7 @@ def _check_calibrate(options: EvalOptions) -> None:
         "--cascade": options.cascade,
         "--against": options.against,
     }
-    extra |= {"--out": options.out}
+    extra |= {"--out": options.out, "--index": options.index}
     given = [name for name, value in extra.items() if value is not None]
     if given:
         raise FgvcError(f"--calibrate does not go with {given[0]}.", f"Leave {given[0]} out.", EXIT_USAGE)
@@ -334,6 +339,7 @@ def _document(
         "intervals": measured.result.intervals(),
         "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},
         "calibration": calibration,
+        "index": checkpoint.metadata.get("index"),
         "localisation": located,
         "against": None,
         "failures": measured.result.failures,

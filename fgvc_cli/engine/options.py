@@ -68,6 +68,10 @@ class EvalOptions:
     """Which images."""
     against: str | None = None
     """Second model, as ``weights``: compared on the same images."""
+    index: Path | None = None
+    """File of ``fgvc index``: its classes in place of the model's, as in prediction."""
+    by: Literal["neighbours", "means"] | None = None
+    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``neighbours``."""
     out: Path | None = None
     """New folder for tables and pictures."""
     overwrite: bool = False

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 from torch import nn
@@ -23,7 +23,9 @@ from torch import nn
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.loaders import usable_cpus, worker_count
+from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
+from fgvc_cli.engine.index_classes import By, classify_by_index
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.rows import UNSURE, Block, Extra, Row, RunInfo
 from fgvc_cli.predict.decoding import (
@@ -213,6 +215,9 @@ class Predictor:
         fast_decode: decode large JPEGs at a fraction of their size. Sizes and boxes stay those of the
             image, crops come from the smaller copy, predictions change a little.
         crop_box: what crops show instead of the object box, such as ``crops.surroundings``.
+        index: file of ``fgvc index``, made with these weights: its classes, in place of the model's.
+        by: what stands for a class of the index: its nearest image (``neighbours``) or the mean of all
+            (``means``).
         read: path -> image or failure, in place of ``read_image``, called from threads.
         expected: how many images are to come, where that is known: fewer than ``PROBE_IMAGES`` take less time
             than to find out which precision is the faster one.
@@ -241,6 +246,8 @@ class Predictor:
         compile: bool = False,
         fast_decode: bool = False,
         crop_box: CropBox | None = None,
+        index: str | Path | None = None,
+        by: By = "neighbours",
         read: Read | None = None,
         expected: int | None = None,
         on_event: Callable[[str], None] | None = None,
@@ -248,7 +255,10 @@ class Predictor:
         workers = worker_count(workers)
         wanted = _check(batch_size, workers, top_k, min_prob, extras)
         self.device = pick_device(device)
+        self._tell = on_event or (lambda text: None)
         trained = _open(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        if index is not None:
+            trained = classify_by_index(cast(Checkpoint, trained), index, by, self._tell)
         temperature = float(getattr(trained, "temperature", 1.0))
         settings = {
             "options": _options(trained.model),
@@ -261,6 +271,8 @@ class Predictor:
         }
         if getattr(trained, "multi_label", False):
             settings["multi_label"] = True
+        if index is not None:
+            settings["index"] = trained.metadata["index"]  # type: ignore[attr-defined]
         self.info = RunInfo(
             model=trained.name,
             weights_sha256=trained.sha256,
@@ -271,7 +283,6 @@ class Predictor:
             extras=wanted,
             settings=settings,
         )
-        self._tell = on_event or (lambda text: None)
         self._crop_box = crop_box or (lambda box, size: box)
         self._read = None if read is read_image else read
         self._workers = workers

@@ -58,6 +58,10 @@ class PredictOptions:
     list in a file, or - for one on stdin."""
     weights: str | None = None
     """Checkpoint, folder of a training, or an embedded model; None: the default one."""
+    index: Path | None = None
+    """File of ``fgvc index``: its classes, known and added ones, in place of the model's."""
+    by: Literal["neighbours", "means"] | None = None
+    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``neighbours``."""
     out: Paths = ()
     """Files to write: .csv, .jsonl, .h5 or .parquet; the first names OUT.partial, where an interrupted run
     waits.
@@ -144,6 +148,8 @@ class PredictOptions:
             raise FgvcError("--retry-failed works in one piece.", f"Leave {pieces} away.", EXIT_USAGE)
         if self.retry_failed and self.restart:
             raise FgvcError("--restart discards what --retry-failed repairs.", "Choose one.", EXIT_USAGE)
+        if self.by and self.index is None:
+            raise FgvcError("--by says how an index is used.", "Add --index FILE", EXIT_USAGE)
         if self.devices and STDIN in self.sources:
             message = "--devices cannot share the list on stdin among its processes."
             raise FgvcError(message, "Write the list to a file: fgvc predict @list.txt", EXIT_USAGE)
@@ -418,7 +424,11 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
     if options.weights is None:
         progress.note(default_notice())
     device = _device(options.device)
-    checkpoint = open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade})
+    looks = {"stages": options.stages, "cascade": options.cascade}
+    checkpoint = open_weights(options.weights, options=looks)
+    if options.index and hasattr(checkpoint.model.config, "cascade") and not any(looks.values()):
+        # The embedding is of a multi-stage ViT's first stage: the others would be run for their boxes alone.
+        checkpoint = open_weights(options.weights, options={"stages": "main"})
     if options.raw:
         checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
     predictor = Predictor(
@@ -432,6 +442,8 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         amp=_amp(options, device, shard),
         compile=options.compile,
         fast_decode=options.fast_decode,
+        index=options.index,
+        by=options.by or "neighbours",
         expected=count_named(options.sources),
         on_event=progress.note,
     )
