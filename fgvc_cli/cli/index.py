@@ -29,8 +29,8 @@ def index(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File to write, or with --add to extend. Default: model.index.h5 beside model.safetensors, NAME.index.h5 here for an "
-            "embedded model."
+            help="File to write, or with --add to extend. Default: model.index.h5 beside model.safetensors, "
+            "NAME.index.h5 here for an embedded model."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,

@@ -35,7 +35,7 @@ METRIC = "cosine"
 
 By = Literal["neighbours", "means"]
 SHARPNESS = 20.0
-"""Cosines are a narrow scale: temperatures are fitted to so many times their softmax, 1/20 being the start."""
+"""Cosines are a narrow scale: what is fitted is the temperature of the softmax of so many times these."""
 QUERIES = 2000
 """Images of a large index, evenly spread, by which its temperature is chosen."""
 CHUNK_ROWS = 8192
@@ -194,7 +194,9 @@ def store_temperatures(file: h5py.File) -> None:
     """Choose the temperatures of an index that is being written, where its images have one label each."""
     labels = file["class_index"][:]
     if not (labels[:, 1:] >= 0).any() and (labels[:, 0] >= 0).all():
-        known = KnownImages(file["embedding"][:], labels[:, 0].astype(np.int64), len(file.attrs["class_names"]))
+        known = KnownImages(
+            file["embedding"][:], labels[:, 0].astype(np.int64), len(file.attrs["class_names"])
+        )
         for by in get_args(By):
             file.attrs[f"temperature_{by}"] = known.temperature(by)
 
@@ -262,7 +264,7 @@ def classify_by_index(
     if empty:
         tell(
             f"{len(empty):,} of the {len(classes):,} classes have no image in {path.name} and are never "
-            f"told: {first_names(empty)}."
+            f"predicted: {first_names(empty)}."
         )
     about = {"sha256": file_sha256(path), "by": by, "temperature": temperature, "images": len(known.labels)}
     metadata = {name: value for name, value in checkpoint.metadata.items() if name != "calibration"}

@@ -68,10 +68,6 @@ class EvalOptions:
     """Which images."""
     against: str | None = None
     """Second model, as ``weights``: compared on the same images."""
-    index: Path | None = None
-    """File of ``fgvc index``: its classes in place of the model's, as in prediction."""
-    by: Literal["neighbours", "means"] | None = None
-    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``neighbours``."""
     out: Path | None = None
     """New folder for tables and pictures."""
     overwrite: bool = False
@@ -90,6 +86,10 @@ class EvalOptions:
     """Of a multi-stage ViT: images this sure after a stage take no further one; None: as trained."""
     calibrate: Path | None = None
     """With the val split: fit the temperature, and write the model with it to this new file."""
+    index: Path | None = None
+    """File of ``fgvc index``: its classes in place of the model's, as in prediction."""
+    by: Literal["neighbours", "means"] | None = None
+    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``neighbours``."""
     quiet: bool = False
     """Say nothing but warnings."""
     messages: Messages | None = None

@@ -12,9 +12,9 @@ image with most of them (1 but for multi-label data).
                  about the object with room round it, since what tells look-alikes apart is small in the whole
                  image and may lie just outside the box
 
-Root attributes: ``format``, ``schema_version``, ``metric`` (cosine), ``dataset``, ``split``, ``added`` (JSON: what
-came later), ``temperature_neighbours`` and ``temperature_means`` (see ``engine.index_classes``), and those of a file
-of predictions, ``weights_sha256``, ``class_names``, ``preprocessing`` and ``fgvc_version`` among them.
+Root attributes: ``format``, ``schema_version``, ``metric`` (cosine), ``dataset``, ``split``, ``added`` (JSON:
+what came later), ``temperature_neighbours``, ``temperature_means`` (see ``engine.index_classes``), and those of a
+file of predictions, ``weights_sha256``, ``class_names``, ``preprocessing`` and ``fgvc_version`` among them.
 Embeddings are not compressed: gzip takes 20 % off them, and every search reads them all.
 """
 
@@ -325,8 +325,6 @@ class IndexOptions:
     """Folder that holds known sets; None: the environment's ``FGVC_DATA``."""
     split: Literal["train", "val", "test", "all"] | None = None
     """None: train, or all of a set without one."""
-    add: str | None = None
-    """Labelled folder or CSV whose images, of known and of new classes, come into the index ``out``."""
     out: Path | None = None
     """File to write, or with ``add`` to extend; None: see ``default_index``."""
     overwrite: bool = False
@@ -337,6 +335,8 @@ class IndexOptions:
     """Parallel readers of images."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    add: str | None = None
+    """Labelled folder or CSV whose images, of known and of new classes, come into the index ``out``."""
     quiet: bool = False
     """Say nothing but errors."""
     messages: Messages | None = None

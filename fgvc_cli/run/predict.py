@@ -58,10 +58,6 @@ class PredictOptions:
     list in a file, or - for one on stdin."""
     weights: str | None = None
     """Checkpoint, folder of a training, or an embedded model; None: the default one."""
-    index: Path | None = None
-    """File of ``fgvc index``: its classes, known and added ones, in place of the model's."""
-    by: Literal["neighbours", "means"] | None = None
-    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``neighbours``."""
     out: Paths = ()
     """Files to write: .csv, .jsonl, .h5 or .parquet; the first names OUT.partial, where an interrupted run
     waits.
@@ -124,6 +120,10 @@ class PredictOptions:
     """``all`` or a number: a row per frame or page of a file, or of its first so many."""
     every: str | None = None
     """Read videos, a row per 1s, 500ms, 2min, ..."""
+    index: Path | None = None
+    """File of ``fgvc index``: its classes, known and added ones, in place of the model's."""
+    by: Literal["neighbours", "means"] | None = None
+    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``neighbours``."""
     quiet: bool = False
     """Say nothing but errors."""
     messages: Messages | None = None
