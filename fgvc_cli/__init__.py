@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fgvc_cli.predict.predictor import Predictor as Predictor
     from fgvc_cli.report.page import report as report
     from fgvc_cli.report.select import select as select
+    from fgvc_cli.report.wrong_labels import wrong_labels as wrong_labels
     from fgvc_cli.retrieval.index_file import index as index
     from fgvc_cli.run.merge import merge as merge
     from fgvc_cli.run.predict import predict_folder as predict_folder
@@ -40,6 +41,7 @@ __all__ = [
     "report",
     "select",
     "train",
+    "wrong_labels",
 ]
 
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -54,6 +56,11 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "index": ("fgvc_cli.retrieval.index_file", "index", "fgvc_cli.retrieval.index_file.IndexOptions"),
     "report": ("fgvc_cli.report.page", "report", "fgvc_cli.report.page.ReportOptions"),
     "select": ("fgvc_cli.report.select", "select", "fgvc_cli.report.select.SelectOptions"),
+    "wrong_labels": (
+        "fgvc_cli.report.wrong_labels",
+        "wrong_labels",
+        "fgvc_cli.report.wrong_labels.WrongLabelOptions",
+    ),
     "merge": ("fgvc_cli.run.merge", "merge", "fgvc_cli.run.merge.MergeOptions"),
     "predict_folder": ("fgvc_cli.run.predict", "predict_folder", "fgvc_cli.run.predict.PredictOptions"),
 }

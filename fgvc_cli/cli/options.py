@@ -145,7 +145,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
     "Selection": ("--count", "--doubt", "--pool"),
-    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes"),
+    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes", "--folds", "--suspects"),
     "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
     "Speed": (
         "--device",
@@ -182,6 +182,8 @@ VALUE_NAMES = {
     "--add": "DATA",
     "--index": "FILE",
     "--by": "HOW",
+    "--suspects": "FILE",
+    "--folds": "N",
     "--labels": "PATH",
     "--only": "FILE",
     "--reviewed": "FILE",
@@ -270,7 +272,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "datasets check": (
         "fgvc datasets check my_classes/",
-        "fgvc datasets check labels.csv --out findings.csv",
+        "fgvc datasets check labels.csv --weights runs/birds --suspects suspects.csv",
     ),
     "datasets make": (
         "fgvc datasets make aviary birds",

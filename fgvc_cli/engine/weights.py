@@ -128,6 +128,14 @@ def open_weights(
     return checkpoint
 
 
+def open_main_stage(weights: Path | str | None = None) -> Checkpoint:
+    """The checkpoint; a multi-stage ViT stops after the first stage, which its embedding is of."""
+    checkpoint = open_weights(weights)
+    if not hasattr(checkpoint.model.config, "cascade"):
+        return checkpoint
+    return open_weights(weights, options={"cascade": 0.0})
+
+
 def default_notice() -> str:
     """What to tell a user who named no weights: which model serves, what it knows, how to train one's own."""
     manifest = read_manifest()

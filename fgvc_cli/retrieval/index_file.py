@@ -13,8 +13,8 @@ image with most of them (1 but for multi-label data).
                  image and may lie just outside the box
 
 Root attributes: ``format``, ``schema_version``, ``metric`` (cosine), ``dataset``, ``split``, ``added`` (JSON:
-what came later), ``temperature_neighbours``, ``temperature_means`` (see ``engine.index_classes``), and those of a
-file of predictions, ``weights_sha256``, ``class_names``, ``preprocessing`` and ``fgvc_version`` among them.
+what came later), ``temperature_neighbours``, ``temperature_means`` (``engine.index_classes``), and those of a
+file of predictions, ``weights_sha256``, ``class_names``, ``preprocessing``, ``fgvc_version`` among them.
 Embeddings are not compressed: gzip takes 20 % off them, and every search reads them all.
 """
 
@@ -36,7 +36,7 @@ from pydantic import Field
 from fgvc_cli.command import Messages, command, options
 from fgvc_cli.data.listing import Example, LabelledSet, first_names
 from fgvc_cli.data.names import same_form
-from fgvc_cli.engine.checkpoint import Checkpoint, choose_data, given_data, known_examples
+from fgvc_cli.engine.checkpoint import choose_data, given_data, known_examples
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.index_classes import (
     FORMAT,
@@ -46,7 +46,7 @@ from fgvc_cli.engine.index_classes import (
     store_temperatures,
     unit,
 )
-from fgvc_cli.engine.weights import default_notice, open_weights, resolve_weights
+from fgvc_cli.engine.weights import default_notice, open_main_stage, resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.files import AtomicFile, check_writable
 from fgvc_cli.formats.h5 import H5Rows, ragged, root_attributes
@@ -372,7 +372,7 @@ def index(options: IndexOptions) -> Indexed:
     if options.weights is None:
         messages.note(default_notice())
     keep_freed_memory()
-    checkpoint = _open_main_stage(options.weights)
+    checkpoint = open_main_stage(options.weights)
     if options.add:
         labelled = given_data(checkpoint, options.add, None, None)
     else:
@@ -418,11 +418,3 @@ def default_index(weights: str | None) -> Path:
     """
     path, entry = resolve_weights(weights)
     return index_path(Path(path.name) if entry else path)
-
-
-def _open_main_stage(weights: str | None) -> Checkpoint:
-    """The checkpoint; a multi-stage ViT stops after the first stage, which its embedding is of."""
-    checkpoint = open_weights(weights)
-    if not hasattr(checkpoint.model.config, "cascade"):
-        return checkpoint
-    return open_weights(weights, options={"cascade": 0.0})
