@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fgvc_cli.engine.ablate import ablate as ablate
     from fgvc_cli.engine.evaluate import evaluate as evaluate
     from fgvc_cli.engine.export import export as export
+    from fgvc_cli.engine.hub import push as push
     from fgvc_cli.engine.train import train as train
     from fgvc_cli.engine.weights import open_weights as load_checkpoint
     from fgvc_cli.explain.run import explain as explain
@@ -38,6 +39,7 @@ __all__ = [
     "load_checkpoint",
     "merge",
     "predict_folder",
+    "push",
     "report",
     "select",
     "train",
@@ -52,6 +54,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "train": ("fgvc_cli.engine.train", "train", "fgvc_cli.engine.options.TrainOptions"),
     "evaluate": ("fgvc_cli.engine.evaluate", "evaluate", "fgvc_cli.engine.options.EvalOptions"),
     "explain": ("fgvc_cli.explain.run", "explain", "fgvc_cli.explain.options.ExplainOptions"),
+    "push": ("fgvc_cli.engine.hub", "push", "fgvc_cli.engine.hub.PushOptions"),
     "export": ("fgvc_cli.engine.export", "export", "fgvc_cli.engine.options.ExportOptions"),
     "index": ("fgvc_cli.retrieval.index_file", "index", "fgvc_cli.retrieval.index_file.IndexOptions"),
     "report": ("fgvc_cli.report.page", "report", "fgvc_cli.report.page.ReportOptions"),

@@ -29,7 +29,8 @@ Weights = Annotated[
     typer.Option(
         metavar="MODEL",
         autocompletion=_embedded_models,
-        help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them).",
+        help="model.safetensors or folder of a training, an embedded model (fgvc models lists them), or "
+        "hf-hub:owner/name of the Hugging Face hub, with @revision if need be.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -98,6 +99,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Output": (
         "--out",
         "--overwrite",
+        "--dry-run",
         "--top-k",
         "--min-prob",
         "--maps",
@@ -124,6 +126,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--weights",
         "--init",
         "--pretrained",
+        "--license",
+        "--private",
         "--stages",
         "--cascade",
         "predict --index",
@@ -180,6 +184,7 @@ VALUE_NAMES = {
     "--raw": "KIND",
     "--calibrate": "FILE",
     "--add": "DATA",
+    "--license": "NAME",
     "--index": "FILE",
     "--by": "HOW",
     "--suspects": "FILE",
@@ -249,6 +254,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": (
         "fgvc export --weights groceries --out model.onnx",
         "fgvc export --weights runs/birds --out model.pt2 --check photos/",
+    ),
+    "push": (
+        "fgvc push runs/birds owner/birds --license cc-by-4.0",
+        "fgvc push runs/birds owner/birds --license mit --dry-run --out card",
     ),
     "models": (
         "fgvc models",

@@ -46,7 +46,7 @@ from fgvc_cli.engine.index_classes import (
     store_temperatures,
     unit,
 )
-from fgvc_cli.engine.weights import default_notice, open_main_stage, resolve_weights
+from fgvc_cli.engine.weights import HUB, default_notice, open_main_stage, resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.files import AtomicFile, check_writable
 from fgvc_cli.formats.h5 import H5Rows, ragged, root_attributes
@@ -414,7 +414,10 @@ def index(options: IndexOptions) -> Indexed:
 def default_index(weights: str | None) -> Path:
     """Where the index of ``--weights`` lies where nobody says otherwise.
 
-    Beside the checkpoint; of an embedded model in the current folder, since its own is the installation's.
+    Beside the checkpoint; in the current folder for an embedded model or one of the hub, whose own folders
+    are the installation's and the cache.
     """
+    if weights and weights.startswith(HUB):
+        return index_path(Path(weights.partition("@")[0].rpartition("/")[2] + ".safetensors"))
     path, entry = resolve_weights(weights)
     return index_path(Path(path.name) if entry else path)
