@@ -98,8 +98,10 @@ def fetch_weights(name: str, option: str = "--weights") -> Path:
         )
     try:
         with offline_at_once():
-            about = {"library_name": "fgvc", "library_version": __version__}
-            return Path(hf_hub_download(repo, MODEL_FILE, revision=revision or None, **about))
+            file = hf_hub_download(
+                repo, MODEL_FILE, revision=revision or None, library_name="fgvc", library_version=__version__
+            )
+            return Path(file)
     except errors.RepositoryNotFoundError as error:
         raise FgvcError(f"The hub has no model {repo}, or it is private or gated.", LOGIN) from error
     except errors.RevisionNotFoundError as error:
