@@ -47,12 +47,15 @@ def imagenet(weights: Path, px: int) -> Checkpoint:
     return Checkpoint(model.for_inference(), "timm-tf_efficientnet_lite0", ("a", "b"), preprocess, "0" * 64)
 
 
-def answer(checkpoint: Checkpoint, root: Path, paths: list[str], extra: str) -> np.ndarray:
-    """Embeddings of length 1, or probabilities, of all images."""
-    predictor = Predictor(checkpoint, device="cpu", batch_size=32, workers=0, top_k=1, extras=(extra,))
+def answer(checkpoint: Checkpoint, root: Path, paths: list[str]) -> dict[str, np.ndarray]:
+    """Embeddings of length 1 and probabilities of all images."""
+    extras = ("embedding", "logits")
+    predictor = Predictor(checkpoint, device="cpu", batch_size=32, workers=0, top_k=1, extras=extras)
     with closing(predictor.blocks(Found(root / path, path) for path in paths)) as blocks:
-        values = np.concatenate([getattr(block, extra) for block in blocks])
-    return values / np.linalg.norm(values, axis=1, keepdims=True) if extra == "embedding" else np.exp(values)
+        pairs = [(block.embedding, block.logits) for block in blocks]
+    embedding, logits = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    return {"embedding": embedding, "probs": np.exp(logits)}
 
 
 def flip(labels: np.ndarray, coarse: np.ndarray, alike: bool, seed: int) -> np.ndarray:
@@ -74,7 +77,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--px", type=int, default=112)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--features", type=Path, help="keep what the models say here, .npz")
+    parser.add_argument("--features", type=Path, help="embeddings that new_classes.py --features kept, .npz")
     given = parser.parse_args()
     torch.set_num_threads(1)
     paths, labels, coarse = read_split(given.grocery, "train")
@@ -82,34 +85,34 @@ def main() -> None:
     names = {name: i for i, name in enumerate(groceries.classes)}
     header = (given.grocery / "classes.csv").read_text().splitlines()[1:]
     places = [names[line.split(",")[0]] for line in sorted(header, key=lambda line: int(line.split(",")[1]))]
-    if given.features and given.features.exists():
-        judges = dict(np.load(given.features))
-    else:
-        judges = {
-            "ImageNet, probe": answer(imagenet(given.weights, given.px), given.grocery, paths, "embedding"),
-            "groceries, own": answer(groceries, given.grocery, paths, "logits")[:, places],
-            "groceries, probe": answer(groceries, given.grocery, paths, "embedding"),
-        }
-        if given.features:
-            np.savez(given.features, **judges)
     figures = {}
-    for judge, values in judges.items():
+
+    def measure(judge: str, values: np.ndarray, own: bool) -> None:
         for alike in (False, True):
             scores = []
             for seed in range(given.seeds):
                 wrong = flip(labels, coarse, alike, seed)
-                own = "own" in judge
                 probs = values if own else out_of_fold(values, wrong, np.arange(len(wrong)), FOLDS)
                 ranked, _ = rank_labels(probs, wrong)
                 hits = (wrong != labels)[ranked]
                 count = int((wrong != labels).sum())
                 first = hits[:FIRST].mean()
                 scores.append([first, hits[:FIRST].sum() / count, hits.sum() / count, len(ranked)])
-            figures[f"{judge}, {'look-alikes' if alike else 'any class'}"] = scores
+            kind = "a look-alike" if alike else "any"
+            figures[f"{judge}, {kind}"] = scores
             mean, sd = np.mean(scores, axis=0), np.std(scores, axis=0, ddof=1)
             cells = [f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in zip(mean[:3], sd[:3], strict=True)]
-            kind = "a look-alike" if alike else "any"
             print(f"| {judge} | {kind} | {' | '.join(cells)} | {mean[3]:.0f} |", flush=True)
+
+    if given.features and given.features.exists():
+        net = np.load(given.features)["train_x"].astype(np.float64)
+        net /= np.linalg.norm(net, axis=1, keepdims=True)
+    else:
+        net = answer(imagenet(given.weights, given.px), given.grocery, paths)["embedding"]
+    measure("ImageNet, probe", net, own=False)
+    found = answer(groceries, given.grocery, paths)
+    measure("`groceries`, probe", found["embedding"], own=False)
+    measure("`groceries`, its own (`--folds 0`)", found["probs"][:, places], own=True)
     print(json.dumps(figures))
 
 

@@ -54,7 +54,9 @@ Index = Annotated[
 ]
 IndexBy = Annotated[
     Literal["neighbours", "means"] | None,
-    typer.Option(help="With --index: each class by its nearest image (the default) or by its mean."),
+    typer.Option(
+        help="With --index: each class by the mean of its images (the default) or by its nearest one."
+    ),
 ]
 Outs = Annotated[
     list[Path] | None,

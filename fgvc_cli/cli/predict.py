@@ -131,7 +131,8 @@ def predict(
     """Classify images: one row each, with the object's box; a file that cannot be read says why.
 
     With --index, the classes are those of an index of images (fgvc index), to which fgvc index --add brings
-    new ones without training: the class of the nearest image, or with --by means the nearest class mean.
+    new ones without training: the class whose mean is nearest, or with --by neighbours that of the nearest
+    image.
 
     Interrupted runs resume with the same command. Exit code 0: every row is ok; 3: finished,
     but some images failed; 130: interrupted.

@@ -121,7 +121,7 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
     checkpoint = open_weights(options.weights, options=_stage_options(options))
     _check_labels(options, checkpoint.multi_label)
     if options.index is not None:
-        checkpoint = classify_by_index(checkpoint, options.index, options.by or "neighbours", messages.note)
+        checkpoint = classify_by_index(checkpoint, options.index, options.by or "means", messages.note)
     other = open_weights(options.against) if options.against is not None else None
     device = pick_device(options.device)
     precision = fixed_precision(options.amp, device)

@@ -229,7 +229,7 @@ class IndexModel(nn.Module):
 def classify_by_index(
     checkpoint: Checkpoint,
     path: Path | str,
-    by: By = "neighbours",
+    by: By = "means",
     tell: Callable[[str], None] = lambda text: None,
 ) -> Checkpoint:
     """The checkpoint with the classes of an index in place of its own.

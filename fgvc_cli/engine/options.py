@@ -89,7 +89,7 @@ class EvalOptions:
     index: Path | None = None
     """File of ``fgvc index``: its classes in place of the model's, as in prediction."""
     by: Literal["neighbours", "means"] | None = None
-    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``neighbours``."""
+    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``means``."""
     quiet: bool = False
     """Say nothing but warnings."""
     messages: Messages | None = None

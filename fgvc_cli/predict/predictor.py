@@ -247,7 +247,7 @@ class Predictor:
         fast_decode: bool = False,
         crop_box: CropBox | None = None,
         index: str | Path | None = None,
-        by: By = "neighbours",
+        by: By = "means",
         read: Read | None = None,
         expected: int | None = None,
         on_event: Callable[[str], None] | None = None,

@@ -123,7 +123,7 @@ class PredictOptions:
     index: Path | None = None
     """File of ``fgvc index``: its classes, known and added ones, in place of the model's."""
     by: Literal["neighbours", "means"] | None = None
-    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``neighbours``."""
+    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``means``."""
     quiet: bool = False
     """Say nothing but errors."""
     messages: Messages | None = None
@@ -443,7 +443,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         compile=options.compile,
         fast_decode=options.fast_decode,
         index=options.index,
-        by=options.by or "neighbours",
+        by=options.by or "means",
         expected=count_named(options.sources),
         on_event=progress.note,
     )

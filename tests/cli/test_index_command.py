@@ -262,10 +262,10 @@ def test_a_new_class_comes_from_a_folder_without_training(extended, tmp_path):
         "eval", "--weights", weights, "--index", index, "--data", tmp_path / "unseen", "--device", "cpu"
     )
     assert result.exit_code == 0 and "top1                   100.00 %" in result.stdout
-    assert "an index of 26 images, by neighbours" in result.stdout
+    assert "an index of 26 images, by means" in result.stdout
     rows = list(fgvc_cli.Predictor(weights, index=index, device="cpu", workers=0).predict(unseen))
     assert [row.labels[0] for row in rows] == ["yellow"] * 4
-    result = fgvc_cli.predict_folder(unseen, weights, index=index, by="means", device="cpu")
+    result = fgvc_cli.predict_folder(unseen, weights, index=index, by="neighbours", device="cpu")
     assert [row.labels[0] for row in result.rows] == ["yellow"] * 4
 
 
@@ -361,7 +361,8 @@ def test_a_multi_stage_model_stops_where_its_index_does(colours, tmp_path, monke
     weights = save(tmp_path / "run" / "model.safetensors", colours, name="vitms-test_vit", encoder_px=32)
     assert fgvc("index", "--weights", weights, *CPU).exit_code == 0
     index = weights.parent / "model.index.h5"
-    result = fgvc("predict", colours, "--weights", weights, "--index", index, "--out", "a.h5", *CPU)
+    how = ("--index", index, "--by", "neighbours")
+    result = fgvc("predict", colours, "--weights", weights, *how, "--out", "a.h5", *CPU)
     assert result.exit_code == 0, result.output
     with h5py.File("a.h5") as file:
         assert "parts" not in file and np.isfinite(file["box"][:]).all()
