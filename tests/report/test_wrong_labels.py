@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -76,6 +77,9 @@ def test_the_flipped_labels_are_found_written_and_looked_at(weights, flipped, tm
     quality = [float(row["label_quality"]) for row in rows]
     assert quality == sorted(quality) and quality[-1] < 0.5
     assert fgvc(*command, "--suspects", "suspects.csv").exit_code == 1, "not replaced unasked"
+    document = json.loads(fgvc(*command, "--folds", 3, "--json").stdout)["wrong_labels"]
+    assert {each["path"]: each["suggested"] for each in document["suspects"]} == WRONG
+    assert document["judged_by"].endswith("3 folds")
     # What it says to type next shows them at the desk, in this order, beside the labels that they have.
     (line,) = [line for line in result.stdout.splitlines() if "To look at them: fgvc report" in line]
     typed = line.split("To look at them: fgvc ")[1].split()
