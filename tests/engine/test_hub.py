@@ -163,7 +163,7 @@ def test_paths_of_this_machine_stay_here(tmp_path):
     }
 
 
-def test_revisions_and_the_cache(hub, run, tmp_path, monkeypatch):
+def test_revisions_and_the_cache(hub, run, colours, tmp_path, monkeypatch):
     first = fgvc_cli.push(str(run), "a/b", "mit", quiet=True).commit
     other = save(tmp_path / "other", data="others.csv", metrics={})
     second = fgvc_cli.push(str(other), "a/b", "mit", quiet=True).commit
@@ -179,14 +179,14 @@ def test_revisions_and_the_cache(hub, run, tmp_path, monkeypatch):
     asked = len(hub.asked)
     assert data_of("hf-hub:a/b") == "others.csv" and data_of(f"hf-hub:a/b@{first}") == "tits.csv"
     assert len(hub.asked) == asked
-    result = fgvc("predict", "x.jpg", "--weights", "hf-hub:a/unknown")
+    result = fgvc("predict", colours, "--weights", "hf-hub:a/unknown")
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
     assert "a/unknown is not in the cache, and the hub cannot be reached" in result.stderr
     with pytest.raises(FgvcError, match="a/new could not be uploaded|cannot be reached"):
         fgvc_cli.push(str(run), "a/new", "mit", quiet=True)
 
 
-def test_what_is_not_there_is_named(hub, run):
+def test_what_is_not_there_is_named(hub, run, colours):
     fgvc_cli.push(str(run), "a/b", "mit", quiet=True)
     hub.commits["a/empty"] = {}
     hub.commit("a/empty", {"README.md": b""})
@@ -197,7 +197,7 @@ def test_what_is_not_there_is_named(hub, run):
         ("b", "--weights got 'hf-hub:b', expected hf-hub:owner/name"),
         ("a/b@", "expected hf-hub:owner/name"),
     ):
-        result = fgvc("predict", "x.jpg", "--weights", f"hf-hub:{name}")
+        result = fgvc("predict", colours, "--weights", f"hf-hub:{name}")
         assert result.exit_code in (1, 2) and part in result.stderr and result.stderr.count("\n") == 1
     with pytest.raises(FgvcError, match="--init got 'hf-hub:b'"):
         resolve_weights("hf-hub:b", option="--init")
