@@ -76,7 +76,7 @@ class RowBatch:
     answered: np.ndarray = field(default_factory=lambda: np.empty(0, np.intp))
     """Which items the model answered for, (B,)."""
     answers: Answers = field(default_factory=dict)
-    """Joined, boxes in pixels of the image."""
+    """Joined, boxes in pixels of the image, or of what a given box shows of it."""
 
     def __post_init__(self) -> None:
         self.failures = [item.decoded.failure for item in self.items]
@@ -104,11 +104,20 @@ class RowBatch:
                     self.answers[name] = boxes_in_image(self.answers[name], sizes, preprocess)
 
     def boxes(self) -> list[list[float] | None]:
-        """The object box of each item, where there is one."""
-        boxes: list[list[float] | None] = [None] * len(self.items)
+        """The object box of each item, where there is one; else all that a given box shows."""
+        boxes: list[list[float] | None] = [
+            [0.0, 0.0, *map(float, item.decoded[1:3])] if item.decoded.placed else None for item in self.items
+        ]
         for row, box in zip(self.answered.tolist(), self.answers.get("box", ()), strict=False):
-            boxes[row] = None if np.isnan(box).any() else box.tolist()
+            if not np.isnan(box).any():
+                boxes[row] = box.tolist()
         return boxes
+
+    def in_whole_image(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (n, 4) or (n, P, 4) of all items, from what is cut to the image it is cut from."""
+        placed = [item.decoded.placed for item in self.items]
+        corners = np.array([p.region[:2] * 2 if p else (0,) * 4 for p in placed], boxes.dtype)
+        return boxes + corners.reshape(len(boxes), *[1] * (boxes.ndim - 2), 4)
 
 
 def boxes_in_image(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], preprocess: Preprocess) -> np.ndarray:
@@ -149,7 +158,8 @@ def build_block(
 
     status: list[str] = [failure.status if failure else OK for failure in batch.failures]
     size = np.zeros((count, 2), np.int32)
-    size[rows] = [batch.items[row].decoded[1:3] for row in rows] or np.zeros((0, 2))
+    decoded = [batch.items[row].decoded for row in rows]
+    size[rows] = [d.placed.size if d.placed else d[1:3] for d in decoded] or np.zeros((0, 2))
     if min_prob is not None and "prob" in answers:
         for row in rows[answers["prob"][:, 0] < np.float32(min_prob)]:
             status[row] = UNSURE
@@ -161,8 +171,8 @@ def build_block(
         size=size,
         topk_index=column("index", (info.top_k,), -1, np.int32),
         topk_prob=column("prob", (info.top_k,), np.nan),
-        box=column("box", (4,), np.nan),
-        parts=column("parts", (info.parts, 4), np.nan),
+        box=batch.in_whole_image(column("box", (4,), np.nan)),
+        parts=batch.in_whole_image(column("parts", (info.parts, 4), np.nan)),
         attention=extra("attention"),
         crop=crops,
         embedding=extra("embedding"),
