@@ -350,8 +350,10 @@ class FolderSink(ABC):
         """The files of the next rows."""
         for i, path in enumerate(block.path):
             data = self._encode(block, i) if has_prediction(block.status[i]) else b""
+            # Of an image with several boxes each has a file.
+            box = f"-{safe_name(block.more['box_id'][i])}" if "box_id" in block.more else ""
             if data:
-                self._put(f"{safe_name(path)}{self.ending}", self._rows + i, data)
+                self._put(f"{safe_name(path)}{box}{self.ending}", self._rows + i, data)
         self._rows += len(block)
 
     def _put(self, name: str, row: int, data: bytes) -> str:

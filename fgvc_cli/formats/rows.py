@@ -34,6 +34,9 @@ Extra = Literal["attention", "crop", "embedding", "logits"]
 UNSURE = "unsure"
 """Status of a row whose best probability is below the run's ``min_prob``; its predictions are kept."""
 
+NO_BOX = "no_box"
+"""Status of an image of which no box was given, where boxes were; nothing has failed."""
+
 
 TOLD_ABOVE = 0.5
 """A multi-label model tells the labels that are more probable than this."""
@@ -110,6 +113,8 @@ COLUMNS = {
     for column in (
         Column("box_id", "text", "of the given box within its image", behind_path=True),
         Column("given_box", "box", "what was looked at, as box", decimals=1, edges="in", behind_path=True),
+        Column("given_label", "text", "what the detector takes it for", behind_path=True),
+        Column("given_score", "number", "the detector's confidence", decimals=4, behind_path=True),
         Column("date", "text", "when the image was taken, ISO 8601"),
         Column("latitude", "number", "degrees north"),
         Column("longitude", "number", "degrees east"),
@@ -124,6 +129,9 @@ COLUMNS = {
     )
 }
 """All there are, in the order of tables."""
+
+BOX_COLUMNS = ("box_id", "given_box", "given_label", "given_score")
+"""Of a run over given boxes."""
 
 
 def box_headers(name: str) -> list[str]:
@@ -292,6 +300,11 @@ def as_text(name: str) -> str:
 def has_prediction(status: str) -> bool:
     """Whether a row of this status has one."""
     return status in (OK, UNSURE)
+
+
+def has_failed(status: str) -> bool:
+    """Whether a row of this status should have a prediction and has none."""
+    return not has_prediction(status) and status != NO_BOX
 
 
 def block_bytes(block: Block) -> int:

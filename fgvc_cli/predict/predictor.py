@@ -25,7 +25,7 @@ from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.loaders import usable_cpus, worker_count
 from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.formats.rows import UNSURE, Block, Extra, Row, RunInfo
+from fgvc_cli.formats.rows import COLUMNS, UNSURE, Block, Extra, Row, RunInfo, Value
 from fgvc_cli.predict.decoding import (
     DecodePool,
     DecodeSettings,
@@ -37,6 +37,7 @@ from fgvc_cli.predict.decoding import (
     until_full,
 )
 from fgvc_cli.predict.forward import Amp, Answers, Forward, Launched, best_batch_size, choose_precision
+from fgvc_cli.sources.boxes import Region
 from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
 
@@ -141,6 +142,7 @@ def build_block(
         min_prob: below it, a row is unsure.
     """
     rows, answers, count = batch.answered, batch.answers, len(batch.items)
+    more = [row_columns(item) for item in batch.items]
 
     def column(name: str, shape: tuple[int, ...], fill: float, dtype: type = np.float32) -> np.ndarray:
         values: np.ndarray = np.full((count, *shape), fill, dtype)
@@ -177,7 +179,19 @@ def build_block(
         crop=crops,
         embedding=extra("embedding"),
         logits=extra("logits"),
+        more={name: COLUMNS[name].values([row.get(name) for row in more]) for name in info.columns},
     )
+
+
+def row_columns(item: Loaded) -> dict[str, Value]:
+    """What a row has of ``COLUMNS`` without the model's help."""
+    where, placed = item.found.path, item.decoded.placed
+    values: dict[str, Value] = {}
+    if isinstance(where, Region):
+        values |= {"box_id": where.box.id, "given_label": where.box.label, "given_score": where.box.score}
+    if placed:
+        values["given_box"] = placed.given
+    return values
 
 
 class TrainedModel(Protocol):
@@ -217,6 +231,7 @@ class Predictor:
         top_k: predictions per row; all classes where the model has fewer.
         extras: what blocks carry beside the predictions.
         min_prob: rows whose best probability is below it are ``unsure``.
+        columns: of ``COLUMNS``, what rows have beside, such as ``BOX_COLUMNS`` for given boxes.
         amp: ``none`` computes in strict float32, ``bf16`` in bfloat16 (what it leaves in float32 in TF32 on a
             card), ``auto`` as ``choose_precision``.
         compile: ``torch.compile`` the model; goes on without where that fails.
@@ -247,6 +262,7 @@ class Predictor:
         top_k: int = 5,
         extras: Iterable[Extra] = (),
         min_prob: float | None = None,
+        columns: Iterable[str] = (),
         amp: Amp = "none",
         compile: bool = False,
         fast_decode: bool = False,
@@ -280,7 +296,10 @@ class Predictor:
             parts=int(getattr(trained.model, "part_count", 0)),
             extras=wanted,
             settings=settings,
+            columns=tuple(name for name in COLUMNS if name in {*columns}),
         )
+        self.clipped = 0
+        """Given boxes so far that reached beyond their image."""
         self._tell = on_event or (lambda text: None)
         self._crop_box = crop_box or (lambda box, size: box)
         self._read = None if read is read_image else read
@@ -388,6 +407,7 @@ class Predictor:
 
     def _launch(self, items: list[Loaded]) -> _Step:
         batch = RowBatch(items)
+        self.clipped += sum(bool(item.decoded.placed and item.decoded.placed.clipped) for item in items)
         for item in items:
             failure = item.decoded.failure
             if failure and failure.status == "crashed":

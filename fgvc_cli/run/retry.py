@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.csv_rows import FileStarts, read_per_file
 from fgvc_cli.formats.outputs import FLAGS, HOLDS_EXTRAS, Outputs, format_of, holds_anything
-from fgvc_cli.formats.rows import Block, OtherRun, RunInfo, as_text, cut, has_prediction, join, replace_rows
+from fgvc_cli.formats.rows import Block, OtherRun, RunInfo, as_text, cut, has_failed, join, replace_rows
 from fgvc_cli.run.folder import RunFolder
 from fgvc_cli.run.parts import list_parts, part_name, read_part, write_part
 from fgvc_cli.sources.find import Found
@@ -51,7 +51,7 @@ def retry_failed(
 
     def failed() -> Iterator[Found]:
         for part, row, status, found in folder.walk_completed(images):
-            if not has_prediction(status):
+            if has_failed(status):
                 waiting.append((part, row))
                 yield found
 

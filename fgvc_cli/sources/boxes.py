@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.sources.frames import Frame
@@ -187,13 +187,40 @@ def read_boxes(path: Path, choice: BoxChoice = BoxChoice()) -> BoxFile:
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise FgvcError(f"{path} is no file of boxes: {error}.", f"Expected {_FORMS}.") from error
     chosen = found.choose(path, choice)
-    count, left_out = (sum(n) for n in zip(*((len(i.boxes), i.left_out) for i in chosen.values()), strict=True))
+    count, left_out = (
+        sum(n) for n in zip(*((len(i.boxes), i.left_out) for i in chosen.values()), strict=True)
+    )
     failed = sum(bool(listed.failure) for listed in chosen.values())
     note = f"{path.name}: {counted(count, 'box', 'boxes')} of {counted(len(chosen), 'image')}"
     note += f", {left_out:,} more not chosen" if left_out else ""
     note += f"; the detector failed on {failed:,}" if failed else ""
     notes = (f"{note}.", *found.notes)
     return BoxFile(path, choice, chosen, sha256, kind, found.stems, notes)
+
+
+class AsksForBoxes(Protocol):
+    """The options of a command that takes boxes (``command.BoxOptions``)."""
+
+    @property
+    def boxes(self) -> Path | None: ...
+    @property
+    def box_conf(self) -> float | None: ...
+    @property
+    def box_margin(self) -> float | None: ...
+    @property
+    def box_category(self) -> tuple[str, ...]: ...
+
+
+def open_boxes(asked: AsksForBoxes) -> BoxFile | None:
+    """The boxes that a command is to look at; None where it looks at whole images.
+
+    Raises:
+        FgvcError: see ``read_boxes``.
+    """
+    if asked.boxes is None:
+        return None
+    choice = BoxChoice(asked.box_conf or 0.0, asked.box_margin or 0.0, tuple(asked.box_category))
+    return read_boxes(Path(asked.boxes), choice)
 
 
 def _key(name: str, stem: bool = False) -> str:
@@ -239,9 +266,7 @@ class _Found:
             if twice:
                 raise FgvcError(f"{path}: the id {twice[0]} is there twice for {image}.", "Number its boxes.")
             taken = tuple(
-                box
-                for box in boxes
-                if not box.score < choice.conf and (not wanted or box.label in wanted)
+                box for box in boxes if not box.score < choice.conf and (not wanted or box.label in wanted)
             )
             about = self.about.get(image, Listed())
             chosen[image] = about._replace(boxes=taken, left_out=len(boxes) - len(taken))
