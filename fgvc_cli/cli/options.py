@@ -50,7 +50,8 @@ Cascade = Annotated[
 Outs = Annotated[
     list[Path] | None,
     typer.Option(
-        help="File to write: .csv, .jsonl, .h5 or .parquet. Repeatable. Default: CSV rows on stdout."
+        help="File to write: .csv, .jsonl, .h5, .parquet; for other programs .md.json (MegaDetector), "
+        ".coco.json, .ls.json (Label Studio). Repeatable. Default: CSV rows on stdout."
     ),
 ]
 Maps = Annotated[bool, typer.Option("--maps", help="Store attention maps in the .h5 or .parquet.")]

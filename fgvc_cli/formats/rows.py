@@ -115,6 +115,7 @@ COLUMNS = {
         Column("given_box", "box", "what was looked at, as box", decimals=1, edges="in", behind_path=True),
         Column("given_label", "text", "what the detector takes it for", behind_path=True),
         Column("given_score", "number", "the detector's confidence", decimals=4, behind_path=True),
+        Column("given_path", "text", "how the file of boxes calls the image", behind_path=True),
         Column("date", "text", "when the image was taken, ISO 8601"),
         Column("latitude", "number", "degrees north"),
         Column("longitude", "number", "degrees east"),
@@ -130,7 +131,7 @@ COLUMNS = {
 }
 """All there are, in the order of tables."""
 
-BOX_COLUMNS = ("box_id", "given_box", "given_label", "given_score")
+BOX_COLUMNS = ("box_id", "given_box", "given_label", "given_score", "given_path")
 """Of a run over given boxes."""
 
 
@@ -583,11 +584,14 @@ class Origin:
     """As typed; of a URL neither its password nor its query, which may be a key."""
     working_folder: str
     """Absolute: what relative sources, and the paths of rows that are as given, start at."""
+    boxes: str = ""
+    """The file of boxes, as typed."""
 
     @classmethod
-    def of(cls, sources: Sequence[str]) -> Origin:
+    def of(cls, sources: Sequence[str], boxes: Path | None = None) -> Origin:
         """Of sources typed in the folder where this process works."""
-        return cls(tuple(as_text(_without_secrets(source)) for source in sources), as_text(os.getcwd()))
+        texts = tuple(as_text(_without_secrets(source)) for source in sources)
+        return cls(texts, as_text(os.getcwd()), as_text(str(boxes or "")))
 
 
 def _without_secrets(source: str) -> str:

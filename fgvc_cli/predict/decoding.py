@@ -507,8 +507,8 @@ class _Loads:
 
 
 class DecodePool:
-    """``workers`` threads, each with a decoder, and on POSIX each decoder in its own process; the boxes of one
-    image that come one after another go to the same.
+    """``workers`` threads, each with a decoder, and on POSIX each decoder in its own process; the boxes of an
+    image that come one after another go to the same one.
 
     The processes are for files that kill a decoder; threads would be enough for speed. A ``read`` of the
     caller's runs in the threads. With no workers, calls are done at once by whoever calls.

@@ -37,7 +37,7 @@ from fgvc_cli.predict.decoding import (
     until_full,
 )
 from fgvc_cli.predict.forward import Amp, Answers, Forward, Launched, best_batch_size, choose_precision
-from fgvc_cli.sources.boxes import Region
+from fgvc_cli.sources.boxes import NoBox, Region
 from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
 
@@ -188,7 +188,11 @@ def row_columns(item: Loaded) -> dict[str, Value]:
     where, placed = item.found.path, item.decoded.placed
     values: dict[str, Value] = {}
     if isinstance(where, Region):
-        values |= {"box_id": where.box.id, "given_label": where.box.label, "given_score": where.box.score}
+        box = where.box
+        values = {"box_id": box.id, "given_label": box.label, "given_score": box.score}
+        values["given_path"] = box.image
+    if isinstance(where, NoBox):
+        values["given_path"] = where.image
     if placed:
         values["given_box"] = placed.given
     return values

@@ -150,9 +150,7 @@ class PredictOptions(BoxOptions):
             message = "--devices cannot share the list on stdin among its processes."
             raise FgvcError(message, "Write the list to a file: fgvc predict @list.txt", EXIT_USAGE)
         if self.boxes and self.per_file:
-            message = (
-                "--per-file is for frames; with --boxes a row is a box, and a mean over them says nothing."
-            )
+            message = "--per-file is for frames; with --boxes a row is a box, and their mean says nothing."
             raise FgvcError(message, "Leave one of them away.", EXIT_USAGE)
         if self.boxes and self.fast_decode:
             message = "--fast-decode makes images smaller, and --boxes needs all pixels of a box."
@@ -553,7 +551,7 @@ def complete_rows(
     """
     # Again, now that the folder is locked: the process that held it may have just put them there.
     _check_outputs(options, folder.root)
-    origin = dataclasses.asdict(Origin.of(options.sources))
+    origin = dataclasses.asdict(Origin.of(options.sources, options.boxes))
     folder.update(
         outputs=options.outputs.record(folder.root.parent),
         origin=origin | {"sources": list(origin["sources"])},

@@ -1,8 +1,8 @@
-"""Boxes that somebody else has found: MegaDetector JSON, COCO JSON or CSV -> a row for each, not each image.
+"""Boxes that somebody else has found, in MegaDetector JSON, COCO JSON or CSV -> a row for each.
 
-A box is an image of its own (``Region``), as a frame of a video is: whoever reads it gets the part of the file
-that the box shows. Boxes are of the upright image, as MegaDetector opens it. No torch here: decoding workers
-import this.
+A box is an image of its own (``Region``), as a frame of a video is: whoever reads it gets the part of the
+file that the box shows. Boxes are of the upright image, as MegaDetector opens it. No torch here: decoding
+workers import this.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class GivenBox(NamedTuple):
     """The detector's confidence, in [0, 1]."""
     frame: int | None = None
     """Of a video, the frame of the file; of an animation or pages, the number."""
+    image: str = ""
+    """How the file calls the image."""
 
 
 class Placed(NamedTuple):
@@ -114,6 +116,14 @@ class Region(Stored):
         return f"{self.path} box {self.box.id}"
 
 
+@dataclass(frozen=True, slots=True)
+class NoBox(Lost):
+    """An image of which a file has no box."""
+
+    image: str = ""
+    """How the file calls it, if it does."""
+
+
 @dataclass(frozen=True)
 class BoxChoice:
     """Which boxes of a file are taken, and how much round them."""
@@ -136,6 +146,8 @@ class Listed(NamedTuple):
     """Why the detector has none."""
     rate: float = 0.0
     """Frames per second, of a video."""
+    image: str = ""
+    """As the file writes it."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +256,12 @@ class _Found:
     notes: list[str] = field(default_factory=list)
     stems: bool = False
 
+    def boxes_of(self, name: str) -> tuple[list[GivenBox], str]:
+        """Where the boxes of an image go, and its key."""
+        key = _key(name, self.stems)
+        self.about.setdefault(key, Listed(image=name))
+        return self.boxes.setdefault(key, []), key
+
     def choose(self, path: Path, choice: BoxChoice) -> dict[str, Listed]:
         """The boxes that are asked for.
 
@@ -268,8 +286,7 @@ class _Found:
             taken = tuple(
                 box for box in boxes if not box.score < choice.conf and (not wanted or box.label in wanted)
             )
-            about = self.about.get(image, Listed())
-            chosen[image] = about._replace(boxes=taken, left_out=len(boxes) - len(taken))
+            chosen[image] = self.about[image]._replace(boxes=taken, left_out=len(boxes) - len(taken))
         return chosen
 
 
@@ -289,9 +306,14 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _read_json(path: Path) -> tuple[str, _Found]:
+def load_json(path: Path) -> Any:
+    """A JSON file, whatever it holds."""
     with path.open(encoding="utf-8-sig") as file:
-        document = json.load(file)
+        return json.load(file)
+
+
+def _read_json(path: Path) -> tuple[str, _Found]:
+    document = load_json(path)
     wrong = FgvcError(f"{path} is no file of boxes that is known.", f"Expected {_FORMS}.")
     try:
         if isinstance(document, list):
@@ -310,8 +332,7 @@ def _read_megadetector(document: Mapping[str, Any]) -> _Found:
     """The format of MegaDetector's batches, 1.0 to 1.5, and of its videos."""
     found = _Found(names={str(k): str(v) for k, v in document.get("detection_categories", {}).items()})
     for image in document["images"]:
-        key = _key(str(image["file"]))
-        boxes = found.boxes.setdefault(key, [])
+        boxes, key = found.boxes_of(str(image["file"]))
         start = len(boxes)
         for number, one in enumerate(image.get("detections") or (), start):
             category, frame = str(one.get("category", "")), one.get("frame_number")
@@ -322,24 +343,27 @@ def _read_megadetector(document: Mapping[str, Any]) -> _Found:
                 label=found.names.get(category, category),
                 score=_number(one.get("conf")),
                 frame=None if frame is None else int(frame),
+                image=str(image["file"]),
             )
             boxes.append(box)
         rate = _number(image.get("frame_rate") or 0)
-        found.about[key] = Listed(failure=str(image.get("failure") or ""), rate=rate)
+        found.about[key] = found.about[key]._replace(failure=str(image.get("failure") or ""), rate=rate)
     return found
 
 
 def _read_coco(document: Mapping[str, Any]) -> _Found:
     found = _Found(names={str(each["id"]): str(each["name"]) for each in document.get("categories", ())})
-    key_of = {image["id"]: _key(str(image["file_name"])) for image in document["images"]}
-    found.boxes = {key: [] for key in key_of.values()}
+    name_of = {image["id"]: str(image["file_name"]) for image in document["images"]}
+    for name in name_of.values():
+        found.boxes_of(name)
     crowds = lost = 0
     for one in document["annotations"]:
-        key = key_of.get(one["image_id"])
+        name = name_of.get(one["image_id"])
         crowds += bool(one.get("iscrowd"))
-        lost += key is None
-        if key is not None and not one.get("iscrowd"):
-            found.boxes[key].append(_coco_box(one, found.names, len(found.boxes[key])))
+        lost += name is None
+        if name is not None and not one.get("iscrowd"):
+            boxes, _ = found.boxes_of(name)
+            boxes.append(_coco_box(one, found.names, len(boxes), name))
     if crowds:
         found.notes.append(f"{counted(crowds, 'box', 'boxes')} of crowds left out.")
     if lost:
@@ -347,7 +371,7 @@ def _read_coco(document: Mapping[str, Any]) -> _Found:
     return found
 
 
-def _coco_box(one: Mapping[str, Any], names: Mapping[str, str], number: int) -> GivenBox:
+def _coco_box(one: Mapping[str, Any], names: Mapping[str, str], number: int, image: str) -> GivenBox:
     category = str(one.get("category_id", ""))
     return GivenBox(
         id=str(one.get("id", number)),
@@ -355,6 +379,7 @@ def _coco_box(one: Mapping[str, Any], names: Mapping[str, str], number: int) -> 
         relative=False,
         label=names.get(category, category),
         score=_number(one.get("score")),
+        image=image,
     )
 
 
@@ -362,9 +387,9 @@ def _read_results(results: list[Any]) -> _Found:
     """A list of COCO results, which knows images by number or name."""
     found = _Found(stems=not all("file_name" in one for one in results))
     for one in results:
-        key = _key(str(one["image_id"] if found.stems else one["file_name"]), found.stems)
-        boxes = found.boxes.setdefault(key, [])
-        boxes.append(_coco_box(one, {}, len(boxes)))
+        name = str(one["image_id"] if found.stems else one["file_name"])
+        boxes, _ = found.boxes_of(name)
+        boxes.append(_coco_box(one, {}, len(boxes), name))
     return found
 
 
@@ -389,18 +414,19 @@ def _read_csv(path: Path) -> _Found:
             most = max([most, *(edge for edge in edges or () if math.isfinite(edge))])
     if 1 < most <= 2:
         raise FgvcError(
-            f"{path}: the largest number of a box is {most:g}, too small for pixels, too large for a fraction.",
+            f"{path}: the largest number of a box is {most:g}: too small for pixels, more than a fraction.",
             "Write all in pixels, or all as fractions of the sides, 1 at most.",
         )
     for row, edges in rows:
         # A review of fgvc, whose cells are no formulas.
         name = (row["path"] or "").removeprefix("'")
-        boxes = found.boxes.setdefault(_key(name), [])
+        boxes, _ = found.boxes_of(name)
         if edges is None:
             continue
         label = (row.get("category") or row.get("label") or "").strip()
         one = (row.get("id") or row.get("box_id") or "").strip() or str(len(boxes))
-        boxes.append(GivenBox(one, edges, most <= 1, label, _number(row.get("score") or row.get("conf"))))
+        score = _number(row.get("score") or row.get("conf"))
+        boxes.append(GivenBox(one, edges, most <= 1, label, score, image=name))
     return found
 
 
@@ -496,7 +522,8 @@ class BoxMatch:
         listed, why = self._listed(found)
         boxes = self._of_frame(found, listed)
         if not boxes:
-            yield Found(Lost(str(found.path), "no_box", why or self._why(listed)), found.name)
+            why = why or self._why(listed)
+            yield Found(NoBox(str(found.path), "no_box", why, listed.image), found.name)
         for box in boxes:
             yield Found(Region(found.path, box, self.file.choice.margin), found.name)
 
