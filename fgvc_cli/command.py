@@ -167,6 +167,16 @@ class BoxOptions:
                 raise FgvcError(message, "Add --boxes FILE", EXIT_USAGE)
 
 
+NO_BOXES = BoxOptions()
+
+
+def box_settings(options: BoxOptions) -> dict[str, Any]:
+    """Those that are given, as plain values of ``config.TrainConfig``."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(BoxOptions)}
+    given["boxes"] = options.boxes and str(options.boxes)
+    return {name: value for name, value in given.items() if value not in (None, ())}
+
+
 class Command(Generic[P, Given, Result]):
     """A function of the public interface, which is called with the fields of its options."""
 

@@ -37,7 +37,7 @@ from fgvc_cli.predict.decoding import (
     until_full,
 )
 from fgvc_cli.predict.forward import Amp, Answers, Forward, Launched, best_batch_size, choose_precision
-from fgvc_cli.sources.boxes import NoBox, Region
+from fgvc_cli.sources.boxes import NoBox, Placed, Region
 from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
 
@@ -142,7 +142,7 @@ def build_block(
         min_prob: below it, a row is unsure.
     """
     rows, answers, count = batch.answered, batch.answers, len(batch.items)
-    more = [row_columns(item) for item in batch.items]
+    more = [row_columns(item.found, item.decoded.placed) for item in batch.items]
 
     def column(name: str, shape: tuple[int, ...], fill: float, dtype: type = np.float32) -> np.ndarray:
         values: np.ndarray = np.full((count, *shape), fill, dtype)
@@ -183,14 +183,19 @@ def build_block(
     )
 
 
-def row_columns(item: Loaded) -> dict[str, Value]:
-    """What a row has of ``COLUMNS`` without the model's help."""
-    where, placed = item.found.path, item.decoded.placed
+def row_columns(found: Found, placed: Placed | None) -> dict[str, Value]:
+    """What a row has of ``COLUMNS`` without the model's help.
+
+    Args:
+        placed: where its box lies, of an image that could be read.
+    """
+    where = found.path
     values: dict[str, Value] = {}
     if isinstance(where, Region):
         box = where.box
-        values = {"box_id": box.id, "given_label": box.label, "given_score": box.score}
-        values["given_path"] = box.image
+        values = {"box_id": box.id, "given_label": box.label, "given_path": box.image}
+        if not np.isnan(box.score):
+            values["given_score"] = box.score
     if isinstance(where, NoBox):
         values["given_path"] = where.image
     if placed:

@@ -52,6 +52,8 @@ class GivenBox(NamedTuple):
     """Of a video, the frame of the file; of an animation or pages, the number."""
     image: str = ""
     """How the file calls the image."""
+    margin: float = 0.0
+    """Fraction of its sides that is added on each side."""
 
 
 class Placed(NamedTuple):
@@ -73,8 +75,6 @@ class Region(Stored):
 
     path: Path | Stored
     box: GivenBox
-    margin: float = 0.0
-    """Fraction of the box's sides that is added on each side."""
 
     def open(self) -> BinaryIO:
         """The bytes of the whole file."""
@@ -103,7 +103,7 @@ class Region(Stored):
             of = "shares" if self.box.relative else "pixels"
             reason = f"the box {self.box.id} lies outside the image of {width} x {height}: {said} {of}"
             raise CannotRead("bad_box", reason)
-        across, down = self.margin * (x2 - x1), self.margin * (y2 - y1)
+        across, down = self.box.margin * (x2 - x1), self.box.margin * (y2 - y1)
         # Fractions of whole pixels come back with an error in the last digits.
         left = max(0, math.floor(x1 - across + 1e-3))
         top = max(0, math.floor(y1 - down + 1e-3))
@@ -131,7 +131,7 @@ class BoxChoice:
     conf: float = 0.0
     """Least score; a box without one is taken."""
     margin: float = 0.0
-    """See ``Region.margin``."""
+    """See ``GivenBox.margin``."""
     categories: tuple[str, ...] = ()
     """Names or ids; none: all."""
 
@@ -214,7 +214,7 @@ class AsksForBoxes(Protocol):
     """The options of a command that takes boxes (``command.BoxOptions``)."""
 
     @property
-    def boxes(self) -> Path | None: ...
+    def boxes(self) -> Path | str | None: ...
     @property
     def box_conf(self) -> float | None: ...
     @property
@@ -284,7 +284,9 @@ class _Found:
             if twice:
                 raise FgvcError(f"{path}: the id {twice[0]} is there twice for {image}.", "Number its boxes.")
             taken = tuple(
-                box for box in boxes if not box.score < choice.conf and (not wanted or box.label in wanted)
+                box._replace(margin=choice.margin)
+                for box in boxes
+                if not box.score < choice.conf and (not wanted or box.label in wanted)
             )
             chosen[image] = self.about[image]._replace(boxes=taken, left_out=len(boxes) - len(taken))
         return chosen
@@ -525,7 +527,7 @@ class BoxMatch:
             why = why or self._why(listed)
             yield Found(NoBox(str(found.path), "no_box", why, listed.image), found.name)
         for box in boxes:
-            yield Found(Region(found.path, box, self.file.choice.margin), found.name)
+            yield Found(Region(found.path, box), found.name)
 
     def _listed(self, found: Found) -> tuple[Listed, str]:
         """What the file says of an image, and where it says nothing, why."""

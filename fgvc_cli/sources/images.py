@@ -39,8 +39,7 @@ from PIL import (
 )
 
 from fgvc_cli.sources.boxes import Placed, Region
-from fgvc_cli.sources.color import to_srgb
-from fgvc_cli.sources.depth import NARROW, kind_of_tiff, read_deep
+from fgvc_cli.sources.color import NARROW, kind_of_tiff, read_deep, to_srgb
 from fgvc_cli.sources.frames import (
     AS_VIDEO,
     AVIF_BRANDS,

@@ -132,7 +132,7 @@ def test_other_json_is_refused_in_a_line(tmp_path, document):
 
 
 def region(*edges, relative=False, margin=0.0):
-    return Region(Path("a.jpg"), GivenBox("0", edges, relative), margin)
+    return Region(Path("a.jpg"), GivenBox("0", edges, relative, margin=margin))
 
 
 def test_a_box_is_placed_with_its_margin_and_clipped():
