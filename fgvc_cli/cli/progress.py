@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Advance, Messages
+from fgvc_cli.errors import counted
 
 NO_FAILURE = ("ok", "unsure", "no_box")
 PLAIN_EVERY_SECONDS = 10.0
@@ -85,7 +86,7 @@ class ConsoleMessages(Messages):
         failed = sum(failures.values())
         reasons = ", ".join(f"{k} {n:,}" for k, n in sorted(failures.items(), key=lambda item: -item[1]))
         middle = f" {unsure:,} unsure," if unsure else ""
-        middle += f" {without:,} images without a box," if without else ""
+        middle += f" {counted(without, 'image')} without a box," if without else ""
         good = rows - failed - unsure - without
         fates = f"{good:,} ok,{middle} {failed:,} failed{f' ({reasons})' if reasons else ''}"
         self.note(f"{_pace(rows, None, self.seconds, 'images')}: {fates}.")

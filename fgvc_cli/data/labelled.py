@@ -142,12 +142,12 @@ def load_labelled(
 def take_boxes(labelled: LabelledSet, boxes: BoxFile) -> LabelledSet:
     """The boxes of the images of a set in place of the images, each in the split of its image.
 
-    A box is of the class of its image; where the set was one of boxes already, of its own category.
+    A box is of the class of its image; of its own category where those of the set are.
 
     Raises:
         FgvcError: see ``BoxMatch``; no box in any split, or of a class of train; a category that is no class.
     """
-    by_category = any(example.box for part in labelled.splits.values() for example in part)
+    by_category = labelled.by_category
     unique = {split: [*{e.path: e for e in part}.values()] for split, part in labelled.splits.items()}
     found = [Found(labelled.root / e.path, e.path) for part in unique.values() for e in part]
     match = BoxMatch(boxes, found)
@@ -249,7 +249,8 @@ def load_boxes_by_category(
         splits["test"] = splits["test"] if given else division[2]
         counts = ", ".join(f"{len(splits[split]):,} {split}" for split in SPLITS)
         notes += [*more, f"Boxes divided by {by.text if by else 'image'}: {counts}."]
-    return LabelledSet(root.resolve().name, root, classes, splits, undivided=not given, notes=tuple(notes))
+    name, undivided = root.resolve().name, not given and not for_training
+    return LabelledSet(name, root, classes, splits, undivided=undivided, notes=tuple(notes), by_category=True)
 
 
 def _join_names(path: Path, found: Labels, *, refuse: bool) -> None:

@@ -60,6 +60,7 @@ class LabelledSet:
         notes: lines that the user is to read: what was taken in another way than it is written, and what no
             score will tell.
         caveat: what has to be said beside every score on it; empty where nothing has.
+        by_category: whether it is one of boxes, each of its own category, not of the class of its image.
     """
 
     name: str
@@ -70,6 +71,7 @@ class LabelledSet:
     undivided: bool = False
     notes: tuple[str, ...] = ()
     caveat: str = ""
+    by_category: bool = False
 
     def counts(self) -> dict[str, int]:
         """Images per split."""

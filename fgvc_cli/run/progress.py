@@ -225,7 +225,7 @@ class PredictProgress:
         reasons = f" ({reasons})" if reasons else ""
         without = self.statuses[NO_BOX]
         middle = f" {unsure:,} unsure," if unsure else ""
-        middle += f" {without:,} images without a box," if without else ""
+        middle += f" {counted(without, 'image')} without a box," if without else ""
         return f"{self.rows - failed - unsure - without:,} ok,{middle} {failed:,} failed{reasons}"
 
     def _speed(self) -> str:

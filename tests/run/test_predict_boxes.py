@@ -95,7 +95,7 @@ def test_a_row_for_each_box_in_pixels_of_the_whole_image(model, photos, boxes, t
     assert rows[3]["error"] == "the file of boxes has none of it"
     told = capsys.readouterr().err
     assert "d.json: 3 boxes of 3 images." in told
-    assert "4 boxes in" in told and "3 ok, 1 images without a box, 0 failed" in told
+    assert "4 boxes in" in told and "3 ok, 1 image without a box, 0 failed" in told
 
 
 def test_boxes_are_chosen_and_widened(model, photos, boxes, tmp_path):  # noqa: F811
