@@ -31,6 +31,7 @@ Edges = tuple[float, float, float, float]
 
 _NONE: Edges = (math.nan,) * 4
 _FORMS = "MegaDetector JSON, COCO JSON, or a CSV with the columns path,x1,y1,x2,y2"
+_ABSOLUTE = re.compile("/|[A-Za-z]:/")
 _CLIPPED_PX = 1.0
 """Detectors round: what reaches less beyond the image is not said to."""
 
@@ -435,9 +436,11 @@ def _read_csv(path: Path) -> _Found:
 class BoxMatch:
     """Which boxes are of which image: the paths in a file of boxes, and those of the images.
 
-    A path of the file is one of an image where it is its name, its absolute path, or its path from the folder
-    of the file or the current one. Else where one of the two ends with the other, and no other image or path
-    does so: a detector may have run in another folder, or on another machine.
+    A path of the file is one of an image where it is its name, its absolute path, or its path from the
+    folder of the file or the current one. Else where one of the two ends with the other, or both are absolute
+    and end with the same folder and name, and no other image or path does so: a detector may have run in
+    another folder, or on another machine. Of several, the one that shares most with the image's absolute path
+    counts.
 
     Args:
         file: the boxes.
@@ -578,11 +581,17 @@ class BoxMatch:
         ends = [
             key
             for key in self._by_base.get(posixpath.basename(name), ())
-            if key.endswith(f"/{name}") or absolute.endswith(f"/{key}")
+            if key.endswith(f"/{name}") or absolute.endswith(f"/{key}") or _both_moved(name, key)
         ]
         shared = {key: _shared_steps(key, absolute) for key in ends}
         most = max(shared.values(), default=0)
         return [key for key, steps in shared.items() if steps == most], False
+
+
+def _both_moved(name: str, key: str) -> bool:
+    """Whether two absolute paths, of a list and of the file, may be of one file on two machines: they share
+    its name and folder."""
+    return name.startswith("/") and _ABSOLUTE.match(key) is not None and _shared_steps(name, key) > 1
 
 
 def _shared_steps(one: str, other: str) -> int:

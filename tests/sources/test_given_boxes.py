@@ -215,6 +215,14 @@ def test_of_several_ends_the_longest_one_counts():
     assert "1 image of d.json with 1 box not among the images, first x/a/1.jpg." in match.lines
 
 
+def test_absolute_paths_of_a_list_match_those_of_another_machine():
+    images = ["/data/cards/a/1.jpg", "/data/cards/b/1.jpg", "/data/cards/b/2.jpg"]
+    names = ["D:/field/cards/a/1.jpg", "D:/field/cards/b/1.jpg", "D:/field/cards/c/2.jpg"]
+    found, match = matched(names, images, root="/")
+    assert found == [*names[:2], ""]
+    assert any("first D:/field/cards/c/2.jpg" in line for line in match.lines)
+
+
 def test_what_may_be_one_of_several_is_not_guessed():
     names, match = matched(["x/1.jpg", "y/1.jpg", "2.jpg"], ["1.jpg", "2.jpg", "3.jpg"])
     assert names == ["", "2.jpg", ""]
