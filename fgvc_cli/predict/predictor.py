@@ -105,13 +105,13 @@ class RowBatch:
                     self.answers[name] = boxes_in_image(self.answers[name], sizes, preprocess)
 
     def boxes(self) -> list[list[float] | None]:
-        """The object box of each item, where there is one; else all that a given box shows."""
-        boxes: list[list[float] | None] = [
-            [0.0, 0.0, *map(float, item.decoded[1:3])] if item.decoded.placed else None for item in self.items
-        ]
+        """What crops show of each item: the object box, where there is one; of a given box all of it."""
+        boxes: list[list[float] | None] = [None] * len(self.items)
         for row, box in zip(self.answered.tolist(), self.answers.get("box", ()), strict=False):
-            if not np.isnan(box).any():
-                boxes[row] = box.tolist()
+            boxes[row] = None if np.isnan(box).any() else box.tolist()
+        for row, item in enumerate(self.items):
+            if item.decoded.placed:
+                boxes[row] = [0.0, 0.0, *map(float, item.decoded[1:3])]
         return boxes
 
     def in_whole_image(self, boxes: np.ndarray) -> np.ndarray:

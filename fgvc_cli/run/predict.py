@@ -60,8 +60,8 @@ class PredictOptions(BoxOptions):
     weights: str | None = None
     """Checkpoint, folder of a training, or an embedded model; None: the default one."""
     out: Paths = ()
-    """Files to write: .csv, .jsonl, .h5 or .parquet; the first names OUT.partial, where an interrupted run
-    waits.
+    """Files to write: .csv, .jsonl, .h5 or .parquet; for other programs .md.json, .coco.json and .ls.json;
+    the first names OUT.partial, where an interrupted run waits.
     None: rows are handed on as they come."""
     top_k: Annotated[int, Field(ge=1)] = 5
     """Predictions per image."""

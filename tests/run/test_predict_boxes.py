@@ -241,6 +241,20 @@ def test_crops_are_cut_inside_the_box_and_each_has_a_file(model, photos, boxes, 
     assert green > 200 and red < 50
 
 
+def test_crops_show_the_box_with_its_margin_not_the_object_in_it(model, photos, boxes, tmp_path):  # noqa: F811
+    whole = model.forward
+
+    def forward(images, want=()):
+        output = whole(images, want)
+        output.boxes = output.boxes / 2
+        return output
+
+    model.forward = forward
+    assert run(photos, boxes=boxes, out=tmp_path / "p.csv", crops_dir=tmp_path / "crops", box_margin=0.5) == 0
+    assert rows_in(tmp_path / "p.csv")[0]["box_x2"] == "25.0"  # 30 pixels from 10 on are seen
+    assert Image.open(tmp_path / "crops/a/1.png-0.jpg").size == (30, 20)
+
+
 def test_rows_in_python_carry_their_box(model, photos, boxes):  # noqa: F811
     result = fgvc_cli.predict_folder(photos, boxes=boxes, workers=0, quiet=True)
     assert [row.more.get("box_id") for row in result.rows] == ["0", "1", "0", None]
