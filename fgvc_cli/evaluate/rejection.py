@@ -68,8 +68,8 @@ class Novelty:
     """How many of that split there were."""
 
     def scores(self, embeddings: Tensor) -> Tensor:
-        """Embeddings (B, D) -> float32 (B,) from 0, ``distances`` over the threshold: beyond 1 an image is more
-        unlike those of the training than ``KEPT`` of the val split."""
+        """Embeddings (B, D) -> float32 (B,) from 0, ``distances`` over the threshold: beyond 1, an image is
+        more unlike those of the training than ``KEPT`` of the val split are."""
         return self.distances(embeddings) / self.threshold
 
     def distances(self, embeddings: Tensor) -> Tensor:
@@ -243,10 +243,10 @@ def fit_thresholds(
     """The least threshold of each class at which its rows are expected to reach a precision.
 
     Over all classes together, the precision above a threshold t is taken to be its lower bound
-    (``wilson_lower``), and never less than at a smaller t. A class has few val images: its own, of which r of
-    n are right above t, count beside ``PRIOR_IMAGES`` with the precision P of all: (r + prior P) / (n + prior)
-    has to reach the target. So a class without images gets the threshold of all; one that is right as often
-    a lower one; one that is wrong while sure a higher one.
+    (``wilson_lower``), and never less than at a smaller t. A class has few val images: its own, of which r
+    of n are right above t, count beside ``PRIOR_IMAGES`` with the precision P of all classes:
+    (r + prior P) / (n + prior) has to reach the target. So a class without images gets the threshold of all,
+    one that is always right a lower one, one that is wrong while sure a higher one.
 
     Args:
         prob: of the class told, (N,), as ``fgvc predict`` gives it.

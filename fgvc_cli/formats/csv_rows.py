@@ -196,8 +196,8 @@ class PerFileSink(FileSink):
 
     A probability is the mean over the frames that were answered. A class counts as 0 in a frame that does not
     have it among its top k: the means are exact with ``top_k`` = all classes, and else at most as large.
-    ``min_prob`` and ``thresholds`` of the run mark unsure ones; a file is unknown by the mean novelty. Where no frame was answered, ``status`` and ``error`` are those
-    of the first.
+    ``min_prob`` and ``thresholds`` of the run mark unsure ones; a file is unknown by the mean of its frames'
+    novelty. Where no frame was answered, ``status`` and ``error`` are those of the first.
     """
 
     def _begin(self, info: RunInfo) -> None:

@@ -146,7 +146,8 @@ class Row:
     path: str
     """The name of the image, with forward slashes."""
     status: str = OK
-    """``ok``; ``unsure`` or ``unknown``, which keep everything below; or a word of ``images.FailureStatus``."""
+    """``ok``; ``unsure`` or ``unknown``, which keep everything below; or one word of
+    ``images.FailureStatus``."""
     error: str = ""
     """One line for people."""
     width: int | None = None

@@ -144,8 +144,8 @@ def _gain(run: Callable[[Precision], None]) -> float:
 
 Answers = dict[str, np.ndarray]
 """Per image of a batch, float32: ``prob`` (B, k), ``index`` (B, k), ``box`` (B, 4) and ``parts`` (B, P, 4) in
-input pixels, ``embedding`` (B, D), ``logits`` (B, K), ``novelty`` (B, 1); ``attention`` (B, h, w) float16. Only what the model
-gives and the run asks for."""
+input pixels, ``embedding`` (B, D), ``logits`` (B, K), ``novelty`` (B, 1); ``attention`` (B, h, w) float16.
+Only what the model gives and the run asks for."""
 
 _TINY = torch.finfo(torch.float32).tiny
 
