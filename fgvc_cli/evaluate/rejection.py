@@ -260,8 +260,7 @@ def fit_thresholds(
     """
     seen = np.unique(prob.astype(np.float64))
     # Between two probabilities, not at one: the last digits of a probability vary with the batch.
-    cuts = np.concatenate([[0.0], (seen[1:] + seen[:-1]) / 2, [max(seen[-1:].tolist() + [0.0]) / 2 + 0.5]])
-    cuts = np.append(cuts, np.nextafter(1, 2))
+    cuts = np.concatenate([[0.0], (seen[1:] + seen[:-1]) / 2, [np.nextafter(1, 2)]])
     pooled = np.maximum.accumulate(wilson_lower(*_above(cuts, prob, right)))
     if not (pooled >= target).any():
         best = int(pooled.argmax())
