@@ -9,6 +9,7 @@ Legend: N images, K classes, B images of a batch, D embedding width, M classes w
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -106,13 +107,28 @@ def embed(
     Raises:
         FgvcError: a model that gives none.
     """
-    for batch in loader:
-        if len(batch.labels):
-            images = normalize(batch.images.to(device, non_blocking=True), preprocess)
-            output = model(images.contiguous(memory_format=torch.channels_last), want=("embedding",))
-            if output.embedding is None:
-                raise FgvcError(f"{type(model).__name__} gives no embedding, which novelty is measured by.")
-            yield output.embedding.float().cpu(), batch.labels
+    with _first_stage_only(model):
+        for batch in loader:
+            if len(batch.labels):
+                images = normalize(batch.images.to(device, non_blocking=True), preprocess)
+                output = model(images.contiguous(memory_format=torch.channels_last), want=("embedding",))
+                if output.embedding is None:
+                    raise FgvcError(f"{type(model).__name__} gives no embedding to measure novelty by.")
+                yield output.embedding.float().cpu(), batch.labels
+
+
+@contextlib.contextmanager
+def _first_stage_only(model: nn.Module) -> Iterator[None]:
+    """A multi-stage ViT stops after its first stage, which its embedding is of."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "cascade"):
+        yield
+        return
+    model.config = config.model_copy(update={"cascade": 0.0})
+    try:
+        yield
+    finally:
+        model.config = config
 
 
 def fit_examples(examples: Sequence[Example]) -> list[Example]:
@@ -170,7 +186,8 @@ def fit_novelty(
     scores = torch.cat([part for every in gather(scored) for part in every] or [torch.empty(0)])
     if len(scores) < LEAST_IMAGES:
         return None
-    threshold = float(scores.sort().values[math.ceil(KEPT * (len(scores) + 1)) - 1])
+    # A little more, as the last digits of a distance vary with the batch.
+    threshold = 1.0001 * float(scores.sort().values[math.ceil(KEPT * (len(scores) + 1)) - 1])
     return Novelty(found.center, found.scale, found.means, threshold, images=len(scores))
 
 

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from fgvc_cli.config import MultiStageVitConfig, Preprocess
 from fgvc_cli.data.listing import Example
+from fgvc_cli.data.loaders import Batch
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.rejection import (
     CONFIDENCE,
     LEAST_IMAGES,
     PRIOR_IMAGES,
     SHRINKAGE,
+    embed,
     fit_examples,
     fit_novelty,
     fit_thresholds,
@@ -20,10 +23,11 @@ from fgvc_cli.evaluate.rejection import (
     stored_novelty,
     wilson_lower,
 )
+from fgvc_cli.models.output import ModelOutput
 
 TRAIN = torch.tensor([[0.0, 0.0], [2.0, 0.0], [10.0, 1.0], [12.0, 1.0]])
 LABELS = torch.tensor([0, 0, 2, 2])
-"""Means (1, 0) and (11, 1); variances within the classes 2 and 0, so 4 / 2 and 0 by two degrees of freedom."""
+"""Means (1, 0) and (11, 1); squares around them add up to 4 and 0, over two degrees of freedom."""
 VARIANCES = (1 - SHRINKAGE) * np.array([2.0, 0.0]) + SHRINKAGE * 1.0
 
 
@@ -91,6 +95,26 @@ def test_a_mean_is_made_of_the_first_images_of_a_class(monkeypatch):
     assert [int(e.path[0]) for e in fit_examples(examples)] == [0, 1, 3, 5]
 
 
+def test_a_multi_stage_vit_takes_one_pass_and_keeps_its_settings():
+    passes = []
+
+    class Stages(torch.nn.Module):
+        config = MultiStageVitConfig(cascade=0.7)
+
+        def forward(self, images, want=()):
+            passes.append(self.config.cascade)
+            return ModelOutput({}, torch.ones(len(images), 1), embedding=images.mean(dim=(2, 3)))
+
+    model = Stages()
+    batch = Batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), torch.arange(2), [])
+    empty = Batch(torch.zeros(0, 3, 0, 0, dtype=torch.uint8), torch.zeros(0), torch.zeros(0), ["bad.jpg"])
+    found = list(
+        embed(model, [batch, empty], Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3), torch.device("cpu"))
+    )
+    assert [(each.tolist(), labels.tolist()) for each, labels in found] == [([[-1.0] * 3] * 2, [0, 1])]
+    assert passes == [0.0] and model.config.cascade == 0.7
+
+
 # ---- thresholds per class ----
 
 
@@ -107,8 +131,8 @@ NAMES = ("always right", "sure and wrong", "never seen", "always wrong")
 
 
 def split():
-    """700 images: of one class half are wrong below 0.6, and some when it is sure; one class has none of its own,
-    one only mistakes."""
+    """700 images: of one class half are wrong below 0.6, and some when it is sure; one class has none of its
+    own, one only mistakes."""
     prob = np.concatenate([np.linspace(0.3, 0.98, 400), np.linspace(0.301, 0.981, 290), [0.9] * 10])
     guess = np.repeat([0, 1, 3], [400, 290, 10])
     right = np.ones(700, bool)

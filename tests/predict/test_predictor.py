@@ -437,7 +437,7 @@ def test_names_that_are_no_class_are_refused_with_the_nearest(tmp_path):
     assert predictor(classes=listed).info.settings["classes"] == ["green", "blue"]
     listed.write_text("gren\nblue\n")
     with pytest.raises(
-        FgvcError, match=r"--classes has 1 name that the model does not know: 'gren' \(nearest: green\)"
+        FgvcError, match=r"--classes has 1 name that the model does not know: 'gren' \(nearest: green, red\)"
     ):
         predictor(classes=str(listed))
     with pytest.raises(FgvcError, match="names no class"):
