@@ -16,8 +16,7 @@ from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import LabelledSet, missing_images
 from fgvc_cli.data.split import hold_out_validation
 from fgvc_cli.datasets import catalogue, published
-from fgvc_cli.datasets.boxes import TrueBoxes
-from fgvc_cli.datasets.entries import KnownSet, counts_text
+from fgvc_cli.datasets.entries import KnownSet, TrueBoxes, counts_text
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 
 ENTRIES = {

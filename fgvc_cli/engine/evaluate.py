@@ -24,7 +24,7 @@ from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.labelled import Example, LabelledSet
 from fgvc_cli.data.loaders import Batch, LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform
-from fgvc_cli.datasets.boxes import TrueBoxes
+from fgvc_cli.datasets.entries import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.engine.checkpoint import FORMAT, Checkpoint, choose_data, known_examples
 from fgvc_cli.engine.device import (
