@@ -68,7 +68,7 @@ def compare(first: Path, second: Path, images: Path) -> None:
     answers = [list(Predictor(path, top_k=1).predict(images)) for path in (first, second)]
     largest, changed = 0.0, []
     for one, other in zip(*answers, strict=True):
-        if one.status != "ok":
+        if not one.ok:
             continue
         if one.labels[0] != other.labels[0]:
             changed.append(f"{one.path}: {one.labels[0]} {one.probs[0]:.4f}, then {other.labels[0]}")
