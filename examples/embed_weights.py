@@ -102,13 +102,15 @@ def main() -> None:
     given = parser.parse_args()
     folder = weights_folder()
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    source, _ = resolve_weights(given.weights)
+    source, embedded = resolve_weights(given.weights)
     if given.fit_novelty:
         source = with_novelty(given.weights, given.fit_novelty)
     tensors, header = read_tensors(source)
     document = without_paths(json.loads(header[CHECKPOINT_KEY]))
     new = folder / f"{given.name}.new.safetensors"
-    kept = {key: halved(tensor) for key, tensor in tensors.items() if not key.startswith("smram.")}
+    # What is embedded already stays as it is.
+    halve = halved if embedded is None else lambda tensor: tensor
+    kept = {key: halve(tensor) for key, tensor in tensors.items() if not key.startswith("smram.")}
     with AtomicFile(new, overwrite=True) as stream:
         stream.write(save(kept, metadata={CHECKPOINT_KEY: json.dumps(document)}))
     if given.check:

@@ -59,7 +59,7 @@ def test_birds_are_known_to_aviary_and_unknown_to_groceries(name, known):
     assert len(checkpoint.novelty.means) == len(checkpoint.classes)
     rows = list(Predictor(checkpoint, device="cpu", workers=0).predict(photos))
     unknown = [row.status == "unknown" for row in rows]
-    assert len(rows) == 12 and (sum(unknown) <= 1 if known else sum(unknown) >= 11)
+    assert len(rows) == 12 and (sum(unknown) <= 3 if known else sum(unknown) >= 11)
     assert unknown == [row.more["novelty"] > 1 for row in rows]
 
 
