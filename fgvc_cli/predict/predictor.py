@@ -288,7 +288,7 @@ class Predictor:
         self.device = pick_device(device)
         trained = _open(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         temperature = float(getattr(trained, "temperature", 1.0))
-        settings = {
+        settings: dict[str, Any] = {
             "options": _options(trained.model),
             "temperature": temperature,
             "min_prob": min_prob,
@@ -301,7 +301,7 @@ class Predictor:
             settings["multi_label"] = True
         novelty = _novelty(trained, unknown)
         if novelty:
-            settings["unknown"] = 1.0 if unknown in (None, ON) else float(unknown)  # type: ignore[arg-type]
+            settings["unknown"] = 1.0 if unknown in (None, ON) else float(unknown)
         possible = _possible(classes, trained.classes)
         if possible is not None:
             settings["classes"] = [trained.classes[i] for i in possible]
@@ -504,9 +504,9 @@ def _possible(classes: str | Path | Sequence[str] | None, known: Sequence[str]) 
     """Numbers of the classes that can occur; None: all."""
     if classes is None:
         return None
-    named = isinstance(classes, str | Path)
-    lines = read_named(Path(classes), "--classes").splitlines() if named else classes  # type: ignore[arg-type]
-    return find_names([line.strip() for line in lines if line.strip()], known, "--classes")
+    if isinstance(classes, str | Path):
+        classes = read_named(Path(classes), "--classes").splitlines()
+    return find_names([line.strip() for line in classes if line.strip()], known, "--classes")
 
 
 def _thresholds(thresholds: str | Path | Mapping[str, float], trained: TrainedModel) -> dict[int, float]:
@@ -517,8 +517,7 @@ def _thresholds(thresholds: str | Path | Mapping[str, float], trained: TrainedMo
             "Leave it out.",
             EXIT_USAGE,
         )
-    named = isinstance(thresholds, str | Path)
-    given = read_thresholds(Path(thresholds)) if named else dict(thresholds)  # type: ignore[arg-type]
+    given = thresholds if isinstance(thresholds, Mapping) else read_thresholds(Path(thresholds))
     numbers = find_names(given, trained.classes, "--thresholds")
     forms = {same_form(name): float(value) for name, value in given.items()}
     return {index: forms[same_form(trained.classes[index])] for index in numbers}

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from dataclasses import asdict
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -331,6 +332,40 @@ def test_thresholds_of_the_val_split_are_written_and_used(measured_birds, tmp_pa
     found = fgvc_cli.predict_folder(measured_birds / "birds/val", weights=weights, thresholds=out, **options)
     assert {row.status for row in found.rows if row.labels[0] == table[0]["class"]} <= {"unsure"}
     assert {row.status for row in found.rows if row.labels[0] != table[0]["class"]} <= {"ok"}
+
+
+def test_what_makes_rows_doubtful_is_typed_recorded_and_the_same_from_python(measured_birds, tmp_path):
+    weights, birds = measured_birds / "run/model.safetensors", measured_birds / "birds/test"
+    first, *_, last = load_checkpoint(weights).classes
+    (tmp_path / "here.txt").write_text(f"{last}\n{first}\n")
+    (tmp_path / "least.csv").write_text(f"class,threshold\n{first},0.9\n")
+    options = {"weights": str(weights), "workers": 0, "device": "cpu", "amp": "none", "quiet": True}
+    arguments = [f"--{name}={value}" for name, value in options.items() if name != "quiet"]
+    arguments += ["--classes", tmp_path / "here.txt", "--thresholds", tmp_path / "least.csv"]
+    outs = ["--out", tmp_path / "p.csv", "--out", tmp_path / "p.h5"]
+    typed = fgvc("predict", birds, *arguments, "--unknown", 1.5, *outs)
+    assert typed.exit_code == 0, typed.output
+    table = rows(tmp_path / "p.csv")
+    assert {row["label"] for row in table} | {row["label_2"] for row in table} == {first, last}
+    assert [*table[0]][-1] == "novelty" and "label_3" not in table[0]
+    with h5py.File(tmp_path / "p.h5") as file:
+        settings = json.loads(file.attrs["settings"])
+    assert settings["classes"] == [first, last] and settings["unknown"] == 1.5
+    assert settings["thresholds"] == {first: 0.9}
+    found = fgvc_cli.predict_folder(
+        birds, classes=[first, last], thresholds={first: 0.9}, unknown=1.5, **options
+    )
+    assert [row.status for row in found.rows] == [row["status"] for row in table]
+    assert [f"{row.more['novelty']:.3f}" for row in found.rows] == [
+        f"{float(r['novelty']):.3f}" for r in table
+    ]
+    (tmp_path / "here.txt").write_text(f"{first}s\n")
+    for more, names in (
+        ([], f"(nearest: {first}"),
+        (["--unknown", "some"], "expected on or off or a number"),
+    ):
+        wrong = fgvc("predict", birds, *arguments, *more)
+        assert wrong.exit_code == 2 and names in wrong.stderr
 
 
 @pytest.mark.parametrize(
