@@ -35,10 +35,11 @@ def evaluate(*arguments: object):
     return result
 
 
-def train(data, model, out) -> None:
+def train(data, model, out) -> str:
     result = fgvc("train", "--no-pretrained", "--epochs", 1, "--batch-size", 6, "--input-px", 32, "--workers",
                   0, "--device", "cpu", "--data", data, "--model", model, "--out", out)  # fmt: skip
     assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,8 @@ def world(tmp_path_factory):
                 "--test", 5, "--size-px", 64)  # fmt: skip
     assert made.exit_code == 0, made.output
     for name, model in (("first", "crasmra-mobilenetv2_035"), ("second", "timm-resnet10t")):
-        train(root / "aviary", model, root / name)
+        told = train(root / "aviary", model, root / name)
+        assert "no novelty is fitted: that takes 19 val images" in told
     return root
 
 
@@ -284,7 +286,7 @@ def measured_birds(tmp_path_factory):
     made = fgvc("datasets", "make", "aviary", root / "birds", "--species", 3, "--train", 6, "--val", 8,
                 "--test", 4, "--size-px", 64)  # fmt: skip
     assert made.exit_code == 0, made.output
-    train(root / "birds", "timm-resnet10t", root / "run")
+    assert "no novelty" not in train(root / "birds", "timm-resnet10t", root / "run")
     return root
 
 
