@@ -17,7 +17,7 @@ from typing import IO, Any
 from fgvc_cli import __version__
 from fgvc_cli.data.geometry import Box
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats.rows import TRY_AGAIN, Block, FileSink, Row, RunInfo, as_text, has_failed
+from fgvc_cli.formats.rows import TRY_AGAIN, UNKNOWN, Block, FileSink, Row, RunInfo, as_text, has_failed
 from fgvc_cli.sources.boxes import BoxFile, load_json, read_boxes
 
 OBJECT = "object"
@@ -114,7 +114,7 @@ class MegaDetectorSink(_ImagesSink):
     """MegaDetector's batch output, as Timelapse reads it: ``classifications`` of each detection.
 
     Of a run over such a file it is that file, all its images and detections as they were, with the
-    classifications of those that were looked at. Else its detections are the boxes of the rows, and one
+    classifications of those that were looked at and are not ``unknown``. Else its detections are the boxes of the rows, and one
     without a score has the ``conf`` 1.
     """
 
@@ -141,7 +141,7 @@ class MegaDetectorSink(_ImagesSink):
     def _image(self, rows: Sequence[Row]) -> None:
         entry = self._entries.pop(str(rows[0].more.get("given_path", "")), None)
         for row in rows if entry else ():
-            if row.ok and row.more.get("box_id"):
+            if row.ok and row.more.get("box_id") and row.status != UNKNOWN:
                 entry["detections"][int(str(row.more["box_id"]))].update(self._classified(row))
         self._put_item(entry or self._own_entry(rows))
 
@@ -158,7 +158,7 @@ class MegaDetectorSink(_ImagesSink):
             "category": self._labels.setdefault(label, str(len(self._labels) + 1)),
             "conf": round(score, DIGITS) if isinstance(score, float) else 1.0,
             "bbox": as_sides(box_of(row), float(row.width or 1), float(row.height or 1), DIGITS),
-            **self._classified(row),
+            **(self._classified(row) if row.status != UNKNOWN else {}),
         }
 
     def _classified(self, row: Row) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Messages
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, FgvcError, counted
-from fgvc_cli.formats.rows import NO_BOX, Block, Row, has_failed
+from fgvc_cli.formats.rows import NO_BOX, UNKNOWN, UNSURE, Block, Row, has_failed
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -56,7 +56,7 @@ class RunResult:
     """What a run came to."""
 
     statuses: dict[str, int]
-    """How many rows have which status: ``ok``, ``unsure``, or why there is no prediction."""
+    """How many rows have which status: ``ok``, ``unsure``, ``unknown``, or why there is no prediction."""
     outputs: tuple[Path, ...] = ()
     """Files and folders that hold the rows; none without ``out``, and of a shard, which waits for
     ``merge``."""
@@ -219,14 +219,15 @@ class PredictProgress:
         return RunResult(dict(self.statuses), tuple(outs), tuple(rows), self.folders_left_out)
 
     def _fates(self) -> str:
-        failures, unsure = self.failures, self.statuses["unsure"]
+        failures, doubted = self.failures, {name: self.statuses[name] for name in (UNSURE, UNKNOWN)}
         failed = failures.total()
         reasons = ", ".join(f"{status} {count:,}" for status, count in failures.most_common())
         reasons = f" ({reasons})" if reasons else ""
         without = self.statuses[NO_BOX]
-        middle = f" {unsure:,} unsure," if unsure else ""
+        middle = "".join(f" {count:,} {name}," for name, count in doubted.items() if count)
         middle += f" {counted(without, 'image')} without a box," if without else ""
-        return f"{self.rows - failed - unsure - without:,} ok,{middle} {failed:,} failed{reasons}"
+        fine = self.rows - failed - sum(doubted.values()) - without
+        return f"{fine:,} ok,{middle} {failed:,} failed{reasons}"
 
     def _speed(self) -> str:
         seconds = max(time.monotonic() - self._start, 1e-9)
