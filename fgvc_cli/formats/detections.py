@@ -114,8 +114,8 @@ class MegaDetectorSink(_ImagesSink):
     """MegaDetector's batch output, as Timelapse reads it: ``classifications`` of each detection.
 
     Of a run over such a file it is that file, all its images and detections as they were, with the
-    classifications of those that were looked at and are not ``unknown``. Else its detections are the boxes of the rows, and one
-    without a score has the ``conf`` 1.
+    classifications of those that were looked at and are not ``unknown``. Else its detections are the boxes of
+    the rows, and one without a score has the ``conf`` 1.
     """
 
     def _start(self) -> None:
