@@ -162,11 +162,11 @@ def take_boxes(labelled: LabelledSet, boxes: BoxFile) -> LabelledSet:
             for box in own:
                 if by_category and box.label not in index:
                     raise FgvcError(f"{boxes.path}: {box.label!r} is no class of {labelled.name}.")
-                label = {"label": index[box.label], "more": ()} if by_category else {}
-                taken.append(example._replace(box=box, **label))
+                label, more = (index[box.label], ()) if by_category else (example.label, example.more)
+                taken.append(example._replace(label=label, more=more, box=box))
         splits[split] = tuple(taken)
     if not any(splits.values()):
-        raise FgvcError(f"{boxes.path} has no box of the images of {labelled.name}.", *boxes.notes)
+        raise FgvcError(f"{boxes.path} has no box of the images of {labelled.name}.", " ".join(boxes.notes))
     kept = {label for example in splits["train"] for label in example.labels}
     gone = {label for example in labelled.splits["train"] for label in example.labels} - kept
     if gone:
@@ -241,14 +241,14 @@ def load_boxes_by_category(
         splits["test"] = tuple(examples)
     undealt = examples if not given else list(splits["train"])
     if for_training and not splits["val"]:
-        groups, more = [example.path for example in undealt], []
+        groups, said = [example.path for example in undealt], list[str]()
         if by:
-            groups, more = group_images(by, root, undealt, {}, by_class_folders=False)
+            groups, said = group_images(by, root, undealt, {}, by_class_folders=False)
         division = deal_groups(undealt, classes, groups, val_share, 0.0 if given else test_share, seed)
         splits |= {"train": division[0], "val": division[1]}
         splits["test"] = splits["test"] if given else division[2]
         counts = ", ".join(f"{len(splits[split]):,} {split}" for split in SPLITS)
-        notes += [*more, f"Boxes divided by {by.text if by else 'image'}: {counts}."]
+        notes += [*said, f"Boxes divided by {by.text if by else 'image'}: {counts}."]
     name, undivided = root.resolve().name, not given and not for_training
     return LabelledSet(name, root, classes, splits, undivided=undivided, notes=tuple(notes), by_category=True)
 

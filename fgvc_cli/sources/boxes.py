@@ -465,7 +465,7 @@ class BoxMatch:
         self._learn(images)
 
     def _learn(self, images: Iterable[Found]) -> None:
-        total, last, first = 0, None, ""
+        total, last, first = 0, "", ""
         unlisted: list[str] = []
         several: list[str] = []
         unlisted_count = several_count = 0
