@@ -361,12 +361,12 @@ def _read_coco(document: Mapping[str, Any]) -> _Found:
         found.boxes_of(name)
     crowds = lost = 0
     for one in document["annotations"]:
-        name = name_of.get(one["image_id"])
+        image = name_of.get(one["image_id"])
         crowds += bool(one.get("iscrowd"))
-        lost += name is None
-        if name is not None and not one.get("iscrowd"):
-            boxes, _ = found.boxes_of(name)
-            boxes.append(_coco_box(one, found.names, len(boxes), name))
+        lost += image is None
+        if image is not None and not one.get("iscrowd"):
+            boxes, _ = found.boxes_of(image)
+            boxes.append(_coco_box(one, found.names, len(boxes), image))
     if crowds:
         found.notes.append(f"{counted(crowds, 'box', 'boxes')} of crowds left out.")
     if lost:
