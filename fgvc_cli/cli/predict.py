@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fgvc_cli.cli.options import (
+    BoxCategory,
+    BoxConf,
+    Boxes,
+    BoxMargin,
     Cascade,
     Crops,
     CropsDir,
@@ -56,6 +60,10 @@ def predict(
     weights: Weights = None,
     index: Index = None,
     by: IndexBy = None,
+    boxes: Boxes = None,
+    box_conf: BoxConf = None,
+    box_margin: BoxMargin = None,
+    box_category: BoxCategory = None,
     out: Outs = None,
     top_k: Annotated[int, typer.Option(min=1, help="Predictions per image.")] = 5,
     batch_size: Annotated[
@@ -81,6 +89,20 @@ def predict(
     maps_dir: MapsDir = None,
     min_prob: Annotated[
         float | None, typer.Option(min=0, max=1, help="Rows less sure than this get the status unsure.")
+    ] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(help="CSV of fgvc eval --thresholds: the same for each class, where it is more."),
+    ] = None,
+    unknown: Annotated[
+        str | None,
+        typer.Option(
+            help="Status unknown for images unlike the training's: on, off, or how unlike (1 is on). "
+            "Default: on where the model can tell."
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="List of the classes that can occur here, one per line.")
     ] = None,
     amp: Annotated[
         Literal["auto", "none", "bf16"], typer.Option(help="Precision: auto, none (float32) or bf16.")
@@ -144,6 +166,10 @@ def predict(
         weights=weights,
         index=index,
         by=by,
+        boxes=boxes,
+        box_conf=box_conf,
+        box_margin=box_margin,
+        box_category=tuple(box_category or ()),
         out=tuple(out or ()),
         top_k=top_k,
         batch_size=None if batch_size is None else parse_batch_size(batch_size),
@@ -160,6 +186,9 @@ def predict(
         crops_dir=crops_dir,
         maps_dir=maps_dir,
         min_prob=min_prob,
+        thresholds=thresholds,
+        unknown=unknown,  # type: ignore[arg-type]  # checked with all options
+        classes=None if classes is None else str(classes),
         amp=amp,
         compile=compile,
         fast_decode=fast_decode,

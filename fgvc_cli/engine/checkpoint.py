@@ -16,18 +16,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fgvc_cli import __version__
+from fgvc_cli.command import NO_BOXES, BoxOptions, box_settings
 from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256, stored_options, stored_preprocess
+from fgvc_cli.data.labelled import take_boxes
 from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.names import same_form
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.evaluate.rejection import TENSORS, Novelty, stored_novelty
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import create_model, resolve
 from fgvc_cli.models.weights import CHECKPOINT_KEY, check_weight_file, read_tensors
+from fgvc_cli.sources.boxes import open_boxes
 
-FORMAT = 1
+FORMAT = 2
+"""1: all but novelty, whose tensors an fgvc that knows no other format cannot place."""
 
 
 @dataclass
@@ -50,6 +55,8 @@ class Checkpoint:
     """Of the fused probabilities, see ``apply_temperature``; 1 where none was fitted. It was fitted with the
     looks of training and stays the same with other ``stages`` or another ``cascade``, which may need another.
     A cascade compares the confidence before it."""
+    novelty: Novelty | None = None
+    """How unlike the training images an image is; None where none was fitted."""
 
     @property
     def multi_label(self) -> bool:
@@ -67,6 +74,7 @@ def save_checkpoint(
     data_sha256: str = "",
     metrics: dict[str, dict[str, float]],
     calibration: Calibration | None = None,
+    novelty: Novelty | None = None,
     epoch: int = 0,
     train_images: int | None = None,
     finished: bool = False,
@@ -78,6 +86,7 @@ def save_checkpoint(
         data_sha256: of the list of examples with their splits, see ``LabelledSet.sha256``.
         metrics: split -> metric -> value; a number without its split is not a result.
         calibration: None while none is fitted.
+        novelty: likewise.
         epoch: after which the weights were as they are, from 1; 0: not known.
         train_images: how many it was trained on; None: not known.
         finished: whether the training has come to its end.
@@ -87,7 +96,7 @@ def save_checkpoint(
         FgvcError: the file cannot be written.
     """
     document = {
-        "format": FORMAT,
+        "format": FORMAT if novelty else 1,
         "model": config.model,
         "options": model.config.model_dump(),
         "classes": list(classes),
@@ -106,6 +115,9 @@ def save_checkpoint(
     if calibration:
         document["calibration"] = asdict(calibration)
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in model.state_dict().items()}
+    if novelty:
+        document["novelty"] = novelty.document()
+        tensors |= novelty.tensors()
     with AtomicFile(path, overwrite=True) as stream:
         stream.write(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(document)}))
 
@@ -160,7 +172,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         options=stored_options(document["options"]) | given,
     )
     model = model.for_inference()
-    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("smram.")}
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(("smram.", TENSORS))}
     try:
         model.load_state_dict(kept)
     except RuntimeError as error:
@@ -177,6 +189,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         sha256=file_sha256(path),
         metadata={k: v for k, v in document.items() if k not in ("classes", "preprocess")},
         temperature=document.get("calibration", {}).get("temperature", 1.0),
+        novelty=stored_novelty(tensors, document.get("novelty")),
     )
 
 
@@ -198,18 +211,29 @@ def file_sha256(path: Path) -> str:
 
 
 def choose_data(
-    checkpoint: Checkpoint, data: str | None, dataset: str | None, data_root: str | None, split: str
+    checkpoint: Checkpoint,
+    data: str | None,
+    dataset: str | None,
+    data_root: str | None,
+    split: str,
+    boxes: BoxOptions,
 ) -> tuple[LabelledSet, bool]:
-    """The images, and whether they are those of the training, divided as there.
+    """The images, or the boxes that are given of them, and whether they are those of the training, divided as
+    there.
 
     Without ``data`` and ``dataset``, they are; and where ``data`` is where they lie now.
     """
     if not (data or dataset) or is_trained_data(checkpoint, data, dataset):
-        return trained_data(checkpoint, data_root, split), True
+        return _in_boxes(trained_data(checkpoint, data_root, split), boxes), True
     moved = _moved_data(checkpoint, data) if data else None
     if moved:
-        return moved, True
-    return given_data(checkpoint, data, dataset, data_root), False
+        return _in_boxes(moved, boxes), True
+    return given_data(checkpoint, data, dataset, data_root, boxes), False
+
+
+def _in_boxes(labelled: LabelledSet, asked: BoxOptions) -> LabelledSet:
+    boxes = open_boxes(asked)
+    return labelled if boxes is None else take_boxes(labelled, boxes)
 
 
 def is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | None) -> bool:
@@ -236,10 +260,16 @@ def _moved_data(checkpoint: Checkpoint, data: str) -> LabelledSet | None:
 
 
 def given_data(
-    checkpoint: Checkpoint, data: str | None, dataset: str | None, data_root: str | None
+    checkpoint: Checkpoint,
+    data: str | None,
+    dataset: str | None,
+    data_root: str | None,
+    boxes: BoxOptions = NO_BOXES,
 ) -> LabelledSet:
     """A set named on the command line: nothing of it is dealt away, an unsplit one is all test."""
-    config = TrainConfig(model=checkpoint.name, data=data, dataset=dataset, data_root=data_root)
+    config = TrainConfig(
+        model=checkpoint.name, data=data, dataset=dataset, data_root=data_root, **box_settings(boxes)
+    )
     return load_data(config, for_training=False)
 
 
@@ -292,4 +322,5 @@ def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> l
             "Name data of the classes it was trained for, or train on this data.",
         )
     own = [[index[same_form(data.classes[label])] for label in e.labels] or [NO_LABEL] for e in chosen]
-    return [Example(e.path, first, tuple(more)) for e, (first, *more) in zip(chosen, own, strict=True)]
+    pairs = zip(chosen, own, strict=True)
+    return [e._replace(label=first, more=tuple(more)) for e, (first, *more) in pairs]

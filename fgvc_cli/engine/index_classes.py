@@ -274,4 +274,5 @@ def classify_by_index(
         classes=classes,
         metadata=metadata | {"index": about},
         temperature=1.0,
+        novelty=None,  # of the training's classes: images of added ones are unlike them
     )

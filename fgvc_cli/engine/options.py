@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fgvc_cli.command import Messages, Several, options
+from fgvc_cli.command import BoxOptions, Messages, Several, options
 from fgvc_cli.config import PAPER_INPUT_PX, PAPER_RESIZE_PX
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 
@@ -53,7 +53,7 @@ class ExportOptions:
 
 
 @options
-class EvalOptions:
+class EvalOptions(BoxOptions):
     """What ``fgvc eval`` is asked for."""
 
     weights: str | None = None
@@ -90,6 +90,13 @@ class EvalOptions:
     """File of ``fgvc index``: its classes in place of the model's, as in prediction."""
     by: Literal["neighbours", "means"] | None = None
     """What stands for a class of ``index``: its nearest image or the mean of all; None: ``means``."""
+    fit_novelty: Path | None = None
+    """With the val split: fit what tells images unlike the training's, and write the model with it to this
+    new file."""
+    target_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """With the val split and ``thresholds``: the precision that rows above them are to have."""
+    thresholds: Path | None = None
+    """CSV to appear: the least probability of each class at which it is reached."""
     quiet: bool = False
     """Say nothing but warnings."""
     messages: Messages | None = None
@@ -97,7 +104,7 @@ class EvalOptions:
 
 
 @options
-class TrainOptions:
+class TrainOptions(BoxOptions):
     """What ``fgvc train`` is asked for; None: not given, so that the recipe or the default counts."""
 
     model: str | None = None

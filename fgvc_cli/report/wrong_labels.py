@@ -241,7 +241,7 @@ class _Answers:
             labels=tuple(data.classes[each] for each in best),
             probs=tuple(max(0.0, float(probs[each])) for each in best),
             box=None if np.isnan(x1) else (x1, y1, x2, y2),
-            more={"given_label": data.classes[self.labels[i]], "label_quality": float(quality)},
+            more={"data_label": data.classes[self.labels[i]], "label_quality": float(quality)},
         )
 
 
@@ -358,7 +358,7 @@ def _write(
         preprocess=checkpoint.preprocess,
         top_k=min(TOP_K, len(classes)),
         settings={"wrong_labels": about},
-        columns=("given_label", "label_quality"),
+        columns=("data_label", "label_quality"),
     )
     with CsvSink(options.out, overwrite=options.overwrite) as sink:
         sink.begin(info)

@@ -33,7 +33,7 @@ import h5py
 import numpy as np
 from pydantic import Field
 
-from fgvc_cli.command import Messages, command, options
+from fgvc_cli.command import BoxOptions, Messages, command, options
 from fgvc_cli.data.listing import Example, LabelledSet, first_names
 from fgvc_cli.data.names import same_form
 from fgvc_cli.engine.checkpoint import choose_data, given_data, known_examples
@@ -112,7 +112,7 @@ def write_index(
         for name, value in attributes.items():
             table.file.attrs[name] = value
         _add_sets(table, max(len(example.labels) for example in examples))
-        images = (Found(root / example.path, example.path) for example in examples)
+        images = (Found(example.where(root), example.path) for example in examples)
         with closing(predictor.blocks(images)) as blocks:
             for block in blocks:
                 _append(table, block, examples[block.first : block.first + len(block)])
@@ -194,7 +194,7 @@ def add_to_index(
             stream.flush()
             with closing(H5Rows(stream.name, more=True)) as table:
                 _widen(table, (*known.classes, *added.classes), max(len(e.labels) for e in examples))
-                images = (Found(data.root / example.path, example.path) for example in examples)
+                images = (Found(example.where(data.root), example.path) for example in examples)
                 with closing(predictor.blocks(images)) as blocks:
                     for block in blocks:
                         own = examples[block.first : block.first + len(block)]
@@ -312,7 +312,7 @@ class Indexed:
 
 
 @options
-class IndexOptions:
+class IndexOptions(BoxOptions):
     """What ``fgvc index`` is asked for."""
 
     weights: str | None = None
@@ -344,6 +344,7 @@ class IndexOptions:
 
     def __post_init__(self) -> None:
         """Raise FgvcError where options exclude each other."""
+        super().__post_init__()
         others = {"--data": self.data, "--dataset": self.dataset, "--overwrite": self.overwrite}
         for name, value in others.items():
             if self.add and value:
@@ -374,10 +375,12 @@ def index(options: IndexOptions) -> Indexed:
     keep_freed_memory()
     checkpoint = open_main_stage(options.weights)
     if options.add:
-        labelled = given_data(checkpoint, options.add, None, None)
+        labelled = given_data(checkpoint, options.add, None, None, options)
     else:
         wanted = options.split or "train"
-        labelled, _ = choose_data(checkpoint, options.data, options.dataset, options.data_root, wanted)
+        labelled, _ = choose_data(
+            checkpoint, options.data, options.dataset, options.data_root, wanted, options
+        )
     split = options.split or ("train" if labelled.splits.get("train") else "all")
     predictor = index_predictor(
         checkpoint, device=options.device, batch_size=options.batch_size, workers=options.workers

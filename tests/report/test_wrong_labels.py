@@ -73,7 +73,7 @@ def test_the_flipped_labels_are_found_written_and_looked_at(weights, flipped, tm
     with Path("suspects.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["path"]: row["label"] for row in rows} == WRONG
-    assert all(row["given_label"] == row["path"].split("/")[0] for row in rows)
+    assert all(row["data_label"] == row["path"].split("/")[0] for row in rows)
     quality = [float(row["label_quality"]) for row in rows]
     assert quality == sorted(quality) and quality[-1] < 0.5
     assert fgvc(*command, "--suspects", "suspects.csv").exit_code == 1, "not replaced unasked"
