@@ -464,6 +464,8 @@ class TrainConfig(Section):
     split_by: str | None = None
     """What stays on one side of a split that is made: ``folder`` (a camera or specimen in CLASS/CAMERA/),
     ``column=NAME`` of the label file, or ``minutes=5`` (bursts by folder and EXIF time). None: each image."""
+    taxonomy: str | None = None
+    """CSV of what the classes hang on (``class,order,family``); None: what a known set brings."""
     similar_names: Literal["refuse", "keep"] = "refuse"
     """Whether classes whose names differ only by case or blanks are refused, or kept as different ones."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"

@@ -32,6 +32,28 @@ Weights = Annotated[
         help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them).",
     ),
 ]
+AllWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        metavar="MODEL",
+        autocompletion=_embedded_models,
+        help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them). "
+        "Several: the mean of their probabilities.",
+    ),
+]
+Tta = Annotated[
+    Literal["flip"] | None,
+    typer.Option(help="flip: the mean over the image and its mirror image, at twice the time."),
+]
+Taxonomy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="CSV of the tree of the classes: class, then ranks from coarse to fine, as class,order,family. "
+        "Default: the model's or the known set's.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
@@ -118,8 +140,11 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--stages",
         "--cascade",
         "--calibrate",
+        "--tta",
         "eval --against",
         "--input-px",
+        "--taxonomy",
+        "--rollup",
     ),
     "Training": (
         "--recipe",
@@ -292,10 +317,10 @@ def check_given(values: Mapping[str, Any]) -> None:
         from fgvc_cli.data.labelled import load_labelled
 
         load_labelled(Path(data))  # raises: it says what it expects
-    if isinstance(weights, str):
+    for name in [weights] if isinstance(weights, str) else weights or ():
         from fgvc_cli.engine.weights import resolve_weights
 
-        resolve_weights(weights)
+        resolve_weights(name)
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_cli.cli.options import DataRoot, Device, Stages
+from fgvc_cli.cli.options import DataRoot, Device, Stages, Taxonomy
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError, Interrupted
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def train(
             "label file, or minutes=5 (folder and EXIF time).",
         ),
     ] = None,
+    taxonomy: Taxonomy = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<model>-<data>.")] = None,
     recipe: Annotated[
         str | None,
@@ -132,6 +133,7 @@ def train(
         dataset=dataset,
         data_root=data_root,
         split_by=split_by,
+        taxonomy=taxonomy,
         out=out,
         recipe=recipe,
         epochs=epochs,

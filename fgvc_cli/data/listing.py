@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from fgvc_cli.data.taxonomy import Taxonomy
+
 SPLITS = ("train", "val", "test")
 NO_LABEL = -1
 """``Example.label`` of an image of a multi-label set that shows nothing of what is asked for."""
@@ -48,6 +50,7 @@ class LabelledSet:
         notes: lines that the user is to read: what was taken in another way than it is written, and what no
             score will tell.
         caveat: what has to be said beside every score on it; empty where nothing has.
+        taxonomy: what the classes hang on; None where nothing says it.
     """
 
     name: str
@@ -58,6 +61,7 @@ class LabelledSet:
     undivided: bool = False
     notes: tuple[str, ...] = ()
     caveat: str = ""
+    taxonomy: Taxonomy | None = None
 
     def counts(self) -> dict[str, int]:
         """Images per split."""

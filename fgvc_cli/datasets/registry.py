@@ -15,6 +15,7 @@ from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import LabelledSet, missing_images
 from fgvc_cli.data.split import hold_out_validation
+from fgvc_cli.data.taxonomy import read_taxonomy
 from fgvc_cli.datasets import catalogue, published
 from fgvc_cli.datasets.boxes import TrueBoxes
 from fgvc_cli.datasets.entries import KnownSet, counts_text
@@ -213,14 +214,27 @@ def look_for(entry: KnownSet, data_root: Path | None) -> Presence:
 
 
 def load_data(config: TrainConfig, *, for_training: bool = True) -> LabelledSet:
-    """List the set under ``config.data`` or ``config.dataset``.
+    """List the set under ``config.data`` or ``config.dataset``, with the tree of ``config.taxonomy``.
 
     Args:
         for_training: see ``load_labelled``; a known set always has its own splits.
 
     Raises:
-        FgvcError: neither or both are named, or the set cannot be listed.
+        FgvcError: neither or both are named, the set cannot be listed, or a taxonomy does not fit it.
     """
+    data = _load_data(config, for_training)
+    if config.taxonomy is None:
+        return data
+    if data.multi_label:
+        raise FgvcError(
+            f"A taxonomy is for one class per image; {data.name} has several labels.",
+            "Leave --taxonomy out.",
+            EXIT_USAGE,
+        )
+    return replace(data, taxonomy=read_taxonomy(config.taxonomy, data.classes))
+
+
+def _load_data(config: TrainConfig, for_training: bool) -> LabelledSet:
     if bool(config.data) == bool(config.dataset):
         raise FgvcError(
             "Give either --data PATH (a class-per-folder folder or a CSV with path,label[,split]) "

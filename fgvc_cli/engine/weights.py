@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgvc_cli.errors import FgvcError
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:
     from fgvc_cli.engine.checkpoint import Checkpoint
@@ -126,6 +127,30 @@ def open_weights(
             "Install fgvc again.",
         )
     return checkpoint
+
+
+def open_ensemble(
+    weights: Sequence[Path | str], *, options: dict[str, Any] | None = None
+) -> list[Checkpoint]:
+    """Load several models whose probabilities are to be averaged; none named: the default one.
+
+    Raises:
+        FgvcError: as ``open_weights``; other classes than the first one's, or labels of another kind.
+    """
+    from fgvc_cli.data.names import class_order
+
+    first, *others = [open_weights(name, options=options) for name in weights or (None,)]
+    for name, other in zip(weights[1:], others, strict=True):
+        if other.multi_label != first.multi_label:
+            kinds = ("one class", "several labels")
+            own, its = kinds[other.multi_label], kinds[first.multi_label]
+            raise FgvcError(
+                f"{name} tells {own} per image, {weights[0]} {its}.",
+                "Only models of one kind have a mean.",
+                EXIT_USAGE,
+            )
+        class_order(first.classes, other.classes, str(name), f"{weights[0]} tells")
+    return [first, *others]
 
 
 def default_notice() -> str:
