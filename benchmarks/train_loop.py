@@ -24,9 +24,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fgvc_cli.config import Optim, Preprocess, TrainConfig
-from fgvc_cli.data.epoch_sampler import EpochDraws
 from fgvc_cli.data.labelled import Example
-from fgvc_cli.data.loaders import Batch, LabelledImages, build_train_loader
+from fgvc_cli.data.loaders import Batch, EpochDraws, LabelledImages, build_train_loader
 from fgvc_cli.data.transforms import normalize, train_transform
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.learner import Learner

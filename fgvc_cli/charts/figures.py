@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 from scipy.sparse import coo_array
 
-from fgvc_cli.charts.text import (
+from fgvc_cli.charts.drawing import (
     BODY,
     GAP,
     INK,

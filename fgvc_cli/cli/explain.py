@@ -108,7 +108,7 @@ def run(options: ExplainOptions, messages: ConsoleMessages) -> int:
     Known images that are nearest follow, four cells between tabs: ``nearest``, the similarity, the class, the
     path.
     """
-    from fgvc_cli.charts.text import one_line
+    from fgvc_cli.charts.drawing import one_line
     from fgvc_cli.explain.outputs import INDEX
     from fgvc_cli.explain.run import explain
 

@@ -12,8 +12,18 @@ import numpy as np
 
 from fgvc_cli.data.listing import Example, LabelledSet
 from fgvc_cli.data.taxonomy import Taxonomy
-from fgvc_cli.datasets.boxes import BOXES_CSV, TrueBoxes, check_box, read_box_table
-from fgvc_cli.datasets.entries import Archive, KnownSet, known_taxonomy, read_lines, read_mat, read_pairs
+from fgvc_cli.datasets.entries import (
+    BOXES_CSV,
+    Archive,
+    KnownSet,
+    TrueBoxes,
+    check_box,
+    known_taxonomy,
+    read_box_table,
+    read_lines,
+    read_mat,
+    read_pairs,
+)
 
 # Caltech-UCSD Birds-200-2011 (CUB): 200 bird species.
 #

@@ -17,8 +17,7 @@ from fgvc_cli.data.listing import LabelledSet, missing_images
 from fgvc_cli.data.split import hold_out_validation
 from fgvc_cli.data.taxonomy import read_taxonomy
 from fgvc_cli.datasets import catalogue, published
-from fgvc_cli.datasets.boxes import TrueBoxes
-from fgvc_cli.datasets.entries import KnownSet, counts_text
+from fgvc_cli.datasets.entries import KnownSet, TrueBoxes, counts_text
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 
 ENTRIES = {

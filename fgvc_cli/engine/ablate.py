@@ -20,7 +20,7 @@ from typing import Any
 from fgvc_cli.charts.figures import draw_spread
 from fgvc_cli.command import Messages, command
 from fgvc_cli.config import TrainConfig, build, stored_config
-from fgvc_cli.datasets.preflight import look_before_training
+from fgvc_cli.datasets.check import look_before_training
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import train as training
 from fgvc_cli.engine.ablations import Ablation, Cell, find_ablation, table_cells

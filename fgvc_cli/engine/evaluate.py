@@ -27,7 +27,7 @@ from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.data.names import class_order
 from fgvc_cli.data.taxonomy import Taxonomy, read_taxonomy
 from fgvc_cli.data.transforms import eval_transform
-from fgvc_cli.datasets.boxes import TrueBoxes
+from fgvc_cli.datasets.entries import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.engine.checkpoint import Checkpoint, choose_data, known_examples
 from fgvc_cli.engine.device import (

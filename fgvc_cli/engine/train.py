@@ -16,7 +16,7 @@ import torch
 from fgvc_cli.command import Messages, command
 from fgvc_cli.config import TrainConfig, apply_sets, build
 from fgvc_cli.data.labelled import LabelledSet
-from fgvc_cli.datasets.preflight import look_before_training
+from fgvc_cli.datasets.check import look_before_training
 from fgvc_cli.datasets.registry import ENTRIES, load_data
 from fgvc_cli.engine.device import keep_freed_memory, pick_device, pick_devices
 from fgvc_cli.engine.distributed import (

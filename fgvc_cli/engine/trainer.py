@@ -22,10 +22,16 @@ from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
 from fgvc_cli.config import TrainConfig
-from fgvc_cli.data.epoch_sampler import EpochDraws
 from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.data.listing import Example
-from fgvc_cli.data.loaders import Batch, LabelledImages, build_loader, build_train_loader, worker_count
+from fgvc_cli.data.loaders import (
+    Batch,
+    EpochDraws,
+    LabelledImages,
+    build_loader,
+    build_train_loader,
+    worker_count,
+)
 from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.device import Precision, computing, is_out_of_memory, usual_precision

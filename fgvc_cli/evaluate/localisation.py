@@ -17,7 +17,7 @@ import torch
 from torchvision.ops import box_iou
 
 from fgvc_cli.data.geometry import Box
-from fgvc_cli.datasets.boxes import TrueBoxes
+from fgvc_cli.datasets.entries import TrueBoxes
 from fgvc_cli.evaluate.intervals import Interval, mean_interval, share_interval
 
 ENOUGH = 0.5

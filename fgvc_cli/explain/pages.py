@@ -16,7 +16,7 @@ from functools import partial
 
 from PIL import Image, ImageDraw
 
-from fgvc_cli.charts.text import (
+from fgvc_cli.charts.drawing import (
     ACCENT,
     BODY,
     CAPTION_PX,

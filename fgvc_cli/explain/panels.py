@@ -16,8 +16,7 @@ from functools import cached_property, lru_cache, partial
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from fgvc_cli.charts.colormap import apply_colormap, color_table
-from fgvc_cli.charts.text import (
+from fgvc_cli.charts.drawing import (
     CAPTION_PX,
     GAP,
     INNER,
@@ -27,7 +26,9 @@ from fgvc_cli.charts.text import (
     SMALL,
     Face,
     Section,
+    apply_colormap,
     beside,
+    color_table,
     draw_caption,
     spoken,
     stack,

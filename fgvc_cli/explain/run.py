@@ -26,7 +26,7 @@ from fgvc_cli.explain.outputs import PicturesFolder
 from fgvc_cli.explain.pages import draw_comparison, draw_strip, render
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.csv_rows import csv_cells, csv_columns
-from fgvc_cli.formats.rows import Row, as_text
+from fgvc_cli.formats.rows import Layout, Row, as_text
 from fgvc_cli.predict.decoding import delayed, in_order, until_full
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import OK, DecodedImage, Failure, Reading, read_image
@@ -277,10 +277,11 @@ class _Table:
     def __init__(self, explainers: Mapping[str, Explainer], top_k: int):
         checkpoints = [explainer.checkpoint for explainer in explainers.values()]
         self._several = len(checkpoints) > 1
-        self._top_k = min(top_k, *(len(checkpoint.classes) for checkpoint in checkpoints))
-        self._parts = max(int(getattr(checkpoint.model, "part_count", 0)) for checkpoint in checkpoints)
-        columns = csv_columns(self._top_k, self._parts)
-        self.rows = [[*columns, *(["weights"] if self._several else []), "picture"]]
+        self._layout = Layout(
+            min(top_k, *(len(checkpoint.classes) for checkpoint in checkpoints)),
+            max(int(getattr(checkpoint.model, "part_count", 0)) for checkpoint in checkpoints),
+        )
+        self.rows = [[*csv_columns(self._layout), *(["weights"] if self._several else []), "picture"]]
 
     def add(self, done: _Done, picture: str) -> None:
         """The lines of an image; one that failed has one."""
@@ -288,10 +289,10 @@ class _Table:
         if failure:
             self._add(Row(done.photo.found.name, failure.status, failure.error), "", picture)
         for each in done.explained:
-            self._add(_row(done.photo, each.explanation, self._top_k), each.label, picture)
+            self._add(_row(done.photo, each.explanation, self._layout.top_k), each.label, picture)
 
     def _add(self, row: Row, label: str, picture: str) -> None:
-        cells = csv_cells(row, self._top_k, self._parts)
+        cells = csv_cells(row, self._layout)
         self.rows.append([*cells, *([label] if self._several else []), picture])
 
 

@@ -10,7 +10,7 @@ import csv
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -19,16 +19,20 @@ from typing import IO, Self
 from fgvc_cli.data.names import as_cell, from_cell
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import (
+    COLUMNS,
     OK,
     UNSURE,
     Block,
     Box,
     FileSink,
+    Layout,
     OtherRun,
     Row,
     RunInfo,
     Table,
+    Value,
     as_text,
+    box_headers,
     build_blocks,
     build_table,
     has_prediction,
@@ -39,16 +43,22 @@ CRLF = "\r\n"
 _FRAME = re.compile(r"#(\d+)$")
 
 
-def csv_columns(top_k: int, parts: int = 0, multi_label: bool = False) -> list[str]:
+def csv_columns(layout: Layout) -> list[str]:
     """The header: path, status, error, width, height, label, prob, label_2, prob_2, ..., the box, part boxes.
 
     Beyond the contract, a model with parts adds ``part_1_x1`` to ``part_P_y2`` behind the box, and a
-    multi-label model ``labels`` behind all: those of the k with a probability above 0.5, joined by ``|``.
+    multi-label model ``labels`` behind those: the k with a probability above 0.5, joined by ``|``. What else
+    a run has (``COLUMNS``) stands behind the path or behind all.
     """
-    boxes = ["box", *(f"part_{k}" for k in range(1, parts + 1))]
-    edges = [f"{box}_{edge}" for box in boxes for edge in ("x1", "y1", "x2", "y2")]
-    several = ["labels"] if multi_label else []
-    return ["path", "status", "error", "width", "height", *ranked_columns(top_k), *edges, *several]
+    front, back = (
+        [header for column in layout.known(behind_path=first) for header in column.headers]
+        for first in (True, False)
+    )
+    boxes = ["box", *(f"part_{k}" for k in range(1, layout.parts + 1))]
+    edges = [header for box in boxes for header in box_headers(box)]
+    several = ["labels"] if layout.multi_label else []
+    head = ["path", *front, "status", "error", "width", "height", *ranked_columns(layout.top_k)]
+    return [*head, *edges, *several, *back]
 
 
 def ranked_columns(top_k: int) -> list[str]:
@@ -57,15 +67,24 @@ def ranked_columns(top_k: int) -> list[str]:
     return [f"{name}{rank}" for rank in ranks for name in ("label", "prob")]
 
 
-def csv_cells(row: Row, top_k: int, parts: int = 0, multi_label: bool = False) -> list[str]:
+def csv_cells(row: Row, layout: Layout) -> list[str]:
     """One line: probabilities with 6 decimals, box edges with 1; empty cells where there is no value."""
     guesses = zip(row.labels, row.probs, strict=True)
     ranked = [cell for label, prob in guesses for cell in (label, f"{prob:.6f}")]
     size = ["" if side is None else str(side) for side in (row.width, row.height)]
-    boxes = [row.box, *row.parts] + [None] * (parts - len(row.parts))
+    boxes = [row.box, *row.parts] + [None] * (layout.parts - len(row.parts))
     edges = [cell for box in boxes for cell in ([f"{edge:.1f}" for edge in box] if box else [""] * 4)]
-    several = ["|".join(row.labels_there)] if multi_label else []
-    return [row.path, row.status, row.error, *size, *(ranked or [""] * (2 * top_k)), *edges, *several]
+    several = ["|".join(row.labels_there)] if layout.multi_label else []
+    front, back = (
+        [
+            cell
+            for column in layout.known(behind_path=first)
+            for cell in column.cells(row.more.get(column.name))
+        ]
+        for first in (True, False)
+    )
+    head = [row.path, *front, row.status, row.error, *size]
+    return [*head, *(ranked or [""] * (2 * layout.top_k)), *edges, *several, *back]
 
 
 class _Utf8Lines:
@@ -94,11 +113,11 @@ class CsvSink(FileSink):
 
     def _begin(self, info: RunInfo) -> None:
         self._info = info
-        csv_lines(self._stream, [csv_columns(info.top_k, info.parts, info.multi_label)])
+        csv_lines(self._stream, [csv_columns(info.layout)])
 
     def _write(self, block: Block) -> None:
         info = self._info
-        cells = (csv_cells(row, info.top_k, info.parts, info.multi_label) for row in block.rows(info))
+        cells = (csv_cells(row, info.layout) for row in block.rows(info))
         csv_lines(self._stream, cells)
 
 
@@ -124,12 +143,12 @@ class StdoutSink:
     def begin(self, info: RunInfo) -> None:
         """Write the header."""
         self._info = info
-        self._put([csv_columns(info.top_k, info.parts, info.multi_label)])
+        self._put([csv_columns(info.layout)])
 
     def write(self, block: Block) -> None:
         """Write a line for each row."""
         info = self._info
-        self._put(csv_cells(row, info.top_k, info.parts, info.multi_label) for row in block.rows(info))
+        self._put(csv_cells(row, info.layout) for row in block.rows(info))
 
     def _put(self, rows: Iterable[list[str]]) -> None:
         try:
@@ -247,7 +266,7 @@ class TerminalSink(StdoutSink):
             super().begin(self._info)
             rows = [self._first, *rows] if self._first else rows
         info = self._info
-        self._put(csv_cells(row, info.top_k, info.parts, info.multi_label) for row in rows)
+        self._put(csv_cells(row, info.layout) for row in rows)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -281,13 +300,13 @@ def read_table(path: Path) -> Table:
         FgvcError: not the columns of fgvc predict; a cell that cannot be, with its line; too many rows; a
             model that tells several labels per image.
     """
-    top_k, parts, multi_label = _read_header(path)
-    if multi_label:
+    layout = _read_header(path)
+    if layout.multi_label:
         raise FgvcError(
             f"{path} is of a model that tells several labels per image.",
             "It does not name all of them; make the report of the .h5.",
         )
-    return build_table(path, lambda: _read_rows(path, top_k, parts), top_k, parts)
+    return build_table(path, lambda: _read_rows(path, layout), layout)
 
 
 def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
@@ -297,9 +316,9 @@ def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
         FgvcError: as ``read_table``.
         OtherRun: other columns or classes than those of the run.
     """
-    if _read_header(path) != (info.top_k, info.parts, info.multi_label):
+    if _read_header(path) != info.layout:
         raise OtherRun("its columns are not those of this run")
-    yield from build_blocks(_read_rows(path, info.top_k, info.parts, info.multi_label), info)
+    yield from build_blocks(_read_rows(path, info.layout), info)
 
 
 def read_per_file(path: Path, info: RunInfo) -> Iterator[str]:
@@ -315,17 +334,24 @@ def read_per_file(path: Path, info: RunInfo) -> Iterator[str]:
     yield from (cells[0] for _, cells in lines)
 
 
-def _read_header(path: Path) -> tuple[int, int, bool]:
-    """k, P and whether there are several labels per row, which the columns' names say."""
-    header = next(_read_cells(path), (0, []))[1]
+def read_layout(header: Sequence[str]) -> Layout | None:
+    """What the names of a table's columns say; None where they are not those of fgvc predict."""
     top_k = sum(bool(re.fullmatch(r"prob(_\d+)?", name)) for name in header)
     parts = sum(bool(re.fullmatch(r"part_\d+_x1", name)) for name in header)
-    multi_label = header[-1:] == ["labels"]
-    if not top_k or header != csv_columns(top_k, parts, multi_label):
+    columns = tuple(name for name, column in COLUMNS.items() if column.headers[0] in header)
+    layout = Layout(top_k, parts, "labels" in header, columns)
+    return layout if top_k and list(header[: len(csv_columns(layout))]) == csv_columns(layout) else None
+
+
+def _read_header(path: Path) -> Layout:
+    header = next(_read_cells(path), (0, []))[1]
+    layout = read_layout(header)
+    if layout is None or len(header) != len(csv_columns(layout)):
         got = ",".join(header)[:60]
-        message = f"{path} line 1: expected the columns of fgvc predict, {','.join(csv_columns(1)[:7])}..."
+        wanted = ",".join(csv_columns(Layout(1))[:7])
+        message = f"{path} line 1: expected the columns of fgvc predict, {wanted}..."
         raise FgvcError(f"{message}; got {got!r}.", "fgvc predict PHOTOS --out preds.csv")
-    return top_k, parts, multi_label
+    return layout
 
 
 def _read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -339,21 +365,30 @@ def _read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise FgvcError(f"{path} is not a UTF-8 CSV file: {error}.") from error
 
 
-def _read_rows(path: Path, top_k: int, parts: int, multi_label: bool = False) -> Iterator[Row]:
-    width = len(csv_columns(top_k, parts, multi_label))
+def _read_rows(path: Path, layout: Layout) -> Iterator[Row]:
+    columns = csv_columns(layout)
+    width = len(columns)
+    places = {
+        name: slice(at := columns.index(COLUMNS[name].headers[0]), at + len(COLUMNS[name].headers))
+        for name in layout.columns
+    }
+    taken = {at for place in places.values() for at in range(place.start, place.stop)}
+    kept = [at for at, name in enumerate(columns) if at not in taken and name != "labels"]
     for number, cells in islice(_read_cells(path), 1, None):
         if len(cells) != width:
             raise FgvcError(f"{path} line {number}: {len(cells)} values, expected {width}.")
         try:
-            yield _row(cells[: width - multi_label], 5 + 2 * top_k)
+            values = {name: COLUMNS[name].parse(cells[place]) for name, place in places.items()}
+            more = {name: value for name, value in values.items() if value is not None}
+            yield _row([cells[at] for at in kept], 5 + 2 * layout.top_k, more)
         except ValueError as error:
             raise FgvcError(f"{path} line {number}: {error}.") from error
 
 
-def _row(cells: list[str], boxes_at: int) -> Row:
+def _row(cells: list[str], boxes_at: int, more: Mapping[str, Value]) -> Row:
     path, status, error, width, height = cells[:5]
     if not has_prediction(status):
-        return Row(path, status, error)
+        return Row(path, status, error, more=more)
     if "" in cells[3:boxes_at]:
         raise ValueError(f"a row of status {status} without its size, a label or a probability")
     boxes: list[Box | None] = []
@@ -370,4 +405,5 @@ def _row(cells: list[str], boxes_at: int) -> Row:
         probs=tuple(float(prob) for prob in cells[6:boxes_at:2]),
         box=boxes[0],
         parts=tuple(box for box in boxes[1:] if box),
+        more=more,
     )

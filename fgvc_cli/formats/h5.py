@@ -13,6 +13,7 @@ Legend: N rows, k predictions per row, P parts, K classes, D embedding width, h 
     embedding           (N, D) float32, on request
     logits              (N, K) float32: log of the fused, calibrated probabilities, on request
 
+What else a run has (``COLUMNS`` of rows.py): texts, (N,) float64, boxes (N, 4) float32, by their names.
 Where the images were is an attribute too, where it is known: ``sources`` as typed, ``working_folder``.
 
 Arrays are compressed with gzip, which every HDF5 reader has (lzf only h5py), behind a shuffle, with a
@@ -36,9 +37,11 @@ from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import (
     ARRAYS,
+    COLUMNS,
     HOW_TO,
     OPTIONAL_ARRAYS,
     READ_ROWS,
+    SCHEMA_VERSION,
     TEXTS,
     Block,
     Extra,
@@ -53,7 +56,6 @@ from fgvc_cli.formats.rows import (
     shared_by_rows,
 )
 
-SCHEMA_VERSION = 1
 BOX_CONVENTION = "xyxy pixels of the EXIF-upright image, end-exclusive"
 DESCRIPTIONS = {
     "attention": "in [0, 1] over the model's input",
@@ -83,6 +85,13 @@ class H5Sink(FileSink):
             self._add("parts", (info.parts, 4), np.float32)
         if "crop" in self.extras:
             self._add("crop", (), h5py.vlen_dtype(np.uint8))
+        types: dict[str, tuple[tuple[int, ...], Any]] = {
+            "text": ((), h5py.string_dtype()),
+            "number": ((), np.float64),
+            "box": ((4,), np.float32),
+        }
+        for column in (COLUMNS[name] for name in info.columns):
+            self._rows.add(column.name, *types[column.kind], description=column.description)
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
         self._rows.add(name, shape, dtype, description=DESCRIPTIONS.get(name, ""))
@@ -90,6 +99,9 @@ class H5Sink(FileSink):
     def _write(self, block: Block) -> None:
         columns: dict[str, Any] = {name: [as_text(text) for text in getattr(block, name)] for name in TEXTS}
         columns |= {name: getattr(block, name) for name in ARRAYS if name in self._rows}
+        for name, values in block.more.items():
+            texts = isinstance(values, list)
+            columns[name] = [as_text(text) for text in values] if texts else values
         for name in OPTIONAL_ARRAYS:
             array = getattr(block, name)
             if name in self.extras and array is not None:
@@ -116,7 +128,6 @@ def root_attributes(info: RunInfo) -> dict[str, Any]:
     """What a file says of all its rows."""
     shared = shared_by_rows(info)
     return {
-        "schema_version": SCHEMA_VERSION,
         **shared,
         "class_names": np.array(shared["class_names"], dtype=h5py.string_dtype()),
         "preprocessing": json.dumps(shared["preprocessing"]),
@@ -169,6 +180,7 @@ def read_table(path: Path) -> Table:
         columns: dict[str, Any] = {name: file[name].asstr()[:].tolist() for name in TEXTS}
         columns |= {name: file[name][:] for name in ("size", "topk_index", "topk_prob", "box")}
         columns["parts"] = file["parts"][:] if "parts" in file else np.empty((rows, 0, 4), np.float32)
+        columns["more"] = {name: _read_column(file[name], slice(None)) for name in _known(file)}
         classes = tuple(str(name) for name in file.attrs["class_names"])
         known: tuple[Extra, ...] = ("attention", "crop")
         info = RunInfo(
@@ -180,6 +192,7 @@ def read_table(path: Path) -> Table:
             parts=columns["parts"].shape[1],
             # An extra that no row had has no width.
             extras=tuple(extra for extra in known if extra in file and 0 not in file[extra].shape),
+            columns=_known(file),
             settings=_document(path, file, "settings"),
         )
         origin = _origin(file)
@@ -236,11 +249,12 @@ def _check(path: Path, file: h5py.File) -> None:
     missing += [name for name in ATTRIBUTES if name not in file.attrs]
     if missing:
         raise FgvcError(f"{path} is not what fgvc predict writes: it has no {missing[0]}.", HOW_TO)
-    if (version := file.attrs["schema_version"]) != SCHEMA_VERSION:
-        message = f"{path} has the schema {version}, this fgvc reads {SCHEMA_VERSION}."
+    if (version := file.attrs["schema_version"]) not in range(1, SCHEMA_VERSION + 1):
+        message = f"{path} has the schema {version}, this fgvc reads 1 to {SCHEMA_VERSION}."
         raise FgvcError(message, "Predict again, or use the fgvc that wrote it.")
     rows, top_k = len(file["path"]), file["topk_index"].shape[-1:]
     shapes: dict[str, tuple[int, ...]] = {name: (rows,) for name in (*TEXTS, "crop")}
+    shapes |= {name: (rows, 4) if COLUMNS[name].kind == "box" else (rows,) for name in _known(file)}
     shapes |= {"size": (rows, 2), "box": (rows, 4), "topk_index": (rows, *top_k), "topk_prob": (rows, *top_k)}
     for name, shape in shapes.items():
         if name in file and (file[name].shape != shape or 0 in shape[1:]):
@@ -280,7 +294,9 @@ def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
     with open_h5(path) as file, reading(path):
         _check(path, file)
         check_same_run(_shared(path, file), info)
-        sets = {name: file[name] for name in (*TEXTS, *ARRAYS, *info.extras) if name in file}
+        if _known(file) != info.columns:
+            raise OtherRun("its columns are not those of this run")
+        sets = {name: file[name] for name in (*TEXTS, *ARRAYS, *info.extras, *info.columns) if name in file}
         if missing := [extra for extra in info.extras if extra not in sets]:
             raise OtherRun(f"it holds no {missing[0]}")
         if sets["topk_index"].shape[1] != info.top_k:
@@ -297,7 +313,17 @@ def _read_block(sets: Mapping[str, h5py.Dataset], first: int) -> Block:
     # An extra that no row had has no width.
     columns = {k: v for k, v in columns.items() if k not in OPTIONAL_ARRAYS or v.shape[1]}
     crop = [item.tobytes() for item in sets["crop"][rows]] if "crop" in sets else None
-    return Block(first=first, crop=crop, **columns)
+    more = {name: _read_column(sets[name], rows) for name in COLUMNS if name in sets}
+    return Block(first=first, crop=crop, more=more, **columns)
+
+
+def _known(file: h5py.File) -> tuple[str, ...]:
+    return tuple(name for name in COLUMNS if name in file)
+
+
+def _read_column(values: h5py.Dataset, rows: slice) -> Any:
+    """A column of ``Block.more``."""
+    return values.asstr()[rows].tolist() if values.dtype.kind == "O" else values[rows]
 
 
 CHUNK_BYTES = 1 << 20

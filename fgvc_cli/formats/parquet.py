@@ -9,7 +9,6 @@ JSON under the key ``fgvc`` of the file's metadata.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -20,16 +19,21 @@ import pyarrow.parquet as pq
 
 from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.formats.csv_rows import csv_columns
+from fgvc_cli.formats.csv_rows import csv_columns, read_layout
 from fgvc_cli.formats.rows import (
+    COLUMNS,
     READ_ROWS,
+    TEXTS,
     Block,
+    Column,
     Extra,
     FileSink,
+    Layout,
     OtherRun,
     RunInfo,
     Table,
     as_text,
+    box_headers,
     check_count,
     check_same_run,
     has_prediction,
@@ -46,6 +50,11 @@ EXTRA_TYPES = {
 HOW_TO_PARQUET = "fgvc predict PHOTOS --out preds.parquet"
 _TYPES = {"path": pa.string(), "status": pa.string(), "error": pa.string()}
 _TYPES |= {"width": pa.int32(), "height": pa.int32()}
+_TYPES |= {
+    column.name: pa.string() if column.kind == "text" else pa.float64()
+    for column in COLUMNS.values()
+    if column.kind != "box"
+}
 
 
 class ParquetSink(FileSink):
@@ -54,7 +63,7 @@ class ParquetSink(FileSink):
     def _begin(self, info: RunInfo) -> None:
         self._info = info
         fields = []
-        for name in csv_columns(info.top_k, info.parts, info.multi_label):
+        for name in csv_columns(info.layout):
             labelled = pa.string() if name.startswith("label") else pa.float32()
             fields.append(pa.field(name, _TYPES.get(name, labelled)))
         fields += [pa.field(name, kind) for name, kind in EXTRA_TYPES.items() if name in self.extras]
@@ -62,24 +71,37 @@ class ParquetSink(FileSink):
         self._writer = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
 
     def _write(self, block: Block) -> None:
-        columns = [*self._columns(block), *self._extra_columns(block)]
+        named = self._columns(block)
+        columns = [*(named[name] for name in csv_columns(self._info.layout)), *self._extra_columns(block)]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
 
-    def _columns(self, block: Block) -> list[pa.Array]:
+    def _columns(self, block: Block) -> dict[str, pa.Array]:
         blank = np.array([not has_prediction(status) for status in block.status])
-        columns = [
-            pa.array([as_text(text) for text in texts]) for texts in (block.path, block.status, block.error)
-        ]
-        columns += [pa.array(block.size[:, i], mask=blank) for i in range(2)]
+        columns = {
+            name: pa.array([as_text(text) for text in getattr(block, name)], pa.string()) for name in TEXTS
+        }
+        for side, name in enumerate(("width", "height")):
+            columns[name] = pa.array(block.size[:, side], mask=blank)
         names = np.array(self._info.classes, object)
-        for k in range(self._info.top_k):
-            columns.append(pa.array(names[block.topk_index[:, k]], pa.string(), mask=blank))
-            columns.append(pa.array(block.topk_prob[:, k], mask=blank))
-        edges = np.concatenate([block.box, block.parts.reshape(len(block), -1)], axis=1)
-        columns += [pa.array(edges[:, i], mask=np.isnan(edges[:, i])) for i in range(edges.shape[1])]
+        for k, rank in enumerate(_ranks(self._info.top_k)):
+            columns[f"label{rank}"] = pa.array(names[block.topk_index[:, k]], pa.string(), mask=blank)
+            columns[f"prob{rank}"] = pa.array(block.topk_prob[:, k], mask=blank)
+        boxes = {"box": block.box}
+        boxes |= {f"part_{k + 1}": block.parts[:, k] for k in range(self._info.parts)}
+        for name in self._info.columns:
+            column, values = COLUMNS[name], block.column(name)
+            if isinstance(values, list):
+                columns[name] = pa.array([as_text(text) or None for text in values], pa.string())
+            elif column.kind == "box":
+                boxes[column.edges] = values
+            else:
+                columns[name] = pa.array(values, mask=np.isnan(values))
+        for name, edges in boxes.items():
+            for i, header in enumerate(box_headers(name)):
+                columns[header] = pa.array(edges[:, i], mask=np.isnan(edges[:, i]))
         if self._info.multi_label:
             there = ["|".join(row.labels_there) for row in block.rows(self._info)]
-            columns.append(pa.array(np.array(there, object), pa.string(), mask=blank))
+            columns["labels"] = pa.array(np.array(there, object), pa.string(), mask=blank)
         return columns
 
     def _extra_columns(self, block: Block) -> list[pa.Array]:
@@ -99,6 +121,11 @@ class ParquetSink(FileSink):
     def _close(self, *, complete: bool) -> None:
         if hasattr(self, "_writer"):
             self._writer.close()
+
+
+def _ranks(top_k: int) -> list[str]:
+    """What the names of columns end in: "", _2, ..., _k."""
+    return ["", *(f"_{k}" for k in range(2, top_k + 1))]
 
 
 def _lists(values: np.ndarray) -> pa.Array:
@@ -157,7 +184,7 @@ def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
         names = file.schema_arrow.names
         if missing := [extra for extra in info.extras if extra not in names]:
             raise OtherRun(f"it holds no {missing[0]}")
-        columns = csv_columns(info.top_k, info.parts, info.multi_label)
+        columns = csv_columns(info.layout)
         if names[: len(columns)] != columns:
             raise OtherRun("its columns are not those of this run")
         yield from _read_blocks(path, file, info)
@@ -202,8 +229,7 @@ def _damaged(path: Path, error: Exception) -> FgvcError:
 def _read_info(path: Path, file: pq.ParquetFile) -> RunInfo:
     """What a file says of all its rows; without extras."""
     names = file.schema_arrow.names
-    top_k = sum(bool(re.fullmatch(r"prob(_\d+)?", name)) for name in names)
-    parts = sum(bool(re.fullmatch(r"part_\d+_x1", name)) for name in names)
+    layout = read_layout(names) or Layout(0)
     try:
         shared = json.loads(file.schema_arrow.metadata[b"fgvc"])
         info = RunInfo(
@@ -211,15 +237,15 @@ def _read_info(path: Path, file: pq.ParquetFile) -> RunInfo:
             weights_sha256=shared["weights_sha256"],
             classes=tuple(shared["class_names"]),
             preprocess=stored_preprocess(shared["preprocessing"]),
-            top_k=top_k,
-            parts=parts,
+            top_k=layout.top_k,
+            parts=layout.parts,
+            columns=layout.columns,
             settings=dict(shared["settings"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         message = f"{path} is not what fgvc predict writes: it tells no model, classes and settings."
         raise FgvcError(message, HOW_TO_PARQUET) from error
-    columns = csv_columns(top_k, parts, info.multi_label)
-    if not top_k or names[: len(columns)] != columns:
+    if not layout.top_k:
         raise FgvcError(f"{path} has not the columns of fgvc predict.", HOW_TO_PARQUET)
     return info
 
@@ -227,7 +253,7 @@ def _read_info(path: Path, file: pq.ParquetFile) -> RunInfo:
 def _read_blocks(path: Path, file: pq.ParquetFile, info: RunInfo) -> Iterator[Block]:
     """The rows, with the extras of ``info``."""
     index = {name: i for i, name in enumerate(info.classes)} | {None: -1}
-    wanted = [*csv_columns(info.top_k, info.parts), *info.extras]
+    wanted = [*csv_columns(info.layout), *info.extras]
     first = 0
     try:
         for batch in file.iter_batches(READ_ROWS, columns=wanted):
@@ -242,14 +268,21 @@ def _read_blocks(path: Path, file: pq.ParquetFile, info: RunInfo) -> Iterator[Bl
 
 def _read_block(batch: pa.RecordBatch, info: RunInfo, index: dict[str | None, int], first: int) -> Block:
     count = len(batch)
-    ranks = ["", *(f"_{k}" for k in range(2, info.top_k + 1))]
+    ranks = _ranks(info.top_k)
     boxes = ["box", *(f"part_{k}" for k in range(1, info.parts + 1))]
 
     def numbers(name: str, fill: float) -> np.ndarray:
         return batch[name].fill_null(fill).to_numpy(zero_copy_only=False)
 
-    edges = [numbers(f"{box}_{edge}", np.nan) for box in boxes for edge in ("x1", "y1", "x2", "y2")]
-    all_boxes = np.stack(edges, axis=1).reshape(count, len(boxes), 4)
+    def box_values(name: str) -> np.ndarray:
+        return np.stack([numbers(header, np.nan) for header in box_headers(name)], axis=1)
+
+    def values(column: Column) -> list[str] | np.ndarray:
+        if column.kind == "text":
+            return batch[column.name].fill_null("").to_pylist()
+        return box_values(column.edges) if column.kind == "box" else numbers(column.name, np.nan)
+
+    all_boxes = np.stack([box_values(box) for box in boxes], axis=1)
     labels = [[index[name] for name in batch[f"label{rank}"].to_pylist()] for rank in ranks]
     block = Block(
         first=first,
@@ -261,6 +294,7 @@ def _read_block(batch: pa.RecordBatch, info: RunInfo, index: dict[str | None, in
         topk_prob=np.stack([numbers(f"prob{rank}", np.nan) for rank in ranks], axis=1),
         box=all_boxes[:, 0].copy(),
         parts=all_boxes[:, 1:].copy(),
+        more={name: values(COLUMNS[name]) for name in info.columns},
     )
     for name in info.extras:
         if name == "crop":

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,98 @@ UNSURE = "unsure"
 TOLD_ABOVE = 0.5
 """A multi-label model tells the labels that are more probable than this."""
 
+SCHEMA_VERSION = 2
+"""Of HDF5 and Parquet files; 1 had no ``Column`` beyond predictions and boxes. Both are read."""
+
+Value = str | float | Box
+"""What a cell of a ``Column`` holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that only some runs have, the same in every format. A row without a value for it holds an
+    empty text, NaN, or a box of NaN; rows without a prediction may have one."""
+
+    name: str
+    kind: Literal["text", "number", "box"]
+    description: str
+    decimals: int = 6
+    """Of a number as text."""
+    edges: str = ""
+    """What the four columns of a box begin with in a table: ``in`` gives ``in_x1`` to ``in_y2``."""
+    behind_path: bool = False
+    """It stands behind ``path`` in tables, else behind all others."""
+
+    @property
+    def headers(self) -> list[str]:
+        """Its columns in a table."""
+        return box_headers(self.edges) if self.kind == "box" else [self.name]
+
+    def cells(self, value: Value | None) -> list[str]:
+        """A value as text, as ``headers``."""
+        if isinstance(value, tuple):
+            return [f"{edge:.1f}" for edge in value]
+        if isinstance(value, str):
+            return [value]
+        return [""] * len(self.headers) if value is None else [f"{value:.{self.decimals}f}"]
+
+    def parse(self, cells: Sequence[str]) -> Value | None:
+        """Back from ``cells``.
+
+        Raises:
+            ValueError: no numbers.
+        """
+        if not cells[0]:
+            return None
+        if self.kind == "box":
+            x1, y1, x2, y2 = map(float, cells)
+            return (x1, y1, x2, y2)
+        return cells[0] if self.kind == "text" else float(cells[0])
+
+    def values(self, values: Sequence[Value | None]) -> list[str] | np.ndarray:
+        """Values as a column of a ``Block``."""
+        if self.kind == "text":
+            return ["" if value is None else str(value) for value in values]
+        blank: Any = np.nan if self.kind == "number" else (np.nan,) * 4
+        shape, dtype = ((), np.float64) if self.kind == "number" else ((4,), np.float32)
+        return np.array([blank if v is None else v for v in values], dtype).reshape(len(values), *shape)
+
+    def value(self, values: list[str] | np.ndarray, row: int) -> Value | None:
+        """The value of a row of ``values``; None where it has none."""
+        found = values[row]
+        if isinstance(found, str):
+            return found or None
+        if self.kind == "box":
+            x1, y1, x2, y2 = found.tolist()
+            return None if np.isnan(x1) else (x1, y1, x2, y2)
+        return None if np.isnan(found) else float(found)
+
+
+COLUMNS = {
+    column.name: column
+    for column in (
+        Column("box_id", "text", "of the given box within its image", behind_path=True),
+        Column("given_box", "box", "what was looked at, as box", decimals=1, edges="in", behind_path=True),
+        Column("date", "text", "when the image was taken, ISO 8601"),
+        Column("latitude", "number", "degrees north"),
+        Column("longitude", "number", "degrees east"),
+        Column("camera", "text", "make and model"),
+        Column("group", "text", "images taken together"),
+        Column("group_label", "text", "the answer for all images of the group"),
+        Column("group_prob", "number", "its probability"),
+        Column("rank", "text", "of the taxonomy, the finest that reaches the wanted probability"),
+        Column("rank_label", "text", "the name at that rank"),
+        Column("rank_prob", "number", "its probability"),
+        Column("novelty", "number", "how unlike the training images; 1 is the threshold"),
+    )
+}
+"""All there are, in the order of tables."""
+
+
+def box_headers(name: str) -> list[str]:
+    """The four columns of a box in a table."""
+    return [f"{name}_{edge}" for edge in ("x1", "y1", "x2", "y2")]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -61,6 +153,8 @@ class Row:
     parts: tuple[Box, ...] = ()
     """Part boxes, as ``box``, the most attended first; none from a model without parts, or where a cascade
     stopped before them."""
+    more: Mapping[str, Value] = field(default_factory=dict)
+    """Of ``COLUMNS``, those that the row has a value for."""
 
     @property
     def labels_there(self) -> tuple[str, ...]:
@@ -71,6 +165,24 @@ class Row:
     def ok(self) -> bool:
         """Whether there is a prediction."""
         return self.status in (OK, UNSURE)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which columns a table of rows has."""
+
+    top_k: int
+    """k: predictions per row."""
+    parts: int = 0
+    """P: part boxes per row."""
+    multi_label: bool = False
+    """Whether there is a column ``labels``."""
+    columns: tuple[str, ...] = ()
+    """Of ``COLUMNS``, in their order."""
+
+    def known(self, *, behind_path: bool) -> list[Column]:
+        """Those of ``columns`` behind the path, or behind all others."""
+        return [COLUMNS[name] for name in self.columns if COLUMNS[name].behind_path == behind_path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +201,18 @@ class RunInfo:
     """What each row carries beside its prediction."""
     settings: dict[str, Any] = field(default_factory=dict)
     """All else that changes a row, as plain JSON values: looks, cascade, min_prob, precision, decoding."""
+    columns: tuple[str, ...] = ()
+    """Of ``COLUMNS``, in their order."""
 
     @property
     def multi_label(self) -> bool:
         """Whether each probability stands alone, and tables have a column ``labels``."""
         return bool(self.settings.get("multi_label", False))
+
+    @property
+    def layout(self) -> Layout:
+        """The columns of its tables."""
+        return Layout(self.top_k, self.parts, self.multi_label, self.columns)
 
 
 @dataclass(slots=True)
@@ -124,15 +243,24 @@ class Block:
     """float32 (n, D), where asked for."""
     logits: np.ndarray | None = None
     """float32 (n, K): log of the fused probabilities, where asked for."""
+    more: dict[str, list[str] | np.ndarray] = field(default_factory=dict)
+    """Of ``COLUMNS``: texts as a list of n, numbers as float64 (n,), boxes as float32 (n, 4)."""
 
     def __len__(self) -> int:
         return len(self.path)
 
+    def column(self, name: str) -> list[str] | np.ndarray:
+        """One of ``COLUMNS``, blank where no row has a value."""
+        found = self.more.get(name)
+        return COLUMNS[name].values([None] * len(self)) if found is None else found
+
     def rows(self, info: RunInfo) -> Iterator[Row]:
         """The rows as objects."""
         for i, path in enumerate(self.path):
+            values = {name: COLUMNS[name].value(column, i) for name, column in self.more.items()}
+            more = {name: value for name, value in values.items() if value is not None}
             if self.topk_index[i, 0] < 0:
-                yield Row(path, self.status[i], self.error[i])
+                yield Row(path, self.status[i], self.error[i], more=more)
                 continue
             parts = (part for part in self.parts[i].tolist() if not np.isnan(part[0]))
             x1, y1, x2, y2 = self.box[i].tolist()
@@ -146,6 +274,7 @@ class Block:
                 probs=tuple(self.topk_prob[i].tolist()),
                 box=None if np.isnan(x1) else (x1, y1, x2, y2),
                 parts=tuple((a, b, c, d) for a, b, c, d in parts),
+                more=more,
             )
 
 
@@ -167,9 +296,12 @@ def has_prediction(status: str) -> bool:
 
 def block_bytes(block: Block) -> int:
     """Roughly what a block takes in memory."""
-    arrays = [getattr(block, name) for name in (*ARRAYS, *OPTIONAL_ARRAYS)]
-    texts = sum(len(text) for name in TEXTS for text in getattr(block, name))
-    return sum(a.nbytes for a in arrays if a is not None) + texts + sum(map(len, block.crop or ()))
+    columns = [getattr(block, name) for name in (*TEXTS, *ARRAYS, *OPTIONAL_ARRAYS, "crop")]
+    return sum(
+        column.nbytes if isinstance(column, np.ndarray) else sum(map(len, column))
+        for column in (*columns, *block.more.values())
+        if column is not None
+    )
 
 
 def cut(block: Block, start: int, stop: int) -> Block:
@@ -177,7 +309,8 @@ def cut(block: Block, start: int, stop: int) -> Block:
     rows = slice(start, stop)
     columns = {name: getattr(block, name) for name in (*TEXTS, *ARRAYS, *OPTIONAL_ARRAYS, "crop")}
     taken = {name: None if column is None else column[rows] for name, column in columns.items()}
-    return Block(first=block.first + start, **taken)  # type: ignore[arg-type]
+    more = {name: column[rows] for name, column in block.more.items()}
+    return Block(first=block.first + start, more=more, **taken)  # type: ignore[arg-type]
 
 
 def join(blocks: Sequence[Block]) -> Block:
@@ -196,9 +329,17 @@ def interleave(blocks: Sequence[Block], first: int) -> Block:
 
 def replace_rows(block: Block, rows: Sequence[int], new: Block) -> None:
     """Put row j of ``new`` in the place of row ``rows[j]``."""
-    for name in TEXTS:
-        for row, text in zip(rows, getattr(new, name), strict=True):
-            getattr(block, name)[row] = text
+    texts = [(getattr(block, name), getattr(new, name)) for name in TEXTS]
+    for name, values in new.more.items():
+        if isinstance(values, list):
+            texts.append((block.more.setdefault(name, [""] * len(block)), values))
+        else:
+            column = np.array(block.more.get(name, _blank(len(block), values)))
+            column[list(rows)] = values
+            block.more[name] = column
+    for old, replacing in texts:
+        for row, text in zip(rows, replacing, strict=True):
+            old[row] = text
     for name in (*ARRAYS, *OPTIONAL_ARRAYS):
         values = getattr(new, name)
         if values is None:
@@ -217,34 +358,30 @@ def replace_rows(block: Block, rows: Sequence[int], new: Block) -> None:
 
 def _scatter(blocks: Sequence[Block], rows: Sequence[slice], total: int, first: int) -> Block:
     """One block whose rows ``rows[b]`` are those of ``blocks[b]``."""
-    columns: dict[str, Any] = {}
-    for name in TEXTS:
-        texts = [""] * total
-        for block, where in zip(blocks, rows, strict=True):
-            texts[where] = getattr(block, name)
-        columns[name] = texts
-    for name in (*ARRAYS, *OPTIONAL_ARRAYS):
-        columns[name] = _scatter_arrays([getattr(block, name) for block in blocks], rows, total)
-    crops: list[bytes] | None = None
-    if any(block.crop is not None for block in blocks):
-        crops = [b""] * total
-        for block, where in zip(blocks, rows, strict=True):
-            if block.crop is not None:
-                crops[where] = block.crop
-    return Block(first=first, crop=crops, **columns)
+    columns = {
+        name: _scatter_column([getattr(block, name) for block in blocks], rows, total)
+        for name in (*TEXTS, *ARRAYS, *OPTIONAL_ARRAYS, "crop")
+    }
+    names = [name for name in COLUMNS if any(name in block.more for block in blocks)]
+    more = {name: _scatter_column([block.more.get(name) for block in blocks], rows, total) for name in names}
+    return Block(first=first, more=more, **columns)
 
 
-def _scatter_arrays(
-    arrays: Iterable[np.ndarray | None], rows: Sequence[slice], total: int
-) -> np.ndarray | None:
-    arrays = list(arrays)
-    known = next((array for array in arrays if array is not None), None)
+def _scatter_column(columns: Sequence[Any], rows: Sequence[slice], total: int) -> Any:
+    """A column whose rows ``rows[b]`` are those of ``columns[b]``, blank where that is None; None where all
+    are."""
+    known = next((column for column in columns if column is not None), None)
     if known is None:
         return None
-    out = _blank(total, known)
-    for array, where in zip(arrays, rows, strict=True):
-        if array is not None:
-            out[where] = array
+    out: Any
+    if isinstance(known, np.ndarray):
+        out = _blank(total, known)
+    else:
+        filled = next((column for column in columns if column), [""])
+        out = [type(filled[0])()] * total
+    for column, where in zip(columns, rows, strict=True):
+        if column is not None:
+            out[where] = column
     return out
 
 
@@ -271,6 +408,7 @@ def rows_block(rows: Sequence[Row], first: int, info: RunInfo) -> Block:
         topk_prob=np.full((n, k), np.nan, np.float32),
         box=np.full((n, 4), np.nan, np.float32),
         parts=np.full((n, info.parts, 4), np.nan, np.float32),
+        more={name: COLUMNS[name].values([row.more.get(name) for row in rows]) for name in info.columns},
     )
     for i, row in enumerate(rows):
         if not row.ok:
@@ -328,13 +466,13 @@ def check_count(path: Path, rows: int) -> None:
         )
 
 
-def build_table(path: Path, read: Callable[[], Iterator[Row]], top_k: int, parts: int | None = None) -> Table:
+def build_table(path: Path, read: Callable[[], Iterator[Row]], layout: Layout) -> Table:
     """All rows of a file that names no classes of its own.
 
     Args:
         read: the rows, from the first on at each call. They are read twice, first for their classes, so that
             no more than columns stays in memory.
-        parts: P; None, the most that a row has.
+        layout: its P is the least that there is; a row may have more.
 
     Raises:
         FgvcError: no rows or too many; what ``read`` raises.
@@ -342,14 +480,14 @@ def build_table(path: Path, read: Callable[[], Iterator[Row]], top_k: int, parts
     from fgvc_cli.data.labelled import natural_key
 
     names: set[str] = set()
-    count = most = 0
+    count, most = 0, layout.parts
     for row in read():
         names.update(row.labels)
         count += 1
         most = max(most, len(row.parts))
     check_count(path, count)
     classes = tuple(sorted(names, key=natural_key))
-    info = RunInfo("", "", classes, Preprocess(), top_k, most if parts is None else parts)
+    info = RunInfo("", "", classes, Preprocess(), layout.top_k, most, columns=layout.columns)
     rows, blocks = read(), []
     while batch := tuple(islice(rows, READ_ROWS)):
         blocks.append(rows_block(batch, 0, info))
@@ -401,6 +539,7 @@ def shared_by_rows(info: RunInfo) -> dict[str, Any]:
         "class_names": list(info.classes),
         "preprocessing": info.preprocess.model_dump(),
         "settings": info.settings,
+        "schema_version": SCHEMA_VERSION,
         "fgvc_version": __version__,
     }
 
@@ -409,7 +548,8 @@ def _comparable(shared: dict[str, Any]) -> dict[str, Any]:
     settings = shared["settings"]
     settings = settings | {"options": stored_options(settings.get("options", {})), "batch_size": None}
     preprocess = stored_preprocess(shared["preprocessing"]).model_dump()
-    return json.loads(json.dumps(shared | {"settings": settings, "preprocessing": preprocess}))
+    comparable = shared | {"settings": settings, "preprocessing": preprocess, "schema_version": None}
+    return json.loads(json.dumps(comparable))
 
 
 def first_change(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -28,7 +28,7 @@ from PIL import Image
 from pydantic import Field
 
 from fgvc_cli import __version__
-from fgvc_cli.charts.colormap import color_table
+from fgvc_cli.charts.drawing import color_table
 from fgvc_cli.command import Messages, command, options
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.label_files import is_label_file, read_listing

@@ -152,6 +152,10 @@ def take_rows(table: Table, numbers: list[int]) -> Table:
     rows = table.rows
     columns: dict[str, Any] = {name: [getattr(rows, name)[i] for i in numbers] for name in TEXTS}
     columns |= {name: getattr(rows, name)[numbers] for name in ARRAYS}
+    columns["more"] = {
+        name: [values[i] for i in numbers] if isinstance(values, list) else values[numbers]
+        for name, values in rows.more.items()
+    }
     return replace(table, rows=replace(rows, **columns))
 
 

@@ -177,8 +177,8 @@ def _seen(table: Table, reviewed: Path | None, messages: Messages) -> np.ndarray
 def _write(table: Table, options: SelectOptions) -> None:
     info = table.info
     lines = [
-        csv_columns(info.top_k, info.parts, info.multi_label),
-        *(csv_cells(row, info.top_k, info.parts, info.multi_label) for row in table.rows.rows(info)),
+        csv_columns(info.layout),
+        *(csv_cells(row, info.layout) for row in table.rows.rows(info)),
     ]
     if options.out is None:
         csv_lines(sys.stdout.buffer, lines)

@@ -142,14 +142,18 @@ def run_identity(info: RunInfo, sources: Sequence[str]) -> dict[str, Any]:
     """All that two runs must share for their rows to belong together, as plain JSON values."""
     shared = {f.name: getattr(info, f.name) for f in dataclasses.fields(info)}
     shared["preprocess"] = info.preprocess.model_dump()
+    if not info.columns:
+        # Rows of a run begun before there were any belong to one without them.
+        del shared["columns"]
     return json.loads(json.dumps({"fgvc_version": __version__, "sources": list(sources), **shared}))
 
 
 def info_of(identity: dict[str, Any]) -> RunInfo:
     """The ``RunInfo`` that an identity was made from."""
+    identity = {"columns": (), **identity}
     shared = {f.name: identity[f.name] for f in dataclasses.fields(RunInfo)}
     shared["preprocess"] = stored_preprocess(identity["preprocess"])
-    return RunInfo(**shared | {name: tuple(shared[name]) for name in ("classes", "extras")})
+    return RunInfo(**shared | {name: tuple(shared[name]) for name in ("classes", "extras", "columns")})
 
 
 def partial_folder(out: Path) -> Path:

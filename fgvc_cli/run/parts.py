@@ -19,7 +19,7 @@ import numpy as np
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import reason, whole_file
-from fgvc_cli.formats.rows import ARRAYS, OPTIONAL_ARRAYS, TEXTS, Block, as_text, block_bytes, join
+from fgvc_cli.formats.rows import ARRAYS, COLUMNS, OPTIONAL_ARRAYS, TEXTS, Block, as_text, block_bytes, join
 
 PART_ROWS = 1000
 FIRST_SECONDS, PART_SECONDS = 2.0, 20.0
@@ -50,6 +50,11 @@ def write_part(folder: Path, block: Block) -> Path:
     for name in (*ARRAYS, *OPTIONAL_ARRAYS):
         if (column := getattr(block, name)) is not None:
             arrays[name] = column
+    for name, values in block.more.items():
+        if isinstance(values, list):
+            arrays |= _pack(name, [as_text(text).encode() for text in values])
+        else:
+            arrays[name] = values
     if block.crop is not None:
         arrays |= _pack("crop", block.crop)
     path = folder / part_name(block.first)
@@ -77,7 +82,13 @@ def read_part(path: Path) -> Block:
         texts = {name: file.texts(name) for name in TEXTS}
         arrays = {name: file.array(name) for name in (*ARRAYS, *OPTIONAL_ARRAYS) if file.has(name)}
         crop = file.pieces("crop") if file.has("crop_ends") else None
-        return Block(first=int(file.array("first")), crop=crop, **texts, **arrays)  # type: ignore[arg-type]
+        more = {
+            name: file.texts(name) if column.kind == "text" else file.array(name)
+            for name, column in COLUMNS.items()
+            if file.has(name)
+        }
+        first = int(file.array("first"))
+        return Block(first=first, crop=crop, more=more, **texts, **arrays)  # type: ignore[arg-type]
 
 
 def read_names(path: Path) -> tuple[int, list[str], list[str]]:

@@ -38,8 +38,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from fgvc_cli.sources.color import to_srgb
-from fgvc_cli.sources.depth import NARROW, kind_of_tiff, read_deep
+from fgvc_cli.sources.color import NARROW, kind_of_tiff, read_deep, to_srgb
 from fgvc_cli.sources.frames import (
     AS_VIDEO,
     AVIF_BRANDS,

@@ -155,8 +155,8 @@ def test_no_display_and_no_pyplot():
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_confused_pairs_of_any_number_and_without_photographs(count):
+    from fgvc_cli.charts.drawing import WIDTH
     from fgvc_cli.charts.figures import ConfusedPair, draw_confused
-    from fgvc_cli.charts.text import WIDTH
 
     photo = Image.new("RGB", (40, 90), (10, 200, 30))
     pair = ConfusedPair("Gull_" + "x" * 60, "Tern", 3, 9, photo, 0.7, None)

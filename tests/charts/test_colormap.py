@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from fgvc_cli.charts.colormap import apply_colormap, color_table
+from fgvc_cli.charts.drawing import apply_colormap, color_table
 from fgvc_cli.explain.panels import BOX_LINE, PART_LINES
 
 # Linear RGB as protanopes and deuteranopes see it (Vienot, Brettel and Mollon 1999).

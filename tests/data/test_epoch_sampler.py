@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from fgvc_cli.config import Augment, Preprocess
-from fgvc_cli.data.epoch_sampler import EpochDraws
 from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.data.loaders import LabelledImages, build_train_loader
+from fgvc_cli.data.loaders import EpochDraws, LabelledImages, build_train_loader
 from fgvc_cli.data.transforms import train_transform
 
 LABELS = [0] * 14 + [1] * 5 + [2] * 2

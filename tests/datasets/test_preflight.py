@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.datasets import preflight
-from fgvc_cli.datasets.preflight import look_before_training
+from fgvc_cli.datasets import check
+from fgvc_cli.datasets.check import look_before_training
 from fgvc_cli.errors import FgvcError
 
 
@@ -97,14 +97,14 @@ def test_the_look_for_near_copies_ends_in_time_and_begins_with_small_files(
     for i in range(20):
         Image.new("RGB", (8, 8), (i * 12, 255 - i * 12, 90)).save(photos / "train" / "wren" / f"t{i:02}.png")
     seen = []
-    whole = preflight.fingerprint
+    whole = check.fingerprint
 
     def slow(path: Path):
         seen.append(path)
         time.sleep(0.05)
         return whole(path)
 
-    monkeypatch.setattr(preflight, "fingerprint", slow)
+    monkeypatch.setattr(check, "fingerprint", slow)
     notes = look_before_training(load_labelled(photos), seconds=0.1)
     assert len(seen) == 16 and {path.suffix for path in seen} == {".png"}
     assert "among the 16 smallest of 32 images (0.1 s); 16 were not reached" in notes[-1]

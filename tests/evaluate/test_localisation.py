@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fgvc_cli.datasets.boxes import TrueBoxes
+from fgvc_cli.datasets.entries import TrueBoxes
 from fgvc_cli.evaluate.evaluator import peaks
 from fgvc_cli.evaluate.localisation import (
     Located,

@@ -29,7 +29,7 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.metrics import headline, label_slots, multilabel_metrics, rank
 from fgvc_cli.formats.csv_rows import csv_cells, csv_columns
 from fgvc_cli.formats.jsonl import json_row
-from fgvc_cli.formats.rows import Row
+from fgvc_cli.formats.rows import Layout, Row
 from fgvc_cli.models.multistage_vit import Looks
 from fgvc_cli.models.output import class_probs, confidence, mean_logits
 from fgvc_cli.models.registry import create_model
@@ -150,12 +150,10 @@ def test_images_without_any_label_count() -> None:
 
 def test_a_row_without_any_label_has_an_empty_column_labels() -> None:
     row = Row("a.jpg", width=8, height=8, labels=("rust", "scab"), probs=(0.4, 0.1), box=(0, 0, 8, 8))
-    cells = dict(zip(csv_columns(2, 0, True), csv_cells(row, 2, 0, True), strict=True))
+    layout = Layout(2, multi_label=True)
+    cells = dict(zip(csv_columns(layout), csv_cells(row, layout), strict=True))
     assert cells["status"] == "ok" and cells["label"] == "rust" and cells["labels"] == ""
-    assert (
-        json_row(row, 2, 0, True)["labels"] == []
-        and json_row(Row("b", "missing"), 2, 0, True)["labels"] is None
-    )
+    assert json_row(row, layout)["labels"] == [] and json_row(Row("b", "missing"), layout)["labels"] is None
 
 
 def test_a_model_of_one_class_refuses_several_labels(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_stage_panels import CUT, SHAPES, explanation, full
 
-from fgvc_cli.charts.text import WIDTH
+from fgvc_cli.charts.drawing import WIDTH
 from fgvc_cli.explain.explainer import LabelledExplanation
 from fgvc_cli.explain.methods import HEAT
 from fgvc_cli.explain.pages import draw_comparison

@@ -12,8 +12,8 @@ from PIL import Image
 from test_explainer import BrightnessModel, checkpoint, photo_with_spot
 from test_stage_panels import SHAPES, explanation
 
-from fgvc_cli.charts import text as layout
-from fgvc_cli.charts.text import ACCENT, INNER, TRACK, WIDTH, Face
+from fgvc_cli.charts import drawing as layout
+from fgvc_cli.charts.drawing import ACCENT, INNER, TRACK, WIDTH, Face
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.explain import pages as module
 from fgvc_cli.explain.explainer import Explainer, explain_photo

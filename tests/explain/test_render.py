@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgvc_cli.charts import text
-from fgvc_cli.charts.colormap import color_table
-from fgvc_cli.charts.text import ACCENT, ELLIPSIS, INNER, MUTED, WIDTH, Face
+from fgvc_cli.charts import drawing
+from fgvc_cli.charts.drawing import ACCENT, ELLIPSIS, INNER, MUTED, WIDTH, Face, color_table
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import input_geometry
 from fgvc_cli.explain.explainer import Explanation
@@ -216,7 +215,7 @@ def test_long_names_are_shortened_to_the_width_they_have():
 )
 def test_any_name_can_be_drawn(name, installed, monkeypatch):
     if not installed:
-        monkeypatch.setattr(text, "_INSTALLED", ())
+        monkeypatch.setattr(drawing, "_INSTALLED", ())
     top = ((name, 0.6), (name * 40, 0.4))
     assert draw_bars(top, 400).width == 400
     branches = {name or "x": (name, 0.5), "other": (name, 0.5)}
@@ -224,7 +223,7 @@ def test_any_name_can_be_drawn(name, installed, monkeypatch):
 
 
 def test_accents_survive_without_installed_fonts_as_their_base_letters(monkeypatch):
-    monkeypatch.setattr(text, "_INSTALLED", ())
+    monkeypatch.setattr(drawing, "_INSTALLED", ())
     np.testing.assert_array_equal(
         np.asarray(draw_bars((("Grünfink", 0.6),), 400)), np.asarray(draw_bars((("Grunfink", 0.6),), 400))
     )

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgvc_cli.charts.colormap import color_table
-from fgvc_cli.charts.text import INNER, WIDTH
+from fgvc_cli.charts.drawing import INNER, WIDTH, color_table
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import input_geometry
 from fgvc_cli.explain.explainer import Explanation

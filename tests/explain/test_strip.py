@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_stage_panels import SHAPES, explanation, full
 
-from fgvc_cli.charts.text import INNER, WIDTH, spoken
+from fgvc_cli.charts.drawing import INNER, WIDTH, spoken
 from fgvc_cli.explain.methods import HEAT
 from fgvc_cli.explain.outputs import PicturesFolder
 from fgvc_cli.explain.pages import draw_question, draw_strip, render

@@ -60,7 +60,7 @@ def test_hdf5_holds_every_field_row_by_row(tmp_path):
     assert attributes["class_names"].tolist() == ["cat", "dog", "cow"]
     assert json.loads(attributes["preprocessing"])["input_px"] == 448
     assert json.loads(attributes["settings"]) == {"precision": "float32"}
-    assert (attributes["schema_version"], attributes["weights_sha256"]) == (1, "0" * 64)
+    assert (attributes["schema_version"], attributes["weights_sha256"]) == (2, "0" * 64)
     assert "end-exclusive" in attributes["box_convention"] and attributes["fgvc_version"]
 
 

@@ -16,7 +16,7 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats import rows
 from fgvc_cli.formats.csv_rows import as_cell, csv_lines, from_cell
 from fgvc_cli.formats.outputs import SINKS, format_of, read_table
-from fgvc_cli.formats.rows import ARRAYS, OPTIONAL_ARRAYS, TEXTS, OtherRun, join
+from fgvc_cli.formats.rows import ARRAYS, COLUMNS, OPTIONAL_ARRAYS, TEXTS, OtherRun, join
 
 EXTRAS = ("attention", "crop", "embedding", "logits")
 FORMULAS = [
@@ -86,6 +86,37 @@ def test_rows_of_a_run_come_back_exactly_from_hdf5_and_parquet(tmp_path, ending,
         assert ours.dtype == theirs.dtype, name
         np.testing.assert_array_equal(ours, theirs, name)
     assert read.crop == block.crop
+
+
+def test_columns_that_only_some_runs_have_come_back_from_every_format(tmp_path, ending):
+    path, info = tmp_path / f"p{ending}", fake_info(parts=2, columns=COLUMNS)
+    block = write(path, info, names=["bad0.jpg", "=1.jpg", "blank.jpg", "a.jpg"])
+    for read in (read_table(path).rows, join(list(format_of(path).read_blocks(path, info)))):
+        assert list(read.more) == list(COLUMNS)
+        for name, values in block.more.items():
+            if isinstance(values, list):
+                assert read.more[name] == values and values[0] and not values[2]
+            else:
+                np.testing.assert_allclose(read.more[name], values, rtol=1e-6)
+                assert np.isnan(values[2]).all() and not np.isnan(values[0]).any()
+    assert read_table(path).info.columns == tuple(COLUMNS)
+    with pytest.raises(OtherRun, match="not those of this run"):
+        list(format_of(path).read_blocks(path, fake_info(parts=2, columns=("novelty",))))
+
+
+def test_a_csv_has_what_is_known_of_the_box_behind_the_path_and_the_rest_behind_all(tmp_path):
+    write(tmp_path / "p.csv", fake_info(parts=0, columns=("box_id", "given_box", "novelty")), names=["a.jpg"])
+    header = (tmp_path / "p.csv").read_text().splitlines()[0].split(",")
+    assert header[:7] == ["path", "box_id", "in_x1", "in_y1", "in_x2", "in_y2", "status"]
+    assert header[-2:] == ["box_y2", "novelty"]
+
+
+def test_a_file_of_the_first_schema_is_read(tmp_path):
+    path, info = tmp_path / "p.h5", fake_info()
+    block = write(path, info)
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema_version"] = 1
+    assert join(list(format_of(path).read_blocks(path, info))).path == block.path
 
 
 def test_rows_read_back_are_written_again_as_they_were(tmp_path, ending):

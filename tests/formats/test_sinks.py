@@ -14,7 +14,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.csv_rows import CsvSink, StdoutSink, csv_cells, csv_columns
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.rows import Row, RunInfo, rows_block
+from fgvc_cli.formats.rows import Layout, Row, RunInfo, rows_block
 
 GOOD = Row("a/b.jpg", "ok", "", 640, 480, ("cat", "dog"), (0.75, 1 / 3), (0.0, 1.26, 639.95, 480.0))
 BAD = Row("a/c.jpg", "truncated", "image file is truncated")
@@ -40,10 +40,13 @@ def names_in(folder: Path) -> list[str]:
 
 
 def test_columns_are_those_of_the_contract():
-    assert ",".join(csv_columns(3)) == (
+    assert ",".join(csv_columns(Layout(3))) == (
         "path,status,error,width,height,label,prob,label_2,prob_2,label_3,prob_3,box_x1,box_y1,box_x2,box_y2"
     )
-    assert ",".join(csv_columns(1)) == "path,status,error,width,height,label,prob,box_x1,box_y1,box_x2,box_y2"
+    assert (
+        ",".join(csv_columns(Layout(1)))
+        == "path,status,error,width,height,label,prob,box_x1,box_y1,box_x2,box_y2"
+    )
 
 
 def test_the_whole_file(tmp_path):
@@ -55,18 +58,18 @@ def test_the_whole_file(tmp_path):
 
 
 def test_part_boxes_follow_the_box_and_are_empty_where_there_are_none():
-    columns = csv_columns(1, parts=2)
+    columns = csv_columns(Layout(1, parts=2))
     assert columns[11:] == [f"part_{k}_{edge}" for k in (1, 2) for edge in ("x1", "y1", "x2", "y2")]
     row = Row("a", "ok", "", 9, 9, ("x",), (1.0,), (0, 0, 9, 9), ((1, 2, 3, 4), (5, 6, 7, 8.25)))
-    assert csv_cells(row, 1, 2)[11:] == ["1.0", "2.0", "3.0", "4.0", "5.0", "6.0", "7.0", "8.2"]
-    assert len(csv_cells(row, 1, 2)) == len(columns)
-    assert csv_cells(Row("a", "ok", "", 9, 9, ("x",), (1.0,), (0, 0, 9, 9)), 1, 2)[11:] == [""] * 8
-    assert csv_cells(BAD, 1, 2)[11:] == [""] * 8
+    assert csv_cells(row, Layout(1, 2))[11:] == ["1.0", "2.0", "3.0", "4.0", "5.0", "6.0", "7.0", "8.2"]
+    assert len(csv_cells(row, Layout(1, 2))) == len(columns)
+    assert csv_cells(Row("a", "ok", "", 9, 9, ("x",), (1.0,), (0, 0, 9, 9)), Layout(1, 2))[11:] == [""] * 8
+    assert csv_cells(BAD, Layout(1, 2))[11:] == [""] * 8
 
 
 @pytest.mark.parametrize("row", [GOOD, BAD, Row("a", "ok", "", 1, 1, ("x", "y"), (1.0, 0.0), None)])
 def test_every_row_has_a_cell_for_every_column(row):
-    assert len(csv_cells(row, 2)) == len(csv_columns(2))
+    assert len(csv_cells(row, Layout(2))) == len(csv_columns(Layout(2)))
 
 
 @pytest.mark.parametrize(

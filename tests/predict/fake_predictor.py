@@ -14,7 +14,7 @@ import numpy as np
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.rows import Block, RunInfo
+from fgvc_cli.formats.rows import COLUMNS, Block, RunInfo
 from fgvc_cli.run.folder import RunFolder, ShardOf, ShardWalk, partial_folder, run_identity
 from fgvc_cli.run.merge import merge_run
 from fgvc_cli.run.parts import PartWriter
@@ -23,8 +23,10 @@ from fgvc_cli.sources.find import Found
 CLASSES = ("cat", "dog", "cow")
 
 
-def fake_info(extras=(), parts=1, top_k=2, **settings):
-    return RunInfo("fake", "0" * 64, CLASSES, Preprocess(), top_k, parts, tuple(extras), settings)
+def fake_info(extras=(), parts=1, top_k=2, columns=(), **settings):
+    return RunInfo(
+        "fake", "0" * 64, CLASSES, Preprocess(), top_k, parts, tuple(extras), settings, tuple(columns)
+    )
 
 
 class FakePredictor:
@@ -75,7 +77,22 @@ def fake_block(info, names, first=0, bad=("bad",)):
             b"\xff\xd8" + name.encode(errors="replace") if good else b""
             for name, good in zip(names, ok, strict=True)
         ]
+    # What is known of an image without the model, failed ones have too.
+    for name in info.columns:
+        kind = COLUMNS[name].kind
+        drawn = [
+            None if "blank" in each else r.random(4) * 400 for each, r in zip(names, random, strict=True)
+        ]
+        block.more[name] = COLUMNS[name].values(
+            [None if v is None else _value(kind, v, n) for v, n in zip(drawn, names, strict=True)]
+        )
     return block
+
+
+def _value(kind, drawn, name):
+    if kind == "text":
+        return f"{name} é,"
+    return round(float(drawn[0]), 6) if kind == "number" else tuple(np.round(drawn, 1).tolist())
 
 
 def fake_images(rows):

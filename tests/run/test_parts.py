@@ -14,6 +14,7 @@ from fake_predictor import FakePredictor, fake_block, fake_images, fake_info
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import (
     ARRAYS,
+    COLUMNS,
     OPTIONAL_ARRAYS,
     TEXTS,
     as_text,
@@ -39,12 +40,20 @@ def assert_same(left, right):
             assert a.dtype == b.dtype, name
             np.testing.assert_array_equal(a, b, name)
     assert left.crop == right.crop
+    assert list(left.more) == list(right.more)
+    for name in left.more:
+        ours, theirs = left.column(name), right.column(name)
+        if isinstance(theirs, list):
+            assert [as_text(text) for text in ours] == [as_text(text) for text in theirs]
+        else:
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours, theirs, name)
 
 
 @pytest.mark.parametrize("extras", [(), EXTRAS])
 @pytest.mark.parametrize("parts", [0, 2])
 def test_a_block_comes_back_as_it_was(tmp_path, extras, parts):
-    block = fake_block(fake_info(extras, parts), NAMES, first=12)
+    block = fake_block(fake_info(extras, parts, columns=COLUMNS if parts else ()), NAMES, first=12)
     path = write_part(tmp_path, block)
     assert path.name == "rows-000000000012.npz"
     assert_same(read_part(path), block)
@@ -53,7 +62,8 @@ def test_a_block_comes_back_as_it_was(tmp_path, extras, parts):
 
 
 def test_cut_join_and_interleave_are_inverse():
-    block = fake_block(fake_info(EXTRAS), [f"{i}.jpg" for i in range(11)])
+    names = [f"blank{i}.jpg" if i % 3 else f"{i}.jpg" for i in range(11)]
+    block = fake_block(fake_info(EXTRAS, columns=COLUMNS), names)
     assert_same(join([cut(block, 0, 4), cut(block, 4, 5), cut(block, 5, 11)]), block)
     every_third = [join([cut(block, i, i + 1) for i in range(start, 11, 3)]) for start in range(3)]
     assert_same(interleave(every_third, 0), block)

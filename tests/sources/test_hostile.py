@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgvc_cli.sources.depth import kind_of_tiff
+from fgvc_cli.sources.color import kind_of_tiff
 from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.images import DecodedImage, Failure, read_image
 from fgvc_cli.sources.metadata import JPEG_MAGIC, PNG_MAGIC
