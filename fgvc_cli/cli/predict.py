@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fgvc_cli.cli.options import (
+    AllWeights,
     Cascade,
     Crops,
     CropsDir,
@@ -26,7 +27,8 @@ from fgvc_cli.cli.options import (
     PerFile,
     Quiet,
     Stages,
-    Weights,
+    Taxonomy,
+    Tta,
     Workers,
 )
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
@@ -51,7 +53,7 @@ def predict(
             "@LIST for a list in a file, or - for one on stdin."
         ),
     ],
-    weights: Weights = None,
+    weights: AllWeights = None,
     out: Outs = None,
     top_k: Annotated[int, typer.Option(min=1, help="Predictions per image.")] = 5,
     batch_size: Annotated[
@@ -69,6 +71,25 @@ def predict(
     ] = None,
     stages: Stages = None,
     cascade: Cascade = None,
+    tta: Tta = None,
+    taxonomy: Taxonomy = None,
+    rollup: Annotated[
+        float | None,
+        typer.Option(
+            help="Columns rank, rank_label, rank_prob: the finest node of the taxonomy that is so probable, "
+            "e.g. 0.9."
+        ),
+    ] = None,
+    exif: Annotated[
+        bool, typer.Option("--exif", help="Columns date, latitude, longitude, camera, from the metadata.")
+    ] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="minutes=5: images of a folder and camera with no longer gap get one answer; columns group, "
+            "group_label, group_prob, and those of --exif."
+        ),
+    ] = None,
     maps: Maps = False,
     crops: Crops = False,
     embeddings: Embeddings = False,
@@ -133,7 +154,7 @@ def predict(
 
     options = PredictOptions(
         sources=tuple(sources),
-        weights=weights,
+        weights=tuple(weights or ()),
         out=tuple(out or ()),
         top_k=top_k,
         batch_size=None if batch_size is None else parse_batch_size(batch_size),
@@ -143,6 +164,11 @@ def predict(
         shard=shard,
         stages=stages,
         cascade=cascade,
+        tta=tta,
+        taxonomy=taxonomy,
+        rollup=rollup,
+        exif=exif,
+        group=group,
         maps=maps,
         crops=crops,
         embeddings=embeddings,

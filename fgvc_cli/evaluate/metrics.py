@@ -234,7 +234,7 @@ class RollUp:
     """
 
     def __init__(self, taxonomy: Taxonomy, least: float):
-        self.least = least
+        self.taxonomy, self.least = taxonomy, least
         levels = taxonomy.levels()
         classes = len(taxonomy.lineages)
         self.ranks = (CLASS, *(rank for rank, _, _ in levels))

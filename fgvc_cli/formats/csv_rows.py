@@ -189,13 +189,37 @@ def per_file_columns(top_k: int) -> list[str]:
     return ["path", "status", "error", "frames", "answered", *ranked_columns(top_k)]
 
 
+class MeanAnswer:
+    """The one answer of several rows: the mean of the probabilities of those that were answered.
+
+    A class counts as 0 in a row that does not have it among its top k: the means are exact with ``top_k`` =
+    all classes, and else at most as large.
+    """
+
+    def __init__(self) -> None:
+        self.answered = 0
+        """Rows with a prediction."""
+        self._sums: defaultdict[int, float] = defaultdict(float)
+
+    def add(self, block: Block, row: int) -> None:
+        """Count a row of a block."""
+        if block.topk_index[row, 0] < 0:
+            return
+        self.answered += 1
+        for index, prob in zip(block.topk_index[row].tolist(), block.topk_prob[row].tolist(), strict=True):
+            self._sums[index] += prob
+
+    def best(self, count: int) -> list[tuple[float, int]]:
+        """The most probable classes, at most ``count``, as (mean, class); of equals the first class first."""
+        means = [(total / self.answered, index) for index, total in self._sums.items()]
+        return sorted(means, key=lambda each: (-each[0], each[1]))[:count]
+
+
 class PerFileSink(FileSink):
     """CSV: ``path,status,error,frames,answered,label,prob,label_2,...``, a row per file in their order.
 
-    A probability is the mean over the frames that were answered. A class counts as 0 in a frame that does not
-    have it among its top k: the means are exact with ``top_k`` = all classes, and else at most as large.
-    ``min_prob`` of the run marks unsure ones. Where no frame was answered, ``status`` and ``error`` are those
-    of the first.
+    A probability is the mean over the frames, see ``MeanAnswer``. ``min_prob`` of the run marks unsure ones.
+    Where no frame was answered, ``status`` and ``error`` are those of the first.
     """
 
     def _begin(self, info: RunInfo) -> None:
@@ -207,8 +231,7 @@ class PerFileSink(FileSink):
 
     def _start(self, name: str, status: str, error: str) -> None:
         self._name, self._failure = name, (status, error)
-        self._frames = self._answered = 0
-        self._sums: defaultdict[int, float] = defaultdict(float)
+        self._frames, self._mean = 0, MeanAnswer()
 
     def _write(self, block: Block) -> None:
         for row, path in enumerate(block.path):
@@ -217,25 +240,18 @@ class PerFileSink(FileSink):
                 self._finish()
                 self._start(name, block.status[row], block.error[row])
             self._frames += 1
-            if block.topk_index[row, 0] < 0:
-                continue
-            self._answered += 1
-            for index, prob in zip(
-                block.topk_index[row].tolist(), block.topk_prob[row].tolist(), strict=True
-            ):
-                self._sums[index] += prob
+            self._mean.add(block, row)
 
     def _finish(self) -> None:
         if self._name is None:
             return
         info = self._info
-        means = [(total / self._answered, index) for index, total in self._sums.items()]
-        best = sorted(means, key=lambda each: (-each[0], each[1]))[: info.top_k]
+        best = self._mean.best(info.top_k)
         status, error = self._failure
         if best:
             status, error = (UNSURE if self._min_prob and best[0][0] < self._min_prob else OK), ""
         ranked = [cell for mean, index in best for cell in (info.classes[index], f"{mean:.6f}")]
-        counts = [str(self._frames), str(self._answered)]
+        counts = [str(self._frames), str(self._mean.answered)]
         csv_lines(self._stream, [[self._name, status, error, *counts, *(ranked or [""] * (2 * info.top_k))]])
 
     def _close(self, *, complete: bool) -> None:

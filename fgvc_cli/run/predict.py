@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from fgvc_cli.command import Messages, command, options
+from fgvc_cli.command import Messages, Several, command, options
+from fgvc_cli.data.taxonomy import read_taxonomy
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.rows import Block, Origin, Row
+from fgvc_cli.formats.rows import COLUMNS, Block, Origin, Row
 from fgvc_cli.run.folder import (
     WHOLE,
     RunFolder,
@@ -35,7 +36,7 @@ from fgvc_cli.run.folder import (
     run_identity,
     sweep_removed,
 )
-from fgvc_cli.run.merge import merge_run, merge_shards
+from fgvc_cli.run.merge import GROUP_COLUMNS, group_minutes, merge_run, merge_shards
 from fgvc_cli.run.parts import PartWriter
 from fgvc_cli.run.progress import Paths, PipeProgress, PredictProgress, RunResult, Sources, run_processes
 from fgvc_cli.run.retry import finished_setting, repaired_outputs, retry_failed, take_apart
@@ -56,8 +57,9 @@ class PredictOptions:
     sources: Sources
     """Folders (searched recursively), files, globs, .tar and .zip archives, URLs like s3://..., @LIST for a
     list in a file, or - for one on stdin."""
-    weights: str | None = None
-    """Checkpoint, folder of a training, or an embedded model; None: the default one."""
+    weights: Several = ()
+    """Checkpoint, folder of a training, or an embedded model; none: the default one. Of several with the same
+    classes rows tell the mean of the probabilities; boxes and maps are the first one's."""
     out: Paths = ()
     """Files to write: .csv, .jsonl, .h5 or .parquet; the first names OUT.partial, where an interrupted run
     waits.
@@ -78,6 +80,18 @@ class PredictOptions:
     """Of a multi-stage ViT: main, main+object or all; None: as trained."""
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None
     """Multi-stage ViT: images this sure after a stage take no further one."""
+    tta: Literal["flip"] | None = None
+    """``flip``: the mean over the image and its mirror image."""
+    taxonomy: str | None = None
+    """CSV of what the classes hang on: ``class``, then ranks from coarse to fine; None: the model's."""
+    rollup: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Columns ``rank``, ``rank_label`` and ``rank_prob``: the finest node of the tree that is this
+    probable."""
+    exif: bool = False
+    """Columns ``date``, ``latitude``, ``longitude`` and ``camera``."""
+    group: str | None = None
+    """``minutes=5``: images of a folder and camera with no longer gap are one group with one answer; columns
+    ``group``, ``group_label`` and ``group_prob``, and those of ``exif``."""
     maps: bool = False
     """Store attention maps in the .h5 or .parquet."""
     crops: bool = False
@@ -132,7 +146,7 @@ class PredictOptions:
         """Raise FgvcError where options exclude each other."""
         if not self.out:
             files = ["shard", "devices", "restart", "retry_failed", "accept_list", "crops_dir", "maps_dir"]
-            files += ["per_file"]
+            files += ["per_file", "group"]
             for name in [*files, "maps", "crops", "embeddings", "logits"]:
                 if getattr(self, name) not in (None, False):
                     message = f"--{name.replace('_', '-')} needs an output file."
@@ -147,7 +161,12 @@ class PredictOptions:
         if self.devices and STDIN in self.sources:
             message = "--devices cannot share the list on stdin among its processes."
             raise FgvcError(message, "Write the list to a file: fgvc predict @list.txt", EXIT_USAGE)
+        if self.taxonomy and self.rollup is None:
+            message = "--taxonomy is for --rollup: without it no column comes of it."
+            raise FgvcError(message, "Add --rollup 0.9", EXIT_USAGE)
         _ = self.frame_choice
+        if self.group is not None:
+            group_minutes(self.group)
 
     @property
     def frame_choice(self) -> FrameChoice | None:
@@ -411,18 +430,18 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         FgvcError: weights or a device that are not there, settings that cannot be.
     """
     from fgvc_cli.engine.device import keep_freed_memory
-    from fgvc_cli.engine.weights import default_notice, open_weights
+    from fgvc_cli.engine.weights import default_notice, open_ensemble
     from fgvc_cli.predict.predictor import Predictor, count_named
 
     keep_freed_memory()
-    if options.weights is None:
+    if not options.weights:
         progress.note(default_notice())
     device = _device(options.device)
-    checkpoint = open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade})
-    if options.raw:
+    models = open_ensemble(options.weights, options={"stages": options.stages, "cascade": options.cascade})
+    for checkpoint in models if options.raw else ():
         checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
     predictor = Predictor(
-        checkpoint,
+        models,
         device=device,
         batch_size=_batch_size(options, progress, shard),
         workers=options.workers,
@@ -432,11 +451,20 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         amp=_amp(options, device, shard),
         compile=options.compile,
         fast_decode=options.fast_decode,
+        tta=options.tta,
+        taxonomy=read_taxonomy(options.taxonomy, models[0].classes) if options.taxonomy else None,
+        rollup=options.rollup,
+        exif=options.exif or options.group is not None,
         expected=count_named(options.sources),
         on_event=progress.note,
     )
     if choice := options.frame_choice:
         predictor.info.settings["frames"] = dataclasses.asdict(choice)
+    if options.group is not None:
+        predictor.info.settings["group"] = {"minutes": group_minutes(options.group)}
+        named = {*predictor.info.columns, *GROUP_COLUMNS}
+        columns = tuple(name for name in COLUMNS if name in named)
+        predictor.info = dataclasses.replace(predictor.info, columns=columns)
     return predictor
 
 
