@@ -71,10 +71,12 @@ def _sweep(section: str, field_name: str, values: tuple[Any, ...]) -> tuple[Vari
     return tuple(Variant(f"{field_name}={value}", {section: {field_name: value}}) for value in values)
 
 
-def _modules(attention: str, smram: bool) -> dict[str, Any]:
-    return {"options": {"channel_attention": attention, "smram": smram}}
+def _modules(attention: str, smram: bool, **options: Any) -> dict[str, Any]:
+    return {"options": {"channel_attention": attention, "smram": smram, **options}}
 
 
+_PAPER_MASK = {"mask_norm": "none", "min_hidden": 1}
+_ALIVE_MASK = {"mask_norm": "layer", "min_hidden": 32}
 _MODULE_RATES = ("lr_cram", "lr_smram", "lr_mask")
 _TABLE3 = (
     Variant("plain", plain=True),
@@ -95,6 +97,19 @@ ABLATIONS: dict[str, Ablation] = {
             "Table 3 of Wang et al. 2025: the backbone; with CBAM, CRAM, CRAM and SMRAM. Ours: heads, the "
             "necks and classifiers of three stages without attention, for what is theirs is not CRAM's",
             _TABLE3,
+            "plain",
+        ),
+        Ablation(
+            "masks",
+            "crasmra",
+            "As table3, with CRAM's MLP as the paper has it, and a normalised and wider one, which keeps "
+            "its masks alive",
+            (
+                *_TABLE3[:3],
+                Variant("cram-paper", _modules("cram", False, **_PAPER_MASK)),
+                Variant("cram-alive", _modules("cram", False, **_ALIVE_MASK)),
+                Variant("cram-alive+smram", _modules("cram", True, **_ALIVE_MASK)),
+            ),
             "plain",
         ),
         Ablation(

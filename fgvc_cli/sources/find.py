@@ -146,8 +146,20 @@ def _open_source(text: str, several: bool, on_unreadable: Unreadable, null: bool
         return [list_source(text, Path(text.removeprefix(LIST)), null=null)]
     if glob.has_magic(text):
         return _open_glob(text, pick)
-    hint = "" if path.is_absolute() else f" Relative paths start at {Path.cwd()}."
-    raise FgvcError(f"No such file or folder: {text}.", f"Name a folder, a file or a glob.{hint}")
+    raise _missing(text)
+
+
+def check_named(text: str) -> None:
+    """Raise FgvcError where a source is the name of a file or folder that is not there; nothing is opened."""
+    text = local_path(text)
+    plain = text and text != STDIN and not text.startswith(LIST) and not is_url(text)
+    if plain and not glob.has_magic(text) and not os.path.lexists(text):
+        raise _missing(text)
+
+
+def _missing(text: str) -> FgvcError:
+    hint = "" if os.path.isabs(text) else f" Relative paths start at {Path.cwd()}."
+    return FgvcError(f"No such file or folder: {text}.", f"Name a folder, a file or a glob.{hint}")
 
 
 def _open_file(text: str, several: bool, pick: Pick) -> Source:

@@ -141,3 +141,6 @@ except SystemExit:
 def test_a_missing_folder_is_named_before_a_missing_model():
     result = CliRunner().invoke(app, ["train", "--data", "nowhere"])
     assert "nowhere does not exist" in result.stderr
+    for command in ("predict", "explain"):
+        result = CliRunner().invoke(app, [command, "nowhere", "--weights", "no-model"])
+        assert "nowhere" in result.stderr and "no-model" not in result.stderr

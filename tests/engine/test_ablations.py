@@ -36,6 +36,21 @@ def test_table3_is_the_papers_rows_and_the_heads_alone():
 
 
 @pytest.mark.parametrize("recipe", ["crasmra-paper", "strong"])
+def test_masks_compares_the_papers_mlp_with_one_that_stays_alive(recipe):
+    rows = configs("masks", "crasmra-resnet10t", recipe=recipe)
+    assert list(rows) == [
+        f"{name}-s0" for name in ("plain", "heads", "cbam", "cram-paper", "cram-alive", "cram-alive+smram")
+    ]
+    masks = {
+        name: (row.options.get("mask_norm", "none"), row.options.get("min_hidden", 1))
+        for name, row in rows.items()
+    }
+    assert masks["cram-paper-s0"] == ("none", 1)
+    assert masks["cram-alive-s0"] == masks["cram-alive+smram-s0"] == ("layer", 32)
+    assert rows["cram-paper-s0"].optim == rows["cram-alive-s0"].optim, "only the MLP differs"
+
+
+@pytest.mark.parametrize("recipe", ["crasmra-paper", "strong"])
 def test_the_plain_backbone_is_a_fair_baseline(recipe):
     """Same epochs, augmentation, batch and rates; its classifier learns at the rate of the modules' parts."""
     rows = configs("table3", "crasmra-resnet10t", "options.padding=own", recipe=recipe)
@@ -108,7 +123,7 @@ def test_the_reference_of_a_crasmra_sweep_is_the_default():
     [
         ("table3", "timm-resnet10t", "crasmra- model apart, got timm-resnet10t.*--model crasmra-"),
         ("delta", "vitms-test_vit", "For vitms- there is --ablate stages"),
-        ("stages", "crasmra-resnet10t", "table3, delta, gamma"),
+        ("stages", "crasmra-resnet10t", "table3, masks, delta, gamma"),
     ],
 )
 def test_a_table_is_for_one_family(name, model, message):
