@@ -321,10 +321,10 @@ def check_given(values: Mapping[str, Any]) -> None:
         from fgvc_cli.data.labelled import load_labelled
 
         load_labelled(Path(data))  # raises: it says what it expects
-    for source in values.get("sources") or ():
+    for source in values.get("sources") or filter(None, [values.get("image")]):
         from fgvc_cli.sources.find import check_named
 
-        check_named(source)
+        check_named(str(source))
     for name in [weights] if isinstance(weights, str) else weights or ():
         from fgvc_cli.engine.weights import resolve_weights
 

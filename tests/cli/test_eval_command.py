@@ -331,8 +331,8 @@ def tree(world):
 
 
 def train_with_tree(world, tree, out):
-    return fgvc("train", "--no-pretrained", "--epochs", 1, "--batch-size", 6, "--input-px", 32, "--workers", 0,
-                "--device", "cpu", "--data", world / "aviary", "--model", "timm-resnet10t", "--out", out,
+    return fgvc("train", "--no-pretrained", "--epochs", 1, "--batch-size", 6, "--input-px", 32, "--workers",
+                0, "--device", "cpu", "--data", world / "aviary", "--model", "timm-resnet10t", "--out", out,
                 "--taxonomy", tree)  # fmt: skip
 
 
