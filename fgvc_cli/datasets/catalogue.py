@@ -64,7 +64,8 @@ def read_grocery(root: Path, *, coarse: bool) -> LabelledSet:
         rows = list(csv.DictReader(file))
         name_of = {int(row[f"{prefix} ID (int)"]): row[f"{prefix} Name (str)"] for row in rows}
     label_of = {class_id: label for label, class_id in enumerate(sorted(name_of))}
-    splits, kind_of = {}, {}
+    splits: dict[str, tuple[Example, ...]] = {}
+    kind_of: dict[str, str] = {}
     for split in SPLITS:
         lines = [line.rsplit(",", 2) for line in read_lines(root / f"{split}.txt")]
         chosen = [(path, coarse_id if coarse else fine_id) for path, fine_id, coarse_id in lines]

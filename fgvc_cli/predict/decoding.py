@@ -151,7 +151,7 @@ class Decoder:
             first, inputs = photo, []
             try:
                 for rule in (self._settings.rule, *self._settings.others):
-                    if rule[3:] != self._settings.rule[3:]:
+                    if first.by_rule and rule[3:] != self._settings.rule[3:]:
                         # Other colours, or the RAW instead of its preview: other pixels of the same file.
                         photo = self._open(path, rule)
                         if isinstance(photo, Failure):

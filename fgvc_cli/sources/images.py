@@ -94,6 +94,8 @@ class DecodedImage:
     """What the user should know about how it was read; said once per run."""
     taken: Taken = Taken()
     """When, where and with what; blank where not asked for."""
+    by_rule: bool = True
+    """Whether another ``ReadRule`` may give other pixels: not without a colour profile."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -203,11 +205,12 @@ def _decode(
         rgb, note = to_rgb(image, profile if rule.color_profile == "srgb" else None)
         if sixteen_bits and _is_narrow(image):
             note = NARROW
+    by_rule = profile is not None
     if upright is None:
-        return DecodedImage(rgb, full_size, note, taken)
+        return DecodedImage(rgb, full_size, note, taken, by_rule)
     if full_size and upright in _TURNED:
         full_size = full_size[::-1]
-    return DecodedImage(rgb.transpose(upright), full_size, note, taken)
+    return DecodedImage(rgb.transpose(upright), full_size, note, taken, by_rule)
 
 
 class _Png(PngImagePlugin.PngImageFile):
@@ -339,8 +342,8 @@ def _decode_raw(
             upright = None
         preview.seek(0)
         photo = _decode(preview, prepare, rule, exif=exif)
-        if not isinstance(photo, Failure) and taken.date:
-            photo = dataclasses.replace(photo, taken=taken)
+        if not isinstance(photo, Failure):
+            photo = dataclasses.replace(photo, taken=taken if taken.date else photo.taken, by_rule=True)
     if isinstance(photo, Failure) or upright is None:
         return photo
     full_size = photo.full_size
