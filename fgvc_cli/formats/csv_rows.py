@@ -7,6 +7,7 @@ A cell that a spreadsheet would take for a formula, from the name of a file or a
 from __future__ import annotations
 
 import csv
+import math
 import re
 import sys
 from collections import defaultdict
@@ -21,6 +22,7 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import (
     COLUMNS,
     OK,
+    UNKNOWN,
     UNSURE,
     Block,
     Box,
@@ -218,13 +220,13 @@ class MeanAnswer:
 class PerFileSink(FileSink):
     """CSV: ``path,status,error,frames,answered,label,prob,label_2,...``, a row per file in their order.
 
-    A probability is the mean over the frames, see ``MeanAnswer``. ``min_prob`` of the run marks unsure ones.
-    Where no frame was answered, ``status`` and ``error`` are those of the first.
+    A probability is the mean over the frames, see ``MeanAnswer``. ``min_prob`` and ``thresholds`` of the run
+    mark unsure ones; a file is unknown by the mean of its frames' novelty. Where no frame was answered,
+    ``status`` and ``error`` are those of the first.
     """
 
     def _begin(self, info: RunInfo) -> None:
         self._info = info
-        self._min_prob = info.settings.get("min_prob")
         self._starts = FileStarts("frames" in info.settings)
         self._name: str | None = None
         csv_lines(self._stream, [per_file_columns(info.top_k)])
@@ -232,6 +234,7 @@ class PerFileSink(FileSink):
     def _start(self, name: str, status: str, error: str) -> None:
         self._name, self._failure = name, (status, error)
         self._frames, self._mean = 0, MeanAnswer()
+        self._novelty = 0.0
 
     def _write(self, block: Block) -> None:
         for row, path in enumerate(block.path):
@@ -241,6 +244,8 @@ class PerFileSink(FileSink):
                 self._start(name, block.status[row], block.error[row])
             self._frames += 1
             self._mean.add(block, row)
+            if block.topk_index[row, 0] >= 0 and "novelty" in block.more:
+                self._novelty += float(block.more["novelty"][row])
 
     def _finish(self) -> None:
         if self._name is None:
@@ -249,10 +254,17 @@ class PerFileSink(FileSink):
         best = self._mean.best(info.top_k)
         status, error = self._failure
         if best:
-            status, error = (UNSURE if self._min_prob and best[0][0] < self._min_prob else OK), ""
+            status, error = self._status(*best[0]), ""
         ranked = [cell for mean, index in best for cell in (info.classes[index], f"{mean:.6f}")]
         counts = [str(self._frames), str(self._mean.answered)]
         csv_lines(self._stream, [[self._name, status, error, *counts, *(ranked or [""] * (2 * info.top_k))]])
+
+    def _status(self, prob: float, index: int) -> str:
+        settings, name = self._info.settings, self._info.classes[index]
+        if self._novelty / self._mean.answered > settings.get("unknown", math.inf):
+            return UNKNOWN
+        least = max(settings.get("min_prob") or 0, settings.get("thresholds", {}).get(name, 0))
+        return UNSURE if prob < least else OK
 
     def _close(self, *, complete: bool) -> None:
         if complete and hasattr(self, "_name"):
@@ -306,7 +318,7 @@ def readable(row: Row, multi_label: bool = False) -> str:
     if multi_label:
         there = ", ".join(row.labels_there) or "none of the labels"
         return f"{name}: {there} ({names})"
-    return f"{name}: {names}{' (unsure)' if row.status == UNSURE else ''}"
+    return f"{name}: {names}{f' ({row.status})' if row.status != OK else ''}"
 
 
 def read_table(path: Path) -> Table:

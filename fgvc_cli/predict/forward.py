@@ -27,7 +27,8 @@ from fgvc_cli.engine.device import (
     release_memory,
 )
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import apply_temperature, mean_probs
+from fgvc_cli.evaluate.calibration import mean_probs
+from fgvc_cli.evaluate.rejection import Novelty
 from fgvc_cli.formats.rows import RunInfo
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput, Want
@@ -144,8 +145,9 @@ def _gain(run: Callable[[Precision], None]) -> float:
 
 Answers = dict[str, np.ndarray]
 """Per image of a batch, float32: ``prob`` (B, k), ``index`` (B, k), ``box`` (B, 4) and ``parts`` (B, P, 4) in
-input pixels, ``embedding`` (B, D), ``logits`` (B, K), ``rolled`` (B, 3), see ``RollUp``: rank, node and
-probability; ``attention`` (B, h, w) float16. Only what the model gives and the run asks for."""
+input pixels, ``embedding`` (B, D), ``logits`` (B, K), ``novelty`` (B, 1), ``rolled`` (B, 3), see ``RollUp``:
+rank, node and probability; ``attention`` (B, h, w) float16. Only what the model gives and the run asks
+for."""
 
 RollUp = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """See ``evaluate.metrics.RollUp``."""
@@ -231,6 +233,10 @@ class Forward:
         self.size = size
         self.precision: Precision = "float32"
         self.temperature = 1.0
+        self.novelty: Novelty | None = None
+        """What gives each image a score, where asked for."""
+        self.possible: Tensor | None = None
+        """bool (K,): the classes that can occur; None: all."""
         self._info = info
         self._device = device
         self.folded = False
@@ -357,31 +363,46 @@ class Forward:
         want: list[Want] = ["boxes"]
         want += ["parts"] if self._info.parts else []
         want += ["heat"] if "attention" in extras else []
-        want += ["embedding"] if "embedding" in extras else []
+        want += ["embedding"] if "embedding" in extras or self.novelty else []
         return tuple(want)
 
     def _columns(self, output: ModelOutput, told: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-        # ``told``: of each model, of each of its passes, the probabilities (B, K), uncalibrated.
-        passes = [probs for own in told for probs in own]
-        temperatures = [self.temperature, *(member.temperature for member in self._others)]
-        if len(passes) > 1:
-            each = [t for t, own in zip(temperatures, told, strict=True) for _ in own]
-            probs = mean_probs(passes, each)
-            best, index = probs.topk(self._info.top_k, dim=1)
-        else:
-            # The order comes from before: a temperature can make two close probabilities equal.
-            _, index = passes[0].float().topk(self._info.top_k, dim=1)
-            probs = apply_temperature(passes[0], self.temperature)
-            best = probs.gather(1, index)
+        probs, order = self._probs(told)
+        index = order.topk(self._info.top_k, dim=1).indices
+        best = probs.gather(1, index)
         # float32 holds every index up to 16 million.
         columns = {"prob": best, "index": index, "box": output.boxes, "parts": output.parts}
         if "embedding" in self._info.extras:
             columns["embedding"] = self._given(output.embedding, "embedding")
+        if self.novelty:
+            embedding = self._given(output.embedding, "embedding")
+            columns["novelty"] = self.novelty.scores(embedding)[:, None]
         if "logits" in self._info.extras:
             columns["logits"] = probs.clamp_min(_TINY).log()
         if self._roll_up:
             columns["rolled"] = torch.stack([values.float() for values in self._roll_up(probs)], dim=1)
         return {name: values for name, values in columns.items() if values is not None}
+
+    def _probs(self, told: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+        """The probabilities (B, K) that rows tell: calibrated, the mean of all passes, and over the possible
+        classes only; and values of their order, since a temperature can make two close probabilities equal.
+
+        Args:
+            told: of each model, of each of its passes, the probabilities (B, K), uncalibrated.
+        """
+        passes = [probs for own in told for probs in own]
+        temperatures = [self.temperature, *(member.temperature for member in self._others)]
+        # Of several labels each stands alone: no temperature, and nothing to share out.
+        probs = mean_probs(passes, [t for t, own in zip(temperatures, told, strict=True) for _ in own])
+        order = passes[0].float() if len(passes) == 1 else probs
+        if self.possible is None:
+            return probs, order
+        possible = self.possible.to(probs.device)
+        # A model can be so sure of another class that the possible ones have nothing left.
+        left = probs.clamp_min(_TINY).where(possible, 0.0)
+        if not self._info.multi_label:
+            left = left / left.sum(dim=1, keepdim=True)
+        return left, order.where(possible, -1.0)
 
     def _given(self, values: Tensor | None, extra: str) -> Tensor:
         if values is None:
