@@ -239,7 +239,7 @@ def _fits(options: EvalOptions) -> dict[str, Path]:
 
 
 def _check_labels(options: EvalOptions, multi_label: bool) -> None:
-    given = {"--out": options.out, "--against": options.against}
+    given: dict[str, object] = {"--out": options.out, "--against": options.against}
     given |= {"--taxonomy": options.taxonomy, "--rollup": options.rollup}
     named = [*(name for name, value in given.items() if value is not None), *_fits(options)]
     if multi_label and named:

@@ -262,7 +262,7 @@ class Forward:
         noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         folded = fold_batch_norms(model.eval(), noise)
         self.folded |= folded is not model
-        return folded.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return folded.to(self._device).to(memory_format=torch.channels_last)
 
     @property
     def _on_cuda(self) -> bool:
@@ -332,8 +332,8 @@ class Forward:
             told += [[self._call(place, own).probs] for place, own in enumerate(images[1:], start=1)]
             for place, own in enumerate(images if self._flip else ()):
                 told[place].append(self._call(place, own.flip(-1)).probs)
-            for member, own in zip(self._others, told[1:], strict=True):
-                own[:] = [probs[:, member.order] for probs in own]
+            for place, member in enumerate(self._others, start=1):
+                told[place] = [probs[:, member.order] for probs in told[place]]
         columns = self._columns(output, told)
         attention = None
         if "attention" in self._info.extras:

@@ -530,7 +530,7 @@ def _taken_of_tiff(stream: BinaryIO) -> Taken:
     """Of a TIFF, or a RAW that begins as one, without Pillow's decoder; the stream is at its start again."""
     try:
         tags = Image.Exif()
-        tags.load_from_fp(stream)  # type: ignore[no-untyped-call]
+        tags.load_from_fp(stream)
         return read_taken(tags)
     except Exception:  # any exception, as in ``read_image``; CR3 and some RAW are no TIFF
         return Taken()
