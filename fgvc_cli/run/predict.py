@@ -36,7 +36,7 @@ from fgvc_cli.run.folder import (
     run_identity,
     sweep_removed,
 )
-from fgvc_cli.run.merge import group_minutes, merge_run, merge_shards
+from fgvc_cli.run.merge import GROUP_COLUMNS, group_minutes, merge_run, merge_shards
 from fgvc_cli.run.parts import PartWriter
 from fgvc_cli.run.progress import Paths, PipeProgress, PredictProgress, RunResult, Sources, run_processes
 from fgvc_cli.run.retry import finished_setting, repaired_outputs, retry_failed, take_apart
