@@ -479,7 +479,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         amp=_amp(options, device, shard),
         compile=options.compile,
         fast_decode=options.fast_decode,
-        expected=None if options.boxes else count_named(options.sources),
+        expected=options.box_file.count if options.box_file else count_named(options.sources),
         on_event=progress.note,
     )
     if choice := options.frame_choice:
