@@ -502,7 +502,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         taxonomy=read_taxonomy(options.taxonomy, models[0].classes) if options.taxonomy else None,
         rollup=options.rollup,
         exif=options.exif or options.group is not None,
-        expected=None if options.boxes else count_named(options.sources),
+        expected=options.box_file.count if options.box_file else count_named(options.sources),
         on_event=progress.note,
     )
     if choice := options.frame_choice:
