@@ -79,8 +79,8 @@ def compare(first: Path, second: Path, images: Path) -> None:
         else:
             largest = max(largest, difference)
     print(
-        f"{len(answers[0])} images, {len(changed)} labels changed, largest difference {largest:.5f}; a crop moved "
-        f"in {len(moved) - 1}, largest difference there {max(moved):.5f}"
+        f"{len(answers[0])} images, {len(changed)} labels changed, largest difference {largest:.5f}; a "
+        f"crop moved in {len(moved) - 1}, largest difference there {max(moved):.5f}"
     )
     if changed or largest > LARGEST_DIFFERENCE:
         sys.exit("\n".join(changed[:5]) or f"more than {LARGEST_DIFFERENCE}")

@@ -18,6 +18,8 @@ from fgvc_cli.cli.options import (
     Cascade,
     DataRoot,
     Device,
+    Index,
+    IndexBy,
     Stages,
     Taxonomy,
     Tta,
@@ -55,6 +57,8 @@ def evaluate(
         str | None,
         typer.Option(help="Second model, as --weights: compared on the same images."),
     ] = None,
+    index: Index = None,
+    by: IndexBy = None,
     out: Annotated[
         Path | None,
         typer.Option(help="New folder for tables (per class, confusion, predictions) and pictures."),
@@ -120,6 +124,8 @@ def evaluate(
         box_category=tuple(box_category or ()),
         split=split,
         against=against,
+        index=index,
+        by=by,
         out=out,
         overwrite=overwrite,
         batch_size=batch_size,
@@ -292,6 +298,11 @@ def _calibration_lines(document: dict[str, Any]) -> list[str]:
     calibration: dict[str, Any] | None = document["calibration"]
     if document["models"] or document["tta"]:
         return ["  prob is the mean of the calibrated probabilities of all passes"]
+    if index := document.get("index"):
+        return [
+            f"  classes of an index of {counted(index['images'], 'image')}, by {index['by']}; temperature "
+            f"{index['temperature']:.3f}, chosen on it by leave-one-out"
+        ]
     if not calibration:
         return ["  temperature: none in this checkpoint, prob is as the model gives it"]
     split, images = calibration["fitted_on"], calibration["fitted_images"]

@@ -29,7 +29,8 @@ Weights = Annotated[
     typer.Option(
         metavar="MODEL",
         autocompletion=_embedded_models,
-        help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them).",
+        help="model.safetensors or folder of a training, an embedded model (fgvc models lists them), or "
+        "hf-hub:owner/name of the Hugging Face hub, with @revision if need be.",
     ),
 ]
 AllWeights = Annotated[
@@ -67,6 +68,16 @@ Cascade = Annotated[
         min=0,
         max=1,
         help="Multi-stage ViT: images this certain after a stage go through no further one, e.g. 0.9.",
+    ),
+]
+Index = Annotated[
+    Path | None,
+    typer.Option(help="Take the classes of this index (fgvc index) in place of the model's."),
+]
+IndexBy = Annotated[
+    Literal["neighbours", "means"] | None,
+    typer.Option(
+        help="With --index: each class by the mean of its images (the default) or by its nearest one."
     ),
 ]
 Outs = Annotated[
@@ -109,6 +120,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--data-root",
         "--split-by",
         "--split",
+        "--add",
         "--images",
         "--labels",
         "--boxes",
@@ -129,6 +141,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Output": (
         "--out",
         "--overwrite",
+        "--dry-run",
         "--top-k",
         "--min-prob",
         "--unknown",
@@ -159,8 +172,13 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--weights",
         "--init",
         "--pretrained",
+        "--license",
+        "--private",
         "--stages",
         "--cascade",
+        "predict --index",
+        "eval --index",
+        "--by",
         "--calibrate",
         "--tta",
         "--fit-novelty",
@@ -182,7 +200,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
     "Selection": ("--count", "--doubt", "--pool"),
-    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes"),
+    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes", "--folds", "--suspects"),
     "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
     "Speed": (
         "--device",
@@ -218,6 +236,12 @@ VALUE_NAMES = {
     "--calibrate": "FILE",
     "--group": "WHAT",
     "--tta": "KIND",
+    "--add": "DATA",
+    "--license": "NAME",
+    "--index": "FILE",
+    "--by": "HOW",
+    "--suspects": "FILE",
+    "--folds": "N",
     "--fit-novelty": "FILE",
     "--thresholds": "FILE",
     "--classes": "FILE",
@@ -272,7 +296,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "index": (
         "fgvc index --weights runs/birds",
-        "fgvc index --weights groceries --data known_images/ --split all",
+        "fgvc index --weights runs/birds --add new_species/",
     ),
     "explain": (
         "fgvc explain bird.jpg --weights runs/birds",
@@ -289,6 +313,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": (
         "fgvc export --weights groceries --out model.onnx",
         "fgvc export --weights runs/birds --out model.pt2 --check photos/",
+    ),
+    "push": (
+        "fgvc push runs/birds owner/birds --license cc-by-4.0",
+        "fgvc push runs/birds owner/birds --license mit --dry-run --out card",
     ),
     "models": (
         "fgvc models",
@@ -312,7 +340,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "datasets check": (
         "fgvc datasets check my_classes/",
-        "fgvc datasets check labels.csv --out findings.csv",
+        "fgvc datasets check labels.csv --weights runs/birds --suspects suspects.csv",
     ),
     "datasets make": (
         "fgvc datasets make aviary birds",

@@ -24,6 +24,8 @@ from fgvc_cli.cli.options import (
     CropsDir,
     Device,
     Embeddings,
+    Index,
+    IndexBy,
     Logits,
     Maps,
     MapsDir,
@@ -58,6 +60,8 @@ def predict(
         ),
     ],
     weights: AllWeights = None,
+    index: Index = None,
+    by: IndexBy = None,
     boxes: Boxes = None,
     box_conf: BoxConf = None,
     box_margin: BoxMargin = None,
@@ -169,6 +173,10 @@ def predict(
 ) -> int:
     """Classify images: one row each, with the object's box; a file that cannot be read says why.
 
+    With --index, the classes are those of an index of images (fgvc index), to which fgvc index --add brings
+    new ones without training: the class whose mean is nearest, or with --by neighbours that of the nearest
+    image.
+
     Interrupted runs resume with the same command. Exit code 0: every row is ok; 3: finished,
     but some images failed; 130: interrupted.
     """
@@ -177,6 +185,8 @@ def predict(
     options = PredictOptions(
         sources=tuple(sources),
         weights=tuple(weights or ()),
+        index=index,
+        by=by,
         boxes=boxes,
         box_conf=box_conf,
         box_margin=box_margin,

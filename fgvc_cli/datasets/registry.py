@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import has_class_folders, load_boxes_by_category, load_labelled, take_boxes
@@ -254,7 +254,11 @@ def _load_data(config: TrainConfig, for_training: bool) -> LabelledSet:
         known = load_known(config.dataset, root, val_share=config.val_share, seed=config.split_seed)
         return known if boxes is None else take_boxes(known, boxes)
     path = Path(config.data or "")
-    divide = {"val_share": config.val_share, "test_share": config.test_share, "seed": config.split_seed}
+    divide: dict[str, Any] = {
+        "val_share": config.val_share,
+        "test_share": config.test_share,
+        "seed": config.split_seed,
+    }
     own = config.box_labels == "box" or (
         config.box_labels == "auto" and path.is_dir() and not has_class_folders(path)
     )

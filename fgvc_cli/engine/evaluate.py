@@ -38,6 +38,7 @@ from fgvc_cli.engine.device import (
     keep_freed_memory,
     pick_device,
 )
+from fgvc_cli.engine.index_classes import classify_by_index
 from fgvc_cli.engine.options import EvalOptions
 from fgvc_cli.engine.weights import (
     default_notice,
@@ -160,6 +161,12 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
         messages.note(default_notice())
     checkpoint, *more = open_ensemble(options.weights, options=_stage_options(options))
     _check_labels(options, checkpoint.multi_label)
+    if options.index is not None:
+        if more:
+            raise FgvcError(
+                "--index goes with one model, whose embeddings it holds.", "Name one --weights.", EXIT_USAGE
+            )
+        checkpoint = classify_by_index(checkpoint, options.index, options.by or "means", messages.note)
     if options.taxonomy:
         checkpoint.metadata["taxonomy"] = read_taxonomy(options.taxonomy, checkpoint.classes).document()
     other = open_weights(options.against) if options.against is not None else None
@@ -223,6 +230,8 @@ def _check(options: EvalOptions) -> None:
     if (options.target_precision is None) != (options.thresholds is None):
         message = "--target-precision and --thresholds go together: the precision, and the CSV to write."
         raise FgvcError(message, "--target-precision 0.95 --thresholds FILE.csv", EXIT_USAGE)
+    if options.by and options.index is None:
+        raise FgvcError("--by says how an index is used.", "Add --index FILE", EXIT_USAGE)
     if options.out is not None:
         check_folder(options.out, overwrite=options.overwrite, replaceable=REPORT_FILES)
     for name, path in fits.items():
@@ -259,7 +268,7 @@ def _check_fit(options: EvalOptions, name: str) -> None:
             EXIT_USAGE,
         )
     # What is fitted is fitted for the looks of the training, and nothing else is measured.
-    names = ("stages", "cascade", "against", "out", "tta", "taxonomy", "rollup")
+    names = ("stages", "cascade", "against", "out", "index", "tta", "taxonomy", "rollup")
     given = [f"--{each}" for each in names if getattr(options, each) is not None]
     given += ["a second --weights"] if len(options.weights) > 1 else []
     given += [each for each in _fits(options) if each != name]
@@ -465,6 +474,7 @@ def _document(
         "intervals": measured.result.intervals(),
         "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},
         "calibration": calibration,
+        "index": checkpoint.metadata.get("index"),
         "localisation": located,
         "taxonomy": _taxonomy_document(options, measured, labelled),
         "against": None,

@@ -93,6 +93,10 @@ class EvalOptions(BoxOptions):
     """Also measure the answers at the finest rank that is this probable; needs a taxonomy."""
     calibrate: Path | None = None
     """With the val split: fit the temperature, and write the model with it to this new file."""
+    index: Path | None = None
+    """File of ``fgvc index``: its classes in place of the model's, as in prediction."""
+    by: Literal["neighbours", "means"] | None = None
+    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``means``."""
     fit_novelty: Path | None = None
     """With the val split: fit what tells images unlike the training's, and write the model with it to this
     new file."""

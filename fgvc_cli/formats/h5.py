@@ -337,14 +337,15 @@ class H5Rows:
 
     Args:
         name: of a file that is there, and empty.
+        more: it is one of these already, to be continued.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, *, more: bool = False):
         self._disk = _Disk(name)
-        self.file = h5py.File(self._disk, "w", libver=LIBVER)
-        self.count = 0
+        self.file = h5py.File(self._disk, "r+" if more else "w", libver=LIBVER)
+        self._sets: dict[str, h5py.Dataset] = dict(self.file.items())
+        self.count = len(next(iter(self._sets.values()))) if more else 0
         """N."""
-        self._sets: dict[str, h5py.Dataset] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._sets

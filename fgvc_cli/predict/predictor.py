@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,9 @@ from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.loaders import usable_cpus, worker_count
 from fgvc_cli.data.names import class_order, find_names, same_form
 from fgvc_cli.data.taxonomy import Taxonomy
+from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
+from fgvc_cli.engine.index_classes import By, classify_by_index
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.rejection import Novelty, read_named, read_thresholds
 from fgvc_cli.formats.rows import COLUMNS, UNKNOWN, UNSURE, Block, Extra, Row, RunInfo, Value
@@ -330,6 +332,9 @@ class Predictor:
         rollup: rows tell the finest node of the taxonomy that is so probable.
         exif: rows tell when, where and with what camera an image was taken.
         crop_box: what crops show instead of the object box, such as ``crops.surroundings``.
+        index: file of ``fgvc index``, made with these weights: its classes, in place of the model's.
+        by: what stands for a class of the index: its nearest image (``neighbours``) or the mean of all
+            (``means``).
         read: path -> image or failure, in place of ``read_image``, called from threads.
         expected: how many images are to come, where that is known: fewer than ``PROBE_IMAGES`` take less time
             than to find out which precision is the faster one.
@@ -367,6 +372,8 @@ class Predictor:
         rollup: float | None = None,
         exif: bool = False,
         crop_box: CropBox | None = None,
+        index: str | Path | None = None,
+        by: By = "means",
         read: Read | None = None,
         expected: int | None = None,
         on_event: Callable[[str], None] | None = None,
@@ -374,8 +381,14 @@ class Predictor:
         workers = worker_count(workers)
         wanted = _check(batch_size, workers, top_k, min_prob, extras)
         self.device = pick_device(device)
+        self._tell = on_event or (lambda text: None)
         given: Any = checkpoint if isinstance(checkpoint, list | tuple) else [checkpoint]
         trained, *others = [_open(each) if isinstance(each, str | Path) else each for each in given]
+        if index is not None:
+            if others:
+                message = "--index goes with one model, whose embeddings it holds."
+                raise FgvcError(message, "Name one --weights.", EXIT_USAGE)
+            trained = classify_by_index(cast(Checkpoint, trained), index, by, self._tell)
         temperature = float(getattr(trained, "temperature", 1.0))
         settings: dict[str, Any] = {
             "options": _options(trained.model),
@@ -388,6 +401,8 @@ class Predictor:
         }
         if getattr(trained, "multi_label", False):
             settings["multi_label"] = True
+        if index is not None:
+            settings["index"] = cast(Checkpoint, trained).metadata["index"]
         novelty = _novelty(trained, unknown)
         if novelty:
             settings["unknown"] = 1.0 if unknown in (None, ON) else float(unknown)
@@ -397,9 +412,9 @@ class Predictor:
         least = np.full(len(trained.classes), min_prob or 0, np.float32)
         if thresholds is not None:
             settings["thresholds"] = {}
-            for index, value in _thresholds(thresholds, trained).items():
-                settings["thresholds"][trained.classes[index]] = value
-                least[index] = max(least[index], value)
+            for place, value in _thresholds(thresholds, trained).items():
+                settings["thresholds"][trained.classes[place]] = value
+                least[place] = max(least[place], value)
         self._rules, members = _join_members(trained, others)
         if others:
             settings["others"] = [
@@ -434,7 +449,6 @@ class Predictor:
         )
         self.clipped = 0
         """Given boxes so far that reached beyond their image."""
-        self._tell = on_event or (lambda text: None)
         self._crop_box = crop_box or (lambda box, size: box)
         self._read = None if read is read_image else read
         self._workers = workers

@@ -143,6 +143,10 @@ class PredictOptions(BoxOptions):
     """``all`` or a number: a row per frame or page of a file, or of its first so many."""
     every: str | None = None
     """Read videos, a row per 1s, 500ms, 2min, ..."""
+    index: Path | None = None
+    """File of ``fgvc index``: its classes, known and added ones, in place of the model's."""
+    by: Literal["neighbours", "means"] | None = None
+    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``means``."""
     quiet: bool = False
     """Say nothing but errors."""
     messages: Messages | None = None
@@ -168,6 +172,8 @@ class PredictOptions(BoxOptions):
             raise FgvcError("--retry-failed works in one piece.", f"Leave {pieces} away.", EXIT_USAGE)
         if self.retry_failed and self.restart:
             raise FgvcError("--restart discards what --retry-failed repairs.", "Choose one.", EXIT_USAGE)
+        if self.by and self.index is None:
+            raise FgvcError("--by says how an index is used.", "Add --index FILE", EXIT_USAGE)
         if self.devices and STDIN in self.sources:
             message = "--devices cannot share the list on stdin among its processes."
             raise FgvcError(message, "Write the list to a file: fgvc predict @list.txt", EXIT_USAGE)
@@ -480,7 +486,11 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
     if not options.weights:
         progress.note(default_notice())
     device = _device(options.device)
-    models = open_ensemble(options.weights, options={"stages": options.stages, "cascade": options.cascade})
+    looks = {"stages": options.stages, "cascade": options.cascade}
+    models = open_ensemble(options.weights, options=looks)
+    if options.index and hasattr(models[0].model.config, "cascade") and not any(looks.values()):
+        # The embedding is of a multi-stage ViT's first stage: the others would be run for their boxes alone.
+        models = open_ensemble(options.weights, options={"stages": "main"})
     for checkpoint in models if options.raw else ():
         checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
     predictor = Predictor(
@@ -498,6 +508,8 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         amp=_amp(options, device, shard),
         compile=options.compile,
         fast_decode=options.fast_decode,
+        index=options.index,
+        by=options.by or "means",
         tta=options.tta,
         taxonomy=read_taxonomy(options.taxonomy, models[0].classes) if options.taxonomy else None,
         rollup=options.rollup,
