@@ -29,10 +29,17 @@ Weights = Annotated[
     typer.Option(
         metavar="MODEL",
         autocompletion=_embedded_models,
-        help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them).",
+        help="model.safetensors or folder of a training, an embedded model (fgvc models lists them), or to "
+        "predict and eval an exported .onnx.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+RuntimeChoice = Annotated[
+    Literal["auto", "onnxruntime", "openvino"],
+    typer.Option(
+        help="What runs an exported .onnx. auto: OpenVINO on a CPU where installed, else onnxruntime."
+    ),
+]
 Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 Stages = Annotated[
@@ -133,7 +140,15 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
     "Selection": ("--count", "--doubt", "--pool"),
-    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes"),
+    "Checks": (
+        "--check",
+        "--tolerance",
+        "--int8",
+        "export --calibrate",
+        "--max-bits",
+        "--min-images",
+        "--minutes",
+    ),
     "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
     "Speed": (
         "--device",
@@ -141,6 +156,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--workers",
         "--batch-size",
         "--amp",
+        "--runtime",
         "--compile",
         "--fast-decode",
     ),
@@ -231,7 +247,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "export": (
         "fgvc export --weights groceries --out model.onnx",
-        "fgvc export --weights runs/birds --out model.pt2 --check photos/",
+        "fgvc export --weights runs/birds --out int8.onnx --int8 --calibrate photos/",
     ),
     "models": (
         "fgvc models",

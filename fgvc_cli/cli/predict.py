@@ -25,6 +25,7 @@ from fgvc_cli.cli.options import (
     Outs,
     PerFile,
     Quiet,
+    RuntimeChoice,
     Stages,
     Weights,
     Workers,
@@ -81,6 +82,7 @@ def predict(
     amp: Annotated[
         Literal["auto", "none", "bf16"], typer.Option(help="Precision: auto, none (float32) or bf16.")
     ] = "auto",
+    runtime: RuntimeChoice = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
@@ -151,6 +153,7 @@ def predict(
         maps_dir=maps_dir,
         min_prob=min_prob,
         amp=amp,
+        runtime=runtime,
         compile=compile,
         fast_decode=fast_decode,
         overwrite=overwrite,

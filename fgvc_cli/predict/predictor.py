@@ -15,15 +15,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
-from torch import nn
 
-from fgvc_cli.config import Preprocess
+from fgvc_cli.config import Preprocess, usable_cpus, worker_count
 from fgvc_cli.data.geometry import input_geometry
-from fgvc_cli.data.loaders import usable_cpus, worker_count
-from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
+from fgvc_cli.engine.device import Amp, Precision, best_batch_size, choose_precision, pick_device, uses_tf32
+from fgvc_cli.engine.graph import Graph, GraphForward, Runtime, check_runtime, is_graph
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.rows import UNSURE, Block, Extra, Row, RunInfo
 from fgvc_cli.predict.decoding import (
@@ -36,9 +35,15 @@ from fgvc_cli.predict.decoding import (
     in_order,
     until_full,
 )
-from fgvc_cli.predict.forward import Amp, Answers, Forward, Launched, best_batch_size, choose_precision
 from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
+
+if TYPE_CHECKING:
+    # A graph does without torch, whose import takes longer than many a run.
+    import torch
+    from torch import nn
+
+    from fgvc_cli.predict.forward import Answers, Forward, Launched
 
 AUTO: Literal["auto"] = "auto"
 
@@ -199,8 +204,8 @@ class Predictor:
 
     Args:
         checkpoint: from ``load_checkpoint`` or ``open_weights``, whose model is moved to the device; or the
-            name of embedded weights, or a file.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            name of embedded weights, or a file; or an exported graph, a ``Graph`` or its ``.onnx``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; a ``Graph`` stays on its own.
         batch_size: images per forward pass; ``auto`` measures a little, at once.
         workers: decoding processes (threads where there is no POSIX, or with ``read``); 0 decodes in between,
             ``auto`` takes one per CPU.
@@ -214,6 +219,7 @@ class Predictor:
             image, crops come from the smaller copy, predictions change a little.
         crop_box: what crops show instead of the object box, such as ``crops.surroundings``.
         read: path -> image or failure, in place of ``read_image``, called from threads.
+        runtime: of an ``.onnx``, see ``engine.graph.pick_runtime``.
         expected: how many images are to come, where that is known: fewer than ``PROBE_IMAGES`` take less time
             than to find out which precision is the faster one.
         on_event: gets one line for people on each choice and mishap.
@@ -229,7 +235,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: TrainedModel | str | Path,
+        checkpoint: TrainedModel | Graph | str | Path,
         *,
         device: str = AUTO,
         batch_size: int | Literal["auto"] = AUTO,
@@ -242,16 +248,20 @@ class Predictor:
         fast_decode: bool = False,
         crop_box: CropBox | None = None,
         read: Read | None = None,
+        runtime: Runtime = "auto",
         expected: int | None = None,
         on_event: Callable[[str], None] | None = None,
     ):
         workers = worker_count(workers)
         wanted = _check(batch_size, workers, top_k, min_prob, extras)
-        self.device = pick_device(device)
-        trained = _open(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        named = isinstance(checkpoint, str | Path)
+        trained = _open(checkpoint, runtime, device) if named else checkpoint  # type: ignore[arg-type]
+        graph = trained if isinstance(trained, Graph) else None
+        model = None if graph else cast("TrainedModel", trained).model
+        self.device = cast("torch.device", graph.device) if graph else pick_device(device)
         temperature = float(getattr(trained, "temperature", 1.0))
         settings = {
-            "options": _options(trained.model),
+            "options": graph.options if graph else _options(model),
             "temperature": temperature,
             "min_prob": min_prob,
             "fast_decode": fast_decode,
@@ -267,7 +277,7 @@ class Predictor:
             classes=trained.classes,
             preprocess=trained.preprocess,
             top_k=min(top_k, len(trained.classes)),
-            parts=int(getattr(trained.model, "part_count", 0)),
+            parts=int(getattr(graph or model, "part_count", 0)),
             extras=wanted,
             settings=settings,
         )
@@ -279,22 +289,32 @@ class Predictor:
         self._told_of_waiting = False
         self._min_prob = min_prob
         self._fast_decode = fast_decode
-        self._forward = Forward(
-            trained.model,
-            self.info,
-            self.device,
-            size=1 if batch_size == AUTO else batch_size,
-            # One shape for cuDNN's and the compiler's choices; on a plain CPU padding only costs time.
-            pad=compile or self.device.type == "cuda",
-            compiled=compile,
-            tell=self._tell,
-        )
-        self._forward.temperature = temperature
+        size = 1 if batch_size == AUTO else batch_size
         self._probe_count = PROBE_BATCH if batch_size == AUTO else batch_size
         probe = expected is None or expected >= PROBE_IMAGES
-        precision = choose_precision(amp, self.device, self._probe_precision, self._tell, probe=probe)
-        self._forward.precision = settings["precision"] = precision
-        if self.device.type == "cuda":
+        self._forward: Forward | GraphForward
+        if graph:
+            settings |= graph.settings
+            self._forward = GraphForward(graph, self.info, size=size, compiled=compile, tell=self._tell)
+            chosen = graph.choose_precision(amp, self._probe_precision, self._tell, probe=probe)
+            self._forward.precision = settings["precision"] = chosen
+        else:
+            from fgvc_cli.predict.forward import Forward
+
+            self._forward = forward = Forward(
+                cast("nn.Module", model),
+                self.info,
+                self.device,
+                size=size,
+                # One shape for cuDNN's and the compiler's choices; on a plain CPU padding only costs time.
+                pad=compile or self.device.type == "cuda",
+                compiled=compile,
+                tell=self._tell,
+            )
+            forward.temperature = temperature
+            precision = choose_precision(amp, self.device, self._probe_precision, self._tell, probe=probe)
+            forward.precision = settings["precision"] = precision
+        if self.device.type == "cuda" and not graph:
             settings["tf32"] = uses_tf32(self.device, precision)
         if batch_size == AUTO:
             self._forward.size = best_batch_size(self._forward.seconds, self.device)
@@ -435,13 +455,16 @@ def count_named(sources: Sequence[str | Path]) -> int | None:
     return len(sources) if named else None
 
 
-def _open(weights: str | Path) -> TrainedModel:
+def _open(weights: str | Path, runtime: Runtime, device: str) -> TrainedModel | Graph:
+    if is_graph(weights):
+        return Graph(weights, runtime=runtime, device=device)
+    check_runtime(runtime, weights)
     from fgvc_cli.engine.weights import open_weights
 
     return open_weights(os.fspath(weights))
 
 
-def _options(model: nn.Module) -> dict[str, Any]:
+def _options(model: nn.Module | None) -> dict[str, Any]:
     """Settings of the model's family, looks and cascade among them, as JSON values."""
     config = getattr(model, "config", None)
     return config.model_dump(mode="json") if hasattr(config, "model_dump") else {}  # type: ignore[union-attr]

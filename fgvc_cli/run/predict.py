@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import Field
 
 from fgvc_cli.command import Messages, command, options
+from fgvc_cli.config import usable_cpus
+from fgvc_cli.engine.graph import Graph, check_runtime, is_graph, refuse
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Block, Origin, Row
@@ -44,6 +46,7 @@ from fgvc_cli.sources.frames import FrameChoice, parse_frames
 from fgvc_cli.sources.remote import is_url
 
 if TYPE_CHECKING:
+    from fgvc_cli.engine.checkpoint import Checkpoint
     from fgvc_cli.predict.predictor import Predictor
 
 BATCH_SIZE = 16
@@ -96,6 +99,8 @@ class PredictOptions:
     """Rows less sure than this get the status ``unsure``."""
     amp: Literal["auto", "none", "bf16"] = "auto"
     """Precision: none is float32."""
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """Of an exported graph (``weights`` ending in .onnx): OpenVINO on a CPU where it is installed, else onnxruntime."""
     compile: bool = False
     """``torch.compile`` the model."""
     fast_decode: bool = False
@@ -277,8 +282,14 @@ def _run_devices(options: PredictOptions, progress: PredictProgress) -> RunResul
     from fgvc_cli.engine.device import pick_devices
 
     count = options.devices or 1
+    if is_graph(options.weights):
+        if options.device not in ("auto", "cpu"):
+            raise refuse(f"--devices with --device {options.device}", options.weights)
+        devices = ["cpu"] * count
+    else:
+        devices = pick_devices(options.device, count)
     here = dataclasses.replace(options, messages=None, on_rows=None)  # which stay in this process
-    arguments = [(here, i, count, device) for i, device in enumerate(pick_devices(options.device, count))]
+    arguments = [(here, i, count, device) for i, device in enumerate(devices)]
     with progress:
         run_processes(_complete_shard, arguments, progress)
     merge_shards(partial_folder(options.out[0]), options.outputs, overwrite=options.overwrite)
@@ -292,13 +303,10 @@ def _complete_shard(pipe: Connection, options: PredictOptions, index: int, count
     code = 0
     try:
         try:
-            import torch
-
-            torch.set_num_threads(max(1, torch.get_num_threads() // count))
             progress, shard = PipeProgress(pipe), ShardOf(index, count)
             options = dataclasses.replace(options, device=device)
             images = open_images(options, progress, shard)
-            predictor = open_predictor(options, progress, shard)
+            predictor = open_predictor(options, progress, shard, processes=count)
             with open_folder(options, predictor, shard) as folder:
                 complete_rows(options, folder, images, predictor, progress)
             for line in progress.passed_over() if index == 0 else ():  # each walks past all files
@@ -404,21 +412,24 @@ def _count_of(total: int | None, shard: ShardOf) -> int | None:
     return None if total is None else (total - shard.index + shard.count - 1) // shard.count
 
 
-def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf = WHOLE) -> Predictor:
+def open_predictor(
+    options: PredictOptions, progress: Listener, shard: ShardOf = WHOLE, *, processes: int = 1
+) -> Predictor:
     """The model, ready to predict as the options say; for a shard of a run where there is one.
+
+    Args:
+        processes: that share the cores of this machine.
 
     Raises:
         FgvcError: weights or a device that are not there, settings that cannot be.
     """
-    from fgvc_cli.engine.device import keep_freed_memory
-    from fgvc_cli.engine.weights import default_notice, open_weights
+    from fgvc_cli.engine.weights import default_notice
     from fgvc_cli.predict.predictor import Predictor, count_named
 
-    keep_freed_memory()
     if options.weights is None:
         progress.note(default_notice())
-    device = _device(options.device)
-    checkpoint = open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade})
+    device = _device(options)
+    checkpoint = _open(options, device, processes)
     if options.raw:
         checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
     predictor = Predictor(
@@ -440,6 +451,26 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
     return predictor
 
 
+def _open(options: PredictOptions, device: str, processes: int) -> Checkpoint | Graph:
+    """The model or graph, with its part of the cores."""
+    if is_graph(options.weights):
+        for name in ("stages", "cascade"):
+            if getattr(options, name) is not None:
+                raise refuse(f"--{name}", options.weights)
+        threads = max(1, usable_cpus() // processes)
+        return Graph(options.weights or "", runtime=options.runtime, device=device, threads=threads)
+    check_runtime(options.runtime, options.weights)
+    import torch
+
+    from fgvc_cli.engine.device import keep_freed_memory
+    from fgvc_cli.engine.weights import open_weights
+
+    keep_freed_memory()
+    if processes > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    return open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade})
+
+
 def _amp(options: PredictOptions, device: str, shard: ShardOf) -> Literal["auto", "none", "bf16"]:
     """``auto`` is what the run was begun with: a probe may answer otherwise the second time.
 
@@ -448,8 +479,10 @@ def _amp(options: PredictOptions, device: str, shard: ShardOf) -> Literal["auto"
     if options.amp != "auto" or not options.out:
         return options.amp
     if recorded := _recorded(options, shard, "precision"):
-        return "none" if recorded == "float32" else recorded
+        return "bf16" if recorded == "bf16" else "none"
     if shard.count > 1:
+        if is_graph(options.weights):
+            return "none"
         from fgvc_cli.engine.device import pick_device
 
         return "none" if pick_device(device).type == "cpu" else "auto"
@@ -476,10 +509,15 @@ def _recorded(options: PredictOptions, shard: ShardOf, name: str) -> Any:
     return finished_setting(options.out, name) if recorded is None and options.retry_failed else recorded
 
 
-def _device(name: str) -> str:
+def _device(options: PredictOptions) -> str:
     """``auto`` under torchrun is the device of this process on its machine."""
-    local = os.environ.get("LOCAL_RANK", "")
-    if name != "auto" or not local.isdecimal() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    local, name = os.environ.get("LOCAL_RANK", ""), options.device
+    if (
+        is_graph(options.weights)
+        or name != "auto"
+        or not local.isdecimal()
+        or int(os.environ.get("WORLD_SIZE", "1")) < 2
+    ):
         return name
     import torch
 
