@@ -140,15 +140,8 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
     "Selection": ("--count", "--doubt", "--pool"),
-    "Checks": (
-        "--check",
-        "--tolerance",
-        "--int8",
-        "export --calibrate",
-        "--max-bits",
-        "--min-images",
-        "--minutes",
-    ),
+    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes"),
+    "Quantisation": ("--int8", "export --calibrate"),
     "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
     "Speed": (
         "--device",

@@ -2,7 +2,7 @@
 
 One rule of precision holds for training, evaluation and prediction (``computing``): float32 is strict, and
 with bfloat16 or float16 what autocast leaves in float32 may be multiplied in TensorFloat-32 (TF32, ten bits
-of each factor). Only CUDA has TF32. torch is imported where it is needed: a graph (``engine.graph``) needs none.
+of each factor). Only CUDA has TF32. torch is imported where it is needed: a graph needs none.
 """
 
 from __future__ import annotations
@@ -157,9 +157,9 @@ _NO_MEMORY = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a forward or backward pass failed for lack of memory, on the device or on the host."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # as torch calls it
         return True
-    # Of torch, onnxruntime and OpenVINO; torch.OutOfMemoryError is a RuntimeError too.
+    # Of torch and OpenVINO, and of onnxruntime, whose errors are no RuntimeErrors.
     foreign = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
     return foreign and any(text in str(error).lower() for text in _NO_MEMORY)
 

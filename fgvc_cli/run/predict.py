@@ -100,7 +100,7 @@ class PredictOptions:
     amp: Literal["auto", "none", "bf16"] = "auto"
     """Precision: none is float32."""
     runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
-    """Of an exported graph (``weights`` ending in .onnx): OpenVINO on a CPU where it is installed, else onnxruntime."""
+    """Of an exported graph (.onnx); auto: OpenVINO on a CPU where it is installed, else onnxruntime."""
     compile: bool = False
     """``torch.compile`` the model."""
     fast_decode: bool = False
@@ -512,12 +512,8 @@ def _recorded(options: PredictOptions, shard: ShardOf, name: str) -> Any:
 def _device(options: PredictOptions) -> str:
     """``auto`` under torchrun is the device of this process on its machine."""
     local, name = os.environ.get("LOCAL_RANK", ""), options.device
-    if (
-        is_graph(options.weights)
-        or name != "auto"
-        or not local.isdecimal()
-        or int(os.environ.get("WORLD_SIZE", "1")) < 2
-    ):
+    alone = not local.isdecimal() or int(os.environ.get("WORLD_SIZE", "1")) < 2
+    if name != "auto" or alone or is_graph(options.weights):
         return name
     import torch
 
