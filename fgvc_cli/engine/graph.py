@@ -6,16 +6,22 @@ map.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from fgvc_cli.engine.device import is_out_of_memory
+from fgvc_cli.config import Preprocess, check_device_name, stored_preprocess, usable_cpus
+from fgvc_cli.engine.device import Amp, Precision, faster_precision, is_out_of_memory
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.files import file_sha256
 from fgvc_cli.formats.rows import RunInfo
 
 Runtime = Literal["auto", "onnxruntime", "openvino"]
@@ -72,6 +78,208 @@ class _Session(Protocol):
     place: Place
     has_bf16: bool
     parts: int
+
+    def run(self, images: np.ndarray, names: Sequence[str], precision: str) -> dict[str, np.ndarray]: ...
+
+
+class _OnnxRuntime:
+    has_bf16 = False
+
+    def __init__(self, path: Path, device: str, threads: int):
+        import onnxruntime
+
+        cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        kind, _, index = device.partition(":")
+        if kind == "cuda" and not cuda:
+            raise FgvcError(
+                f"--device {device}: this onnxruntime computes on the CPU alone.",
+                "pip install onnxruntime-gpu in its place, or --device cpu.",
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; its warnings are about initialisers it has folded away
+        options.intra_op_num_threads = threads
+        # Decoders share the cores: a thread that waits for another must not spin.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if cuda and kind != "cpu":
+            strict = {"device_id": str(int(index or 0)), "use_tf32": "0"}
+            providers.insert(0, ("CUDAExecutionProvider", strict))
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        on_cuda = self._session.get_providers()[0] == "CUDAExecutionProvider"
+        if kind == "cuda" and not on_cuda:
+            raise FgvcError(f"--device {device}: onnxruntime could not use it.", "Use --device cpu.")
+        self.place = Place("cuda", int(index or 0)) if on_cuda else Place("cpu")
+        self.metadata = self._session.get_modelmeta().custom_metadata_map
+        shapes = {output.name: output.shape for output in self._session.get_outputs()}
+        self.parts = int(shapes["parts"][1]) if "parts" in shapes else 0
+
+    def run(self, images: np.ndarray, names: Sequence[str], precision: str) -> dict[str, np.ndarray]:
+        return dict(zip(names, self._session.run([*names], {INPUT: images}), strict=True))
+
+
+class _OpenVino:
+    place = Place("cpu")
+
+    def __init__(self, path: Path, device: str, threads: int):
+        import openvino
+
+        if device.startswith("cuda"):
+            raise FgvcError(f"--device {device}: OpenVINO computes on the CPU here.", "--runtime onnxruntime")
+        self._core, self._threads = openvino.Core(), threads
+        self._model = self._core.read_model(path)
+        known = self._model.has_rt_info("framework")
+        held = self._model.get_rt_info("framework").astype(dict) if known else {}
+        self.metadata = {name: value.astype(str) for name, value in held.items()}
+        self.has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        parts = [output for output in self._model.outputs if output.any_name == "parts"]
+        self.parts = parts[0].partial_shape[1].get_length() if parts else 0
+        self._compiled: dict[str, Any] = {}
+
+    def run(self, images: np.ndarray, names: Sequence[str], precision: str) -> dict[str, np.ndarray]:
+        if precision not in self._compiled:
+            self._compiled[precision] = self._core.compile_model(
+                self._model,
+                "CPU",
+                {
+                    # Left to itself it takes bfloat16 where the CPU has it.
+                    "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "INFERENCE_NUM_THREADS": self._threads,
+                },
+            )
+        answers = self._compiled[precision]({INPUT: images})
+        return {name: answers[name] for name in names}
+
+
+_SESSIONS: dict[str, Callable[[Path, str, int], _Session]] = {
+    "onnxruntime": _OnnxRuntime,
+    "openvino": _OpenVino,
+}
+
+
+def pick_runtime(runtime: Runtime, device: str) -> str:
+    """OpenVINO for a CPU where it is installed, else onnxruntime, with CUDA where it has it.
+
+    Raises:
+        FgvcError: not installed.
+    """
+    if runtime == "auto":
+        # Only this package of onnxruntime has CUDA; asking it costs the import of both.
+        cuda = device != "cpu" and any(importlib.metadata.distributions(name="onnxruntime-gpu"))
+        installed = importlib.util.find_spec("openvino") is not None
+        runtime = "openvino" if installed and not cuda and not device.startswith("cuda") else "onnxruntime"
+    if runtime not in RUNTIMES:
+        expected = ", ".join(("auto", *RUNTIMES))
+        raise FgvcError(f"--runtime got {runtime!r}, expected one of {expected}.", None, EXIT_USAGE)
+    if importlib.util.find_spec(runtime) is None:
+        raise FgvcError(f"An {ENDING} needs {runtime}, not installed here.", RUNTIMES[runtime])
+    return runtime
+
+
+class Graph:
+    """A graph that ``fgvc export`` wrote, opened.
+
+    Args:
+        runtime: ``auto`` as ``pick_runtime``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: None: one per CPU.
+
+    Raises:
+        FgvcError: no such file, one that is no graph or that fgvc did not write, a runtime or device that is
+            not there.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        runtime: Runtime = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+    ):
+        self.path = Path(path)
+        check_device_name(device)
+        if not self.path.is_file():
+            raise FgvcError(f"Weights {str(path)!r}: no such file.", f"Expected an {ENDING} of fgvc export.")
+        self.runtime = pick_runtime(runtime, device)
+        try:
+            self._session = _SESSIONS[self.runtime](self.path, device, threads or usable_cpus())
+        except FgvcError:
+            raise
+        except Exception as error:  # each runtime has its own kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise FgvcError(
+                f"{self.path.name} cannot be opened, {self.runtime} says: {reason}",
+                "It may be cut short: export it again.",
+            ) from error
+        held = self._session.metadata
+        if "class_names" not in held or "preprocess" not in held:
+            raise FgvcError(
+                f"{self.path.name} was not written by fgvc export: it does not say its classes.",
+                f"fgvc export --weights MODEL --out model{ENDING}",
+            )
+        self.name = held["model"]
+        self.classes = tuple(json.loads(held["class_names"]))
+        self.preprocess: Preprocess = stored_preprocess(json.loads(held["preprocess"]))
+        self.options: dict[str, Any] = json.loads(held["options"])
+        self.temperature = float(held["temperature"])
+        """It is applied within the graph."""
+        self.outputs = tuple(json.loads(held["outputs"]))
+        self.int8 = "quantization" in held
+        self.training: dict[str, Any] = json.loads(held.get("training", "{}"))
+        """Of ``Checkpoint.metadata``, for ``fgvc eval``; empty in graphs from before there was any."""
+        self.exported_from = held["weights_sha256"]
+        self.sha256 = file_sha256(self.path)
+        self.device = self._session.place
+        self.part_count = self._session.parts
+        self._floats = "float32" in held["input"]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether it tells several labels per image, each by itself."""
+        return bool(self.options.get("multi_label", False))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run records of it."""
+        version = importlib.metadata.version
+        packages = (self.runtime, f"{self.runtime}-gpu")
+        found = [each for name in packages for each in importlib.metadata.distributions(name=name)]
+        return {
+            "runtime": f"{self.runtime} {found[0].version if found else version(self.runtime)}",
+            "exported_from": self.exported_from,
+        }
+
+    def precision(self, amp: Amp) -> GraphPrecision:
+        """What ``--amp`` means for it without a probe; ``auto`` is float32.
+
+        Raises:
+            FgvcError: bf16 where there is none.
+        """
+        if amp == "bf16" and self.int8:
+            raise FgvcError(f"--amp bf16 is not for {self.path.name}, which is int8.", "Leave --amp away.")
+        if amp == "bf16" and not self._session.has_bf16:
+            raise FgvcError(
+                f"--amp bf16: {self.runtime} computes {self.path.name} in float32 here.",
+                "Leave --amp away, or --runtime openvino on a CPU that has bfloat16.",
+            )
+        if self.int8:
+            return "int8"
+        return "bf16" if amp == "bf16" else "float32"
+
+    def choose_precision(
+        self,
+        amp: Amp,
+        run: Callable[[Precision], None],
+        tell: Callable[[str], None],
+        *,
+        probe: bool,
+    ) -> GraphPrecision:
+        """As ``engine.device.choose_precision``: ``auto`` probes where there is bfloat16."""
+        fixed = self.precision(amp)
+        if amp == "auto" and fixed == "float32" and self._session.has_bf16:
+            return faster_precision(run, tell, probe)  # type: ignore[return-value]
+        return fixed
 
     def run(
         self, images: np.ndarray, names: Sequence[str], precision: str = "float32"
