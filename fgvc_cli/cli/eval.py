@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fgvc_cli.cli.options import BatchSize, Cascade, DataRoot, Device, Stages, Weights, Workers
+from fgvc_cli.cli.options import BatchSize, Cascade, DataRoot, Device, RuntimeChoice, Stages, Weights, Workers
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, counted
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def evaluate(
         Literal["auto", "none", "bf16"],
         typer.Option(help="Precision: none (float32), bf16, or auto: bf16 on a GPU that has it, as predict."),
     ] = "auto",
+    runtime: RuntimeChoice = "auto",
     stages: Stages = None,
     cascade: Cascade = None,
     calibrate: Annotated[
@@ -83,6 +84,7 @@ def evaluate(
         workers=workers,
         device=device,
         amp=amp,
+        runtime=runtime,
         stages=stages,
         cascade=cascade,
         calibrate=calibrate,
@@ -112,6 +114,7 @@ def _calibrated_text(calibrated: Calibrated) -> str:
 def format_document(document: dict[str, Any]) -> str:
     """The tables of a document as ``fgvc_cli.evaluate`` builds it."""
     precision = "" if document["precision"] == "float32" else f", computed in {document['precision']}"
+    precision += f", by {document['runtime']}" if document.get("runtime") else ""
     lines = [f"{document['model']} on {document['dataset']}, {document['split']} split{precision}"]
     if document.get("train_images"):
         lines.append(f"  trained on {document['train_images']:,} images")

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from fgvc_cli.charts.figures import ConfusedPair, draw_confused, draw_confusion, draw_reliability
 from fgvc_cli.command import Messages, command
@@ -28,6 +29,7 @@ from fgvc_cli.datasets.entries import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.engine.checkpoint import Checkpoint, choose_data, known_examples
 from fgvc_cli.engine.device import (
+    Amp,
     Precision,
     computing,
     fixed_precision,
@@ -35,6 +37,7 @@ from fgvc_cli.engine.device import (
     keep_freed_memory,
     pick_device,
 )
+from fgvc_cli.engine.graph import Graph, GraphPrecision, check_runtime, is_graph, refuse
 from fgvc_cli.engine.options import EvalOptions
 from fgvc_cli.engine.weights import default_notice, open_weights, read_manifest, resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
@@ -52,6 +55,7 @@ from fgvc_cli.evaluate.localisation import Located, best_iou, localisation_metri
 from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, label_slots, most_confused
 from fgvc_cli.files import check_folder, check_writable, whole_folder
 from fgvc_cli.formats.rows import as_text
+from fgvc_cli.models.output import FgvcModel, ModelOutput, Want
 from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
 
 METRICS, PER_CLASS, CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"
@@ -117,11 +121,10 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
     messages = options.messages or Messages(quiet=options.quiet)
     if options.weights is None:
         messages.note(default_notice())
-    checkpoint = open_weights(options.weights, options=_stage_options(options))
+    checkpoint = _open(options, options.weights, _stage_options(options))
     _check_labels(options, checkpoint.multi_label)
-    other = open_weights(options.against) if options.against is not None else None
+    other = _open(options, options.against, {}) if options.against is not None else None
     device = pick_device(options.device)
-    precision = fixed_precision(options.amp, device)
     keep_freed_memory()
     labelled, own_data = choose_data(
         checkpoint, options.data, options.dataset, options.data_root, options.split
@@ -131,7 +134,7 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
         labelled=labelled,
         split=options.split,
         device=device,
-        precision=precision,
+        amp=options.amp,
         batch_size=options.batch_size,
         workers=options.workers,
         messages=messages,
@@ -150,6 +153,60 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
     return Evaluated(document, measured.result.failures)
 
 
+class GraphModel(nn.Module):
+    """An exported graph in a model's place."""
+
+    takes_pixels = True
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.graph, self.precision = graph, graph.precision("auto")
+
+    def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
+        """uint8 (B, 3, S, S) -> what the model says, its probabilities before the temperature."""
+        names = {"boxes": "box", "heat": "heat", "parts": "parts"}
+        given = self.graph.run(images.cpu().numpy(), self.graph.outputs, self.precision)
+        answers = {name: torch.from_numpy(values) for name, values in given.items()}
+        # The graph applies its temperature, which figures are told without: its inverse takes it away.
+        probs = apply_temperature(answers["probs"], 1 / self.graph.temperature)
+        logits = {
+            name.removeprefix("logits_"): v for name, v in answers.items() if name.startswith("logits_")
+        }
+        kept = {asked: answers[name] for asked, name in names.items() if asked in want and name in answers}
+        return ModelOutput(logits=logits, probs=probs, **kept)
+
+
+def _open(options: EvalOptions, weights: str | None, looks: dict[str, Any]) -> Checkpoint:
+    """A model, or a graph that answers as one."""
+    if not is_graph(weights):
+        return open_weights(weights, options=looks)
+    given: dict[str, object] = {f"--{name}": value for name, value in looks.items()}
+    given["--calibrate"] = options.calibrate
+    for name, value in given.items():
+        if value is not None:
+            raise refuse(name, weights)
+    graph = Graph(weights or "", runtime=options.runtime, device=options.device)
+    if not graph.training and not (options.data or options.dataset):
+        raise FgvcError(
+            f"{graph.path.name} does not say what it was trained on.", "Name images with --data.", EXIT_USAGE
+        )
+    return Checkpoint(
+        cast(FgvcModel, GraphModel(graph)),
+        graph.name,
+        graph.classes,
+        graph.preprocess,
+        graph.sha256,
+        metadata={"config": {"data": None, "dataset": None}, **graph.training, "options": graph.options},
+        temperature=graph.temperature,
+    )
+
+
+def _runtime(checkpoint: Checkpoint) -> str | None:
+    """What computes a graph, and its version."""
+    model: object = checkpoint.model
+    return model.graph.settings["runtime"] if isinstance(model, GraphModel) else None
+
+
 def _stage_options(options: EvalOptions) -> dict[str, Any]:
     return {"stages": options.stages, "cascade": options.cascade}
 
@@ -159,6 +216,8 @@ def _check(options: EvalOptions) -> None:
 
     That is an option without its other half, and an output that is there already.
     """
+    if not (is_graph(options.weights) or is_graph(options.against)):
+        check_runtime(options.runtime, options.weights)
     if options.overwrite and options.out is None and options.calibrate is None:
         raise FgvcError("--overwrite is for --out and --calibrate.", "Leave it out.", EXIT_USAGE)
     if options.out is not None:
@@ -207,7 +266,7 @@ class Measured:
     examples: list[Example]
     """All of the split, labels in the checkpoint's numbering; ``result.indices`` points into it."""
     result: Evaluation
-    precision: Precision
+    precision: Precision | GraphPrecision
     located: dict[int, Located]
     """Position among the readable images -> where the model looked; of those with known boxes."""
 
@@ -234,7 +293,7 @@ def measure(
     split: str,
     *,
     device: torch.device,
-    precision: Precision,
+    amp: Amp,
     batch_size: int,
     workers: int,
     messages: Messages,
@@ -243,12 +302,16 @@ def measure(
     """The model over a split, with progress and unreadable images told.
 
     Args:
-        precision: of the forward passes.
+        amp: precision of the forward passes, without a probe.
         locate: also compare where it looked with the boxes of the set, if it has any.
 
     Raises:
         FgvcError: see ``known_examples`` and ``load_boxes``; no readable image.
     """
+    model = checkpoint.model
+    precision = fixed_precision(amp, device)
+    if isinstance(model, GraphModel):
+        model.precision = model.graph.precision(amp)
     examples = known_examples(labelled, split, checkpoint.classes)
     truths = load_boxes(labelled.root, [e.path for e in examples]) if locate else {}
     slots = label_slots(labelled, len(checkpoint.classes), checkpoint.multi_label)
@@ -258,7 +321,7 @@ def measure(
     try:
         with messages.bar("evaluating", len(examples)) as advance, computing(device, precision):
             result = evaluate_model(
-                checkpoint.model.to(device),
+                model.to(device),
                 loader,
                 checkpoint.preprocess,
                 device,
@@ -274,7 +337,8 @@ def measure(
         messages.warn(f"left out {failure}")
     if not len(result.labels):
         raise FgvcError(f"No image of the {split} split could be read.", "Check the files named above.")
-    measured = Measured(checkpoint, labelled.root, examples, result, precision, {})
+    computed = model.precision if isinstance(model, GraphModel) else precision
+    measured = Measured(checkpoint, labelled.root, examples, result, computed, {})
     measured.located = _locate(measured, truths, workers)
     return measured
 
@@ -330,6 +394,7 @@ def _document(
         "train_images": checkpoint.metadata.get("train_images"),
         "caveat": labelled.caveat or None,
         "precision": measured.precision,
+        "runtime": _runtime(checkpoint),
         "metrics": measured.result.metrics(checkpoint.temperature if calibration else None),
         "intervals": measured.result.intervals(),
         "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},

@@ -241,7 +241,8 @@ FORMATS: dict[str, Format] = {
 @contextlib.contextmanager
 def _explained(model: str, what: str) -> Iterator[None]:
     """Exporters' remarks kept off stderr, and whatever they raise as one line for the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

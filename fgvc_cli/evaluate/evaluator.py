@@ -167,6 +167,7 @@ def evaluate(
     """Run a model in evaluation mode over a loader of ``Batch``; its training mode is restored.
 
     Args:
+        model: gets normalised images; one that ``takes_pixels`` normalises them itself.
         locate: also keep ``boxes`` and ``peaks``, of a model that gives them.
         on_batch: called with the number of images just finished.
     """
@@ -180,8 +181,9 @@ def evaluate(
     for batch in loader:
         failures.extend(batch.failures)
         if len(batch.labels):
-            images = normalize(batch.images.to(device, non_blocking=True), preprocess)
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = batch.images.to(device, non_blocking=True)
+            if not getattr(model, "takes_pixels", False):
+                images = normalize(images, preprocess).contiguous(memory_format=torch.channels_last)
             output = model(images, want=want)
             row = {"labels": batch.labels, "indices": batch.indices, "probs": output.probs}
             row |= {"boxes": output.boxes} if output.boxes is not None else {}
