@@ -232,6 +232,7 @@ class Graph:
         self.sha256 = file_sha256(self.path)
         self.device = self._session.place
         self.part_count = self._session.parts
+        self.has_bf16 = self._session.has_bf16
         self._floats = "float32" in held["input"]
 
     @property
@@ -258,7 +259,7 @@ class Graph:
         """
         if amp == "bf16" and self.int8:
             raise FgvcError(f"--amp bf16 is not for {self.path.name}, which is int8.", "Leave --amp away.")
-        if amp == "bf16" and not self._session.has_bf16:
+        if amp == "bf16" and not self.has_bf16:
             raise FgvcError(
                 f"--amp bf16: {self.runtime} computes {self.path.name} in float32 here.",
                 "Leave --amp away, or --runtime openvino on a CPU that has bfloat16.",
@@ -277,7 +278,7 @@ class Graph:
     ) -> GraphPrecision:
         """As ``engine.device.choose_precision``: ``auto`` probes where there is bfloat16."""
         fixed = self.precision(amp)
-        if amp == "auto" and fixed == "float32" and self._session.has_bf16:
+        if amp == "auto" and fixed == "float32" and self.has_bf16:
             return faster_precision(run, tell, probe)  # type: ignore[return-value]
         return fixed
 
