@@ -5,9 +5,9 @@
 A peer is a loop as one writes it: a DataLoader that decodes in worker processes, the model, the five best
 classes, one CSV at the end, no boxes; the torch model in channels_last as timm has it, the exported graph in
 onnxruntime and OpenVINO. fgvc predict does what the command does: rows completed in parts and merged into a
-CSV, with boxes. ``--write`` puts the table between its marks in benchmarks/RESULTS.md. Rounds are interleaved,
-medians are printed; where other work runs beside, the processor time of an image in all processes says more
-than images/s.
+CSV, with boxes. ``--write`` puts the table between its marks in benchmarks/RESULTS.md. Rounds are
+interleaved, medians are printed; where other work runs beside, the processor time of an image in all
+processes says more than images/s.
 """
 
 from __future__ import annotations
@@ -97,9 +97,8 @@ def _measure(arguments: argparse.Namespace, graphs: dict[str, Path]) -> list[str
     settings: list[tuple[str, Any, str, str]] = [
         ("fgvc predict, torch", arguments.weights, "auto", amp) for amp in ("none", "bf16", "auto")
     ]
-    settings += [
-        ("fgvc predict, OpenVINO", graphs["float32"], "openvino", a) for a in ("none", "bf16", "auto")
-    ]
+    whole = graphs["float32"]
+    settings += [("fgvc predict, OpenVINO", whole, "openvino", amp) for amp in ("none", "bf16", "auto")]
     settings += [("fgvc predict, OpenVINO, int8", graphs["int8"], "openvino", "none")]
     settings += [("fgvc predict, onnxruntime", whole, "onnxruntime", "none")]
     settings += [("fgvc predict, onnxruntime, int8", graphs["int8"], "onnxruntime", "none")]
@@ -157,8 +156,9 @@ def _choices(costs: dict[str, Cost], took: dict[str, float], chosen: dict[str, s
         ratios = [getattr(costs[best], field) / getattr(costs[auto], field) for field in Cost._fields]
         spent = took[auto] - took[f"{label}, float32"]
         lines.append(
-            f"{label}: `--amp auto` took {chosen[auto]} and {spent:.1f} s to choose. Its images/s over those of "
-            f"{best.rpartition(', ')[2]}, the best: {ratios[0]:.2f}, in processor time {ratios[1]:.2f} (goal 0.97)."
+            f"{label}: `--amp auto` took {chosen[auto]} and {spent:.1f} s to choose. Its images/s over "
+            f"those of {best.rpartition(', ')[2]}, the best: {ratios[0]:.2f} (goal 0.97); in processor time "
+            f"{ratios[1]:.2f}."
         )
     return lines
 
