@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -243,13 +244,8 @@ class Graph:
     @property
     def settings(self) -> dict[str, Any]:
         """What a run records of it."""
-        version = importlib.metadata.version
-        packages = (self.runtime, f"{self.runtime}-gpu")
-        found = [each for name in packages for each in importlib.metadata.distributions(name=name)]
-        return {
-            "runtime": f"{self.runtime} {found[0].version if found else version(self.runtime)}",
-            "exported_from": self.exported_from,
-        }
+        version = sys.modules[self.runtime].__version__.partition("-")[0]
+        return {"runtime": f"{self.runtime} {version}", "exported_from": self.exported_from}
 
     def precision(self, amp: Amp) -> GraphPrecision:
         """What ``--amp`` means for it without a probe; ``auto`` is float32.
