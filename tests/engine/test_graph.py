@@ -24,6 +24,7 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
 from fgvc_cli.models.weights import CHECKPOINT_KEY
 from fgvc_cli.predict.predictor import Predictor
+from fgvc_cli.sources.find import find_images
 
 RUNTIMES = [
     "onnxruntime",
@@ -82,13 +83,14 @@ def test_a_graph_predicts_what_its_model_does(exported, birds, runtime):
     assert other.info.settings["runtime"].startswith(f"{runtime} ")
     assert other.info.settings["precision"] == "float32"
     assert other.info.weights_sha256 != own.info.weights_sha256
-    images = [*own.predict(birds)]
-    assert len(images) == 10
-    for expected, found in zip(images, other.predict(birds), strict=True):
-        assert (found.path, found.status, found.size) == (expected.path, "ok", expected.size)
-        assert found.labels == expected.labels
-        assert found.probs == pytest.approx(expected.probs, abs=1e-4)
-        assert found.box == pytest.approx(expected.box, abs=0.5)
+    blocks = [[*predictor.blocks(find_images([birds]))] for predictor in (own, other)]
+    assert [len(block) for block in blocks[0]] == [4, 4, 2]
+    for expected, found in zip(*blocks, strict=True):
+        assert (found.path, found.status) == (expected.path, ["ok"] * len(found))
+        np.testing.assert_array_equal(found.size, expected.size)
+        np.testing.assert_array_equal(found.topk_index, expected.topk_index)
+        np.testing.assert_allclose(found.topk_prob, expected.topk_prob, atol=1e-4)
+        np.testing.assert_allclose(found.box, expected.box, atol=0.5)
         np.testing.assert_allclose(found.parts, expected.parts, atol=0.5)
         np.testing.assert_allclose(found.attention, expected.attention, atol=2e-3)
         np.testing.assert_allclose(found.logits, expected.logits, atol=1e-3)
