@@ -308,6 +308,7 @@ class GraphForward:
 
     Args:
         size: images per pass; shrinks where memory does not suffice.
+        possible: numbers of the classes that can occur; None: all.
         tell: gets one line for people.
 
     Raises:
@@ -317,11 +318,20 @@ class GraphForward:
     folded = False
 
     def __init__(
-        self, graph: Graph, info: RunInfo, *, size: int, compiled: bool, tell: Callable[[str], None]
+        self,
+        graph: Graph,
+        info: RunInfo,
+        *,
+        size: int,
+        compiled: bool,
+        possible: Sequence[int] | None,
+        tell: Callable[[str], None],
     ):
         self.size = size
         self.precision: str = "float32"
         self._graph, self._info, self._tell = graph, info, tell
+        self._impossible = np.ones(len(info.classes), bool)
+        self._impossible[slice(None) if possible is None else possible] = False
         if compiled:
             raise refuse("--compile", graph.path)
         wanted = {"embedding": "embedding", "attention": "heat"}
@@ -367,8 +377,13 @@ class GraphForward:
 
     def _run(self, chunk: Sequence[np.ndarray], precision: str) -> dict[str, np.ndarray]:
         given = self._graph.run(np.stack(chunk).transpose(0, 3, 1, 2), self._names, precision)
-        probs = given["probs"]
-        index = np.argsort(-probs, axis=1, kind="stable")[:, : self._info.top_k]
+        probs = order = given["probs"]
+        if self._impossible.any():
+            # As ``Forward``: a model can be so sure of another class that nothing is left for these.
+            probs = np.where(self._impossible, np.float32(0), np.maximum(probs, _TINY))
+            probs = probs if self._info.multi_label else probs / probs.sum(axis=1, keepdims=True)
+            order = np.where(self._impossible, np.float32(-1), order)
+        index = np.argsort(-order, axis=1, kind="stable")[:, : self._info.top_k]
         answers = {
             "prob": np.take_along_axis(probs, index, axis=1),
             "index": index.astype(np.float32),
