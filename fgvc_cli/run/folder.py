@@ -98,7 +98,7 @@ class RunRecord:
 
     def read_origin(self) -> Origin | None:
         """None where no rows were added yet."""
-        return Origin(tuple(self.origin["sources"]), self.origin["working_folder"]) if self.origin else None
+        return Origin(**self.origin | {"sources": tuple(self.origin["sources"])}) if self.origin else None
 
 
 def has_record(folder: Path) -> bool:
