@@ -200,7 +200,9 @@ class GraphModel(nn.Module):
         logits = {
             name.removeprefix("logits_"): v for name, v in answers.items() if name.startswith("logits_")
         }
-        kept = {asked: answers[name] for asked, name in names.items() if asked in want and name in answers}
+        kept: dict[str, Any] = {
+            asked: answers[name] for asked, name in names.items() if asked in want and name in answers
+        }
         return ModelOutput(logits=logits, probs=probs, **kept)
 
 

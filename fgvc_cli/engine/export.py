@@ -462,14 +462,14 @@ def quantize(path: Path, batches: Iterator[np.ndarray]) -> bytes:
     import onnx
     from onnxruntime import quantization
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(batches, None)
             return None if batch is None else {INPUT: batch}
 
     model = onnx.load(path)
     texts = {prop.key: prop.value for prop in model.metadata_props}
-    nodes = _quantizable(model.graph)
+    nodes = _quantizable(model.graph, _fold_transposed(model.graph))
     with tempfile.TemporaryDirectory() as folder, _explained(texts["model"], "onnxruntime.quantization"):
         target = Path(folder) / "int8.onnx"
         quantization.quantize_static(
@@ -494,16 +494,35 @@ def quantize(path: Path, batches: Iterator[np.ndarray]) -> bytes:
 _LAYERS, _BETWEEN = ("Conv", "Gemm", "MatMul"), ("Clip", "Relu")
 
 
-def _quantizable(graph: Any) -> list[str]:
+def _fold_transposed(graph: Any) -> set[str]:
+    """Transpose the weights of linear layers here rather than at every pass: only constants can be quantised.
+
+    Returns:
+        Names of all learned weights as layers take them.
+    """
+    from onnx import numpy_helper
+
+    learned = {t.name: t for t in graph.initializer if t.name.startswith("model.") and len(t.dims) >= 2}
+    weights = {*learned}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in learned]:
+        values = numpy_helper.to_array(learned[node.input[0]]).transpose(node.attribute[0].ints)
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), node.output[0]))
+        weights.add(node.output[0])
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for name in learned.keys() - used:
+        graph.initializer.remove(learned[name])
+    return weights
+
+
+def _quantizable(graph: Any, learned: set[str]) -> list[str]:
     """Names of the nodes with learned weights but for those that give logits, and of what stands between two
     of them: activations and sums."""
-    learned = {tensor.name for tensor in graph.initializer if len(tensor.dims) >= 2}
     outputs = {output.name for output in graph.output}
-    chosen, made = [], set()
+    chosen: list[str] = []
+    made: set[str] = set()
     for node in graph.node:
         layer = node.op_type in _LAYERS and len(node.input) > 1 and node.input[1] in learned
-        # Resizing multiplies by constant matrices too; the exporter calls only those of layers linear.
-        layer &= node.op_type != "MatMul" or "linear" in node.name
         between = node.op_type in _BETWEEN and node.input[0] in made
         between |= node.op_type == "Add" and made.issuperset(node.input)
         if (layer or between) and not outputs.intersection(node.output):

@@ -69,7 +69,7 @@ class Place(NamedTuple):
     """Where a graph is computed; as ``torch.device``."""
 
     type: Literal["cpu", "cuda"]
-    index: int = 0
+    number: int = 0
 
 
 class _Session(Protocol):
@@ -142,7 +142,7 @@ class _OpenVino:
         if (precision, fixed) not in self._compiled:
             if len(self._compiled) > _COMPILED:
                 self._compiled.clear()
-            self._compiled[precision, fixed] = self._compile(precision, fixed and images.shape)
+            self._compiled[precision, fixed] = self._compile(precision, images.shape if fixed else None)
         answers = self._compiled[precision, fixed]({INPUT: images})
         return {name: answers[name] for name in names}
 
@@ -304,7 +304,7 @@ class Graph:
 
 
 @dataclass
-class _Answered:
+class Answered:
     """As ``forward.Launched``: a runtime answers at once."""
 
     pieces: list[dict[str, np.ndarray] | None] = field(default_factory=list)
@@ -352,9 +352,9 @@ class GraphForward:
         names = ("probs", "box", "parts", *(("heat",) if "attention" in info.extras else ()))
         self._names = [name for name in names if name in graph.outputs]
 
-    def launch(self, pixels: Sequence[np.ndarray]) -> _Answered:
+    def launch(self, pixels: Sequence[np.ndarray]) -> Answered:
         """Images uint8 (S, S, 3) -> their answers; see ``Forward.launch``."""
-        answered, start = _Answered(), 0
+        answered, start = Answered(), 0
         while start < len(pixels):
             chunk = pixels[start : start + self.size]
             answers = self._try(chunk)

@@ -23,7 +23,7 @@ from fgvc_cli.config import Preprocess, usable_cpus, worker_count
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.names import find_names, same_form
 from fgvc_cli.engine.device import Amp, Precision, best_batch_size, choose_precision, pick_device, uses_tf32
-from fgvc_cli.engine.graph import Graph, GraphForward, Runtime, check_runtime, is_graph, refuse
+from fgvc_cli.engine.graph import Answered, Graph, GraphForward, Runtime, check_runtime, is_graph, refuse
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.formats.rows import COLUMNS, UNKNOWN, UNSURE, Block, Extra, Row, RunInfo, Value
 from fgvc_cli.predict.decoding import (
@@ -251,7 +251,7 @@ class TrainedModel(Protocol):
 
 class _Step(NamedTuple):
     batch: RowBatch
-    launched: Launched | None
+    launched: Launched | Answered | None
     crops: list[Future[bytes]] | None = None
 
 
@@ -325,8 +325,7 @@ class Predictor:
     ):
         workers = worker_count(workers)
         wanted = _check(batch_size, workers, top_k, min_prob, extras)
-        named = isinstance(checkpoint, str | Path)
-        trained = _open(checkpoint, runtime, device) if named else checkpoint  # type: ignore[arg-type]
+        trained = _open(checkpoint, runtime, device) if isinstance(checkpoint, str | Path) else checkpoint
         graph = trained if isinstance(trained, Graph) else None
         model = None if graph else cast("TrainedModel", trained).model
         self.device = cast("torch.device", graph.device) if graph else pick_device(device)
