@@ -348,7 +348,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: TrainedModel | Graph | str | Path | Sequence[TrainedModel | str | Path],
+        checkpoint: TrainedModel | Graph | str | Path | Sequence[TrainedModel | Graph | str | Path],
         *,
         device: str = AUTO,
         batch_size: int | Literal["auto"] = AUTO,
