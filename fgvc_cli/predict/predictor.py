@@ -656,6 +656,8 @@ def _join_members(first: TrainedModel, others: Sequence[TrainedModel]) -> tuple[
     Raises:
         FgvcError: other classes than the first one's.
     """
+    if not others:
+        return [_rule(first.preprocess)], []
     from fgvc_cli.predict.forward import Member
 
     rules: dict[Rule, int] = {_rule(first.preprocess): 0}
