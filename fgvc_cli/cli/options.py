@@ -143,6 +143,9 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--amp",
         "--compile",
         "--fast-decode",
+        "--ray",
+        "--ray-gpus-per-worker",
+        "--ray-cpus-per-worker",
     ),
     "Resuming": ("--resume", "--shard", "--restart", "--retry-failed", "--accept-list"),
 }

@@ -6,6 +6,7 @@ predictions per row, P parts.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -277,6 +278,8 @@ class Predictor:
         self._workers = workers
         self._noted: set[str] = set()
         self._told_of_waiting = False
+        self._kept: DecodePool | None = None
+        self._numbers = itertools.count()
         self._min_prob = min_prob
         self._fast_decode = fast_decode
         self._forward = Forward(
@@ -331,11 +334,10 @@ class Predictor:
             first: number of the first image in the run.
         """
         crops = "crop" in self.info.extras
-        rule = Rule(*(getattr(self.info.preprocess, name) for name in Rule._fields))
-        settings = DecodeSettings(rule, self._fast_decode, KEEP_BYTES if crops else 0)
-        with closing(DecodePool(settings, workers=self._workers, read=self._read)) as pool:
-            numbers = itertools.count()
-            loaded = in_order(lambda found: pool.load(next(numbers), found), images, window=self._window())
+        with contextlib.nullcontext(self._kept) if self._kept else self._decoders() as pool:
+            loaded = in_order(
+                lambda found: pool.load(next(self._numbers), found), images, window=self._window()
+            )
             batches = until_full(
                 self._watched(loaded), lambda: self.batch_size, lambda item: item.decoded.pixels is not None
             )
@@ -347,6 +349,22 @@ class Predictor:
                 block = self._block(step, first)
                 first += len(block)
                 yield block
+
+    @contextlib.contextmanager
+    def kept_decoders(self) -> Iterator[None]:
+        """While it lasts, calls of ``blocks``, one after another, share their workers, which take a second to
+        start."""
+        with self._decoders() as self._kept:
+            try:
+                yield
+            finally:
+                self._kept = None
+
+    def _decoders(self) -> closing[DecodePool]:
+        rule = Rule(*(getattr(self.info.preprocess, name) for name in Rule._fields))
+        kept = KEEP_BYTES if "crop" in self.info.extras else 0
+        settings = DecodeSettings(rule, self._fast_decode, kept)
+        return closing(DecodePool(settings, workers=self._workers, read=self._read))
 
     def _rows(self, images: Iterable[Found]) -> Generator[Row, None, None]:
         with closing(self.blocks(images)) as blocks:

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
 from multiprocessing.connection import Connection
@@ -22,12 +22,13 @@ from pydantic import Field
 from fgvc_cli.command import Messages, command, options
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.rows import Block, Origin, Row
+from fgvc_cli.formats.rows import Block, Origin, Row, RunInfo
 from fgvc_cli.run.folder import (
     WHOLE,
     RunFolder,
     ShardOf,
     ShardWalk,
+    Task,
     parse_shard,
     partial_folder,
     placed_outputs,
@@ -36,10 +37,10 @@ from fgvc_cli.run.folder import (
     sweep_removed,
 )
 from fgvc_cli.run.merge import merge_run, merge_shards
-from fgvc_cli.run.parts import PartWriter
+from fgvc_cli.run.parts import PartWriter, write_part
 from fgvc_cli.run.progress import Paths, PipeProgress, PredictProgress, RunResult, Sources, run_processes
-from fgvc_cli.run.retry import finished_setting, repaired_outputs, retry_failed, take_apart
-from fgvc_cli.sources.find import STDIN, Images, find_images
+from fgvc_cli.run.retry import finished_setting, repaired_outputs, repaired_part, take_apart
+from fgvc_cli.sources.find import STDIN, Images, check_named, find_images
 from fgvc_cli.sources.frames import FrameChoice, parse_frames
 from fgvc_cli.sources.remote import is_url
 
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from fgvc_cli.predict.predictor import Predictor
 
 BATCH_SIZE = 16
+
+Note = Callable[[str], None]
+"""Gets a line for people."""
 
 
 @options
@@ -74,6 +78,12 @@ class PredictOptions:
     """Processes, one per CUDA device or several on the CPU."""
     shard: str | None = None
     """``i/n``: only rows i, i + n, i + 2 n, ...; when all are complete: ``merge``."""
+    ray: str | None = None
+    """``auto`` or the address of a Ray cluster, whose nodes predict."""
+    ray_gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """None: 1 where the cluster has GPUs, else 0."""
+    ray_cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    """CPUs that each worker takes, and threads of its model."""
     stages: str | None = None
     """Of a multi-stage ViT: main, main+object or all; None: as trained."""
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -131,7 +141,16 @@ class PredictOptions:
     def __post_init__(self) -> None:
         """Raise FgvcError where options exclude each other."""
         if not self.out:
-            files = ["shard", "devices", "restart", "retry_failed", "accept_list", "crops_dir", "maps_dir"]
+            files = [
+                "shard",
+                "devices",
+                "ray",
+                "restart",
+                "retry_failed",
+                "accept_list",
+                "crops_dir",
+                "maps_dir",
+            ]
             files += ["per_file"]
             for name in [*files, "maps", "crops", "embeddings", "logits"]:
                 if getattr(self, name) not in (None, False):
@@ -144,6 +163,8 @@ class PredictOptions:
             raise FgvcError("--retry-failed works in one piece.", f"Leave {pieces} away.", EXIT_USAGE)
         if self.retry_failed and self.restart:
             raise FgvcError("--restart discards what --retry-failed repairs.", "Choose one.", EXIT_USAGE)
+        if self.ray and pieces:
+            raise FgvcError("--ray shares the work out itself.", f"Leave {pieces} away.", EXIT_USAGE)
         if self.devices and STDIN in self.sources:
             message = "--devices cannot share the list on stdin among its processes."
             raise FgvcError(message, "Write the list to a file: fgvc predict @list.txt", EXIT_USAGE)
@@ -221,7 +242,7 @@ class _Collected:
 def _hand_on(options: PredictOptions, progress: PredictProgress) -> RunResult:
     pick_shard(options, os.environ)  # which refuses torchrun without --out
     images = open_images(options, progress)
-    predictor = open_predictor(options, progress)
+    predictor = open_predictor(options, progress.note)
     kept = _Collected()
     with options.on_rows or kept as sink, progress, closing(predictor.blocks(images)) as blocks:
         sink.begin(predictor.info)
@@ -239,11 +260,14 @@ def _to_files(options: PredictOptions, progress: PredictProgress) -> RunResult:
     _check_outputs(options, root)
     if options.devices:
         return _run_devices(options, progress)
+    if options.ray:
+        return _run_ray(options, progress)
     images = open_images(options, progress, shard)
-    predictor = open_predictor(options, progress, shard)
-    with open_folder(options, predictor, shard) as folder:
+    predictor = open_predictor(options, progress.note, shard)
+    with open_folder(options, predictor.info, shard) as folder:
         with progress:
-            complete_rows(options, folder, images, predictor, progress)
+            complete = partial(complete_here, predictor)
+            complete_rows(options, folder, images, predictor.info, complete, progress)
         if shard.count == 1:
             merge_run(root, outputs, overwrite=options.overwrite)
     if shard.count == 1:
@@ -286,6 +310,58 @@ def _run_devices(options: PredictOptions, progress: PredictProgress) -> RunResul
     return progress.result(options.outputs.paths())
 
 
+def _run_ray(options: PredictOptions, progress: PredictProgress) -> RunResult:
+    """Predict on a Ray cluster and merge here.
+
+    Raises:
+        FgvcError: as ``WorkerPool`` and ``RayCluster``, and all that a run in one process raises.
+    """
+    from fgvc_cli.run.cluster import RayCluster, WorkerPool
+
+    assert options.ray
+    images = open_images(options, progress)
+    outs = tuple(Path(os.path.abspath(out)) for out in options.out)
+    given = dataclasses.asdict(dataclasses.replace(options, out=outs, messages=None, on_rows=None))
+    given["working_folder"] = os.getcwd()
+    with (
+        RayCluster(options.ray, options.ray_gpus_per_worker, options.ray_cpus_per_worker) as cluster,
+        WorkerPool(cluster, make_predictor, given, progress.note) as pool,
+    ):
+        info = pool.open()
+        with open_folder(options, info, WHOLE) as folder:
+            with progress:
+                complete_rows(options, folder, images, info, pool.complete, progress)
+            merge_run(folder.root, options.outputs, overwrite=options.overwrite)
+    progress.summary(options.outputs.paths())
+    return progress.result(options.outputs.paths())
+
+
+def make_predictor(given: dict[str, Any], note: Note) -> Predictor:
+    """In a worker of a cluster: the model, as the options of the run say.
+
+    Args:
+        given: the options, and the working folder of the run.
+
+    Raises:
+        FgvcError: as ``open_predictor``; sources that this node does not see.
+    """
+    import torch
+
+    folder = given["working_folder"]
+    options = PredictOptions(**{k: v for k, v in given.items() if k != "working_folder"})
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        relative = [each for each in options.sources if not os.path.isabs(each) and not is_url(each)]
+        if relative and relative != [STDIN]:
+            message = f"There is no folder {folder}, where {relative[0]} starts."
+            raise FgvcError(message, "Start in a folder that all nodes see, or type whole paths.") from error
+    for source in options.sources:
+        check_named(source)
+    torch.set_num_threads(options.ray_cpus_per_worker)
+    return open_predictor(options, note)
+
+
 def _complete_shard(pipe: Connection, options: PredictOptions, index: int, count: int, device: str) -> None:
     """In a process of its own: predict and complete one shard."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -298,9 +374,10 @@ def _complete_shard(pipe: Connection, options: PredictOptions, index: int, count
             progress, shard = PipeProgress(pipe), ShardOf(index, count)
             options = dataclasses.replace(options, device=device)
             images = open_images(options, progress, shard)
-            predictor = open_predictor(options, progress, shard)
-            with open_folder(options, predictor, shard) as folder:
-                complete_rows(options, folder, images, predictor, progress)
+            predictor = open_predictor(options, progress.note, shard)
+            with open_folder(options, predictor.info, shard) as folder:
+                complete = partial(complete_here, predictor)
+                complete_rows(options, folder, images, predictor.info, complete, progress)
             for line in progress.passed_over() if index == 0 else ():  # each walks past all files
                 progress.note(line)
         finally:
@@ -360,9 +437,8 @@ class Listener(Protocol):
     passed_over: Callable[[], list[str]]
 
     def note(self, text: str) -> None: ...
-    def resumed(self, rows: int, statuses: Counter[str]) -> None: ...
+    def resumed(self, rows: int, statuses: Counter[str], retried: int = 0) -> None: ...
     def on_block(self, block: Block) -> None: ...
-    def on_retried(self, block: Block) -> None: ...
     def on_unreadable(self, folder: Path | str, error: OSError) -> None: ...
 
 
@@ -404,8 +480,11 @@ def _count_of(total: int | None, shard: ShardOf) -> int | None:
     return None if total is None else (total - shard.index + shard.count - 1) // shard.count
 
 
-def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf = WHOLE) -> Predictor:
+def open_predictor(options: PredictOptions, note: Note, shard: ShardOf = WHOLE) -> Predictor:
     """The model, ready to predict as the options say; for a shard of a run where there is one.
+
+    Args:
+        note: gets lines for people.
 
     Raises:
         FgvcError: weights or a device that are not there, settings that cannot be.
@@ -416,7 +495,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
 
     keep_freed_memory()
     if options.weights is None:
-        progress.note(default_notice())
+        note(default_notice())
     device = _device(options.device)
     checkpoint = open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade})
     if options.raw:
@@ -424,7 +503,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
     predictor = Predictor(
         checkpoint,
         device=device,
-        batch_size=_batch_size(options, progress, shard),
+        batch_size=_batch_size(options, note, shard),
         workers=options.workers,
         top_k=options.top_k,
         extras=options.outputs.needed(),
@@ -433,7 +512,7 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         compile=options.compile,
         fast_decode=options.fast_decode,
         expected=count_named(options.sources),
-        on_event=progress.note,
+        on_event=note,
     )
     if choice := options.frame_choice:
         predictor.info.settings["frames"] = dataclasses.asdict(choice)
@@ -443,20 +522,20 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
 def _amp(options: PredictOptions, device: str, shard: ShardOf) -> Literal["auto", "none", "bf16"]:
     """``auto`` is what the run was begun with: a probe may answer otherwise the second time.
 
-    The shards of a run need one answer too. That of a card follows from its kind; for CPUs it is float32.
+    The processes of a run need one answer too. That of a card follows from its kind; for CPUs it is float32.
     """
     if options.amp != "auto" or not options.out:
         return options.amp
     if recorded := _recorded(options, shard, "precision"):
         return "none" if recorded == "float32" else recorded
-    if shard.count > 1:
+    if shard.count > 1 or options.ray:
         from fgvc_cli.engine.device import pick_device
 
         return "none" if pick_device(device).type == "cpu" else "auto"
     return "auto"
 
 
-def _batch_size(options: PredictOptions, progress: Listener, shard: ShardOf) -> int | Literal["auto"]:
+def _batch_size(options: PredictOptions, note: Note, shard: ShardOf) -> int | Literal["auto"]:
     """What the run was begun with; where another number is given, the run will be refused."""
     if isinstance(options.batch_size, int):
         return options.batch_size
@@ -464,7 +543,7 @@ def _batch_size(options: PredictOptions, progress: Listener, shard: ShardOf) -> 
     recorded = _recorded(options, shard, "batch_size") if options.out else None
     if not isinstance(recorded, int) or recorded == otherwise:
         return otherwise
-    progress.note(f"Batch size {recorded}, as this run was begun.")
+    note(f"Batch size {recorded}, as this run was begun.")
     return recorded
 
 
@@ -487,13 +566,13 @@ def _device(name: str) -> str:
     return f"cuda:{int(local) % count}" if count else "cpu"
 
 
-def open_folder(options: PredictOptions, predictor: Predictor, shard: ShardOf) -> RunFolder:
+def open_folder(options: PredictOptions, info: RunInfo, shard: ShardOf) -> RunFolder:
     """The folder of this run; enter it.
 
     Raises:
         FgvcError: on entering, see ``RunFolder``.
     """
-    identity = run_identity(predictor.info, options.sources)
+    identity = run_identity(info, options.sources)
     return RunFolder(partial_folder(options.out[0]), identity, shard=shard, restart=options.restart)
 
 
@@ -501,11 +580,15 @@ def complete_rows(
     options: PredictOptions,
     folder: RunFolder,
     images: ShardWalk,
-    predictor: Predictor,
+    info: RunInfo,
+    complete: Callable[[Iterator[Task], RunFolder, Listener], None],
     progress: Listener,
 ) -> None:
     """Predict all rows that the folder does not hold yet, and commit them in parts; what is finished when
     something stops it, Ctrl-C included, is committed too.
+
+    Args:
+        complete: predicts and commits tasks, such as ``complete_here`` of a predictor.
 
     Raises:
         FgvcError: an output that has come into being since it was looked for; another list of images than
@@ -519,26 +602,40 @@ def complete_rows(
         origin=origin | {"sources": list(origin["sources"])},
     )
     if options.retry_failed:
-        take_apart(options.outputs, folder, predictor.info, overwrite=options.overwrite)
-        retry_failed(folder, images, predictor, progress.on_retried)
-    else:
-        folder.skip_completed(images)
-    progress.resumed(folder.rows, folder.statuses)
-    rows, statuses = folder.rows, folder.statuses.copy()
-    if not folder.done:
-        with ExitStack() as stack:
-            stack.enter_context(_whole_list(options, folder, images, progress))
-            writer = stack.enter_context(PartWriter(folder.path, first=folder.rows))
-            blocks = stack.enter_context(closing(predictor.blocks(images, first=folder.rows)))
-            try:
-                for block in blocks:
-                    writer.add(block)
-                    progress.on_block(block)
-                    statuses.update(block.status)
-            finally:
-                writer.flush()
-            rows = writer.next_row
-    folder.finish(rows, statuses, images.seen())
+        take_apart(options.outputs, folder, info, overwrite=options.overwrite)
+    retried = folder.survey(retry=options.retry_failed)
+    progress.resumed(folder.rows, folder.statuses, retried)
+    with ExitStack() as stack:
+
+        def tasks() -> Iterator[Task]:
+            watched = False
+            for task in folder.tasks(images, retry=options.retry_failed):
+                if not task.rows and not watched:
+                    stack.enter_context(_whole_list(options, folder, images, progress))
+                    watched = True
+                yield task
+
+        complete(tasks(), folder, progress)
+    folder.finish(images.seen())
+
+
+def complete_here(predictor: Predictor, tasks: Iterator[Task], folder: RunFolder, progress: Listener) -> None:
+    """Complete tasks with one model, in this process."""
+    with predictor.kept_decoders():
+        for task in tasks:
+            writer = PartWriter(folder.path, first=task.first)
+            answers: list[Block] = []
+            with writer, closing(predictor.blocks(task.images, first=task.first)) as blocks:
+                add = answers.append if task.rows else writer.add
+                try:
+                    for block in blocks:
+                        add(block)
+                        folder.count(len(block), block.status)
+                        progress.on_block(block)
+                finally:
+                    writer.flush()
+            if answers:
+                write_part(folder.path, repaired_part(folder.path, task, answers))
 
 
 def _whole_list(

@@ -105,7 +105,7 @@ class PredictProgress:
         """How many rows there will be, where that is known by now."""
         self.passed_over: Callable[[], list[str]] = list
         """Lines on files that were met and have no row."""
-        self._earlier = self._retried = 0
+        self._earlier = 0
         console: Console | None = getattr(messages, "console", None)
         self._live = (
             live
@@ -144,22 +144,18 @@ class PredictProgress:
         """Failed rows so far, and folders that could not be listed."""
         return self.failures.total() + self.folders_left_out
 
-    def resumed(self, rows: int, statuses: Counter[str]) -> None:
-        """Rows that an earlier run has completed."""
+    def resumed(self, rows: int, statuses: Counter[str], retried: int = 0) -> None:
+        """Rows that an earlier run has completed, beside those that are read again."""
         self.rows += rows
         self._earlier += rows
         self.statuses.update(statuses)
-        if rows:
-            again = f", {self._retried:,} of them read again" if self._retried else ""
-            self.note(f"Resuming after {images(rows)} of an earlier run{again}.")
+        if rows or retried:
+            again = f", {retried:,} of them read again" if retried else ""
+            self.note(f"Resuming after {images(rows + retried)} of an earlier run{again}.")
 
     def on_block(self, block: Block) -> None:
         """Count some rows."""
         self.count(len(block), Counter(block.status))
-
-    def on_retried(self, block: Block) -> None:
-        """Rows read again, which ``resumed`` will count."""
-        self._retried += len(block)
 
     def count(self, rows: int, statuses: Counter[str]) -> None:
         """Count rows by status."""
@@ -341,16 +337,13 @@ class PipeProgress:
         """A line for people."""
         self._pipe.send(("note", text))
 
-    def resumed(self, rows: int, statuses: Counter[str]) -> None:
+    def resumed(self, rows: int, statuses: Counter[str], retried: int = 0) -> None:
         """Rows of an earlier run."""
         self._pipe.send(("resumed", rows, statuses))
 
     def on_block(self, block: Block) -> None:
         """New rows."""
         self._pipe.send(("rows", len(block), Counter(block.status), self.total()))
-
-    def on_retried(self, block: Block) -> None:
-        """Rows read again."""
 
     def on_unreadable(self, folder: Path | str, error: OSError) -> None:
         """A folder that could not be listed."""
