@@ -6,19 +6,29 @@ Large tensors are stored as float16; small ones (norms, biases, depthwise kernel
 weigh little and matter most. ``--check`` reads a folder of images with both files and refuses where a
 label is not equal, or a probability differs by more than 0.002. What a model is and was trained on is
 taken from the entry of that name, or given.
+
+What tells images unlike the training's is fitted by ``fgvc train``. To fit it anew into what is embedded, or
+into a model that was trained without, where /data/grocery and /data/aviary hold the images of the trainings
+(the entry in the manifest says how the second is rendered):
+
+    for name in aviary groceries groceries-vit; do
+      python examples/embed_weights.py $name $name --fit-novelty /data
+    done
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
-from fgvc_cli import Predictor
+from fgvc_cli import Predictor, evaluate
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.checkpoint import CHECKPOINT_KEY, config_sha256, file_sha256
 from fgvc_cli.engine.weights import resolve_weights, weights_folder
@@ -58,7 +68,7 @@ def compare(first: Path, second: Path, images: Path) -> None:
     answers = [list(Predictor(path, top_k=1).predict(images)) for path in (first, second)]
     largest, changed = 0.0, []
     for one, other in zip(*answers, strict=True):
-        if one.status != "ok":
+        if not one.ok:
             continue
         if one.labels[0] != other.labels[0]:
             changed.append(f"{one.path}: {one.labels[0]} {one.probs[0]:.4f}, then {other.labels[0]}")
@@ -68,6 +78,15 @@ def compare(first: Path, second: Path, images: Path) -> None:
         sys.exit("\n".join(changed[:5]) or f"more than {LARGEST_DIFFERENCE}")
 
 
+def with_novelty(weights: str, data_root: Path) -> Path:
+    """A copy of the model, in a folder of its own, with novelty fitted to the images of its training."""
+    source, out = resolve_weights(weights)[0].resolve(), Path(tempfile.mkdtemp()) / "model.safetensors"
+    # What is embedded names a folder of images by its last part only.
+    with contextlib.chdir(data_root):
+        evaluate(weights=source, split="val", data_root=str(data_root.resolve()), fit_novelty=out)
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -75,16 +94,23 @@ def main() -> None:
     parser.add_argument("weights", help="a run folder, a checkpoint or the name of an embedded model")
     parser.add_argument("name")
     parser.add_argument("--check", type=Path, help="a folder of images")
+    parser.add_argument(
+        "--fit-novelty", type=Path, metavar="DATA_ROOT", help="folder that holds the data set"
+    )
     for field in ("describes", "data", "recipe"):
         parser.add_argument(f"--{field}")
     given = parser.parse_args()
     folder = weights_folder()
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    source, _ = resolve_weights(given.weights)
+    source, embedded = resolve_weights(given.weights)
+    if given.fit_novelty:
+        source = with_novelty(given.weights, given.fit_novelty)
     tensors, header = read_tensors(source)
     document = without_paths(json.loads(header[CHECKPOINT_KEY]))
     new = folder / f"{given.name}.new.safetensors"
-    kept = {key: halved(tensor) for key, tensor in tensors.items() if not key.startswith("smram.")}
+    # What is embedded already stays as it is.
+    halve = halved if embedded is None else lambda tensor: tensor
+    kept = {key: halve(tensor) for key, tensor in tensors.items() if not key.startswith("smram.")}
     with AtomicFile(new, overwrite=True) as stream:
         stream.write(save(kept, metadata={CHECKPOINT_KEY: json.dumps(document)}))
     if given.check:

@@ -233,7 +233,7 @@ def test_unreadable_photographs_are_rows_and_exit_code_3(tmp_path):
     (folder / "b.jpg").write_text("text")
     (folder / "c.jpg").write_bytes((folder / "a.jpg").read_bytes()[:200])
     out = tmp_path / "preds.csv"
-    result = fgvc("predict", folder, "--weights", "aviary", "--out", out)
+    result = fgvc("predict", folder, "--weights", "aviary", "--unknown", "off", "--out", out)
     assert result.exit_code == 3, result.output
     rows = {row["path"]: row for row in csv.DictReader(out.open())}
     assert rows["a.jpg"]["status"] == "ok" and rows["a.jpg"]["label"]
@@ -250,7 +250,20 @@ def seven(tmp_path):
         (folder / f"{i}.jpg").write_bytes(source.read_bytes())
     (folder / "bad.jpg").write_text("text")
     whole = tmp_path / "whole.csv"
-    result = fgvc("predict", folder, "--weights", "aviary", "--amp", "none", "--workers", 0, "--out", whole)
+    result = fgvc(
+        "predict",
+        folder,
+        "--weights",
+        "aviary",
+        "--amp",
+        "none",
+        "--workers",
+        0,
+        "--unknown",
+        "off",
+        "--out",
+        whole,
+    )
     assert result.exit_code == 3, result.output
     return folder, whole
 
@@ -270,7 +283,7 @@ def test_shards_and_merge_give_the_table_of_one_process(seven, tmp_path):
     outs = [tmp_path / "p.csv", tmp_path / "p.h5"]
     for shard in ("0/2", "1/2"):
         result = fgvc(
-            "predict", folder, "--weights", "aviary", "--workers", 0, "--shard", shard,
+            "predict", folder, "--weights", "aviary", "--workers", 0, "--unknown", "off", "--shard", shard,
             "--out", outs[0], "--out", outs[1], "--maps",
         )  # fmt: skip
         assert result.exit_code in (0, 3), result.output
@@ -288,7 +301,7 @@ def test_several_processes_give_the_table_of_one(seven, tmp_path):
     out = tmp_path / "p.csv"
     result = fgvc(
         "predict", folder, "--weights", "aviary", "--workers", 0, "--device", "cpu", "--devices", 2,
-        "--out", out,
+        "--unknown", "off", "--out", out,
     )  # fmt: skip
     assert result.exit_code == 3, result.output
     assert_same_table(out, whole)

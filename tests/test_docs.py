@@ -395,7 +395,7 @@ def test_the_reference_has_every_public_name():
 def test_the_reference_has_every_status_and_exit_code():
     homes = ("fgvc_cli.sources.images", "fgvc_cli.data.images")
     home = next(name for name in homes if _exists(name))
-    statuses = {"ok", "unsure", *get_args(importlib.import_module(home).FailureStatus)}
+    statuses = {"ok", "unsure", "unknown", *get_args(importlib.import_module(home).FailureStatus)}
     text = page_text("docs/reference/errors.md")
     table = text.split("## Status of a row")[1].split("##")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) - {"status"} == statuses

@@ -13,6 +13,7 @@ from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, co
 
 if TYPE_CHECKING:
     from fgvc_cli.engine.evaluate import Calibrated
+    from fgvc_cli.evaluate.rejection import Novelty, Thresholds
 
 ALPHA = 0.05
 """A p value below it, and an interval without 0: together they show a difference."""
@@ -58,6 +59,18 @@ def evaluate(
             help="With --split val: fit the temperature, and write the model with it to this new file."
         ),
     ] = None,
+    fit_novelty: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --split val: fit what tells images unlike the training's, write the model with it."
+        ),
+    ] = None,
+    target_precision: Annotated[
+        float | None, typer.Option(help="With --split val: precision to reach by --thresholds, e.g. 0.95.")
+    ] = None,
+    thresholds: Annotated[
+        Path | None, typer.Option(help="New CSV: the least probability of each class that reaches it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Measure a model on labelled images: fused and per branch, with intervals and the split named.
@@ -68,8 +81,10 @@ def evaluate(
     from fgvc_cli.cli.progress import ConsoleMessages
     from fgvc_cli.engine.options import EvalOptions
 
-    if calibrate is not None and as_json:
-        raise FgvcError("--calibrate does not go with --json.", "Leave --json out.", EXIT_USAGE)
+    fits = {"--calibrate": calibrate, "--fit-novelty": fit_novelty, "--thresholds": thresholds}
+    for name, path in fits.items():
+        if path is not None and as_json:
+            raise FgvcError(f"{name} does not go with --json.", "Leave --json out.", EXIT_USAGE)
     options = EvalOptions(
         weights=weights,
         data=data,
@@ -86,14 +101,19 @@ def evaluate(
         stages=stages,
         cascade=cascade,
         calibrate=calibrate,
+        fit_novelty=fit_novelty,
+        target_precision=target_precision,
+        thresholds=thresholds,
         messages=ConsoleMessages(),
     )
-    from fgvc_cli.engine.evaluate import Calibrated
+    from fgvc_cli.engine.evaluate import Calibrated, Fitted
     from fgvc_cli.engine.evaluate import evaluate as run
 
     evaluated = run.run(options)
     if isinstance(evaluated, Calibrated):
         print(_calibrated_text(evaluated))
+    elif isinstance(evaluated, Fitted):
+        print(f"{_fitted_text(evaluated.fit)}\n{evaluated.path}")
     else:
         document = evaluated.document
         print(json.dumps(document, indent=2) if as_json else format_document(document))
@@ -107,6 +127,33 @@ def _calibrated_text(calibrated: Calibrated) -> str:
         f"{fitted.images:,} images of the val split: ECE there {100 * calibrated.ece:.2f} % before any, "
         f"{100 * calibrated.ece_calibrated:.2f} % after\n{calibrated.path}"
     )
+
+
+def _fitted_text(fit: Novelty | Thresholds) -> str:
+    from fgvc_cli.evaluate.rejection import FEW_IMAGES, KEPT, Novelty
+
+    if isinstance(fit, Novelty):
+        size = sum(tensor.nbytes for tensor in fit.tensors().values()) / 1000
+        return (
+            f"novelty: class means of the training images, {size:.0f} KB; a threshold that keeps {KEPT:.0%} "
+            f"of {fit.images:,} images of the val split"
+        )
+    precision = "no row" if fit.precision is None else f"precision {fit.precision:.1%}"
+    lines = [
+        f"thresholds for a precision of {fit.target:g}: {fit.pooled:.3f} over all classes; on the "
+        f"{counted(fit.images, 'image')} of the val split, which they were fitted to, {precision}, "
+        f"{fit.coverage:.1%} kept"
+    ]
+    for names, what in (
+        (fit.few, f"fewer than {FEW_IMAGES} val images: mostly the threshold of all classes"),
+        (fit.unreached, "none of their val images kept"),
+    ):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            lines.append(
+                f"  {counted(len(names), 'class', 'classes')} with {what} ({', '.join(names[:3])}{more})"
+            )
+    return "\n".join(lines)
 
 
 def format_document(document: dict[str, Any]) -> str:

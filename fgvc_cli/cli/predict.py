@@ -86,6 +86,20 @@ def predict(
     min_prob: Annotated[
         float | None, typer.Option(min=0, max=1, help="Rows less sure than this get the status unsure.")
     ] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(help="CSV of fgvc eval --thresholds: the same for each class, where it is more."),
+    ] = None,
+    unknown: Annotated[
+        str | None,
+        typer.Option(
+            help="Status unknown for images unlike the training's: on, off, or how unlike (1 is on). "
+            "Default: on where the model can tell."
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="List of the classes that can occur here, one per line.")
+    ] = None,
     amp: Annotated[
         Literal["auto", "none", "bf16"], typer.Option(help="Precision: auto, none (float32) or bf16.")
     ] = "auto",
@@ -161,6 +175,9 @@ def predict(
         crops_dir=crops_dir,
         maps_dir=maps_dir,
         min_prob=min_prob,
+        thresholds=thresholds,
+        unknown=unknown,  # type: ignore[arg-type]  # checked with all options
+        classes=None if classes is None else str(classes),
         amp=amp,
         compile=compile,
         fast_decode=fast_decode,

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Advance, Messages
 
-WITH_PREDICTION = ("ok", "unsure")
+WITH_PREDICTION = ("ok", "unsure", "unknown")
 PLAIN_EVERY_SECONDS = 10.0
 """Where stderr is no terminal, a line this often says how far the work is."""
 
@@ -79,14 +79,13 @@ class ConsoleMessages(Messages):
         Returns:
             How many failed, those folders included.
         """
-        rows, unsure = sum(statuses.values()), statuses.get("unsure", 0)
+        rows, doubted = sum(statuses.values()), {n: statuses.get(n, 0) for n in ("unsure", "unknown")}
         failures = {k: n for k, n in statuses.items() if k not in WITH_PREDICTION and n}
         failed = sum(failures.values())
         reasons = ", ".join(f"{k} {n:,}" for k, n in sorted(failures.items(), key=lambda item: -item[1]))
-        middle = f" {unsure:,} unsure," if unsure else ""
-        fates = (
-            f"{rows - failed - unsure:,} ok,{middle} {failed:,} failed{f' ({reasons})' if reasons else ''}"
-        )
+        middle = "".join(f" {count:,} {name}," for name, count in doubted.items() if count)
+        fine = rows - failed - sum(doubted.values())
+        fates = f"{fine:,} ok,{middle} {failed:,} failed{f' ({reasons})' if reasons else ''}"
         self.note(f"{_pace(rows, None, self.seconds, 'images')}: {fates}.")
         if unread_folders:
             self.note(f"Folders that could not be listed: {unread_folders:,}.")

@@ -23,8 +23,11 @@ def select(
         Path | None, typer.Option(help="CSV to write, for fgvc report --only. Default: stdout.")
     ] = None,
     doubt: Annotated[
-        Literal["margin", "entropy"],
-        typer.Option(help="margin: the two best classes are close; entropy: many classes are likely."),
+        Literal["margin", "entropy", "novelty"],
+        typer.Option(
+            help="margin: the two best classes are close; entropy: many classes are likely; novelty: unlike "
+            "the training images."
+        ),
     ] = "margin",
     pool: Annotated[
         int,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted, nearest
 from fgvc_cli.sources.stored import is_image_name
 
 
@@ -40,6 +41,26 @@ def join_forms(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         forms.setdefault(same_form(name), set()).add(name)
     return {name: joined if len(own) > 1 else name for joined, own in forms.items() for name in own}
+
+
+def find_names(given: Iterable[str], known: Sequence[str], option: str) -> list[int]:
+    """Which of the known names are given, in any Unicode form: their numbers, sorted, each once.
+
+    Raises:
+        FgvcError: names that are not known, with the nearest that are; none given.
+    """
+    index = {same_form(name): i for i, name in enumerate(known)}
+    names = list(given)
+    unknown = [name for name in names if same_form(name) not in index]
+    if unknown:
+        close = {name: nearest(name, known) or known[:3] for name in unknown[:3]}
+        shown = "; ".join(f"{name!r} (nearest: {', '.join(found)})" for name, found in close.items())
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        message = f"{option} has {counted(len(unknown), 'name')} that the model does not know: {shown}{more}."
+        raise FgvcError(message, f"It knows {counted(len(known), 'class', 'classes')}.", EXIT_USAGE)
+    if not names:
+        raise FgvcError(f"{option} names no class.", "Expected one name per line.", EXIT_USAGE)
+    return sorted({index[same_form(name)] for name in names})
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:

@@ -22,12 +22,14 @@ from fgvc_cli.data.names import same_form
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.evaluate.rejection import TENSORS, Novelty, stored_novelty
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import create_model, resolve
 from fgvc_cli.models.weights import CHECKPOINT_KEY, check_weight_file, read_tensors
 
-FORMAT = 1
+FORMAT = 2
+"""1: all but novelty, whose tensors an fgvc that knows no other format cannot place."""
 
 
 @dataclass
@@ -50,6 +52,8 @@ class Checkpoint:
     """Of the fused probabilities, see ``apply_temperature``; 1 where none was fitted. It was fitted with the
     looks of training and stays the same with other ``stages`` or another ``cascade``, which may need another.
     A cascade compares the confidence before it."""
+    novelty: Novelty | None = None
+    """How unlike the training images an image is; None where none was fitted."""
 
     @property
     def multi_label(self) -> bool:
@@ -67,6 +71,7 @@ def save_checkpoint(
     data_sha256: str = "",
     metrics: dict[str, dict[str, float]],
     calibration: Calibration | None = None,
+    novelty: Novelty | None = None,
     epoch: int = 0,
     train_images: int | None = None,
     finished: bool = False,
@@ -78,6 +83,7 @@ def save_checkpoint(
         data_sha256: of the list of examples with their splits, see ``LabelledSet.sha256``.
         metrics: split -> metric -> value; a number without its split is not a result.
         calibration: None while none is fitted.
+        novelty: likewise.
         epoch: after which the weights were as they are, from 1; 0: not known.
         train_images: how many it was trained on; None: not known.
         finished: whether the training has come to its end.
@@ -87,7 +93,7 @@ def save_checkpoint(
         FgvcError: the file cannot be written.
     """
     document = {
-        "format": FORMAT,
+        "format": FORMAT if novelty else 1,
         "model": config.model,
         "options": model.config.model_dump(),
         "classes": list(classes),
@@ -106,6 +112,9 @@ def save_checkpoint(
     if calibration:
         document["calibration"] = asdict(calibration)
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in model.state_dict().items()}
+    if novelty:
+        document["novelty"] = novelty.document()
+        tensors |= novelty.tensors()
     with AtomicFile(path, overwrite=True) as stream:
         stream.write(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(document)}))
 
@@ -160,7 +169,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         options=stored_options(document["options"]) | given,
     )
     model = model.for_inference()
-    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("smram.")}
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(("smram.", TENSORS))}
     try:
         model.load_state_dict(kept)
     except RuntimeError as error:
@@ -177,6 +186,7 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         sha256=file_sha256(path),
         metadata={k: v for k, v in document.items() if k not in ("classes", "preprocess")},
         temperature=document.get("calibration", {}).get("temperature", 1.0),
+        novelty=stored_novelty(tensors, document.get("novelty")),
     )
 
 

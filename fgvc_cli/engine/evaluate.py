@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from fgvc_cli.charts.figures import ConfusedPair, draw_confused, draw_confusion,
 from fgvc_cli.command import Messages, command
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.labelled import Example, LabelledSet
-from fgvc_cli.data.loaders import LabelledImages, build_loader
+from fgvc_cli.data.loaders import Batch, LabelledImages, build_loader
 from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.entries import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
-from fgvc_cli.engine.checkpoint import Checkpoint, choose_data, known_examples
+from fgvc_cli.engine.checkpoint import FORMAT, Checkpoint, choose_data, known_examples
 from fgvc_cli.engine.device import (
     Precision,
     computing,
@@ -43,15 +43,26 @@ from fgvc_cli.evaluate.calibration import (
     apply_temperature,
     fit_calibration,
     reliability,
-    write_calibrated,
 )
 from fgvc_cli.evaluate.evaluator import Evaluation
 from fgvc_cli.evaluate.evaluator import evaluate as evaluate_model
 from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED, compare
 from fgvc_cli.evaluate.localisation import Located, best_iou, localisation_metrics
 from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, label_slots, most_confused
-from fgvc_cli.files import check_folder, check_writable, whole_folder
+from fgvc_cli.evaluate.rejection import (
+    NO_NOVELTY,
+    THRESHOLD_COLUMNS,
+    Novelty,
+    Thresholds,
+    embed,
+    fit_examples,
+    fit_novelty,
+    fit_thresholds,
+)
+from fgvc_cli.files import AtomicFile, check_folder, check_writable, whole_folder
+from fgvc_cli.formats.csv_rows import csv_lines
 from fgvc_cli.formats.rows import as_text
+from fgvc_cli.models.weights import rewrite_checkpoint
 from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
 
 METRICS, PER_CLASS, CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"
@@ -102,12 +113,22 @@ class Calibrated:
     """Images that could not be read, and why."""
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What was fitted on the val split and written: ``fit_novelty``, ``thresholds``."""
+
+    path: Path
+    fit: Novelty | Thresholds
+    failures: list[str]
+    """Images that could not be read, and why."""
+
+
 @command(EvalOptions)
-def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
+def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
     """Measure a model on labelled images; without ``data`` and ``dataset``, on those of its training.
 
     Returns:
-        The figures; with ``calibrate``, what was fitted.
+        The figures; with ``calibrate``, ``fit_novelty`` or ``thresholds``, what was fitted.
 
     Raises:
         FgvcError: options that do not go together, weights or data that cannot be read, an empty split,
@@ -136,8 +157,12 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated:
         workers=options.workers,
         messages=messages,
     )
+    if options.fit_novelty is not None:
+        return _fit_novelty(options, checkpoint, labelled, own_data, device, precision, messages)
     if options.calibrate is not None:
         return _calibrate(options, checkpoint, own_data, measured_by)
+    if options.thresholds is not None:
+        return _fit_thresholds(options, checkpoint, own_data, measured_by)
     measured = measured_by(checkpoint)
     document = _document(options, measured, labelled, own_data)
     if other is not None:
@@ -159,18 +184,32 @@ def _check(options: EvalOptions) -> None:
 
     That is an option without its other half, and an output that is there already.
     """
-    if options.overwrite and options.out is None and options.calibrate is None:
-        raise FgvcError("--overwrite is for --out and --calibrate.", "Leave it out.", EXIT_USAGE)
+    fits = _fits(options)
+    if options.overwrite and options.out is None and not fits:
+        names = ", ".join(("--out", *_FITS))
+        raise FgvcError(f"--overwrite is for {names}.", "Leave it out.", EXIT_USAGE)
+    if (options.target_precision is None) != (options.thresholds is None):
+        message = "--target-precision and --thresholds go together: the precision, and the CSV to write."
+        raise FgvcError(message, "--target-precision 0.95 --thresholds FILE.csv", EXIT_USAGE)
     if options.out is not None:
         check_folder(options.out, overwrite=options.overwrite, replaceable=REPORT_FILES)
-    if options.calibrate is not None:
-        _check_calibrate(options)
-        check_writable(options.calibrate, overwrite=options.overwrite)
+    for name, path in fits.items():
+        _check_fit(options, name)
+        check_writable(path, overwrite=options.overwrite)
+
+
+_FITS = ("--calibrate", "--fit-novelty", "--thresholds")
+"""What fits something on the val split, and names the file that it is written to."""
+
+
+def _fits(options: EvalOptions) -> dict[str, Path]:
+    given = (options.calibrate, options.fit_novelty, options.thresholds)
+    return {name: path for name, path in zip(_FITS, given, strict=True) if path is not None}
 
 
 def _check_labels(options: EvalOptions, multi_label: bool) -> None:
-    given = {"--out": options.out, "--against": options.against, "--calibrate": options.calibrate}
-    named = [name for name, value in given.items() if value is not None]
+    given = {"--out": options.out, "--against": options.against}
+    named = [*(name for name, value in given.items() if value is not None), *_fits(options)]
     if multi_label and named:
         raise FgvcError(
             f"{named[0]} is for models that tell one class, this one tells several labels per image.",
@@ -179,10 +218,10 @@ def _check_labels(options: EvalOptions, multi_label: bool) -> None:
         )
 
 
-def _check_calibrate(options: EvalOptions) -> None:
+def _check_fit(options: EvalOptions, name: str) -> None:
     if options.split != "val":
         raise FgvcError(
-            f"--calibrate fits the temperature on the val split of the training, not on {options.split}.",
+            f"{name} fits on the val split of the training, not on {options.split}.",
             "Add --split val.",
             EXIT_USAGE,
         )
@@ -193,9 +232,9 @@ def _check_calibrate(options: EvalOptions) -> None:
         "--against": options.against,
     }
     extra |= {"--out": options.out}
-    given = [name for name, value in extra.items() if value is not None]
+    given = [each for each, value in (extra | _fits(options)).items() if value is not None and each != name]
     if given:
-        raise FgvcError(f"--calibrate does not go with {given[0]}.", f"Leave {given[0]} out.", EXIT_USAGE)
+        raise FgvcError(f"{name} does not go with {given[0]}.", f"Leave {given[0]} out.", EXIT_USAGE)
 
 
 @dataclass
@@ -380,19 +419,15 @@ def _calibrate(
     options: EvalOptions, checkpoint: Checkpoint, own_data: bool, measured_by: Callable[..., Measured]
 ) -> Calibrated:
     """Fit the temperature on the training's val split and write the model with it."""
-    if not own_data:
-        raise FgvcError(
-            "--calibrate got other images than those of the training, whose val split it needs.",
-            "Leave --data and --dataset out, or name the training's.",
-            EXIT_USAGE,
-        )
+    _check_own(options, own_data)
     assert options.calibrate is not None
     result = measured_by(checkpoint, locate=False).result
     calibration = fit_calibration(result.probs, result.labels, "val")
     if calibration.refused:
         raise FgvcError(f"Nothing is written: {calibration.in_words}.", "Put more images into the val split.")
     source = resolve_weights(options.weights)[0]
-    write_calibrated(source, options.calibrate, calibration, overwrite=options.overwrite)
+    document = {"calibration": asdict(calibration)}
+    rewrite_checkpoint(source, options.calibrate, document, overwrite=options.overwrite)
     metrics = result.metrics(calibration.temperature)
     return Calibrated(
         options.calibrate,
@@ -402,6 +437,82 @@ def _calibrate(
         metrics["ece_calibrated"],
         result.failures,
     )
+
+
+def _check_own(options: EvalOptions, own_data: bool) -> None:
+    if not own_data:
+        raise FgvcError(
+            f"{next(iter(_fits(options)))} got other images than those of the training, whose val split it "
+            "needs.",
+            "Leave --data and --dataset out, or name the training's.",
+            EXIT_USAGE,
+        )
+
+
+def _fit_novelty(
+    options: EvalOptions,
+    checkpoint: Checkpoint,
+    labelled: LabelledSet,
+    own_data: bool,
+    device: torch.device,
+    precision: Precision,
+    messages: Messages,
+) -> Fitted:
+    """Fit what tells images unlike the training's, and write the model with it."""
+    _check_own(options, own_data)
+    assert options.fit_novelty is not None
+    preprocess, failures = checkpoint.preprocess, []
+    model = checkpoint.model.to(device).eval()
+    splits = [known_examples(labelled, split, checkpoint.classes) for split in ("train", "val")]
+    splits[0] = fit_examples(splits[0])
+    with messages.bar("embedding", sum(map(len, splits))) as advance, computing(device, precision):
+
+        def told(batches: Iterable[Batch]) -> Iterator[Batch]:
+            for batch in batches:
+                failures.extend(batch.failures)
+                advance(len(batch.labels) + len(batch.failures))
+                yield batch
+
+        train, val = (
+            embed(
+                model,
+                told(
+                    build_loader(
+                        LabelledImages(labelled.root, examples, eval_transform(preprocess), None, preprocess),
+                        batch_size=options.batch_size,
+                        workers=options.workers,
+                    )
+                ),
+                preprocess,
+                device,
+            )
+            for examples in splits
+        )
+        novelty = fit_novelty(train, val, len(checkpoint.classes))
+    for failure in failures:
+        messages.warn(f"left out {failure}")
+    if novelty is None:
+        raise FgvcError(f"Nothing is written: {NO_NOVELTY}.", "Put more images into the val split.")
+    document = {"novelty": novelty.document(), "format": FORMAT}
+    source, tensors = resolve_weights(options.weights)[0], novelty.tensors()
+    rewrite_checkpoint(source, options.fit_novelty, document, tensors, overwrite=options.overwrite)
+    return Fitted(options.fit_novelty, novelty, failures)
+
+
+def _fit_thresholds(
+    options: EvalOptions, checkpoint: Checkpoint, own_data: bool, measured_by: Callable[..., Measured]
+) -> Fitted:
+    """Fit the least probability of each class and write the CSV."""
+    _check_own(options, own_data)
+    assert options.thresholds is not None and options.target_precision is not None
+    result = measured_by(checkpoint, locate=False).result
+    guess, labels = result.guesses(), result.labels.numpy()
+    probs = apply_temperature(result.probs, checkpoint.temperature).numpy()
+    prob = probs[np.arange(len(guess)), guess]
+    fitted = fit_thresholds(prob, guess, guess == labels, checkpoint.classes, options.target_precision)
+    with AtomicFile(options.thresholds, overwrite=options.overwrite) as stream:
+        csv_lines(stream, [[*THRESHOLD_COLUMNS], *(each.cells() for each in fitted.classes)])
+    return Fitted(options.thresholds, fitted, result.failures)
 
 
 def _calibration(

@@ -86,6 +86,13 @@ class EvalOptions:
     """Of a multi-stage ViT: images this sure after a stage take no further one; None: as trained."""
     calibrate: Path | None = None
     """With the val split: fit the temperature, and write the model with it to this new file."""
+    fit_novelty: Path | None = None
+    """With the val split: fit what tells images unlike the training's, and write the model with it to this
+    new file."""
+    target_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """With the val split and ``thresholds``: the precision that rows above them are to have."""
+    thresholds: Path | None = None
+    """CSV to appear: the least probability of each class at which it is reached."""
     quiet: bool = False
     """Say nothing but warnings."""
     messages: Messages | None = None

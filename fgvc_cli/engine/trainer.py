@@ -58,6 +58,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
 from fgvc_cli.evaluate.metrics import check_labels, rank
+from fgvc_cli.evaluate.rejection import NO_NOVELTY, TENSORS, Novelty, embed, fit_examples, fit_novelty
 from fgvc_cli.files import AtomicFile, FolderLock
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.weights import read_tensors
@@ -472,7 +473,8 @@ class Trainer:
         if self.best is None:
             raise FgvcError(f"No epoch could be written to {path}.", "Free space, then go on with --resume.")
         if self.world.is_main:
-            self.learner.kept.load_state_dict(read_tensors(path)[0])
+            stored = read_tensors(path)[0].items()
+            self.learner.kept.load_state_dict({k: v for k, v in stored if not k.startswith(TENSORS)})
         self.world.copy_from_main([*self.learner.kept.state_dict().values()])
         if not self.data.splits["val"]:
             return self._finish_without_val(path, self.best)
@@ -490,7 +492,7 @@ class Trainer:
             metrics["val_fitted"] = self._metrics(validation, temperature)
         if self.data.splits["test"]:
             metrics["test"] = self._metrics(self._evaluate("test"), temperature)
-        self._save(self.best, metrics, calibration, finished=True)
+        self._save(self.best, metrics, calibration, self._fit_novelty(), finished=True)
         if self.board:
             self.board.close()
         return TrainResult(path, self.best.epoch, metrics)
@@ -514,19 +516,39 @@ class Trainer:
             )
         return calibration
 
-    def _evaluate(self, split: str) -> Evaluation:
-        """This process's part of a split; no process goes on where none could read any."""
-        # Batch norms that are not synchronised have gone their own way; the main process's are kept.
-        self.world.copy_from_main([*self.learner.kept.buffers()])
-        mine = self.data.splits[split][self.world.rank :: self.world.size]
-        preprocess = self.config.preprocess
-        loader = build_loader(
+    def _fit_novelty(self) -> Novelty | None:
+        """From training images as they are, not as they were augmented; of several labels there is none."""
+        if self.data.multi_label:
+            return None
+        self.learner.kept.eval()
+
+        splits = fit_examples(self.data.splits["train"]), self.data.splits["val"]
+        train, val = (
+            embed(self.learner.kept, self._loader(examples), self.config.preprocess, self.device)
+            for examples in splits
+        )
+        with computing(self.device, self.precision):
+            novelty = fit_novelty(train, val, len(self.data.classes), self.world.gather)
+        if novelty is None:
+            self.observer.on_warning(NO_NOVELTY)
+        return novelty
+
+    def _loader(self, examples: Sequence[Example]) -> DataLoader:
+        """Over this process's part of some images, not augmented."""
+        mine, preprocess = examples[self.world.rank :: self.world.size], self.config.preprocess
+        return build_loader(
             LabelledImages(
                 self.data.root, mine, eval_transform(preprocess), self.data.label_slots, preprocess
             ),
             batch_size=self.config.batch_size,
             workers=self.workers,
         )
+
+    def _evaluate(self, split: str) -> Evaluation:
+        """This process's part of a split; no process goes on where none could read any."""
+        # Batch norms that are not synchronised have gone their own way; the main process's are kept.
+        self.world.copy_from_main([*self.learner.kept.buffers()])
+        loader = self._loader(self.data.splits[split])
         with computing(self.device, self.precision):
             part = evaluate(self.learner.kept, loader, self.config.preprocess, self.device)
         part.indices = part.indices * self.world.size + self.world.rank
@@ -551,6 +573,7 @@ class Trainer:
         best: Best,
         metrics: dict[str, dict[str, float]],
         calibration: Calibration | None = None,
+        novelty: Novelty | None = None,
         *,
         finished: bool = False,
     ) -> None:
@@ -565,6 +588,7 @@ class Trainer:
             data_sha256=self.data.sha256(),
             metrics=metrics,
             calibration=calibration,
+            novelty=novelty,
             epoch=best.epoch,
             finished=finished,
             precision=self.precision,

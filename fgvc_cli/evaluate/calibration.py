@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from fgvc_cli.errors import counted
-from fgvc_cli.files import AtomicFile
-from fgvc_cli.models.weights import CHECKPOINT_KEY, read_tensors
 
 TEMPERATURES = (0.05, 20.0)
 """Least and largest temperature that is fitted."""
@@ -212,19 +207,3 @@ def _slopes(sharpness: float, probs: Tensor, labels: Tensor) -> Tensor:
         own += float((expected - logs.gather(1, truth[:, None]).squeeze(1)).sum())
         mean += float((expected - (logs.softmax(dim=-1) * logs).sum(dim=-1)).sum())
     return torch.tensor([own, mean], dtype=torch.float64)
-
-
-def write_calibrated(source: Path, out: Path, calibration: Calibration, *, overwrite: bool = False) -> None:
-    """Copy a checkpoint, all as it is but for its calibration; the figures it stores were measured without.
-
-    Args:
-        source: a checkpoint (``load_checkpoint`` has read it).
-        out: the file to write, whole or not at all.
-
-    Raises:
-        FgvcError: as ``AtomicFile``.
-    """
-    tensors, header = read_tensors(source)
-    document = json.loads(header[CHECKPOINT_KEY]) | {"calibration": asdict(calibration)}
-    with AtomicFile(out, overwrite=overwrite) as stream:
-        stream.write(save(tensors, metadata=header | {CHECKPOINT_KEY: json.dumps(document)}))

@@ -7,6 +7,7 @@ A cell that a spreadsheet would take for a formula, from the name of a file or a
 from __future__ import annotations
 
 import csv
+import math
 import re
 import sys
 from collections import defaultdict
@@ -21,6 +22,7 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.rows import (
     COLUMNS,
     OK,
+    UNKNOWN,
     UNSURE,
     Block,
     Box,
@@ -194,13 +196,12 @@ class PerFileSink(FileSink):
 
     A probability is the mean over the frames that were answered. A class counts as 0 in a frame that does not
     have it among its top k: the means are exact with ``top_k`` = all classes, and else at most as large.
-    ``min_prob`` of the run marks unsure ones. Where no frame was answered, ``status`` and ``error`` are those
-    of the first.
+    ``min_prob`` and ``thresholds`` of the run mark unsure ones; a file is unknown by the mean of its frames'
+    novelty. Where no frame was answered, ``status`` and ``error`` are those of the first.
     """
 
     def _begin(self, info: RunInfo) -> None:
         self._info = info
-        self._min_prob = info.settings.get("min_prob")
         self._starts = FileStarts("frames" in info.settings)
         self._name: str | None = None
         csv_lines(self._stream, [per_file_columns(info.top_k)])
@@ -208,6 +209,7 @@ class PerFileSink(FileSink):
     def _start(self, name: str, status: str, error: str) -> None:
         self._name, self._failure = name, (status, error)
         self._frames = self._answered = 0
+        self._novelty = 0.0
         self._sums: defaultdict[int, float] = defaultdict(float)
 
     def _write(self, block: Block) -> None:
@@ -220,6 +222,7 @@ class PerFileSink(FileSink):
             if block.topk_index[row, 0] < 0:
                 continue
             self._answered += 1
+            self._novelty += float(block.more["novelty"][row]) if "novelty" in block.more else 0.0
             for index, prob in zip(
                 block.topk_index[row].tolist(), block.topk_prob[row].tolist(), strict=True
             ):
@@ -233,10 +236,17 @@ class PerFileSink(FileSink):
         best = sorted(means, key=lambda each: (-each[0], each[1]))[: info.top_k]
         status, error = self._failure
         if best:
-            status, error = (UNSURE if self._min_prob and best[0][0] < self._min_prob else OK), ""
+            status, error = self._status(*best[0]), ""
         ranked = [cell for mean, index in best for cell in (info.classes[index], f"{mean:.6f}")]
         counts = [str(self._frames), str(self._answered)]
         csv_lines(self._stream, [[self._name, status, error, *counts, *(ranked or [""] * (2 * info.top_k))]])
+
+    def _status(self, prob: float, index: int) -> str:
+        settings, name = self._info.settings, self._info.classes[index]
+        if self._novelty / self._answered > settings.get("unknown", math.inf):
+            return UNKNOWN
+        least = max(settings.get("min_prob") or 0, settings.get("thresholds", {}).get(name, 0))
+        return UNSURE if prob < least else OK
 
     def _close(self, *, complete: bool) -> None:
         if complete and hasattr(self, "_name"):
@@ -290,7 +300,7 @@ def readable(row: Row, multi_label: bool = False) -> str:
     if multi_label:
         there = ", ".join(row.labels_there) or "none of the labels"
         return f"{name}: {there} ({names})"
-    return f"{name}: {names}{' (unsure)' if row.status == UNSURE else ''}"
+    return f"{name}: {names}{f' ({row.status})' if row.status != OK else ''}"
 
 
 def read_table(path: Path) -> Table:

@@ -32,7 +32,15 @@ Extra = Literal["attention", "crop", "embedding", "logits"]
 """What a run stores beside its predictions, on request."""
 
 UNSURE = "unsure"
-"""Status of a row whose best probability is below the run's ``min_prob``; its predictions are kept."""
+"""Status of a row whose best probability is below the run's ``min_prob`` or the threshold of its class; its
+predictions are kept."""
+
+UNKNOWN = "unknown"
+"""Status of a row whose image is unlike those of the training: none of the classes. Its predictions are kept;
+it goes before ``unsure``."""
+
+WITH_PREDICTION = (OK, UNSURE, UNKNOWN)
+"""Statuses of rows that have one, the most trusted first."""
 
 
 TOLD_ABOVE = 0.5
@@ -138,7 +146,8 @@ class Row:
     path: str
     """The name of the image, with forward slashes."""
     status: str = OK
-    """``ok``; ``unsure``, which keeps everything below; or one word of ``images.FailureStatus``."""
+    """``ok``; ``unsure`` or ``unknown``, which keep everything below; or one word of
+    ``images.FailureStatus``."""
     error: str = ""
     """One line for people."""
     width: int | None = None
@@ -164,7 +173,7 @@ class Row:
     @property
     def ok(self) -> bool:
         """Whether there is a prediction."""
-        return self.status in (OK, UNSURE)
+        return has_prediction(self.status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +300,7 @@ def as_text(name: str) -> str:
 
 def has_prediction(status: str) -> bool:
     """Whether a row of this status has one."""
-    return status in (OK, UNSURE)
+    return status in WITH_PREDICTION
 
 
 def block_bytes(block: Block) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import AtomicFile
 
 CHECKPOINT_KEY = "fgvc"
 """Where the JSON of an fgvc checkpoint stands in the metadata of its file."""
@@ -57,6 +60,31 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path.name} is not a readable safetensors file ({error}).",
             "It may be cut short: copy or train it again.",
         ) from error
+
+
+def rewrite_checkpoint(
+    source: Path,
+    out: Path,
+    document: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Copy a checkpoint, all as it is but for what is given; the figures it stores were measured before.
+
+    Args:
+        source: a checkpoint (``load_checkpoint`` has read it).
+        out: the file to write, whole or not at all.
+        document: parts of its JSON.
+        tensors: by name.
+
+    Raises:
+        FgvcError: as ``AtomicFile``.
+    """
+    own, header = read_tensors(source)
+    text = json.dumps(json.loads(header[CHECKPOINT_KEY]) | dict(document))
+    with AtomicFile(out, overwrite=overwrite) as stream:
+        stream.write(save({**own, **(tensors or {})}, metadata=header | {CHECKPOINT_KEY: text}))
 
 
 Triple = tuple[float, ...]

@@ -27,6 +27,7 @@ from fgvc_cli.engine.device import (
 )
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import apply_temperature
+from fgvc_cli.evaluate.rejection import Novelty
 from fgvc_cli.formats.rows import RunInfo
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput, Want
@@ -143,8 +144,8 @@ def _gain(run: Callable[[Precision], None]) -> float:
 
 Answers = dict[str, np.ndarray]
 """Per image of a batch, float32: ``prob`` (B, k), ``index`` (B, k), ``box`` (B, 4) and ``parts`` (B, P, 4) in
-input pixels, ``embedding`` (B, D), ``logits`` (B, K); ``attention`` (B, h, w) float16. Only what the model
-gives and the run asks for."""
+input pixels, ``embedding`` (B, D), ``logits`` (B, K), ``novelty`` (B, 1); ``attention`` (B, h, w) float16.
+Only what the model gives and the run asks for."""
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -207,6 +208,10 @@ class Forward:
         self.size = size
         self.precision: Precision = "float32"
         self.temperature = 1.0
+        self.novelty: Novelty | None = None
+        """What gives each image a score, where asked for."""
+        self.possible: Tensor | None = None
+        """bool (K,): the classes that can occur; None: all."""
         side = info.preprocess.input_px
         noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         folded = fold_batch_norms(model.eval(), noise)
@@ -312,23 +317,38 @@ class Forward:
         want: list[Want] = ["boxes"]
         want += ["parts"] if self._info.parts else []
         want += ["heat"] if "attention" in extras else []
-        want += ["embedding"] if "embedding" in extras else []
+        want += ["embedding"] if "embedding" in extras or self.novelty else []
         return tuple(want)
 
     def _columns(self, output: ModelOutput) -> dict[str, Tensor]:
-        probs = output.probs.float()
-        best, index = probs.topk(self._info.top_k, dim=1)
-        if self.temperature != 1.0:
-            # The order comes from before: a temperature can make two close probabilities equal.
-            probs = apply_temperature(probs, self.temperature)
-            best = probs.gather(1, index)
+        probs, order = self._probs(output)
+        index = order.topk(self._info.top_k, dim=1).indices
+        best = probs.gather(1, index)
         # float32 holds every index up to 16 million.
         columns = {"prob": best, "index": index, "box": output.boxes, "parts": output.parts}
         if "embedding" in self._info.extras:
             columns["embedding"] = self._given(output.embedding, "embedding")
+        if self.novelty:
+            embedding = self._given(output.embedding, "embedding")
+            columns["novelty"] = self.novelty.scores(embedding)[:, None]
         if "logits" in self._info.extras:
             columns["logits"] = probs.clamp_min(_TINY).log()
         return {name: values for name, values in columns.items() if values is not None}
+
+    def _probs(self, output: ModelOutput) -> tuple[Tensor, Tensor]:
+        """The probabilities (B, K) that rows tell: calibrated, and over the possible classes only; and values
+        of their order, since a temperature can make two close probabilities equal."""
+        order = output.probs.float()
+        # Of several labels each stands alone: no temperature, and nothing to share out.
+        probs = order if self.temperature == 1.0 else apply_temperature(order, self.temperature)
+        if self.possible is None:
+            return probs, order
+        possible = self.possible.to(probs.device)
+        # A model can be so sure of another class that the possible ones have nothing left.
+        left = probs.clamp_min(_TINY).where(possible, 0.0)
+        if not self._info.multi_label:
+            left = left / left.sum(dim=1, keepdim=True)
+        return left, order.where(possible, -1.0)
 
     def _given(self, values: Tensor | None, extra: str) -> Tensor:
         if values is None:

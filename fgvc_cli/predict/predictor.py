@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
+import torch
 from torch import nn
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.loaders import usable_cpus, worker_count
+from fgvc_cli.data.names import find_names, same_form
 from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.formats.rows import UNSURE, Block, Extra, Row, RunInfo
+from fgvc_cli.evaluate.rejection import Novelty, read_named, read_thresholds
+from fgvc_cli.formats.rows import UNKNOWN, UNSURE, Block, Extra, Row, RunInfo
 from fgvc_cli.predict.decoding import (
     DecodePool,
     DecodeSettings,
@@ -42,6 +45,10 @@ from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
 
 AUTO: Literal["auto"] = "auto"
+ON: Literal["on"] = "on"
+OFF: Literal["off"] = "off"
+Unknown = Literal["on", "off"] | float
+"""Whether rows can be ``unknown``, or beyond which novelty they are."""
 
 KEEP_BYTES = 1 << 30
 """Images kept in memory until their crops are cut, in all workers together; the rest is read again."""
@@ -124,13 +131,13 @@ def boxes_in_image(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], preproce
 
 
 def build_block(
-    batch: RowBatch, info: RunInfo, *, first: int, crops: list[bytes] | None, min_prob: float | None
+    batch: RowBatch, info: RunInfo, *, first: int, crops: list[bytes] | None, doubt: Doubt
 ) -> Block:
     """The block of a batch.
 
     Args:
         crops: per item, where asked for.
-        min_prob: below it, a row is unsure.
+        doubt: what makes a row unsure or unknown.
     """
     rows, answers, count = batch.answered, batch.answers, len(batch.items)
 
@@ -151,9 +158,11 @@ def build_block(
     status: list[str] = [failure.status if failure else OK for failure in batch.failures]
     size = np.zeros((count, 2), np.int32)
     size[rows] = [batch.items[row].decoded[1:3] for row in rows] or np.zeros((0, 2))
-    if min_prob is not None and "prob" in answers:
-        for row in rows[answers["prob"][:, 0] < np.float32(min_prob)]:
-            status[row] = UNSURE
+    more: dict[str, list[str] | np.ndarray] = {}
+    if "novelty" in info.columns:
+        more["novelty"] = column("novelty", (1,), np.nan, np.float64)[:, 0]
+    for row, told in zip(rows.tolist(), doubt.statuses(answers) if len(rows) else (), strict=True):
+        status[row] = told
     return Block(
         first=first,
         path=[item.found.name for item in batch.items],
@@ -168,7 +177,26 @@ def build_block(
         crop=crops,
         embedding=extra("embedding"),
         logits=extra("logits"),
+        more=more,
     )
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """When a row that has a prediction is not ``ok``."""
+
+    least: np.ndarray
+    """Probability below which a row of each class is ``unsure``, float32 (K,)."""
+    unknown: float | None = None
+    """Novelty beyond which a row is ``unknown``; None: never."""
+
+    def statuses(self, answers: Answers) -> list[str]:
+        """``ok``, ``unsure`` or ``unknown`` for each answer."""
+        unsure = answers["prob"][:, 0] < self.least[answers["index"][:, 0].astype(np.intp)]
+        found = np.where(unsure, UNSURE, OK)
+        if self.unknown is not None:
+            found = np.where(answers["novelty"][:, 0] > self.unknown, UNKNOWN, found)
+        return found.tolist()
 
 
 class TrainedModel(Protocol):
@@ -208,6 +236,12 @@ class Predictor:
         top_k: predictions per row; all classes where the model has fewer.
         extras: what blocks carry beside the predictions.
         min_prob: rows whose best probability is below it are ``unsure``.
+        thresholds: class -> the same for rows of that class, or the CSV of ``fgvc eval --thresholds``; the
+            larger of the two counts.
+        unknown: rows whose novelty is beyond it are ``unknown``; ``on`` is 1, ``off`` computes no novelty;
+            None: on where the checkpoint has it.
+        classes: names of the classes that can occur, or a file with one per line: the others get a
+            probability of 0, which those share that can (not of a multi-label model).
         amp: ``none`` computes in strict float32, ``bf16`` in bfloat16 (what it leaves in float32 in TF32 on a
             card), ``auto`` as ``choose_precision``.
         compile: ``torch.compile`` the model; goes on without where that fails.
@@ -220,7 +254,8 @@ class Predictor:
         on_event: gets one line for people on each choice and mishap.
 
     Raises:
-        FgvcError: a setting out of range, a device that is not there, unknown weights.
+        FgvcError: a setting out of range, a device that is not there, unknown weights, classes that the model
+            does not know.
     """
 
     info: RunInfo
@@ -238,6 +273,9 @@ class Predictor:
         top_k: int = 5,
         extras: Iterable[Extra] = (),
         min_prob: float | None = None,
+        thresholds: str | Path | Mapping[str, float] | None = None,
+        unknown: Unknown | None = None,
+        classes: str | Path | Sequence[str] | None = None,
         amp: Amp = "none",
         compile: bool = False,
         fast_decode: bool = False,
@@ -251,7 +289,7 @@ class Predictor:
         self.device = pick_device(device)
         trained = _open(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         temperature = float(getattr(trained, "temperature", 1.0))
-        settings = {
+        settings: dict[str, Any] = {
             "options": _options(trained.model),
             "temperature": temperature,
             "min_prob": min_prob,
@@ -262,15 +300,28 @@ class Predictor:
         }
         if getattr(trained, "multi_label", False):
             settings["multi_label"] = True
+        novelty = _novelty(trained, unknown)
+        if novelty:
+            settings["unknown"] = 1.0 if unknown in (None, ON) else float(unknown)
+        possible = _possible(classes, trained.classes)
+        if possible is not None:
+            settings["classes"] = [trained.classes[i] for i in possible]
+        least = np.full(len(trained.classes), min_prob or 0, np.float32)
+        if thresholds is not None:
+            settings["thresholds"] = {}
+            for index, value in _thresholds(thresholds, trained).items():
+                settings["thresholds"][trained.classes[index]] = value
+                least[index] = max(least[index], value)
         self.info = RunInfo(
             model=trained.name,
             weights_sha256=trained.sha256,
             classes=trained.classes,
             preprocess=trained.preprocess,
-            top_k=min(top_k, len(trained.classes)),
+            top_k=min(top_k, len(trained.classes if possible is None else possible)),
             parts=int(getattr(trained.model, "part_count", 0)),
             extras=wanted,
             settings=settings,
+            columns=("novelty",) if novelty else (),
         )
         self._tell = on_event or (lambda text: None)
         self._crop_box = crop_box or (lambda box, size: box)
@@ -280,7 +331,7 @@ class Predictor:
         self._told_of_waiting = False
         self._kept: DecodePool | None = None
         self._numbers = itertools.count()
-        self._min_prob = min_prob
+        self._doubt = Doubt(least, settings.get("unknown"))
         self._fast_decode = fast_decode
         self._forward = Forward(
             trained.model,
@@ -293,6 +344,10 @@ class Predictor:
             tell=self._tell,
         )
         self._forward.temperature = temperature
+        self._forward.novelty = novelty
+        if possible is not None:
+            self._forward.possible = torch.zeros(len(trained.classes), dtype=torch.bool)
+            self._forward.possible[possible] = True
         self._probe_count = PROBE_BATCH if batch_size == AUTO else batch_size
         probe = expected is None or expected >= PROBE_IMAGES
         precision = choose_precision(amp, self.device, self._probe_precision, self._tell, probe=probe)
@@ -420,7 +475,7 @@ class Predictor:
 
     def _block(self, step: _Step, first: int) -> Block:
         crops = None if step.crops is None else [crop.result() for crop in step.crops]
-        return build_block(step.batch, self.info, first=first, crops=crops, min_prob=self._min_prob)
+        return build_block(step.batch, self.info, first=first, crops=crops, doubt=self._doubt)
 
     def _probe_precision(self, precision: Precision) -> None:
         """One pass over a batch as the run's own: with few images converting the weights hides the gain."""
@@ -445,6 +500,45 @@ def _check(
             known = ", ".join(get_args(Extra))
             raise FgvcError(f"There is no extra {extra!r}, expected some of {known}.", None, EXIT_USAGE)
     return tuple(wanted)
+
+
+def _novelty(trained: TrainedModel, unknown: Unknown | None) -> Novelty | None:
+    """What gives rows their novelty; None where that is not asked for, or by default not there."""
+    if unknown == OFF:
+        return None
+    if unknown not in (None, ON) and not (isinstance(unknown, int | float) and unknown > 0):
+        raise FgvcError(f"--unknown got {unknown!r}, expected on, off or a number above 0.", None, EXIT_USAGE)
+    novelty: Novelty | None = getattr(trained, "novelty", None)
+    if novelty is None and unknown is not None:
+        raise FgvcError(
+            f"--unknown needs a checkpoint with novelty; this {trained.name} has none.",
+            "fgvc eval --weights MODEL --split val --fit-novelty NEW.safetensors",
+            EXIT_USAGE,
+        )
+    return novelty
+
+
+def _possible(classes: str | Path | Sequence[str] | None, known: Sequence[str]) -> list[int] | None:
+    """Numbers of the classes that can occur; None: all."""
+    if classes is None:
+        return None
+    if isinstance(classes, str | Path):
+        classes = read_named(Path(classes), "--classes").splitlines()
+    return find_names([line.strip() for line in classes if line.strip()], known, "--classes")
+
+
+def _thresholds(thresholds: str | Path | Mapping[str, float], trained: TrainedModel) -> dict[int, float]:
+    """Number of a class -> probability below which its rows are unsure, in the order of the classes."""
+    if getattr(trained, "multi_label", False):
+        raise FgvcError(
+            "--thresholds is for models that tell one class, this one tells several labels per image.",
+            "Leave it out.",
+            EXIT_USAGE,
+        )
+    given = thresholds if isinstance(thresholds, Mapping) else read_thresholds(Path(thresholds))
+    numbers = find_names(given, trained.classes, "--thresholds")
+    forms = {same_form(name): float(value) for name, value in given.items()}
+    return {index: forms[same_form(trained.classes[index])] for index in numbers}
 
 
 def count_named(sources: Sequence[str | Path]) -> int | None:

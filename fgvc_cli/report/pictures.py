@@ -19,7 +19,7 @@ from PIL import Image
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.h5 import reading
-from fgvc_cli.formats.rows import Table, as_text
+from fgvc_cli.formats.rows import UNKNOWN, Table, as_text
 from fgvc_cli.predict.decoding import BIG_PIXELS, TURNS
 from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.frames import FrameChoice, locate_frame
@@ -177,7 +177,8 @@ def choose_rows(table: Table, limit: int, wrong: np.ndarray | None = None) -> li
     """The rows that get a picture, in order, at most ``limit``.
 
     All that have a prediction, if they are few enough. Else half of them are those most worth a look: wrong
-    ones, the surest first, then the least sure; the other half is spread evenly over the classes.
+    ones, the surest first, then unknown ones, then the least sure; the other half is spread evenly over the
+    classes.
 
     Args:
         wrong: (N,) bool, where labels are known.
@@ -185,7 +186,8 @@ def choose_rows(table: Table, limit: int, wrong: np.ndarray | None = None) -> li
     rows = np.flatnonzero(table.answered)
     if len(rows) <= limit:
         return rows.tolist()
-    prob = np.nan_to_num(table.rows.topk_prob[rows, 0])
+    unknown = np.array([table.rows.status[row] == UNKNOWN for row in rows])
+    prob = np.nan_to_num(table.rows.topk_prob[rows, 0]) - unknown
     is_wrong = wrong[rows] if wrong is not None else np.zeros(len(rows), bool)
     doubtful = np.lexsort((np.where(is_wrong, -prob, prob), ~is_wrong))[: limit - limit // 2]
     rest = np.setdiff1d(np.arange(len(rows)), doubtful, assume_unique=True)

@@ -23,7 +23,7 @@ from fgvc_cli.report.page import read_labels
 from fgvc_cli.report.pictures import recorded_images
 from fgvc_cli.report.review import take_rows
 
-Doubt = Literal["margin", "entropy"]
+Doubt = Literal["margin", "entropy", "novelty"]
 
 
 @options
@@ -37,7 +37,8 @@ class SelectOptions:
     out: Path | None = None
     """CSV to appear; None: to stdout."""
     doubt: Doubt = "margin"
-    """margin: the two best classes are close; entropy: the probability is spread over many."""
+    """margin: the two best classes are close; entropy: the probability is spread over many; novelty: the
+    image is unlike those of the training."""
     pool: Annotated[int, Field(ge=1)] = 2
     """How many times ``count`` of the most doubtful rows are candidates; 1 picks by doubt alone."""
     reviewed: Path | None = None
@@ -58,12 +59,12 @@ class Selection:
     """Their numbers in the file."""
     paths: tuple[str, ...]
     doubt: tuple[float, ...]
-    """In [0, 1]: see ``doubt_of``."""
+    """See ``doubt_of``; the column ``novelty`` where that was asked for."""
     out: Path | None
     """The CSV that lists them; None: stdout."""
 
 
-def doubt_of(prob: np.ndarray, kind: Doubt) -> np.ndarray:
+def doubt_of(prob: np.ndarray, kind: Literal["margin", "entropy"]) -> np.ndarray:
     """Doubt of each row (N,) in [0, 1] by its k best probabilities (N, k); -1 where there are none.
 
     ``margin``: one less the distance of the two best (Scheffer et al., 2001), of one class what it leaves
@@ -129,7 +130,7 @@ def select(options: SelectOptions) -> Selection:
             f"{options.predictions} is of a model that tells several labels per image; select ranks rows by "
             "one class of each."
         )
-    doubt = doubt_of(table.rows.topk_prob, options.doubt)
+    doubt = _doubt(table, options)
     doubt[~table.answered] = -1
     seen = _seen(table, options.reviewed, messages)
     doubt[seen] = -1
@@ -161,6 +162,18 @@ def select(options: SelectOptions) -> Selection:
     return Selection(
         tuple(picked.tolist()), tuple(chosen.rows.path), tuple(doubt[picked].tolist()), options.out
     )
+
+
+def _doubt(table: Table, options: SelectOptions) -> np.ndarray:
+    """(N,); -1 where nothing is known of it."""
+    if options.doubt != "novelty":
+        return doubt_of(table.rows.topk_prob, options.doubt)
+    if "novelty" not in table.info.columns:
+        raise FgvcError(
+            f"{options.predictions} has no column novelty.",
+            "It takes a model that has it: fgvc eval --split val --fit-novelty.",
+        )
+    return np.nan_to_num(np.array(table.rows.column("novelty")), nan=-1)
 
 
 def _seen(table: Table, reviewed: Path | None, messages: Messages) -> np.ndarray:

@@ -66,13 +66,13 @@ class Part:
     """A piece of the walk, as it travels: paths as texts, which take a tenth of the time of ``Path``."""
 
     first: int
-    images: tuple[tuple[str | Stored, str], ...]
+    images: tuple[tuple[Any, ...], ...]
     rows: tuple[int, ...] = ()
     """As of ``Task``."""
 
     def found(self) -> list[Found]:
         """The images."""
-        return [Found(Path(p) if isinstance(p, str) else p, name) for p, name in self.images]
+        return [Found(Path(p) if isinstance(p, str) else p, *rest) for p, *rest in self.images]
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,11 +416,11 @@ def cut_parts(tasks: Iterator[Task], size: int) -> Iterator[Part]:
             first += len(taken)
 
 
-def _take(images: Iterator[Found], size: int) -> list[tuple[str | Stored, str]]:
-    taken: list[tuple[str | Stored, str]] = []
+def _take(images: Iterator[Found], size: int) -> list[tuple[Any, ...]]:
+    taken: list[tuple[Any, ...]] = []
     held = 0
-    for path, name in islice(images, size):
-        taken.append((path if isinstance(path, Stored) else os.fspath(path), name))
+    for path, *rest in islice(images, size):
+        taken.append((path if isinstance(path, Stored) else os.fspath(path), *rest))
         held += len(path.data) if isinstance(path, HeldMember) else 0
         if held > HELD_BYTES:
             break

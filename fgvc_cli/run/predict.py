@@ -104,6 +104,14 @@ class PredictOptions:
     """CSV with one row per file where rows are frames (``frames``, ``every``)."""
     min_prob: Annotated[float, Field(ge=0, le=1)] | None = None
     """Rows less sure than this get the status ``unsure``."""
+    thresholds: Path | dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """Class -> the same for rows of that class, or the CSV that ``fgvc eval --thresholds`` writes; the larger
+    counts."""
+    unknown: Literal["on", "off"] | Annotated[float, Field(gt=0)] | None = None
+    """Rows unlike the training images get the status ``unknown``: on, off, or how unlike (1 is on); None: on
+    where the model can tell."""
+    classes: str | tuple[str, ...] | None = None
+    """Which classes can occur: their names, or a file with one per line; None: all."""
     amp: Literal["auto", "none", "bf16"] = "auto"
     """Precision: none is float32."""
     compile: bool = False
@@ -141,16 +149,8 @@ class PredictOptions:
     def __post_init__(self) -> None:
         """Raise FgvcError where options exclude each other."""
         if not self.out:
-            files = [
-                "shard",
-                "devices",
-                "ray",
-                "restart",
-                "retry_failed",
-                "accept_list",
-                "crops_dir",
-                "maps_dir",
-            ]
+            files = ["shard", "devices", "ray", "restart", "retry_failed", "accept_list", "crops_dir"]
+            files += ["maps_dir"]
             files += ["per_file"]
             for name in [*files, "maps", "crops", "embeddings", "logits"]:
                 if getattr(self, name) not in (None, False):
@@ -508,6 +508,9 @@ def open_predictor(options: PredictOptions, note: Note, shard: ShardOf = WHOLE) 
         top_k=options.top_k,
         extras=options.outputs.needed(),
         min_prob=options.min_prob,
+        thresholds=options.thresholds,
+        unknown=options.unknown,
+        classes=options.classes,
         amp=_amp(options, device, shard),
         compile=options.compile,
         fast_decode=options.fast_decode,

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Messages
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, FgvcError
-from fgvc_cli.formats.rows import Block, Row, has_prediction
+from fgvc_cli.formats.rows import UNKNOWN, UNSURE, Block, Row, has_prediction
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -56,7 +56,7 @@ class RunResult:
     """What a run came to."""
 
     statuses: dict[str, int]
-    """How many images have which status: ``ok``, ``unsure``, or why there is no prediction."""
+    """How many images have which status: ``ok``, ``unsure``, ``unknown``, or why there is no prediction."""
     outputs: tuple[Path, ...] = ()
     """Files and folders that hold the rows; none without ``out``, and of a shard, which waits for
     ``merge``."""
@@ -209,12 +209,12 @@ class PredictProgress:
         return RunResult(dict(self.statuses), tuple(outs), tuple(rows), self.folders_left_out)
 
     def _fates(self) -> str:
-        failures, unsure = self.failures, self.statuses["unsure"]
+        failures, doubted = self.failures, {name: self.statuses[name] for name in (UNSURE, UNKNOWN)}
         failed = failures.total()
         reasons = ", ".join(f"{status} {count:,}" for status, count in failures.most_common())
         reasons = f" ({reasons})" if reasons else ""
-        middle = f" {unsure:,} unsure," if unsure else ""
-        return f"{self.rows - failed - unsure:,} ok,{middle} {failed:,} failed{reasons}"
+        middle = "".join(f" {count:,} {name}," for name, count in doubted.items() if count)
+        return f"{self.rows - failed - sum(doubted.values()):,} ok,{middle} {failed:,} failed{reasons}"
 
     def _speed(self) -> str:
         seconds = max(time.monotonic() - self._start, 1e-9)

@@ -7,10 +7,13 @@ import importlib
 import json
 import shutil
 from collections import Counter
+from dataclasses import asdict
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import fgvc_cli
@@ -18,6 +21,8 @@ from fgvc_cli.cli import app
 from fgvc_cli.engine.checkpoint import load_checkpoint
 from fgvc_cli.engine.evaluate import REPORT_FILES
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.models.weights import read_tensors, rewrite_checkpoint
 
 
 def fgvc(*arguments: object):
@@ -30,10 +35,11 @@ def evaluate(*arguments: object):
     return result
 
 
-def train(data, model, out) -> None:
+def train(data, model, out) -> str:
     result = fgvc("train", "--no-pretrained", "--epochs", 1, "--batch-size", 6, "--input-px", 32, "--workers",
                   0, "--device", "cpu", "--data", data, "--model", model, "--out", out)  # fmt: skip
     assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,8 @@ def world(tmp_path_factory):
                 "--test", 5, "--size-px", 64)  # fmt: skip
     assert made.exit_code == 0, made.output
     for name, model in (("first", "crasmra-mobilenetv2_035"), ("second", "timm-resnet10t")):
-        train(root / "aviary", model, root / name)
+        told = train(root / "aviary", model, root / name)
+        assert "no novelty is fitted: that takes 19 val images" in told
     return root
 
 
@@ -260,10 +267,8 @@ def test_calibrate_writes_a_copy_with_the_temperature_of_the_training(world, tmp
         monkeypatch.setattr(f"fgvc_cli.evaluate.calibration.{name}", 0)
     source = world / "first/model.safetensors"
     trained = load_checkpoint(source)
-    from fgvc_cli.evaluate.calibration import Calibration, write_calibrated
-
     forgotten = tmp_path / "interrupted.safetensors"
-    write_calibrated(source, forgotten, Calibration(1.0, "val", 6))
+    rewrite_checkpoint(source, forgotten, {"calibration": asdict(Calibration(1.0, "val", 6))})
     out = tmp_path / "calibrated.safetensors"
     printed = evaluate("--weights", forgotten, "--split", "val", "--calibrate", out).stdout
     copy = load_checkpoint(out)
@@ -274,12 +279,110 @@ def test_calibrate_writes_a_copy_with_the_temperature_of_the_training(world, tmp
     assert {**copy.metadata, "calibration": None} == {**trained.metadata, "calibration": None}
 
 
+@pytest.fixture(scope="module")
+def measured_birds(tmp_path_factory):
+    """A model with enough val images for what is fitted on them."""
+    root = tmp_path_factory.mktemp("fits")
+    made = fgvc("datasets", "make", "aviary", root / "birds", "--species", 3, "--train", 6, "--val", 8,
+                "--test", 4, "--size-px", 64)  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert "no novelty" not in train(root / "birds", "timm-resnet10t", root / "run")
+    return root
+
+
+def test_novelty_is_fitted_by_training_and_again_into_a_copy(measured_birds, tmp_path):
+    """The copy says of its val split what the threshold says, and a foreign image is unknown."""
+    source = measured_birds / "run/model.safetensors"
+    trained = load_checkpoint(source)
+    without = tmp_path / "old.safetensors"
+    tensors, header = read_tensors(source)
+    document = json.loads(header["fgvc"])
+    assert document["format"] == 2 and document.pop("novelty")["images"] == 24
+    old = {name: values for name, values in tensors.items() if not name.startswith("novelty.")}
+    save_file(old, without, metadata={"fgvc": json.dumps(document | {"format": 1})})
+    assert load_checkpoint(without).novelty is None
+    out = tmp_path / "new.safetensors"
+    printed = evaluate("--weights", without, "--split", "val", "--fit-novelty", out).stdout
+    assert "keeps 95% of 24 images of the val split" in printed and str(out) in printed
+    again = load_checkpoint(out)
+    assert again.novelty.means.allclose(trained.novelty.means, atol=2e-3) and again.metadata["format"] == 2
+    assert again.novelty.threshold == pytest.approx(trained.novelty.threshold, rel=1e-3)
+    for key, tensor in trained.model.state_dict().items():
+        assert tensor.equal(again.model.state_dict()[key])
+
+    options = {"weights": str(out), "workers": 0, "device": "cpu", "amp": "none", "quiet": True}
+    found = fgvc_cli.predict_folder(measured_birds / "birds/val", **options)
+    assert found.exit_code == 0 and found.statuses == {"ok": 24}  # the least number that keeps 95 % of 25
+    found = fgvc_cli.predict_folder(measured_birds / "birds/val", unknown=0.01, **options)
+    assert found.exit_code == 0 and found.statuses == {"unknown": 24} and found.failed == 0
+    assert all(row.ok and row.labels and 0 < row.more["novelty"] <= 1 for row in found.rows)
+
+
+def test_thresholds_of_the_val_split_are_written_and_used(measured_birds, tmp_path):
+    weights, out = measured_birds / "run/model.safetensors", tmp_path / "least.csv"
+    arguments = ("--weights", weights, "--split", "val", "--thresholds", out)
+    printed = evaluate(*arguments, "--target-precision", 0.1).stdout
+    assert "24 images of the val split" in printed and str(out) in printed
+    table = rows(out)
+    assert [*table[0]] == ["class", "threshold", "precision", "coverage", "images"]
+    assert [row["class"] for row in table] == [*load_checkpoint(weights).classes]
+    assert sum(int(row["images"]) for row in table) == 24
+    again = fgvc("eval", *arguments, "--target-precision", 0.1)
+    assert again.exit_code == 1 and "--overwrite" in again.stderr
+    out.write_text(f"class,threshold\n{table[0]['class']},1.1\n")
+    options = {"workers": 0, "device": "cpu", "amp": "none", "unknown": "off", "quiet": True}
+    found = fgvc_cli.predict_folder(measured_birds / "birds/val", weights=weights, thresholds=out, **options)
+    assert {row.status for row in found.rows if row.labels[0] == table[0]["class"]} <= {"unsure"}
+    assert {row.status for row in found.rows if row.labels[0] != table[0]["class"]} <= {"ok"}
+
+
+def test_what_makes_rows_doubtful_is_typed_recorded_and_the_same_from_python(measured_birds, tmp_path):
+    weights, birds = measured_birds / "run/model.safetensors", measured_birds / "birds/test"
+    first, *_, last = load_checkpoint(weights).classes
+    (tmp_path / "here.txt").write_text(f"{last}\n{first}\n")
+    (tmp_path / "least.csv").write_text(f"class,threshold\n{first},0.9\n")
+    options = {"weights": str(weights), "workers": 0, "device": "cpu", "amp": "none", "quiet": True}
+    arguments = [f"--{name}={value}" for name, value in options.items() if name != "quiet"]
+    arguments += ["--classes", tmp_path / "here.txt", "--thresholds", tmp_path / "least.csv"]
+    outs = ["--out", tmp_path / "p.csv", "--out", tmp_path / "p.h5"]
+    typed = fgvc("predict", birds, *arguments, "--unknown", 1.5, *outs)
+    assert typed.exit_code == 0, typed.output
+    table = rows(tmp_path / "p.csv")
+    assert {row["label"] for row in table} | {row["label_2"] for row in table} == {first, last}
+    assert [*table[0]][-1] == "novelty" and "label_3" not in table[0]
+    with h5py.File(tmp_path / "p.h5") as file:
+        settings = json.loads(file.attrs["settings"])
+    assert settings["classes"] == [first, last] and settings["unknown"] == 1.5
+    assert settings["thresholds"] == {first: 0.9}
+    found = fgvc_cli.predict_folder(
+        birds, classes=[first, last], thresholds={first: 0.9}, unknown=1.5, **options
+    )
+    assert [row.status for row in found.rows] == [row["status"] for row in table]
+    assert [f"{row.more['novelty']:.3f}" for row in found.rows] == [
+        f"{float(r['novelty']):.3f}" for r in table
+    ]
+    (tmp_path / "here.txt").write_text(f"{first}s\n")
+    for more, names in (
+        ([], f"(nearest: {first}"),
+        (["--unknown", "some"], "expected on or off or a number"),
+    ):
+        wrong = fgvc("predict", birds, *arguments, *more)
+        assert wrong.exit_code == 2 and names in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "names"),
     [
         (["--calibrate", "new.safetensors"], 2, "--split val"),
         (["--split", "val", "--calibrate", "new.safetensors", "--json"], 2, "--json"),
         (["--split", "val", "--calibrate", "new.safetensors", "--out", "new"], 2, "--out"),
+        (["--fit-novelty", "new.safetensors"], 2, "--split val"),
+        (["--split", "val", "--fit-novelty", "new.safetensors"], 1, "19 val images"),
+        (["--split", "val", "--fit-novelty", "a.safetensors", "--calibrate", "b.safetensors"], 2, "go with"),
+        (["--split", "val", "--thresholds", "new.csv"], 2, "--target-precision 0.95"),
+        (["--split", "val", "--target-precision", 0.9], 2, "--thresholds FILE.csv"),
+        (["--split", "val", "--target-precision", 0.999, "--thresholds", "new.csv"], 1, "cannot be shown"),
+        (["--split", "val", "--target-precision", 95, "--thresholds", "new.csv"], 2, "less than 1"),
         (["--overwrite"], 2, "--overwrite"),
         (["--out", "none/new"], 1, "mkdir -p none"),
         (["--out", "file.txt"], 1, "is a file"),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 from fgvc_cli.engine import weights as weights_module
 from fgvc_cli.engine.checkpoint import file_sha256
 from fgvc_cli.engine.weights import default_notice, open_weights, read_manifest, resolve_weights
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.predict.predictor import Predictor
 
 MAX_BYTES = 30e6
 
@@ -45,6 +48,19 @@ def test_each_entry_is_what_its_file_says(name):
         for metric, value in metrics.items():
             assert stored[split][metric] == pytest.approx(value, abs=5e-5), (split, metric)
     assert "fgvc train" in entry.recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [("aviary", True), ("groceries", False), ("groceries-vit", False)]
+)
+def test_birds_are_known_to_aviary_and_unknown_to_groceries(name, known):
+    checkpoint, photos = open_weights(name), Path(__file__).parents[2] / "examples" / "photos"
+    assert checkpoint.novelty is not None and checkpoint.novelty.means.dtype == torch.float16
+    assert len(checkpoint.novelty.means) == len(checkpoint.classes)
+    rows = list(Predictor(checkpoint, device="cpu", workers=0).predict(photos))
+    unknown = [row.status == "unknown" for row in rows]
+    assert len(rows) == 12 and (sum(unknown) <= 3 if known else sum(unknown) >= 11)
+    assert unknown == [row.more["novelty"] > 1 for row in rows]
 
 
 def test_no_path_of_a_machine_is_recorded():

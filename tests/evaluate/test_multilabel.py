@@ -195,7 +195,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_checkpoint_says_so_and_has_no_temperature(run: Path) -> None:
     checkpoint = load_checkpoint(run / "run" / "model.safetensors")
-    assert checkpoint.multi_label and checkpoint.temperature == 1
+    assert checkpoint.multi_label and checkpoint.temperature == 1 and checkpoint.novelty is None
     assert checkpoint.metadata["options"]["multi_label"] is True
     assert "calibration" not in checkpoint.metadata
     assert {"macro_f1", "micro_f1", "map", "exact_match"} <= set(checkpoint.metadata["metrics"]["test"])

@@ -7,12 +7,14 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fake_predictor import fake_block, fake_info
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import AtomicFile
-from fgvc_cli.formats.csv_rows import CsvSink, StdoutSink, csv_cells, csv_columns
+from fgvc_cli.formats.csv_rows import CsvSink, PerFileSink, StdoutSink, csv_cells, csv_columns
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Layout, Row, RunInfo, rows_block
 
@@ -210,3 +212,20 @@ def test_full_disk_inside_the_block_is_explained_and_leaves_nothing(tmp_path):
     with pytest.raises(FgvcError, match="Could not write .*a.bin: No space left"), AtomicFile(out):
         raise OSError(28, "No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_frames_is_unsure_by_the_mean_probability_and_unknown_by_the_mean_novelty(tmp_path):
+    settings = {"frames": {}, "min_prob": 0.5, "thresholds": {"cat": 0.8}, "unknown": 1.0}
+    info = fake_info(top_k=1, columns=("novelty",), **settings)
+    frames = {"sure": [(0, 0.9, 0.2), (0, 0.8, 1.6)], "class": [(0, 0.75, 0.2), (0, 0.7, 0.2)]}
+    frames |= {"other": [(1, 0.75, 0.2)], "low": [(1, 0.4, 0.2)], "foreign": [(0, 0.9, 1.9), (0, 0.9, 0.2)]}
+    rows = [(f"{name}.gif#{i}", *frame) for name, own in frames.items() for i, frame in enumerate(own)]
+    block = fake_block(info, [name for name, *_ in rows])
+    block.topk_index[:, 0], block.topk_prob[:, 0] = [row[1] for row in rows], [row[2] for row in rows]
+    block.more["novelty"] = np.array([row[3] for row in rows])
+    with PerFileSink(tmp_path / "p.csv") as sink:
+        sink.begin(info)
+        sink.write(block)
+    table = csv.DictReader((tmp_path / "p.csv").open())
+    found = {row["path"].removesuffix(".gif"): row["status"] for row in table}
+    assert found == {"sure": "ok", "class": "unsure", "other": "ok", "low": "unsure", "foreign": "unknown"}

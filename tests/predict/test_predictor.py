@@ -17,6 +17,7 @@ from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.data.transforms import EvalTransform, normalize
 from fgvc_cli.engine.checkpoint import save_checkpoint
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.evaluate.rejection import Novelty
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict.decoding import cut_crop
@@ -333,6 +334,135 @@ def test_rows_below_min_prob_are_unsure_and_keep_their_predictions(tmp_path):
     assert (sure.status, unsure.status) == ("ok", "unsure")
     assert unsure.ok and unsure.labels[0] == "red" and unsure.probs[0] < 0.5 and unsure.box
     assert [row.status for row in predictor().predict(images)] == ["ok", "ok"]
+
+
+class Embedding(MeanColour):
+    """Its embedding is the mean colour, in [-1, 1]."""
+
+    def forward(self, images, want=()):
+        output = super().forward(images, want)
+        output.embedding = images.mean(dim=(2, 3)) if "embedding" in want else None
+        return output
+
+
+def of_red_and_blue(**options):
+    """Knows pure red and pure blue; what is 0.5 from both, and 1 off by the variance, is at the threshold."""
+    trained = checkpoint(Embedding())
+    means = torch.tensor([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]]).half()
+    trained.novelty = Novelty(torch.zeros(3), torch.ones(3), means, threshold=0.5 / math.sqrt(3))
+    return Predictor(trained, device="cpu", batch_size=4, workers=0, top_k=2, **options)
+
+
+def test_what_is_unlike_the_training_images_is_unknown_and_keeps_its_predictions(tmp_path):
+    colors = {"near": (255, 60, 0), "far": (255, 70, 0), "green": (0, 255, 0)}
+    images = [save_colour(tmp_path / f"{name}.png", color) for name, color in colors.items()]
+    model = of_red_and_blue(min_prob=0.99)
+    near, far, green = model.predict(images)
+    assert [row.status for row in (near, far, green)] == ["unsure", "unknown", "unknown"]
+    assert near.more["novelty"] == pytest.approx(60 / 127.5 / 0.5, rel=1e-5)
+    assert far.more["novelty"] == pytest.approx(70 / 127.5 / 0.5, rel=1e-5)
+    assert green.ok and green.labels[0] == "green" and green.box
+    assert model.info.columns == ("novelty",) and model.info.settings["unknown"] == 1
+    assert next(model.blocks(images)).embedding is None  # the score does not need it to be asked for
+    looser = of_red_and_blue(unknown=1.2)
+    assert [row.status for row in looser.predict(images)] == ["ok", "ok", "unknown"]
+    assert looser.info.settings["unknown"] == 1.2
+
+
+def test_novelty_can_be_left_out_and_a_checkpoint_without_it_is_as_before(tmp_path):
+    images = [
+        save_colour(tmp_path / "green.png", (0, 255, 0)),
+        save_colour(tmp_path / "red.png", (255, 0, 0)),
+    ]
+    for model in (of_red_and_blue(unknown="off"), predictor(), predictor(unknown="off")):
+        assert [(row.status, dict(row.more)) for row in model.predict(images)] == [("ok", {})] * 2
+        assert model.info.columns == () and "unknown" not in model.info.settings
+    with pytest.raises(FgvcError, match="none.*fgvc eval --weights MODEL --split val --fit-novelty") as error:
+        predictor(unknown="on")
+    assert error.value.exit_code == 2
+    for wrong in ("some", 0, -1):
+        with pytest.raises(FgvcError, match="expected on, off or a number above 0"):
+            of_red_and_blue(unknown=wrong)
+
+
+def test_an_unreadable_image_has_no_novelty(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    images = [found(tmp_path / "bad.png"), save_colour(tmp_path / "red.png", (255, 0, 0))]
+    bad, red = of_red_and_blue().predict(images)
+    assert not bad.ok and dict(bad.more) == {} and red.status == "ok" and red.more["novelty"] < 0.01
+
+
+def test_only_the_classes_that_can_occur_are_told(tmp_path):
+    """The others' probability goes to them, before top k, temperature and min-prob count."""
+    image = save_colour(tmp_path / "a.png", (200, 190, 30))
+    hot = checkpoint()
+    hot.temperature = 2.0
+    options = {"device": "cpu", "batch_size": 1, "workers": 0, "extras": ("logits",), "min_prob": 0.6}
+    model = Predictor(hot, top_k=3, classes=["blue", "green", "blue"], **options)
+    (row,) = model.predict([image])
+    roots = np.sqrt(expected_probs((200, 190, 30)))[1:]
+    assert row.labels == ("green", "blue") and row.status == "ok"
+    np.testing.assert_allclose(row.probs, roots / roots.sum(), rtol=1e-5)
+    (block,) = model.blocks([image])
+    assert np.exp(block.logits)[0, 0] < 1e-30
+    assert model.info.settings["classes"] == ["green", "blue"] and model.info.classes == CLASSES
+    (row,) = Predictor(hot, top_k=3, **options).predict([image])
+    assert row.labels[0] == "red" and row.status == "unsure"
+
+
+def test_a_model_that_is_sure_of_another_class_still_tells_one_that_can_occur(tmp_path):
+    class Sure(MeanColour):
+        def forward(self, images, want=()):
+            return ModelOutput(logits={}, probs=torch.tensor([[1.0, 0.0, 0.0]]).repeat(len(images), 1))
+
+    image = save_colour(tmp_path / "a.png", (255, 0, 0))
+    (row,) = predictor(Sure(), classes=["green", "blue"]).predict([image])
+    assert row.labels == ("green", "blue") and row.probs == (0.5, 0.5)
+
+
+def test_of_several_labels_each_keeps_its_own_probability(tmp_path):
+    several = checkpoint()
+    several.multi_label = True
+    image = save_colour(tmp_path / "a.png", (200, 190, 30))
+    options = {"device": "cpu", "batch_size": 1, "workers": 0, "top_k": 3}
+    (row,) = Predictor(several, classes=["blue", "green"], **options).predict([image])
+    np.testing.assert_allclose(row.probs, expected_probs((200, 190, 30))[1:], rtol=1e-5)
+    with pytest.raises(FgvcError, match="several labels"):
+        Predictor(several, thresholds={"red": 0.5}, **options)
+
+
+def test_names_that_are_no_class_are_refused_with_the_nearest(tmp_path):
+    listed = tmp_path / "here.txt"
+    listed.write_text("\ufeffgreen\r\n\r\n blue \r\n", encoding="utf-8")
+    assert predictor(classes=listed).info.settings["classes"] == ["green", "blue"]
+    listed.write_text("gren\nblue\n")
+    with pytest.raises(
+        FgvcError, match=r"--classes has 1 name that the model does not know: 'gren' \(nearest: green, red\)"
+    ):
+        predictor(classes=str(listed))
+    with pytest.raises(FgvcError, match="names no class"):
+        predictor(classes=[])
+    with pytest.raises(FgvcError, match="No such file"):
+        predictor(classes=tmp_path / "none.txt")
+
+
+def test_rows_below_the_threshold_of_their_class_are_unsure(tmp_path):
+    colors = ((255, 0, 0), (0, 0, 255))
+    images = [save_colour(tmp_path / f"{i}.png", color) for i, color in enumerate(colors)]
+    prob = float(expected_probs(colors[0])[0])
+
+    def statuses(**options):
+        return [row.status for row in predictor(**options).predict(images)]
+
+    assert statuses(thresholds={"red": prob + 0.01, "blue": prob - 0.01}) == ["unsure", "ok"]
+    assert statuses(thresholds={"blue": prob + 0.01}, min_prob=prob - 0.01) == ["ok", "unsure"]
+    assert statuses(thresholds={"blue": prob - 0.01}, min_prob=prob + 0.01) == ["unsure", "unsure"]
+    table = tmp_path / "least.csv"
+    table.write_text("class,threshold\nblue,0.99\nred,0.2\n")
+    model = predictor(thresholds=table)
+    assert model.info.settings["thresholds"] == {"red": 0.2, "blue": 0.99}
+    with pytest.raises(FgvcError, match="--thresholds has 1 name that the model does not know: 'rot'"):
+        predictor(thresholds={"rot": 0.5})
 
 
 def test_the_temperature_of_the_checkpoint_is_in_the_probabilities(tmp_path):

@@ -83,6 +83,18 @@ def test_unsure_come_first_and_hostile_names_are_text(reader, page):
     assert reader.js("document.querySelectorAll('img').length") == 0
 
 
+def test_unknown_ones_are_counted_and_come_before_the_unsure(reader, tmp_path):
+    rows = block([("ant", 0.9), ("bee", 0.4), ("cat", 0.95), None])
+    rows.status[2] = "unknown"
+    report(write_h5(tmp_path / "p.h5", rows), out=tmp_path / "p.html", quiet=True)
+    reader.open(tmp_path / "p.html")
+    reader.counts("4 images")
+    assert reader.paths() == ["002.jpg", "001.jpg", "000.jpg", "003.jpg"]
+    assert reader.find("#summary").text.startswith("4 images · 1 unknown · 1 unsure · 1 failed")
+    reader.tick("unknown")
+    reader.counts("1 of 4 images")
+
+
 def test_orders_by_keyboard(reader, page):
     reader.open(page)
     reader.find("#order").send_keys("path, Z")

@@ -119,6 +119,12 @@ def test_half_are_the_least_sure_and_half_are_spread_over_the_classes():
     assert choose_rows(table, 0) == []
 
 
+def test_unknown_ones_come_before_the_unsure():
+    table = many(300)
+    table.rows.status[250] = table.rows.status[260] = "unknown"
+    assert {250, 260, 0} < set(choose_rows(table, 6)) and {250, 260} < set(choose_rows(table, 4))
+
+
 def test_mistakes_come_before_the_unsure_the_surest_first():
     wrong = np.zeros(300, bool)
     wrong[[100, 200]] = True

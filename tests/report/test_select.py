@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import fgvc_cli
 from fgvc_cli.cli import app
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.formats.csv_rows import CsvSink
 from fgvc_cli.formats.h5 import H5Sink
 from fgvc_cli.formats.outputs import format_of, read_embeddings, read_table
 from fgvc_cli.report.select import doubt_of, spread
@@ -90,6 +92,25 @@ def test_the_csv_is_what_report_reads(preds, tmp_path, capsys):
     assert fgvc_cli.report(out, tmp_path / "q.html", review=True, thumbs=0, quiet=True).rows == 3
     with pytest.raises(FgvcError, match=r"todo.csv exists"):
         fgvc_cli.select(preds, 3, out=out)
+
+
+def test_rows_unlike_the_training_images_are_picked_by_their_novelty(tmp_path):
+    rows = block([("ant", 0.9), ("bee", 0.99), None, ("cat", 0.5)])
+    rows.more["novelty"] = np.array([0.8, 1.7, np.nan, 1.2])
+    rows.status[1] = "unknown"
+    preds = tmp_path / "p.csv"
+    with CsvSink(preds) as sink:
+        sink.begin(replace(run_info(rows), columns=("novelty",)))
+        sink.write(rows)
+    found = fgvc_cli.select(preds, 9, out=tmp_path / "a.csv", doubt="novelty", quiet=True)
+    assert found.rows == (1, 3, 0) and found.doubt == pytest.approx((1.7, 1.2, 0.8))
+    assert [line.rpartition(",")[2] for line in (tmp_path / "a.csv").read_text().splitlines()[1:]] == [
+        "1.700000", "1.200000", "0.800000"
+    ]  # fmt: skip
+    assert set(fgvc_cli.select(preds, 9, out=tmp_path / "b.csv", quiet=True).rows) == {0, 1, 3}
+    with pytest.raises(FgvcError, match="no column novelty"):
+        plain = write_csv(tmp_path / "q.csv", block([("ant", 0.9)]))
+        fgvc_cli.select(plain, 9, out=tmp_path / "c.csv", doubt="novelty")
 
 
 def test_without_embeddings_doubt_alone_and_a_line_that_says_so(tmp_path, capsys):

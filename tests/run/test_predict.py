@@ -522,12 +522,13 @@ def test_the_time_left_and_what_failed_are_told_where_the_total_is_known(monkeyp
         progress.total = lambda: 200
         progress.resumed(80, Counter(ok=80))
         clock[0] = 20.0
-        progress.count(20, Counter(ok=17, truncated=2, unsure=1))
+        progress.count(20, Counter(ok=13, truncated=2, unsure=1, unknown=4))
     progress.summary([Path("p.csv")])
     assert stream.getvalue().splitlines() == [
         "Resuming after 80 images of an earlier run.",
         "100 images (80 of an earlier run) in 20.0 s, 1.0 images/s, 2 failed, 50% of 200, 2 min left",
-        "100 images (80 of an earlier run) in 20.0 s, 1.0 images/s: 97 ok, 1 unsure, 2 failed (truncated 2).",
+        "100 images (80 of an earlier run) in 20.0 s, 1.0 images/s: 93 ok, 1 unsure, 4 unknown, "
+        "2 failed (truncated 2).",
         "Written to p.csv.",
     ]
     assert progress.failed == 2

@@ -117,6 +117,10 @@ def test_all_files_are_tried_by_content(drive, tmp_path, kind):
     assert len(images.passed_over) == 1
 
 
+AVIARY = ("--weights", "aviary", "--unknown", "off")
+"""Nothing here is a bird."""
+
+
 def predict(*arguments: object) -> tuple[int, str, str]:
     """Exit code, stdout, and stderr in one line."""
     command = [sys.executable, "-m", "fgvc_cli", "predict", *map(str, arguments)]
@@ -126,7 +130,7 @@ def predict(*arguments: object) -> tuple[int, str, str]:
 
 def test_predict_says_what_it_passed_over(drive, tmp_path):
     junk_and_notes(drive)
-    code, _, told = predict(drive, "--weights", "aviary", "--out", tmp_path / "out.csv")
+    code, _, told = predict(drive, *AVIARY, "--out", tmp_path / "out.csv")
     assert code == 0, told
     assert "10 ok, 0 failed" in told
     assert OTHERS in told
@@ -135,7 +139,7 @@ def test_predict_says_what_it_passed_over(drive, tmp_path):
 
 def test_predict_tries_all_files_when_asked(drive, tmp_path):
     junk_and_notes(drive)
-    code, _, told = predict(drive, "--weights", "aviary", "--all-files", "--out", tmp_path / "out.csv")
+    code, _, told = predict(drive, *AVIARY, "--all-files", "--out", tmp_path / "out.csv")
     assert code == 3, told
     assert "10 ok, 4 failed (not_an_image 4)" in told
     assert "other files" not in told

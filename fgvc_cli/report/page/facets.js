@@ -37,7 +37,7 @@ class Facets {
   statusOrder() {
     const counts = new Uint32Array(this.rows.statuses.length);
     this.rows.status.forEach((status) => counts[status]++);
-    const rank = (i) => ["ok", "unsure"].indexOf(this.rows.statuses[i]);
+    const rank = (i) => ["ok", "unsure", "unknown"].indexOf(this.rows.statuses[i]);
     return [...counts.keys()].sort(
       (a, b) => (rank(b) >= 0) - (rank(a) >= 0) || rank(a) - rank(b) || counts[b] - counts[a],
     );

@@ -41,18 +41,14 @@ function buildCard(rows, pictures, row, review) {
 }
 
 function summarize(rows) {
-  const of = (wanted) => rows.statuses.indexOf(wanted);
-  let failed = 0,
-    unsure = 0;
+  const counts = { unknown: 0, unsure: 0, failed: 0 };
   for (let row = 0; row < rows.count; row++) {
-    if (!rows.answered(row)) failed++;
-    else if (rows.status[row] === of("unsure")) unsure++;
+    const status = rows.answered(row) ? rows.statusOf(row) : "failed";
+    if (status in counts) counts[status]++;
   }
-  const shown = [
-    plural(rows.count, "image"),
-    `${whole.format(unsure)} unsure`,
-    `${whole.format(failed)} failed`,
-  ];
+  const shown = [plural(rows.count, "image")];
+  for (const [status, count] of Object.entries(counts))
+    if (count || status !== "unknown") shown.push(`${whole.format(count)} ${status}`);
   if (rows.model) shown.push(`${plural(rows.known, "class", "classes")} of ${rows.model}`);
   return shown.join(" · ");
 }

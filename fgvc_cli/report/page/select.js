@@ -88,7 +88,10 @@ const byNumber = (rows, number) => {
 };
 
 const ORDERS = {
-  unsure: { name: "unsure first", compare: (rows) => byNumber(rows, (row) => rows.sure(row)) },
+  unsure: {
+    name: "unsure first",
+    compare: (rows) => byNumber(rows, (row) => rows.sure(row) - (rows.statusOf(row) === "unknown")),
+  },
   sure: { name: "sure first", compare: (rows) => byNumber(rows, (row) => -rows.sure(row)) },
   close: {
     name: "two best classes close first",
