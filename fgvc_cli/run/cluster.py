@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from fgvc_cli import __version__
-from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.errors import EXIT_ERROR, EXIT_USAGE, FgvcError
 from fgvc_cli.files import sync_folder
 from fgvc_cli.formats.rows import Block, RunInfo, block_bytes, first_change, join
 from fgvc_cli.run.folder import STORAGE, RunFolder, Task, run_identity
@@ -256,8 +256,9 @@ class WorkerPool:
         Raises:
             FgvcError: it cannot start, or is of another version.
         """
-        self._start()
         while self._info is None:
+            if not self._hands:
+                self._start()
             self._step()
         return self._info
 
@@ -336,9 +337,11 @@ class WorkerPool:
                 if text not in self._noted:
                     self._noted.add(text)
                     self._note(text)
-            if error:
+            if error and hand.stage != "starting":
                 raise FgvcError(*error)
-            if part:
+            if error:
+                self._leave_out(hand, *error)
+            elif part:
                 hand.parts.remove(part)
                 done.append(value)
             elif hand.stage == "starting":
@@ -370,11 +373,11 @@ class WorkerPool:
         else:
             self._look(worker, hand)
 
-    def _leave_out(self, hand: _Hand, what: str, hint: str) -> None:
+    def _leave_out(self, hand: _Hand, what: str, hint: str | None, code: int = EXIT_ERROR) -> None:
         """A worker that does not fit ends the run, unless rows are there: then it keeps its place, idle, as
         the next one would come to lie there too."""
         if not self.done_parts:
-            raise FgvcError(what, hint)
+            raise FgvcError(what, hint, code)
         hand.stage = "left out"
         self._note(f"warning: {what} It is left out.")
 
@@ -386,7 +389,7 @@ class WorkerPool:
             self._cluster.stop(worker)
         if not hand.parts and hand.stage != "ready":
             self._failed_starts += 1
-            if self._failed_starts >= TRIES or self._info is None:
+            if self._failed_starts >= TRIES:
                 hint = "Install the same fgvc on all nodes; ray logs says more."
                 raise FgvcError(f"No worker could start in the cluster: {why}.", hint)
             return

@@ -150,8 +150,7 @@ class PredictOptions:
         """Raise FgvcError where options exclude each other."""
         if not self.out:
             files = ["shard", "devices", "ray", "restart", "retry_failed", "accept_list", "crops_dir"]
-            files += ["maps_dir"]
-            files += ["per_file"]
+            files += ["maps_dir", "per_file"]
             for name in [*files, "maps", "crops", "embeddings", "logits"]:
                 if getattr(self, name) not in (None, False):
                     message = f"--{name.replace('_', '-')} needs an output file."

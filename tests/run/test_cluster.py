@@ -35,6 +35,8 @@ class Progress:
 
 def make(options, note):
     note("a note")
+    if options.get("settings", {}).get("fail"):
+        raise FgvcError("No such weights.")
     return FakePredictor(fake_info(**options.get("settings", {})), batch=7, mended=options.get("mended", ()))
 
 
@@ -272,6 +274,30 @@ def test_one_that_comes_later_is_left_out(tmp_path, whole, change, words):
     assert table == whole and statuses.total() == ROWS
     (left_out,) = [note for note in notes if note.startswith("warning: ")]
     assert left_out.endswith("It is left out.")
+
+
+def test_workers_that_die_as_they_start_are_replaced_a_few_times(tmp_path, whole):
+    starts = []
+
+    def dies(worker, method, part):
+        starts.append(method)
+        return method == "open" and starts.count("open") < 3
+
+    assert predict(tmp_path, SimulatedCluster(2, dies=dies))[0] == whole
+    (tmp_path / "p.csv").unlink()
+    with pytest.raises(FgvcError, match="No worker could start in the cluster: it died"):
+        predict(tmp_path, SimulatedCluster(2, dies=lambda worker, method, part: method == "open"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_node_that_cannot_load_the_model_later_is_left_out(tmp_path, whole):
+    def cannot(method, args):
+        return (*args[:2], args[2] | {"settings": {"fail": True}}) if method == "open" else args
+
+    table, _, notes = predict(tmp_path, Elsewhere(3, cannot, after=2))
+    assert table == whole
+    (left_out,) = [note for note in notes if "left out" in note]
+    assert left_out.startswith("warning: Node node-") and "No such weights. It is left out." in left_out
 
 
 def test_what_a_worker_cannot_do_is_told_with_its_node(tmp_path, monkeypatch):
