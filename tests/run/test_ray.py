@@ -36,8 +36,7 @@ def cluster(monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else they get nothing of a busy machine
     head = NODE | {"num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.doomed = cluster.add_node(**NODE)
-    cluster.add_node(**NODE)
+    cluster.doomed = [cluster.add_node(**NODE), cluster.add_node(**NODE)]
     yield cluster
     cluster.shutdown()
 
@@ -84,7 +83,7 @@ def test_a_node_and_then_the_driver_are_killed_and_no_row_is_lost_or_doubled(clu
     alone = predict("alone.csv", model)
     process, parts = start(on_ray, photos), photos / "ray.csv.partial"
     wait_until(lambda: any(parts.glob("rows-*.npz*")), "the first part")
-    cluster.remove_node(cluster.doomed, allow_graceful=False)
+    cluster.remove_node(cluster.doomed[0], allow_graceful=False)
     wait_until(lambda: any(parts.glob("rows-*.npz")), "a completed part")
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -118,7 +117,8 @@ def test_a_node_and_then_the_driver_are_killed_and_no_row_is_lost_or_doubled(clu
 def test_a_node_with_another_version_is_named(cluster, photos, model, tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "sitecustomize.py").write_text("import fgvc_cli\nfgvc_cli.__version__ = '0.0.1'\n")
-    cluster.remove_node(cluster.doomed)
+    for node in cluster.doomed:
+        cluster.remove_node(node, allow_graceful=False)
     path = os.pathsep.join([str(tmp_path / "old"), str(ROOT)])
     cluster.add_node(**NODE, env_vars={"PYTHONPATH": path})
     process = start(predict("ray.csv", model, "--ray", cluster.address), photos)
