@@ -127,7 +127,7 @@ class InstantPredictor:
     def __init__(self, extras: tuple[str, ...], batch: int = 256):
         self.info = RunInfo("made-up", "0" * 64, CLASSES, Preprocess(), 5, 0, extras, {"batch_size": batch})
         rng = np.random.default_rng(0)
-        self.batch = batch
+        self.batch, self.clipped = batch, 0
         self._prob = np.sort(rng.random((batch, 5), np.float32))[:, ::-1]
         self._box = rng.random((batch, 4), np.float32) * 400
         self._maps = rng.random((batch, 14, 14)).astype(np.float16)
@@ -172,6 +172,9 @@ class Silent:
 
     def count(self, rows: int, statuses: Counter[str]) -> None:
         """Nothing is drawn."""
+
+    def on_clipped(self, boxes: int) -> None:
+        """There are none."""
 
 
 def peak_mib() -> float:

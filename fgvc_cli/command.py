@@ -7,14 +7,16 @@ typed, ``fgvc_cli.<command>(...)`` from its arguments. Nothing heavy is imported
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Generic, ParamSpec, Protocol, TypeVar, dataclass_transform, get_type_hints
 
-from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
@@ -142,6 +144,37 @@ def _expected(error: ErrorDetails) -> str:
     }
     text = limits.get(kind) or _EXPECTED.get(kind) or error["msg"]
     return text.removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoxOptions:
+    """Boxes from a detector or by hand: what every command that reads images takes them from."""
+
+    boxes: Path | None = None
+    """MegaDetector JSON, COCO JSON or CSV: each box is looked at by itself."""
+    box_conf: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Only boxes of at least this score, and those without one."""
+    box_margin: Annotated[float, Field(ge=0, le=2)] | None = None
+    """What is cut round a box, as a fraction of its sides, on each side; None: nothing."""
+    box_category: Several = ()
+    """Only boxes of these categories of the file, names or ids; none: all."""
+
+    def __post_init__(self) -> None:
+        """Raise FgvcError where there is a choice of boxes and none are given."""
+        for name in ("box_conf", "box_margin", "box_category"):
+            if self.boxes is None and getattr(self, name) not in (None, ()):
+                message = f"--{name.replace('_', '-')} chooses among boxes, and there are none."
+                raise FgvcError(message, "Add --boxes FILE", EXIT_USAGE)
+
+
+NO_BOXES = BoxOptions()
+
+
+def box_settings(options: BoxOptions) -> dict[str, Any]:
+    """Those that are given, as plain values of ``config.TrainConfig``."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(BoxOptions)}
+    given["boxes"] = options.boxes and str(options.boxes)
+    return {name: value for name, value in given.items() if value not in (None, ())}
 
 
 class Command(Generic[P, Given, Result]):

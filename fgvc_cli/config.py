@@ -464,6 +464,17 @@ class TrainConfig(Section):
     split_by: str | None = None
     """What stays on one side of a split that is made: ``folder`` (a camera or specimen in CLASS/CAMERA/),
     ``column=NAME`` of the label file, or ``minutes=5`` (bursts by folder and EXIF time). None: each image."""
+    boxes: str | None = None
+    """MegaDetector JSON, COCO JSON or CSV: each box is a sample, all of an image in one split."""
+    box_conf: Share | None = None
+    """Only boxes of at least this score, and those without one."""
+    box_margin: Annotated[float, Field(ge=0, le=2)] | None = None
+    """What is cut round a box, as a fraction of its sides, on each side."""
+    box_category: tuple[str, ...] = ()
+    """Only boxes of these categories, names or ids; none: all."""
+    box_labels: Literal["auto", "image", "box"] = "auto"
+    """What says the class of a box: its image, or its own category; auto: its image, where the data are more
+    than a folder of images without folders of classes."""
     similar_names: Literal["refuse", "keep"] = "refuse"
     """Whether classes whose names differ only by case or blanks are refused, or kept as different ones."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fgvc_cli.cli.options import BatchSize, Cascade, DataRoot, Device, Stages, Weights, Workers
+from fgvc_cli.cli.options import (
+    BatchSize,
+    BoxCategory,
+    BoxConf,
+    Boxes,
+    BoxMargin,
+    Cascade,
+    DataRoot,
+    Device,
+    Stages,
+    Weights,
+    Workers,
+)
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, counted
 
 if TYPE_CHECKING:
@@ -30,6 +42,10 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Labelled folder or CSV. Default: the training's.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Known set instead.")] = None,
     data_root: DataRoot = None,
+    boxes: Boxes = None,
+    box_conf: BoxConf = None,
+    box_margin: BoxMargin = None,
+    box_category: BoxCategory = None,
     split: Annotated[
         Literal["train", "val", "test", "all"], typer.Option(help="train, val, test or all.")
     ] = "test",
@@ -90,6 +106,10 @@ def evaluate(
         data=data,
         dataset=dataset,
         data_root=data_root,
+        boxes=boxes,
+        box_conf=box_conf,
+        box_margin=box_margin,
+        box_category=tuple(box_category or ()),
         split=split,
         against=against,
         out=out,

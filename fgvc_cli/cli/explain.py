@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fgvc_cli.cli.options import BatchSize, Cascade, Device, Quiet, Stages, Workers
+from fgvc_cli.cli.options import (
+    BatchSize,
+    BoxCategory,
+    BoxConf,
+    Boxes,
+    BoxMargin,
+    Cascade,
+    Device,
+    Quiet,
+    Stages,
+    Workers,
+)
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
@@ -30,6 +41,10 @@ def explain(
         Path | None,
         typer.Option(help="PNG to write, a new folder for many. Default: <image>.explain.png here."),
     ] = None,
+    boxes: Boxes = None,
+    box_conf: BoxConf = None,
+    box_margin: BoxMargin = None,
+    box_category: BoxCategory = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,6 +98,10 @@ def explain(
         image,
         weights=tuple(weights or ()),
         out=out,
+        boxes=boxes,
+        box_conf=box_conf,
+        box_margin=box_margin,
+        box_category=tuple(box_category or ()),
         method=tuple(method or ()),
         target=target,
         against=against,

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from fgvc_cli.cli.options import BatchSize, DataRoot, Device, Quiet, Weights, Workers
+from fgvc_cli.cli.options import (
+    BatchSize,
+    BoxCategory,
+    BoxConf,
+    Boxes,
+    BoxMargin,
+    DataRoot,
+    Device,
+    Quiet,
+    Weights,
+    Workers,
+)
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 
 
@@ -16,6 +27,10 @@ def index(
     data: Annotated[str | None, typer.Option(help="Labelled folder or CSV. Default: the training's.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Known set instead.")] = None,
     data_root: DataRoot = None,
+    boxes: Boxes = None,
+    box_conf: BoxConf = None,
+    box_margin: BoxMargin = None,
+    box_category: BoxCategory = None,
     split: Annotated[
         Literal["train", "val", "test", "all"] | None,
         typer.Option(help="train, val, test or all. Default: train; all of a set without one."),
@@ -43,6 +58,10 @@ def index(
         data=data,
         dataset=dataset,
         data_root=data_root,
+        boxes=boxes,
+        box_conf=box_conf,
+        box_margin=box_margin,
+        box_category=tuple(box_category or ()),
         split=split,
         out=out,
         overwrite=overwrite,

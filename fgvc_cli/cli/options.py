@@ -50,7 +50,8 @@ Cascade = Annotated[
 Outs = Annotated[
     list[Path] | None,
     typer.Option(
-        help="File to write: .csv, .jsonl, .h5 or .parquet. Repeatable. Default: CSV rows on stdout."
+        help="File to write: .csv, .jsonl, .h5, .parquet; for other programs .md.json (MegaDetector), "
+        ".coco.json, .ls.json (Label Studio). Repeatable. Default: CSV rows on stdout."
     ),
 ]
 Maps = Annotated[bool, typer.Option("--maps", help="Store attention maps in the .h5 or .parquet.")]
@@ -62,6 +63,18 @@ MapsDir = Annotated[Path | None, typer.Option(help="New folder for a 16-bit PNG 
 PerFile = Annotated[
     Path | None,
     typer.Option(help="One more .csv, a row per file: of its frames, the mean of their probabilities."),
+]
+Boxes = Annotated[
+    Path | None,
+    typer.Option(help="Boxes to look at, one by one: MegaDetector JSON, COCO JSON or CSV path,x1,y1,x2,y2."),
+]
+BoxConf = Annotated[float | None, typer.Option(min=0, max=1, help="Only boxes of at least this score.")]
+BoxMargin = Annotated[
+    float | None,
+    typer.Option(min=0, max=2, help="Cut so much more on each side, as a fraction of the box: 0.1."),
+]
+BoxCategory = Annotated[
+    list[str] | None, typer.Option(help="Only boxes of this category, by name or id. Repeatable.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors on stderr.")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder that holds known sets. Default: $FGVC_DATA.")]
@@ -76,6 +89,10 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--split",
         "--images",
         "--labels",
+        "--boxes",
+        "--box-conf",
+        "--box-margin",
+        "--box-category",
         "--only",
         "--classes",
         "--reviewed",
@@ -180,6 +197,8 @@ VALUE_NAMES = {
     "--classes": "FILE",
     "--unknown": "on|off|N",
     "--labels": "PATH",
+    "--boxes": "FILE",
+    "--box-category": "NAME",
     "--only": "FILE",
     "--reviewed": "FILE",
 }

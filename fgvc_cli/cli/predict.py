@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fgvc_cli.cli.options import (
+    BoxCategory,
+    BoxConf,
+    Boxes,
+    BoxMargin,
     Cascade,
     Crops,
     CropsDir,
@@ -52,6 +56,10 @@ def predict(
         ),
     ],
     weights: Weights = None,
+    boxes: Boxes = None,
+    box_conf: BoxConf = None,
+    box_margin: BoxMargin = None,
+    box_category: BoxCategory = None,
     out: Outs = None,
     top_k: Annotated[int, typer.Option(min=1, help="Predictions per image.")] = 5,
     batch_size: Annotated[
@@ -156,6 +164,10 @@ def predict(
     options = PredictOptions(
         sources=tuple(sources),
         weights=weights,
+        boxes=boxes,
+        box_conf=box_conf,
+        box_margin=box_margin,
+        box_category=tuple(box_category or ()),
         out=tuple(out or ()),
         top_k=top_k,
         batch_size=None if batch_size is None else parse_batch_size(batch_size),

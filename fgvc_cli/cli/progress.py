@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Advance, Messages
+from fgvc_cli.errors import counted
 
-WITH_PREDICTION = ("ok", "unsure", "unknown")
+NO_FAILURE = ("ok", "unsure", "unknown", "no_box")
 PLAIN_EVERY_SECONDS = 10.0
 """Where stderr is no terminal, a line this often says how far the work is."""
 
@@ -80,11 +81,13 @@ class ConsoleMessages(Messages):
             How many failed, those folders included.
         """
         rows, doubted = sum(statuses.values()), {n: statuses.get(n, 0) for n in ("unsure", "unknown")}
-        failures = {k: n for k, n in statuses.items() if k not in WITH_PREDICTION and n}
+        without = statuses.get("no_box", 0)
+        failures = {k: n for k, n in statuses.items() if k not in NO_FAILURE and n}
         failed = sum(failures.values())
         reasons = ", ".join(f"{k} {n:,}" for k, n in sorted(failures.items(), key=lambda item: -item[1]))
         middle = "".join(f" {count:,} {name}," for name, count in doubted.items() if count)
-        fine = rows - failed - sum(doubted.values())
+        middle += f" {counted(without, 'image')} without a box," if without else ""
+        fine = rows - failed - sum(doubted.values()) - without
         fates = f"{fine:,} ok,{middle} {failed:,} failed{f' ({reasons})' if reasons else ''}"
         self.note(f"{_pace(rows, None, self.seconds, 'images')}: {fates}.")
         if unread_folders:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_cli.cli.options import DataRoot, Device, Stages
+from fgvc_cli.cli.options import (
+    BoxCategory,
+    BoxConf,
+    Boxes,
+    BoxMargin,
+    DataRoot,
+    Device,
+    Stages,
+)
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError, Interrupted
 
 if TYPE_CHECKING:
@@ -36,6 +44,10 @@ def train(
         str | None, typer.Option(help="Known set instead, e.g. cub; fgvc datasets lists them.")
     ] = None,
     data_root: DataRoot = None,
+    boxes: Boxes = None,
+    box_conf: BoxConf = None,
+    box_margin: BoxMargin = None,
+    box_category: BoxCategory = None,
     split_by: Annotated[
         str | None,
         typer.Option(
@@ -131,6 +143,10 @@ def train(
         data=data,
         dataset=dataset,
         data_root=data_root,
+        boxes=boxes,
+        box_conf=box_conf,
+        box_margin=box_margin,
+        box_category=tuple(box_category or ()),
         split_by=split_by,
         out=out,
         recipe=recipe,

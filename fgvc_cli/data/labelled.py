@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +18,10 @@ from fgvc_cli.data.listing import missing_images as missing_images
 from fgvc_cli.data.names import code_points, join_forms, look_alikes
 from fgvc_cli.data.split import Division, SplitBy, check_shares, deal, deal_groups, group_images
 from fgvc_cli.data.split import hold_out_validation as hold_out_validation
-from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.sources.stored import Pick, is_left_behind
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
+from fgvc_cli.sources.boxes import BoxFile, BoxMatch, GivenBox, Region
+from fgvc_cli.sources.find import find_images
+from fgvc_cli.sources.stored import Found, Pick, is_left_behind
 
 _EXPECTED = f"Give a folder with one folder of images per class, or a .csv file ({LABEL_FORM})."
 
@@ -134,6 +137,120 @@ def load_labelled(
     return LabelledSet(
         name, root, classes, splits, found.multi_label, undivided, (*pick.lines(), *found.notes)
     )
+
+
+def take_boxes(labelled: LabelledSet, boxes: BoxFile) -> LabelledSet:
+    """The boxes of the images of a set in place of the images, each in the split of its image.
+
+    A box is of the class of its image; of its own category where those of the set are.
+
+    Raises:
+        FgvcError: see ``BoxMatch``; no box in any split, or of a class of train; a category that is no class.
+    """
+    by_category = labelled.by_category
+    unique = {split: [*{e.path: e for e in part}.values()] for split, part in labelled.splits.items()}
+    found = [Found(labelled.root / e.path, e.path) for part in unique.values() for e in part]
+    match = BoxMatch(boxes, found)
+    index = {name: label for label, name in enumerate(labelled.classes)}
+    splits: dict[str, tuple[Example, ...]] = {}
+    without = 0
+    for split, part in unique.items():
+        taken: list[Example] = []
+        for example in part:
+            own = _boxes_of(Found(labelled.root / example.path, example.path), match)
+            without += not own
+            for box in own:
+                if by_category and box.label not in index:
+                    raise FgvcError(f"{boxes.path}: {box.label!r} is no class of {labelled.name}.")
+                label, more = (index[box.label], ()) if by_category else (example.label, example.more)
+                taken.append(example._replace(label=label, more=more, box=box))
+        splits[split] = tuple(taken)
+    if not any(splits.values()):
+        raise FgvcError(f"{boxes.path} has no box of the images of {labelled.name}.", " ".join(boxes.notes))
+    kept = {label for example in splits["train"] for label in example.labels}
+    gone = {label for example in labelled.splits["train"] for label in example.labels} - kept
+    if gone:
+        names = first_names([labelled.classes[label] for label in sorted(gone)])
+        raise FgvcError(
+            f"{boxes.path}: {len(gone)} of {len(labelled.classes)} classes have no box to train on: {names}.",
+            "Give boxes of them, a smaller --box-conf, or remove the classes.",
+        )
+    notes = (*labelled.notes, *boxes.notes, *match.lines, *_without_boxes(without))
+    return replace(labelled, splits=splits, notes=notes)
+
+
+def _boxes_of(found: Found, match: BoxMatch) -> list[GivenBox]:
+    return [row.path.box for row in match.split(found) if isinstance(row.path, Region)]
+
+
+def _without_boxes(count: int) -> list[str]:
+    return [f"{counted(count, 'image')} without a box left out."] if count else []
+
+
+def has_class_folders(root: Path) -> bool:
+    """Whether a folder has images in folders, not only beside each other."""
+    below = [path for path in root.iterdir() if path.is_dir() and not is_left_behind(path.name)]
+    return any(next(iter(_walk_images(path, Pick())), None) for path in below)
+
+
+def load_boxes_by_category(
+    root: Path,
+    boxes: BoxFile,
+    *,
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    seed: int = 0,
+    for_training: bool = True,
+    split_by: str | None = None,
+) -> LabelledSet:
+    """A set of boxes, each of its own category, of the images below a folder; no image is in two splits.
+
+    Images below ``train/``, ``val/`` and ``test/`` are divided as they lie.
+
+    Args: as ``load_labelled``.
+
+    Raises:
+        FgvcError: boxes without a category; one category only; see ``BoxMatch`` and ``deal_groups``.
+    """
+    check_shares(val_share, test_share)
+    by = SplitBy.parse(split_by) if split_by and for_training else None
+    found = list(find_images([root]))
+    match = BoxMatch(boxes, found)
+    taken = [(image.name, box) for image in found for box in _boxes_of(image, match)]
+    bare = [name for name, box in taken if not box.label]
+    if bare:
+        message = (
+            f"{boxes.path}: {counted(len(bare), 'box', 'boxes')} without a category, first of {bare[0]}."
+        )
+        raise FgvcError(message, "Name one for each box, or sort the images into folders of classes.")
+    classes = tuple(sorted({box.label for _, box in taken}, key=natural_key))
+    if len(classes) < 2 and for_training:
+        have = f"one category only ({classes[0]})" if classes else f"no box of an image below {root}"
+        raise FgvcError(f"{boxes.path} has {have}; expected at least 2 to train on.", _EXPECTED)
+    index = {name: label for label, name in enumerate(classes)}
+    examples = [Example(name, index[box.label], box=box) for name, box in taken]
+    examples.sort(key=lambda example: (natural_key(classes[example.label]), example.path))
+    tops = {name.partition("/")[0].lower() for name, _ in taken}
+    notes = [*boxes.notes, *match.lines, *_without_boxes(len(found) - len({name for name, _ in taken}))]
+    given = bool(tops) and tops <= SPLIT_NAMES.keys()
+    splits: dict[str, tuple[Example, ...]] = {split: () for split in SPLITS}
+    if given:
+        of = [SPLIT_NAMES[example.path.partition("/")[0].lower()] for example in examples]
+        splits = {s: tuple(e for e, own in zip(examples, of, strict=True) if own == s) for s in SPLITS}
+    elif not for_training:
+        splits["test"] = tuple(examples)
+    undealt = examples if not given else list(splits["train"])
+    if for_training and not splits["val"]:
+        groups, said = [example.path for example in undealt], list[str]()
+        if by:
+            groups, said = group_images(by, root, undealt, {}, by_class_folders=False)
+        division = deal_groups(undealt, classes, groups, val_share, 0.0 if given else test_share, seed)
+        splits |= {"train": division[0], "val": division[1]}
+        splits["test"] = splits["test"] if given else division[2]
+        counts = ", ".join(f"{len(splits[split]):,} {split}" for split in SPLITS)
+        notes += [*said, f"Boxes divided by {by.text if by else 'image'}: {counts}."]
+    name, undivided = root.resolve().name, not given and not for_training
+    return LabelledSet(name, root, classes, splits, undivided=undivided, notes=tuple(notes), by_category=True)
 
 
 def _join_names(path: Path, found: Labels, *, refuse: bool) -> None:

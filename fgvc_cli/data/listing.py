@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from fgvc_cli.sources.boxes import GivenBox, Region
+
 SPLITS = ("train", "val", "test")
 NO_LABEL = -1
 """``Example.label`` of an image of a multi-label set that shows nothing of what is asked for."""
 
 
 class Example(NamedTuple):
-    """One labelled image.
+    """One labelled image, or a box of one.
 
     ``path`` is POSIX and relative to the set's root (absolute only where a CSV names a file outside
     its own folder; ``root / path`` is right for both). ``label`` indexes ``LabelledSet.classes``, and so do
@@ -26,6 +28,16 @@ class Example(NamedTuple):
     path: str
     label: int
     more: tuple[int, ...] = ()
+    box: GivenBox | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells it from all others."""
+        return self.path if self.box is None else f"{self.path} box {self.box.id}"
+
+    def where(self, root: Path) -> Path | Region:
+        """What to read."""
+        return root / self.path if self.box is None else Region(root / self.path, self.box)
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -48,6 +60,7 @@ class LabelledSet:
         notes: lines that the user is to read: what was taken in another way than it is written, and what no
             score will tell.
         caveat: what has to be said beside every score on it; empty where nothing has.
+        by_category: whether it is one of boxes, each of its own category, not of the class of its image.
     """
 
     name: str
@@ -58,6 +71,7 @@ class LabelledSet:
     undivided: bool = False
     notes: tuple[str, ...] = ()
     caveat: str = ""
+    by_category: bool = False
 
     def counts(self) -> dict[str, int]:
         """Images per split."""
@@ -73,9 +87,13 @@ class LabelledSet:
         return "|".join(self.classes[label] for label in example.labels)
 
     def sha256(self) -> str:
-        """Hex digest of which image has which labels in which split; pixels do not count."""
-        lines = [f"{s}\0{e.path}\0{self.label_text(e)}" for s in SPLITS for e in self.splits[s]]
+        """Hex digest of which image or box has which labels in which split; pixels do not count."""
+        lines = [f"{s}\0{e.path}\0{self.label_text(e)}{_box_text(e)}" for s in SPLITS for e in self.splits[s]]
         return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _box_text(example: Example) -> str:
+    return "" if example.box is None else f"\0{example.box.id} {example.box.edges} {example.box.margin}"
 
 
 def missing_images(root: Path, paths: Iterable[str]) -> list[str]:

@@ -160,13 +160,13 @@ class LabelledImages(Dataset):
     def _read(self, index: int) -> tuple[int, int | Tensor, Tensor | str]:
         example = self.examples[index]
         target = self._target(example)
-        photo = read_image(self.root / example.path, rule=self.rule)
+        photo = read_image(example.where(self.root), rule=self.rule)
         if isinstance(photo, Failure):
-            return index, target, f"{example.path}: {photo.error}"
+            return index, target, f"{example.name}: {photo.error}"
         try:
             return index, target, self.transform(photo.image)
         except (MemoryError, OSError, ValueError) as error:
-            return index, target, f"{example.path}: cannot be resized: {error or 'out of memory'}"
+            return index, target, f"{example.name}: cannot be resized: {error or 'out of memory'}"
 
     def _target(self, example: Example) -> int | Tensor:
         """The class index, or float32 (K,)."""

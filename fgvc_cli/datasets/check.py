@@ -407,20 +407,20 @@ def look_before_training(data: LabelledSet, seconds: float = SECONDS) -> list[st
 
 def _check_classes(data: LabelledSet, seconds: float) -> list[str]:
     """Read images of each class until one can be read, mostly the first."""
-    images: dict[int, list[str]] = {}
+    images: dict[int, list[Example]] = {}
     for example in data.splits["train"]:
         for label in example.labels:
-            images.setdefault(label, []).append(example.path)
+            images.setdefault(label, []).append(example)
     end = time.monotonic() + seconds
     dead: list[str] = []
-    for done, (label, paths) in enumerate(images.items()):
+    for done, (label, own) in enumerate(images.items()):
         if time.monotonic() > end:
             return [f"Whether images can be read was tried for {done:,} of {len(images):,} classes."]
-        failures = [read_image(data.root / path) for path in paths[:1]]
+        failures = [read_image(example.where(data.root)) for example in own[:1]]
         if isinstance(failures[0], Failure) and all(
-            isinstance(read_image(data.root / path), Failure) for path in paths[1:]
+            isinstance(read_image(example.where(data.root)), Failure) for example in own[1:]
         ):
-            dead.append(f"{data.classes[label]} ({len(paths):,}, first {paths[0]}: {failures[0].error})")
+            dead.append(f"{data.classes[label]} ({len(own):,}, first {own[0].name}: {failures[0].error})")
     if dead:
         raise FgvcError(
             f"{len(dead)} of {len(data.classes)} classes have no training image that can be read: "

@@ -12,12 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from fgvc_cli.config import TrainConfig
-from fgvc_cli.data.labelled import load_labelled
+from fgvc_cli.data.labelled import has_class_folders, load_boxes_by_category, load_labelled, take_boxes
 from fgvc_cli.data.listing import LabelledSet, missing_images
 from fgvc_cli.data.split import hold_out_validation
 from fgvc_cli.datasets import catalogue, published
 from fgvc_cli.datasets.entries import KnownSet, TrueBoxes, counts_text
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
+from fgvc_cli.sources.boxes import open_boxes
 
 ENTRIES = {
     entry.key: entry for entry in sorted((*catalogue.ENTRIES, *published.ENTRIES), key=lambda e: e.key)
@@ -220,6 +221,7 @@ def load_data(config: TrainConfig, *, for_training: bool = True) -> LabelledSet:
     Raises:
         FgvcError: neither or both are named, or the set cannot be listed.
     """
+    boxes = open_boxes(config)
     if bool(config.data) == bool(config.dataset):
         raise FgvcError(
             "Give either --data PATH (a class-per-folder folder or a CSV with path,label[,split]) "
@@ -235,16 +237,25 @@ def load_data(config: TrainConfig, *, for_training: bool = True) -> LabelledSet:
                 EXIT_USAGE,
             )
         root = Path(config.data_root) if config.data_root else None
-        return load_known(config.dataset, root, val_share=config.val_share, seed=config.split_seed)
-    return load_labelled(
-        Path(config.data or ""),
-        val_share=config.val_share,
-        test_share=config.test_share,
-        seed=config.split_seed,
+        known = load_known(config.dataset, root, val_share=config.val_share, seed=config.split_seed)
+        return known if boxes is None else take_boxes(known, boxes)
+    path = Path(config.data or "")
+    divide = {"val_share": config.val_share, "test_share": config.test_share, "seed": config.split_seed}
+    own = config.box_labels == "box" or (
+        config.box_labels == "auto" and path.is_dir() and not has_class_folders(path)
+    )
+    if boxes is not None and own:
+        return load_boxes_by_category(
+            path, boxes, for_training=for_training, split_by=config.split_by, **divide
+        )
+    labelled = load_labelled(
+        path,
         for_training=for_training,
         split_by=config.split_by,
         similar_names=config.similar_names,
+        **divide,
     )
+    return labelled if boxes is None else take_boxes(labelled, boxes)
 
 
 def load_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:

@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fgvc_cli import __version__
+from fgvc_cli.command import NO_BOXES, BoxOptions, box_settings
 from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256, stored_options, stored_preprocess
+from fgvc_cli.data.labelled import take_boxes
 from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.names import same_form
 from fgvc_cli.datasets.registry import load_data
@@ -27,6 +29,7 @@ from fgvc_cli.files import AtomicFile
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import create_model, resolve
 from fgvc_cli.models.weights import CHECKPOINT_KEY, check_weight_file, read_tensors
+from fgvc_cli.sources.boxes import open_boxes
 
 FORMAT = 2
 """1: all but novelty, whose tensors an fgvc that knows no other format cannot place."""
@@ -208,18 +211,29 @@ def file_sha256(path: Path) -> str:
 
 
 def choose_data(
-    checkpoint: Checkpoint, data: str | None, dataset: str | None, data_root: str | None, split: str
+    checkpoint: Checkpoint,
+    data: str | None,
+    dataset: str | None,
+    data_root: str | None,
+    split: str,
+    boxes: BoxOptions,
 ) -> tuple[LabelledSet, bool]:
-    """The images, and whether they are those of the training, divided as there.
+    """The images, or the boxes that are given of them, and whether they are those of the training, divided as
+    there.
 
     Without ``data`` and ``dataset``, they are; and where ``data`` is where they lie now.
     """
     if not (data or dataset) or is_trained_data(checkpoint, data, dataset):
-        return trained_data(checkpoint, data_root, split), True
+        return _in_boxes(trained_data(checkpoint, data_root, split), boxes), True
     moved = _moved_data(checkpoint, data) if data else None
     if moved:
-        return moved, True
-    return given_data(checkpoint, data, dataset, data_root), False
+        return _in_boxes(moved, boxes), True
+    return given_data(checkpoint, data, dataset, data_root, boxes), False
+
+
+def _in_boxes(labelled: LabelledSet, asked: BoxOptions) -> LabelledSet:
+    boxes = open_boxes(asked)
+    return labelled if boxes is None else take_boxes(labelled, boxes)
 
 
 def is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | None) -> bool:
@@ -246,10 +260,16 @@ def _moved_data(checkpoint: Checkpoint, data: str) -> LabelledSet | None:
 
 
 def given_data(
-    checkpoint: Checkpoint, data: str | None, dataset: str | None, data_root: str | None
+    checkpoint: Checkpoint,
+    data: str | None,
+    dataset: str | None,
+    data_root: str | None,
+    boxes: BoxOptions = NO_BOXES,
 ) -> LabelledSet:
     """A set named on the command line: nothing of it is dealt away, an unsplit one is all test."""
-    config = TrainConfig(model=checkpoint.name, data=data, dataset=dataset, data_root=data_root)
+    config = TrainConfig(
+        model=checkpoint.name, data=data, dataset=dataset, data_root=data_root, **box_settings(boxes)
+    )
     return load_data(config, for_training=False)
 
 
@@ -302,4 +322,5 @@ def known_examples(data: LabelledSet, split: str, classes: tuple[str, ...]) -> l
             "Name data of the classes it was trained for, or train on this data.",
         )
     own = [[index[same_form(data.classes[label])] for label in e.labels] or [NO_LABEL] for e in chosen]
-    return [Example(e.path, first, tuple(more)) for e, (first, *more) in zip(chosen, own, strict=True)]
+    pairs = zip(chosen, own, strict=True)
+    return [e._replace(label=first, more=tuple(more)) for e, (first, *more) in pairs]

@@ -63,6 +63,7 @@ from fgvc_cli.files import AtomicFile, check_folder, check_writable, whole_folde
 from fgvc_cli.formats.csv_rows import csv_lines
 from fgvc_cli.formats.rows import as_text
 from fgvc_cli.models.weights import rewrite_checkpoint
+from fgvc_cli.sources.boxes import Region
 from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
 
 METRICS, PER_CLASS, CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"
@@ -145,7 +146,7 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
     precision = fixed_precision(options.amp, device)
     keep_freed_memory()
     labelled, own_data = choose_data(
-        checkpoint, options.data, options.dataset, options.data_root, options.split
+        checkpoint, options.data, options.dataset, options.data_root, options.split, options
     )
     measured_by = partial(
         measure,
@@ -250,14 +251,14 @@ class Measured:
     located: dict[int, Located]
     """Position among the readable images -> where the model looked; of those with known boxes."""
 
-    def paths(self) -> list[str]:
-        """Of the readable images, in the order of ``result``."""
-        return [self.examples[index].path for index in self.result.indices.tolist()]
+    def readable(self) -> list[Example]:
+        """The readable images, in the order of ``result``."""
+        return [self.examples[index] for index in self.result.indices.tolist()]
 
     def right(self) -> dict[str, bool]:
-        """Path of each readable image -> whether the model has it right."""
+        """Name of each readable image, or box, -> whether the model has it right."""
         hits = (self.result.guesses() == self.result.labels.numpy()).tolist()
-        return dict(zip(self.paths(), hits, strict=True))
+        return dict(zip((example.name for example in self.readable()), hits, strict=True))
 
     def localisation(self) -> dict[str, Any] | None:
         """Figures and intervals of where it looked; None where no box is known."""
@@ -289,6 +290,8 @@ def measure(
         FgvcError: see ``known_examples`` and ``load_boxes``; no readable image.
     """
     examples = known_examples(labelled, split, checkpoint.classes)
+    # Of a given box the model sees the inside: where the object is, it has been told.
+    locate = locate and not any(example.box for example in examples)
     truths = load_boxes(labelled.root, [e.path for e in examples]) if locate else {}
     slots = label_slots(labelled, len(checkpoint.classes), checkpoint.multi_label)
     preprocess = checkpoint.preprocess
@@ -323,7 +326,7 @@ def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> d
     boxes, peaks = measured.result.boxes, measured.result.peaks
     if boxes is None:
         return {}
-    chosen = [(i, path) for i, path in enumerate(measured.paths()) if path in truths]
+    chosen = [(i, each.path) for i, each in enumerate(measured.readable()) if each.path in truths]
     files = [measured.root / path for _, path in chosen]
     sizes = _upright_sizes(files, measured.checkpoint.preprocess, workers)
     located = {}
@@ -585,12 +588,15 @@ def _confusion_rows(matrix: np.ndarray, classes: Sequence[str]) -> Iterable[Sequ
 def _prediction_rows(measured: Measured) -> Iterable[Sequence[object]]:
     """One row for each readable image; ``prob`` with the temperature, as ``fgvc predict`` gives it."""
     classes, result = measured.checkpoint.classes, measured.result
-    yield ["path", "label", "guess", "prob", "correct", *(["box_iou"] if measured.located else [])]
+    boxes = any(example.box for example in measured.examples)
+    columns = ["path", *(["box_id"] if boxes else []), "label", "guess", "prob", "correct"]
+    yield [*columns, *(["box_iou"] if measured.located else [])]
     guesses = result.guesses()
     probs = apply_temperature(result.probs, measured.checkpoint.temperature).numpy()
-    for i, (path, label) in enumerate(zip(measured.paths(), result.labels.tolist(), strict=True)):
+    for i, (example, label) in enumerate(zip(measured.readable(), result.labels.tolist(), strict=True)):
         guess = int(guesses[i])
-        row = [as_text(path), classes[label], classes[guess], f"{probs[i, guess]:.4f}", int(guess == label)]
+        row: list[object] = [as_text(example.path), *([example.box and example.box.id] if boxes else [])]
+        row += [classes[label], classes[guess], f"{probs[i, guess]:.4f}", int(guess == label)]
         located = measured.located.get(i)
         if measured.located:
             row.append("" if located is None else f"{best_iou(located.box, located.truth.objects):.4f}")
@@ -610,7 +616,7 @@ def _reliability(measured: Measured, document: dict[str, Any], about: str) -> by
 def _with_photos(measured: Measured, matrix: np.ndarray, pairs: Sequence[Confusion]) -> list[ConfusedPair]:
     """Of each pair the surest mistake, and the image of the other class that is recognised best."""
     classes, result = measured.checkpoint.classes, measured.result
-    labels, guesses, paths = result.labels.numpy(), result.guesses(), measured.paths()
+    labels, guesses, examples = result.labels.numpy(), result.guesses(), measured.readable()
     probs = apply_temperature(result.probs, measured.checkpoint.temperature).numpy()
     drawn = []
     for label, guess, count in pairs:
@@ -625,15 +631,15 @@ def _with_photos(measured: Measured, matrix: np.ndarray, pairs: Sequence[Confusi
                 guess=classes[guess],
                 count=count,
                 images=int(matrix[label].sum()),
-                misread=_photo(measured.root / paths[misread]),
+                misread=_photo(examples[misread].where(measured.root)),
                 prob=float(sure[misread]),
-                example=None if typical is None else _photo(measured.root / paths[typical]),
+                example=None if typical is None else _photo(examples[typical].where(measured.root)),
             )
         )
     return drawn
 
 
-def _photo(file: Path) -> Image.Image | None:
+def _photo(file: Path | Region) -> Image.Image | None:
     photo = read_image(file)
     return photo.image if isinstance(photo, DecodedImage) else None
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fgvc_cli.command import Messages, Several, options
+from fgvc_cli.command import BoxOptions, Messages, Several, options
 from fgvc_cli.config import PAPER_INPUT_PX, PAPER_RESIZE_PX
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 
@@ -53,7 +53,7 @@ class ExportOptions:
 
 
 @options
-class EvalOptions:
+class EvalOptions(BoxOptions):
     """What ``fgvc eval`` is asked for."""
 
     weights: str | None = None
@@ -100,7 +100,7 @@ class EvalOptions:
 
 
 @options
-class TrainOptions:
+class TrainOptions(BoxOptions):
     """What ``fgvc train`` is asked for; None: not given, so that the recipe or the default counts."""
 
     model: str | None = None

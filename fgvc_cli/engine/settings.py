@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fgvc_cli.command import box_settings
 from fgvc_cli.config import SetText, TrainConfig, apply_sets, build, merge
 from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.engine.options import (
@@ -27,7 +28,7 @@ _FIELDS = (
     *("pretrained", "amp", "workers", "devices"),
 )
 """Options that are fields of ``TrainConfig``."""
-_SAID_ELSEWHERE = ("model", "data", "dataset", "data_root", "recipe", "workers")
+_SAID_ELSEWHERE = ("model", "data", "boxes", "dataset", "data_root", "recipe", "workers")
 """Fields that the block of settings leaves out: the line above it says them, or they change no result."""
 
 
@@ -44,6 +45,7 @@ def plain_values(options: TrainOptions, processes: int = 1) -> dict[str, Any]:
             to start from that are not there.
     """
     given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
+    given |= box_settings(options)
     given = apply_sets(given, list(options.set))
     sections = (("preprocess", "input_px", options.input_px), ("options", "stages", options.stages))
     for section, field, value in sections:

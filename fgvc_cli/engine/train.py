@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fgvc_cli.command import Messages, command
+from fgvc_cli.command import Messages, box_settings, command
 from fgvc_cli.config import TrainConfig, apply_sets, build
 from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.datasets.check import look_before_training
@@ -167,7 +167,7 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
 def _data_config(options: TrainOptions) -> TrainConfig:
     """What was given of the data and its splits, for a model that is not known yet."""
     names = ("data", "dataset", "data_root", "split_by")
-    given = {name: getattr(options, name) for name in names} | {"model": "none"}
+    given = {name: getattr(options, name) for name in names} | {"model": "none"} | box_settings(options)
     config: TrainConfig = build(TrainConfig, apply_sets(given, list(options.set)))
     return config
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from fgvc_cli.command import Messages, Several, options
+from fgvc_cli.command import BoxOptions, Messages, Several, options
 from fgvc_cli.engine.weights import MODEL_FILE
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
@@ -25,7 +25,7 @@ NEIGHBOURS = 6
 
 
 @options
-class ExplainOptions:
+class ExplainOptions(BoxOptions):
     """What ``fgvc explain`` is asked for."""
 
     image: Path
@@ -72,10 +72,14 @@ class ExplainOptions:
 
     @property
     def many(self) -> bool:
-        """Whether the source holds any number of images."""
+        """Whether the source holds any number of images, or of boxes."""
         from fgvc_cli.sources.stored import is_archive
 
-        return self.image.is_dir() or (is_archive(str(self.image)) and self.image.is_file())
+        return (
+            self.boxes is not None
+            or self.image.is_dir()
+            or (is_archive(str(self.image)) and self.image.is_file())
+        )
 
     @property
     def target_path(self) -> Path:

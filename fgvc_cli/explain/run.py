@@ -6,6 +6,7 @@ Of a folder, threads read ahead of the model and draw behind it; all of it is he
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,8 +27,10 @@ from fgvc_cli.explain.outputs import PicturesFolder
 from fgvc_cli.explain.pages import draw_comparison, draw_strip, render
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.csv_rows import csv_cells, csv_columns
-from fgvc_cli.formats.rows import Layout, Row, as_text
+from fgvc_cli.formats.rows import BOX_COLUMNS, Layout, Row, as_text, has_failed
 from fgvc_cli.predict.decoding import delayed, in_order, until_full
+from fgvc_cli.predict.predictor import row_columns
+from fgvc_cli.sources.boxes import BoxMatch, Placed, Region, each_box, open_boxes
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import OK, DecodedImage, Failure, Reading, read_image
 
@@ -56,7 +59,9 @@ class _Photo:
     """For each model; none where it could not be read."""
     failure: Failure | None
     size: tuple[int, int] | None
-    """(width, height) of the upright image, pixels."""
+    """(width, height) of the upright image, or of what a box shows of it, pixels."""
+    placed: Placed | None = None
+    """Where that lies in the image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +149,12 @@ def _explain_many(options: ExplainOptions, messages: Messages) -> Explained:
         messages.print(f"Left out folder {folder}: {error.strerror or error}")
 
     images = find_images([options.image], on_unreadable)
+    walk: Iterator[Found] = images
+    if boxes := open_boxes(options):
+        match = BoxMatch(boxes, find_images([options.image], lambda *_: None))
+        for line in (*boxes.notes, *match.lines):
+            messages.note(line)
+        walk = each_box(images, match)
     keep_freed_memory()
     statuses: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -159,22 +170,22 @@ def _explain_many(options: ExplainOptions, messages: Messages) -> Explained:
         if parts:
             parts.begin(explainers)
         advance = stack.enter_context(messages.bar("explaining", lines=True))
-        table = _Table(explainers, options.top_k)
+        table = _Table(explainers, options.top_k, boxes=boxes is not None)
         compared = [[*_NEAREST_COLUMNS]]
-        for number, done in enumerate(_explain_all(options, explainers, images)):
-            photo, name = done.photo, done.photo.found.name
+        for number, done in enumerate(_explain_all(options, explainers, walk)):
+            photo, name = done.photo, _name(done.photo.found)
             picture = pictures.add(name, number, done.picture.result()) if done.picture else ""
             failure = photo.failure
             if parts:
                 said = {"status": failure.status, "error": failure.error} if failure else {}
                 parts.add_maps(name, done.explained, size=photo.size or (0, 0), **said)
-            if failure:
+            if failure and has_failed(failure.status):
                 messages.note(f"Left out {name}: {failure.error} ({failure.status})")
             table.add(done, picture)
             for each in done.explained:
                 compared += _nearest_rows(name, each.explanation)
             statuses[failure.status if failure else OK] += 1
-            advance(total=images.total)
+            advance(total=None if boxes else images.total)
         pictures.add_table(table.rows)
         if options.index_path:
             pictures.add_table(compared, NEAREST)
@@ -236,11 +247,12 @@ def _explain_all(
         prepared = tuple(
             each.prepare(by_rule[each.reading].image, KEEP_PX, found.name) for each in explainers.values()
         )
-        return _Photo(found, prepared, None, next(iter(by_rule.values())).size)
+        first = next(iter(by_rule.values()))
+        return _Photo(found, prepared, None, first.size, first.placed)
 
     def paint(photo: _Photo, explained: tuple[LabelledExplanation, ...]) -> bytes:
         stream = io.BytesIO()
-        draw(explained, photo.found.name, page).save(stream, **_SAVE[ending])
+        draw(explained, _name(photo.found), page).save(stream, **_SAVE[ending])
         return stream.getvalue()
 
     def answer(photos: Sequence[_Photo]) -> list[_Done]:
@@ -274,12 +286,13 @@ def _explain_all(
 class _Table:
     """``index.csv``: a line per image, of several models a line per image and model."""
 
-    def __init__(self, explainers: Mapping[str, Explainer], top_k: int):
+    def __init__(self, explainers: Mapping[str, Explainer], top_k: int, *, boxes: bool = False):
         checkpoints = [explainer.checkpoint for explainer in explainers.values()]
         self._several = len(checkpoints) > 1
         self._layout = Layout(
             min(top_k, *(len(checkpoint.classes) for checkpoint in checkpoints)),
             max(int(getattr(checkpoint.model, "part_count", 0)) for checkpoint in checkpoints),
+            columns=BOX_COLUMNS if boxes else (),
         )
         self.rows = [[*csv_columns(self._layout), *(["weights"] if self._several else []), "picture"]]
 
@@ -287,7 +300,8 @@ class _Table:
         """The lines of an image; one that failed has one."""
         failure = done.photo.failure
         if failure:
-            self._add(Row(done.photo.found.name, failure.status, failure.error), "", picture)
+            more = row_columns(done.photo.found, None)
+            self._add(Row(done.photo.found.name, failure.status, failure.error, more=more), "", picture)
         for each in done.explained:
             self._add(_row(done.photo, each.explanation, self._layout.top_k), each.label, picture)
 
@@ -300,10 +314,13 @@ def _row(photo: _Photo, explanation: Explanation, top_k: int) -> Row:
     """Boxes are pixels of the image as it is, not as it was kept."""
     width, height = photo.size or explanation.image.size
     x, y = width / explanation.image.width, height / explanation.image.height
+    placed = photo.placed
+    left, top = placed.region[:2] if placed else (0, 0)
     boxes = [
-        None if box is None else (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+        None if box is None else (left + box[0] * x, top + box[1] * y, left + box[2] * x, top + box[3] * y)
         for box in (explanation.box, *explanation.parts)
     ]
+    width, height = placed.size if placed else (width, height)
     return Row(
         path=photo.found.name,
         width=width,
@@ -312,7 +329,14 @@ def _row(photo: _Photo, explanation: Explanation, top_k: int) -> Row:
         probs=tuple(prob for _, prob in explanation.top[:top_k]),
         box=boxes[0],
         parts=tuple(box for box in boxes[1:] if box),
+        more=row_columns(photo.found, placed),
     )
+
+
+def _name(found: Found) -> str:
+    """What a picture is of: the image, or a box of it."""
+    root, ending = os.path.splitext(found.name)
+    return f"{root}-{found.path.box.id}{ending}" if isinstance(found.path, Region) else found.name
 
 
 def _nearest_rows(name: str, explanation: Explanation) -> Iterator[list[str]]:

@@ -46,9 +46,15 @@ SINKS = {
     ".h5": ("h5", "H5Sink"),
     ".hdf5": ("h5", "H5Sink"),
     ".parquet": ("parquet", "ParquetSink"),
+    ".md.json": ("detections", "MegaDetectorSink"),
+    ".coco.json": ("detections", "CocoSink"),
+    ".ls.json": ("detections", "LabelStudioSink"),
 }
-"""Ending of a file -> module and class of its sink, see ``FileSink``. Each module reads its files too:
-``read_table(path)`` and ``read_blocks(path, info)``."""
+"""Ending of a file -> module and class of its sink, see ``FileSink``. But for ``FOR_OTHERS``, each module
+reads its files too: ``read_table(path)`` and ``read_blocks(path, info)``."""
+
+FOR_OTHERS = (".md.json", ".coco.json", ".ls.json")
+"""Files for other programs, which say less than a row does."""
 
 HOLDS_EXTRAS = (".h5", ".hdf5", ".parquet")
 
@@ -212,7 +218,7 @@ class Outputs:
         """
         sinks: list[Sink] = []
         for out in self.files:
-            cls = getattr(format_of(out), SINKS[out.suffix.lower()][1])
+            cls = getattr(format_of(out), SINKS[ending_of(out)][1])
             sinks.append(cls(out, overwrite=True, extras=self.extras, origin=origin))
         if self.per_file:
             from fgvc_cli.formats.csv_rows import PerFileSink
@@ -230,8 +236,9 @@ def read_table(path: Path) -> Table:
     Raises:
         FgvcError: no such file, another kind of file, damaged, without a row, or of more than ``MAX_ROWS``.
     """
-    if path.suffix.lower() not in SINKS:
-        hint = f"Give one of {', '.join(SINKS)}; of an .h5 the attention maps and crops are shown too."
+    if ending_of(path) not in SINKS or ending_of(path) in FOR_OTHERS:
+        readable = ", ".join(ending for ending in SINKS if ending not in FOR_OTHERS)
+        hint = f"Give one of {readable}; of an .h5 the attention maps and crops are shown too."
         raise FgvcError(f"fgvc report does not read {path.name}.", hint, EXIT_USAGE)
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
@@ -257,11 +264,17 @@ def format_of(path: Path) -> Any:
         FgvcError: Parquet without pyarrow.
     """
     _check_ending(path)
-    return importlib.import_module(f"fgvc_cli.formats.{SINKS[path.suffix.lower()][0]}")
+    return importlib.import_module(f"fgvc_cli.formats.{SINKS[ending_of(path)][0]}")
+
+
+def ending_of(path: Path) -> str:
+    """What of a name says its format, in lower case; of ``all.md.json`` it is ``.md.json``."""
+    name = path.name.lower()
+    return next((ending for ending in FOR_OTHERS if name.endswith(ending)), path.suffix.lower())
 
 
 def _check_ending(out: Path) -> None:
-    ending = out.suffix.lower()
+    ending = ending_of(out)
     if ending not in SINKS:
         known = ", ".join(SINKS)
         raise FgvcError(f"Cannot write {out.name}: expected a name ending in {known}.", None, EXIT_USAGE)
@@ -350,8 +363,10 @@ class FolderSink(ABC):
         """The files of the next rows."""
         for i, path in enumerate(block.path):
             data = self._encode(block, i) if has_prediction(block.status[i]) else b""
+            # Of an image with several boxes each has a file.
+            box = f"-{safe_name(block.more['box_id'][i])}" if "box_id" in block.more else ""
             if data:
-                self._put(f"{safe_name(path)}{self.ending}", self._rows + i, data)
+                self._put(f"{safe_name(path)}{box}{self.ending}", self._rows + i, data)
         self._rows += len(block)
 
     def _put(self, name: str, row: int, data: bytes) -> str:

@@ -42,6 +42,9 @@ it goes before ``unsure``."""
 WITH_PREDICTION = (OK, UNSURE, UNKNOWN)
 """Statuses of rows that have one, the most trusted first."""
 
+NO_BOX = "no_box"
+"""Status of an image of which no box was given, where boxes were; nothing has failed."""
+
 
 TOLD_ABOVE = 0.5
 """A multi-label model tells the labels that are more probable than this."""
@@ -118,6 +121,9 @@ COLUMNS = {
     for column in (
         Column("box_id", "text", "of the given box within its image", behind_path=True),
         Column("given_box", "box", "what was looked at, as box", decimals=1, edges="in", behind_path=True),
+        Column("given_label", "text", "what the detector takes it for", behind_path=True),
+        Column("given_score", "number", "the detector's confidence", decimals=4, behind_path=True),
+        Column("given_path", "text", "how the file of boxes calls the image", behind_path=True),
         Column("date", "text", "when the image was taken, ISO 8601"),
         Column("latitude", "number", "degrees north"),
         Column("longitude", "number", "degrees east"),
@@ -132,6 +138,9 @@ COLUMNS = {
     )
 }
 """All there are, in the order of tables."""
+
+BOX_COLUMNS = ("box_id", "given_box", "given_label", "given_score", "given_path")
+"""Of a run over given boxes."""
 
 
 def box_headers(name: str) -> list[str]:
@@ -301,6 +310,11 @@ def as_text(name: str) -> str:
 def has_prediction(status: str) -> bool:
     """Whether a row of this status has one."""
     return status in WITH_PREDICTION
+
+
+def has_failed(status: str) -> bool:
+    """Whether a row of this status should have a prediction and has none."""
+    return not has_prediction(status) and status != NO_BOX
 
 
 def block_bytes(block: Block) -> int:
@@ -579,11 +593,14 @@ class Origin:
     """As typed; of a URL neither its password nor its query, which may be a key."""
     working_folder: str
     """Absolute: what relative sources, and the paths of rows that are as given, start at."""
+    boxes: str = ""
+    """The file of boxes, as typed."""
 
     @classmethod
-    def of(cls, sources: Sequence[str]) -> Origin:
+    def of(cls, sources: Sequence[str], boxes: Path | None = None) -> Origin:
         """Of sources typed in the folder where this process works."""
-        return cls(tuple(as_text(_without_secrets(source)) for source in sources), as_text(os.getcwd()))
+        texts = tuple(as_text(_without_secrets(source)) for source in sources)
+        return cls(texts, as_text(os.getcwd()), as_text(str(boxes or "")))
 
 
 def _without_secrets(source: str) -> str:

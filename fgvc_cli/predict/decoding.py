@@ -34,9 +34,10 @@ from PIL import Image
 
 from fgvc_cli.data.geometry import cut_input, resized_size
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.sources.boxes import Placed, Region
 from fgvc_cli.sources.find import Found
 from fgvc_cli.sources.frames import Frame
-from fgvc_cli.sources.images import DecodedImage, Failure, read_image
+from fgvc_cli.sources.images import DecodedImage, Failure, Prepare, read_image
 from fgvc_cli.sources.stored import Stored
 
 Where = Path | Stored
@@ -50,6 +51,9 @@ BIG_PIXELS = 32_000_000
 
 TURNS = 2
 """How many of them are decoded at once in a whole run."""
+
+AGAIN_PIXELS = 64_000_000
+"""Images above this are decoded for each of their boxes; smaller ones once, and one stays in each decoder."""
 
 CROP_PX = 224
 """Longest side of a stored crop."""
@@ -86,12 +90,14 @@ class Decoded(NamedTuple):
 
     failure: Failure | None
     width: int = 0
-    """Of the upright image, pixels."""
+    """Of the upright image, or of what a box shows of it, pixels."""
     height: int = 0
     pixels: np.ndarray | None = None
     """uint8 (S, S, 3)."""
     note: str = ""
     """See ``DecodedImage.note``."""
+    placed: Placed | None = None
+    """See ``DecodedImage.placed``."""
 
 
 class Turn(Protocol):
@@ -127,6 +133,8 @@ class Decoder:
         self._holds_turn = False
         self._kept: dict[int, DecodedImage] = {}
         self._kept_bytes = 0
+        self._whole: tuple[Where, DecodedImage | Failure] | None = None
+        """The image of the box that came last: the next box may be of the same."""
 
     def load(self, number: int, path: Where) -> Decoded:
         """Read and resize; with ``keep_bytes`` the image stays for ``cut`` while there is room."""
@@ -140,7 +148,7 @@ class Decoder:
                 reason = str(error) or "out of memory"
                 return Decoded(Failure("unreadable", f"cannot be resized: {reason}"))
             self._keep(number, photo)
-            return Decoded(None, *photo.size, pixels, photo.note)
+            return Decoded(None, *photo.size, pixels, photo.note, photo.placed)
 
     def cut(self, number: int, path: Where | None, box: Sequence[float] | None) -> bytes | None:
         """The crop of an image that ``load`` has seen, as JPEG, and the end of its being kept.
@@ -165,14 +173,35 @@ class Decoder:
     def close(self) -> None:
         """Let go of everything."""
         self._kept.clear()
+        self._whole = None
+
+    @property
+    def keeps_whole(self) -> bool:
+        """Whether the image of the last box is still there, for ``Same``."""
+        return self._whole is not None
 
     def _open(self, path: Where) -> DecodedImage | Failure:
-        return self._read(path) if self._read else read_image(path, self._prepare, self._settings.rule)
+        if not isinstance(path, Region):
+            return self._read_whole(path, self._prepare)
+        if self._whole and (isinstance(path.path, Same) or path.path == self._whole[0]):
+            whole = self._whole[1]
+        else:
+            self._whole = None
+            whole = self._read_whole(path.path, self._take_turn)  # a box needs its pixels: no smaller copy
+            if isinstance(whole, Failure) or whole.image.width * whole.image.height <= AGAIN_PIXELS:
+                self._whole = path.path, whole
+        return whole if isinstance(whole, Failure) else whole.within(path)
+
+    def _read_whole(self, path: Where, prepare: Prepare) -> DecodedImage | Failure:
+        return self._read(path) if self._read else read_image(path, prepare, self._settings.rule)
 
     def _prepare(self, image: Image.Image) -> None:
         if self._settings.fast:
             # No mode: the colours stay what they are.
             image.draft(None, resized_size(image.width, image.height, self._settings.rule))
+        self._take_turn(image)
+
+    def _take_turn(self, image: Image.Image) -> None:
         if self._turn and image.width * image.height > BIG_PIXELS:
             self._turn.acquire()
             self._holds_turn = True
@@ -258,12 +287,20 @@ class _Held(Stored):
         return io.BytesIO(self.content)
 
 
+class Same(Stored):
+    """The image of the box before, which the worker has."""
+
+    def open(self) -> BinaryIO:
+        """Nobody opens it."""
+        raise FileNotFoundError
+
+
 def _hold(where: Where) -> Where | Failure:
     """A path as it is; of anything else the bytes, as the worker may not reach where they lie: it has neither
     the connections of this process nor the file systems that a script set up in it."""
     if not isinstance(where, Stored):
         return where
-    if isinstance(where, Frame):
+    if isinstance(where, Frame | Region):
         held = _hold(where.path)
         return held if isinstance(held, Failure) else where.within(held)
     try:
@@ -294,6 +331,8 @@ class ProcessDecoder:
         self._settings = settings
         self._turns = turns
         self._process: subprocess.Popen[bytes] | None = None
+        self._whole: Where | None = None
+        """The image that the worker keeps for its next box."""
         side = settings.rule.input_px
         with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else _memory_file() as file:
             file.truncate(side * side * 3)
@@ -307,14 +346,18 @@ class ProcessDecoder:
 
     def load(self, number: int, path: Where) -> Decoded:
         """As ``Decoder.load``; ``crashed`` where the process dies over this file."""
-        held = _hold(path)
+        box = path if isinstance(path, Region) else None
+        # Neither read from its archive again, nor sent.
+        held = box.within(Same()) if box and box.path == self._whole else _hold(path)
         if isinstance(held, Failure):
             return Decoded(held)
         try:
-            failure, width, height, note = self._ask("load", number, held)
+            failure, width, height, note, placed, keeps_whole = self._ask("load", number, held)
         except _Died as death:
             return Decoded(Failure("crashed", str(death)))
-        return Decoded(failure, width, height, None if failure else self._pixels.copy(), note)
+        if box:
+            self._whole = box.path if keeps_whole else None
+        return Decoded(failure, width, height, None if failure else self._pixels.copy(), note, placed)
 
     def cut(self, number: int, path: Where, box: Sequence[float] | None) -> bytes:
         """As ``Decoder.cut``; empty where the process dies over it."""
@@ -375,6 +418,7 @@ class ProcessDecoder:
 
     def _stop(self) -> str:
         """End the process and say how it ended."""
+        self._whole = None
         if self._process is None:
             return "was not there"
         self._connection.close()
@@ -427,7 +471,7 @@ def serve(socket_fd: str, pixels_fd: str, turns_fd: str) -> None:
             decoded = decoder.load(*request)
             if decoded.pixels is not None:
                 pixels[:] = decoded.pixels
-            connection.send((*decoded[:3], decoded.note))
+            connection.send((*decoded[:3], decoded.note, decoded.placed, decoder.keeps_whole))
     except (EOFError, ConnectionError):
         os._exit(0)  # nothing to tidy up, and a parent that may wait
 
@@ -451,8 +495,20 @@ class Loaded:
     """Which decoder has it, and perhaps still its image."""
 
 
+class _Loads:
+    """Images to load one after another: the boxes of one image, or one image.
+
+    No other comes before the last one of an image has been asked for, so whoever takes the first takes all.
+    """
+
+    def __init__(self, image: Where | None):
+        self.image = image
+        self.jobs: deque[tuple[Future[Any], tuple]] = deque()
+
+
 class DecodePool:
-    """``workers`` threads, each with a decoder, and on POSIX each decoder in its own process.
+    """``workers`` threads, each with a decoder, and on POSIX each decoder in its own process; the boxes of an
+    image that come one after another go to the same one.
 
     The processes are for files that kill a decoder; threads would be enough for speed. A ``read`` of the
     caller's runs in the threads. With no workers, calls are done at once by whoever calls.
@@ -470,7 +526,10 @@ class DecodePool:
         self._turns = tempfile.TemporaryFile() if self._in_processes else None  # noqa: SIM115 - closed by close
         self._turn = threading.Semaphore(TURNS)
         self._ready = threading.Condition()
-        self._loads: deque[tuple[Future[Any], tuple]] = deque()
+        self._loads: deque[_Loads] = deque()
+        self._latest = _Loads(None)
+        self._taken = [_Loads(None) for _ in range(max(workers, 1))]
+        """Of each worker, those that it took last; more may come."""
         self._cuts: list[deque[tuple[Future[Any], tuple]]] = [deque() for _ in range(max(workers, 1))]
         self._threads: list[threading.Thread] = []
         self._idle = 0
@@ -483,8 +542,12 @@ class DecodePool:
         if inline := self._inline:
             _settle(future, lambda: Loaded(number, found, inline.load(number, found.path), 0))
             return future
+        image = found.path.path if isinstance(found.path, Region) else None
         with self._ready:
-            self._loads.append((future, (number, found)))
+            if image is None or image != self._latest.image:
+                self._latest = _Loads(image)
+                self._loads.append(self._latest)
+            self._latest.jobs.append((future, (number, found)))
             if self._idle < len(self._loads) and len(self._threads) < self._workers:
                 self._add_worker(len(self._threads))
             self._ready.notify_all()
@@ -538,7 +601,9 @@ class DecodePool:
         with self._ready:
             self._idle += 1
             try:
-                self._ready.wait_for(lambda: self._closed or self._cuts[index] or self._loads)
+                self._ready.wait_for(
+                    lambda: self._closed or self._cuts[index] or self._taken[index].jobs or self._loads
+                )
             finally:
                 self._idle -= 1
             if self._closed:
@@ -546,7 +611,9 @@ class DecodePool:
             if self._cuts[index]:
                 future, request = self._cuts[index].popleft()
                 return future, lambda decoder: decoder.cut(*request)
-            future, (number, found) = self._loads.popleft()
+            if not self._taken[index].jobs:
+                self._taken[index] = self._loads.popleft()
+            future, (number, found) = self._taken[index].jobs.popleft()
             return future, lambda decoder: Loaded(number, found, decoder.load(number, found.path), index)
 
 

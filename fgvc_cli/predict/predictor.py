@@ -29,7 +29,7 @@ from fgvc_cli.data.names import find_names, same_form
 from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.rejection import Novelty, read_named, read_thresholds
-from fgvc_cli.formats.rows import UNKNOWN, UNSURE, Block, Extra, Row, RunInfo
+from fgvc_cli.formats.rows import COLUMNS, UNKNOWN, UNSURE, Block, Extra, Row, RunInfo, Value
 from fgvc_cli.predict.decoding import (
     DecodePool,
     DecodeSettings,
@@ -41,6 +41,7 @@ from fgvc_cli.predict.decoding import (
     until_full,
 )
 from fgvc_cli.predict.forward import Amp, Answers, Forward, Launched, best_batch_size, choose_precision
+from fgvc_cli.sources.boxes import NoBox, Placed, Region
 from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
 
@@ -84,7 +85,7 @@ class RowBatch:
     answered: np.ndarray = field(default_factory=lambda: np.empty(0, np.intp))
     """Which items the model answered for, (B,)."""
     answers: Answers = field(default_factory=dict)
-    """Joined, boxes in pixels of the image."""
+    """Joined, boxes in pixels of the image, or of what a given box shows of it."""
 
     def __post_init__(self) -> None:
         self.failures = [item.decoded.failure for item in self.items]
@@ -112,11 +113,20 @@ class RowBatch:
                     self.answers[name] = boxes_in_image(self.answers[name], sizes, preprocess)
 
     def boxes(self) -> list[list[float] | None]:
-        """The object box of each item, where there is one."""
+        """What crops show of each item: the object box, where there is one; of a given box all of it."""
         boxes: list[list[float] | None] = [None] * len(self.items)
         for row, box in zip(self.answered.tolist(), self.answers.get("box", ()), strict=False):
             boxes[row] = None if np.isnan(box).any() else box.tolist()
+        for row, item in enumerate(self.items):
+            if item.decoded.placed:
+                boxes[row] = [0.0, 0.0, *map(float, item.decoded[1:3])]
         return boxes
+
+    def in_whole_image(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (n, 4) or (n, P, 4) of all items, from what is cut to the image it is cut from."""
+        placed = [item.decoded.placed for item in self.items]
+        corners = np.array([p.region[:2] * 2 if p else (0,) * 4 for p in placed], boxes.dtype)
+        return boxes + corners.reshape(len(boxes), *[1] * (boxes.ndim - 2), 4)
 
 
 def boxes_in_image(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], preprocess: Preprocess) -> np.ndarray:
@@ -157,8 +167,10 @@ def build_block(
 
     status: list[str] = [failure.status if failure else OK for failure in batch.failures]
     size = np.zeros((count, 2), np.int32)
-    size[rows] = [batch.items[row].decoded[1:3] for row in rows] or np.zeros((0, 2))
-    more: dict[str, list[str] | np.ndarray] = {}
+    decoded = [batch.items[row].decoded for row in rows]
+    size[rows] = [d.placed.size if d.placed else d[1:3] for d in decoded] or np.zeros((0, 2))
+    known = [row_columns(item.found, item.decoded.placed) for item in batch.items]
+    more = {name: COLUMNS[name].values([row.get(name) for row in known]) for name in info.columns}
     if "novelty" in info.columns:
         more["novelty"] = column("novelty", (1,), np.nan, np.float64)[:, 0]
     for row, told in zip(rows.tolist(), doubt.statuses(answers) if len(rows) else (), strict=True):
@@ -171,14 +183,34 @@ def build_block(
         size=size,
         topk_index=column("index", (info.top_k,), -1, np.int32),
         topk_prob=column("prob", (info.top_k,), np.nan),
-        box=column("box", (4,), np.nan),
-        parts=column("parts", (info.parts, 4), np.nan),
+        box=batch.in_whole_image(column("box", (4,), np.nan)),
+        parts=batch.in_whole_image(column("parts", (info.parts, 4), np.nan)),
         attention=extra("attention"),
         crop=crops,
         embedding=extra("embedding"),
         logits=extra("logits"),
         more=more,
     )
+
+
+def row_columns(found: Found, placed: Placed | None) -> dict[str, Value]:
+    """What a row has of ``COLUMNS`` without the model's help.
+
+    Args:
+        placed: where its box lies, of an image that could be read.
+    """
+    where = found.path
+    values: dict[str, Value] = {}
+    if isinstance(where, Region):
+        box = where.box
+        values = {"box_id": box.id, "given_label": box.label, "given_path": box.image}
+        if not np.isnan(box.score):
+            values["given_score"] = box.score
+    if isinstance(where, NoBox):
+        values["given_path"] = where.image
+    if placed:
+        values["given_box"] = placed.given
+    return values
 
 
 @dataclass(frozen=True)
@@ -236,6 +268,7 @@ class Predictor:
         top_k: predictions per row; all classes where the model has fewer.
         extras: what blocks carry beside the predictions.
         min_prob: rows whose best probability is below it are ``unsure``.
+        columns: of ``COLUMNS``, what rows have beside, such as ``BOX_COLUMNS`` for given boxes.
         thresholds: class -> the same for rows of that class, or the CSV of ``fgvc eval --thresholds``; the
             larger of the two counts.
         unknown: rows whose novelty is beyond it are ``unknown``; ``on`` is 1, ``off`` computes no novelty;
@@ -273,6 +306,7 @@ class Predictor:
         top_k: int = 5,
         extras: Iterable[Extra] = (),
         min_prob: float | None = None,
+        columns: Iterable[str] = (),
         thresholds: str | Path | Mapping[str, float] | None = None,
         unknown: Unknown | None = None,
         classes: str | Path | Sequence[str] | None = None,
@@ -321,8 +355,10 @@ class Predictor:
             parts=int(getattr(trained.model, "part_count", 0)),
             extras=wanted,
             settings=settings,
-            columns=("novelty",) if novelty else (),
+            columns=tuple(name for name in COLUMNS if name in {*columns, *("novelty",) * bool(novelty)}),
         )
+        self.clipped = 0
+        """Given boxes so far that reached beyond their image."""
         self._tell = on_event or (lambda text: None)
         self._crop_box = crop_box or (lambda box, size: box)
         self._read = None if read is read_image else read
@@ -451,6 +487,7 @@ class Predictor:
 
     def _launch(self, items: list[Loaded]) -> _Step:
         batch = RowBatch(items)
+        self.clipped += sum(bool(item.decoded.placed and item.decoded.placed.clipped) for item in items)
         for item in items:
             failure = item.decoded.failure
             if failure and failure.status == "crashed":

@@ -30,7 +30,7 @@ import h5py
 import numpy as np
 from pydantic import Field
 
-from fgvc_cli.command import Messages, command, options
+from fgvc_cli.command import BoxOptions, Messages, command, options
 from fgvc_cli.data.listing import Example
 from fgvc_cli.engine.checkpoint import Checkpoint, choose_data, known_examples
 from fgvc_cli.engine.device import keep_freed_memory
@@ -112,7 +112,7 @@ def write_index(
         for name, value in attributes.items():
             table.file.attrs[name] = value
         _add_sets(table, max(len(example.labels) for example in examples))
-        images = (Found(root / example.path, example.path) for example in examples)
+        images = (Found(example.where(root), example.path) for example in examples)
         with closing(predictor.blocks(images)) as blocks:
             for block in blocks:
                 _append(table, block, examples[block.first : block.first + len(block)])
@@ -173,7 +173,7 @@ class Indexed:
 
 
 @options
-class IndexOptions:
+class IndexOptions(BoxOptions):
     """What ``fgvc index`` is asked for."""
 
     weights: str | None = None
@@ -218,7 +218,7 @@ def index(options: IndexOptions) -> Indexed:
     keep_freed_memory()
     checkpoint = _open_main_stage(options.weights)
     wanted = options.split or "train"
-    labelled, _ = choose_data(checkpoint, options.data, options.dataset, options.data_root, wanted)
+    labelled, _ = choose_data(checkpoint, options.data, options.dataset, options.data_root, wanted, options)
     split = options.split or ("train" if labelled.splits.get("train") else "all")
     examples = known_examples(labelled, split, checkpoint.classes)
     predictor = index_predictor(

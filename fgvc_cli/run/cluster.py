@@ -83,6 +83,8 @@ class Done:
     statuses: Counter[str]
     files: tuple[tuple[int, str], ...]
     """First row and name of each file that waits to be committed."""
+    clipped: int = 0
+    """Given boxes that reached beyond their image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class PartPredictor(Protocol):
     """What predicts in a worker (``predictor.Predictor``)."""
 
     info: RunInfo
+    clipped: int
 
     def blocks(self, images: Any, first: int = 0) -> Any: ...
     def kept_decoders(self) -> contextlib.AbstractContextManager[None]: ...
@@ -172,15 +175,17 @@ class Worker:
             held.clear()
 
         with self._turn, closing(self._predictor.blocks(part.found(), first=part.first)) as blocks:
+            clipped = self._predictor.clipped
             for block in blocks:
                 held.append(block)
                 rows += len(block)
                 statuses.update(block.status)
                 if not part.rows and sum(map(block_bytes, held)) >= PART_BYTES:
                     leave()
+            clipped = self._predictor.clipped - clipped
         if held:
             leave()
-        return Done(rows, statuses, tuple(files))
+        return Done(rows, statuses, tuple(files), clipped)
 
 
 class Cluster(Protocol):
@@ -286,6 +291,7 @@ class WorkerPool:
                 self.done_parts += 1
                 folder.count(done.rows, done.statuses)
                 progress.count(done.rows, done.statuses)
+                progress.on_clipped(done.clipped)
 
     def _hand_out(self, parts: Iterator[Part]) -> None:
         """Parts for all that are ready, one each before any has two; and workers for parts that are left."""

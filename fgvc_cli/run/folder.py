@@ -31,7 +31,7 @@ from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import LOCK, TEMPORARY, FolderLock, read_document, reason, sync_folder, write_document
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.rows import Origin, RunInfo, as_text, first_change, has_prediction
+from fgvc_cli.formats.rows import Origin, RunInfo, as_text, first_change, has_failed
 from fgvc_cli.run.parts import list_parts, part_name, read_names
 from fgvc_cli.sources.find import Found
 
@@ -101,7 +101,7 @@ class RunRecord:
 
     def read_origin(self) -> Origin | None:
         """None where no rows were added yet."""
-        return Origin(tuple(self.origin["sources"]), self.origin["working_folder"]) if self.origin else None
+        return Origin(**self.origin | {"sources": tuple(self.origin["sources"])}) if self.origin else None
 
 
 def has_record(folder: Path) -> bool:
@@ -480,7 +480,7 @@ class RunFolder:
             self.statuses.update(statuses)
         if self._record.complete and self._record.complete["rows"] != self.rows:
             self.update(complete=None)
-        failed = Counter({k: n for k, n in self.statuses.items() if retry and not has_prediction(k)})
+        failed = Counter({k: n for k, n in self.statuses.items() if retry and has_failed(k)})
         self.statuses -= failed
         self.rows -= failed.total()
         return failed.total()
@@ -505,7 +505,7 @@ class RunFolder:
                 now = as_text(found.name) if found else "the end"
                 if found is None or now != name:
                     raise self._list_changed(first + i, name, now)
-                if retry and not has_prediction(status):
+                if retry and has_failed(status):
                     again[i] = found
             if again:
                 yield Task(first, list(again.values()), tuple(again))

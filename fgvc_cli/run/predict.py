@@ -10,19 +10,19 @@ import dataclasses
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from fgvc_cli.command import Messages, command, options
+from fgvc_cli.command import BoxOptions, Messages, command, options
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.rows import Block, Origin, Row, RunInfo
+from fgvc_cli.formats.rows import BOX_COLUMNS, Block, Origin, Row, RunInfo
 from fgvc_cli.run.folder import (
     WHOLE,
     RunFolder,
@@ -40,7 +40,8 @@ from fgvc_cli.run.merge import merge_run, merge_shards
 from fgvc_cli.run.parts import PartWriter, write_part
 from fgvc_cli.run.progress import Paths, PipeProgress, PredictProgress, RunResult, Sources, run_processes
 from fgvc_cli.run.retry import finished_setting, repaired_outputs, repaired_part, take_apart
-from fgvc_cli.sources.find import STDIN, Images, check_named, find_images
+from fgvc_cli.sources.boxes import BoxFile, BoxMatch, each_box, open_boxes
+from fgvc_cli.sources.find import STDIN, Found, Images, check_named, find_images
 from fgvc_cli.sources.frames import FrameChoice, parse_frames
 from fgvc_cli.sources.remote import is_url
 
@@ -54,7 +55,7 @@ Note = Callable[[str], None]
 
 
 @options
-class PredictOptions:
+class PredictOptions(BoxOptions):
     """What ``fgvc predict`` is asked for."""
 
     sources: Sources
@@ -63,8 +64,8 @@ class PredictOptions:
     weights: str | None = None
     """Checkpoint, folder of a training, or an embedded model; None: the default one."""
     out: Paths = ()
-    """Files to write: .csv, .jsonl, .h5 or .parquet; the first names OUT.partial, where an interrupted run
-    waits.
+    """Files to write: .csv, .jsonl, .h5 or .parquet; for other programs .md.json, .coco.json and .ls.json;
+    the first names OUT.partial, where an interrupted run waits.
     None: rows are handed on as they come."""
     top_k: Annotated[int, Field(ge=1)] = 5
     """Predictions per image."""
@@ -148,6 +149,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         """Raise FgvcError where options exclude each other."""
+        super().__post_init__()
         if not self.out:
             files = ["shard", "devices", "ray", "restart", "retry_failed", "accept_list", "crops_dir"]
             files += ["maps_dir", "per_file"]
@@ -167,7 +169,22 @@ class PredictOptions:
         if self.devices and STDIN in self.sources:
             message = "--devices cannot share the list on stdin among its processes."
             raise FgvcError(message, "Write the list to a file: fgvc predict @list.txt", EXIT_USAGE)
+        if self.boxes and self.per_file:
+            message = "--per-file is for frames; with --boxes a row is a box, and their mean says nothing."
+            raise FgvcError(message, "Leave one of them away.", EXIT_USAGE)
+        if self.boxes and self.fast_decode:
+            message = "--fast-decode makes images smaller, and --boxes needs all pixels of a box."
+            raise FgvcError(message, "Leave one of them away.", EXIT_USAGE)
         _ = self.frame_choice
+
+    @cached_property
+    def box_file(self) -> BoxFile | None:
+        """The boxes to look at; None: whole images.
+
+        Raises:
+            FgvcError: see ``read_boxes``.
+        """
+        return open_boxes(self)
 
     @property
     def frame_choice(self) -> FrameChoice | None:
@@ -248,6 +265,7 @@ def _hand_on(options: PredictOptions, progress: PredictProgress) -> RunResult:
         for block in blocks:
             sink.write(block)
             progress.on_block(block)
+    progress.on_clipped(predictor.clipped)
     progress.summary(())
     return progress.result((), kept.rows)
 
@@ -301,6 +319,7 @@ def _run_devices(options: PredictOptions, progress: PredictProgress) -> RunResul
 
     count = options.devices or 1
     here = dataclasses.replace(options, messages=None, on_rows=None)  # which stay in this process
+    progress.what = "box" if options.boxes else "image"
     arguments = [(here, i, count, device) for i, device in enumerate(pick_devices(options.device, count))]
     with progress:
         run_processes(_complete_shard, arguments, progress)
@@ -434,19 +453,22 @@ class Listener(Protocol):
 
     total: Callable[[], int | None]
     passed_over: Callable[[], list[str]]
+    what: str
 
     def note(self, text: str) -> None: ...
     def resumed(self, rows: int, statuses: Counter[str], retried: int = 0) -> None: ...
     def on_block(self, block: Block) -> None: ...
+    def on_clipped(self, boxes: int) -> None: ...
     def on_unreadable(self, folder: Path | str, error: OSError) -> None: ...
 
 
 def open_images(options: PredictOptions, progress: Listener, shard: ShardOf = WHOLE) -> ShardWalk:
-    """The images of the sources, those of a shard only.
+    """The images of the sources, or their boxes, those of a shard only.
 
     Raises:
-        FgvcError: as ``find_images``.
+        FgvcError: as ``find_images``, ``read_boxes`` and ``BoxMatch``.
     """
+    boxes = options.box_file
     images = _find(options, progress.on_unreadable)
     progress.passed_over = lambda: images.passed_over
     for line in images.notes:
@@ -454,12 +476,25 @@ def open_images(options: PredictOptions, progress: Listener, shard: ShardOf = WH
     progress.total = lambda: _count_of(images.total, shard)
     # A note says that the walk costs about as much as reading; what comes on stdin comes once.
     once = images.notes or options.nested or STDIN in options.sources or any(map(is_url, options.sources))
-    return ShardWalk(images, shard, None if once else partial(_list_again, options))
+    walk: Iterator[Found] = images
+    if boxes is None:
+        return ShardWalk(walk, shard, None if once else partial(_list_again, options))
+    progress.what = "box"
+    progress.total = lambda: None
+    if once:  # all names are needed before the first row
+        walk = iter(held := list(images))
+        match = BoxMatch(boxes, held)
+    else:
+        match = BoxMatch(boxes, _list_again(options))
+    for line in (*boxes.notes, *match.lines):
+        progress.note(line)
+    return ShardWalk(each_box(walk, match), shard, None if once else partial(_list_again, options, match))
 
 
-def _list_again(options: PredictOptions) -> Images:
-    """The images of all shards, without a word on folders that cannot be listed."""
-    return _find(options, lambda folder, error: None)
+def _list_again(options: PredictOptions, match: BoxMatch | None = None) -> Iterable[Found]:
+    """The images or boxes of all shards, without a word on folders that cannot be listed."""
+    images = _find(options, lambda folder, error: None)
+    return each_box(images, match) if match else images
 
 
 def _find(options: PredictOptions, on_unreadable: Callable[[Path | str, OSError], None]) -> Images:
@@ -507,17 +542,20 @@ def open_predictor(options: PredictOptions, note: Note, shard: ShardOf = WHOLE) 
         top_k=options.top_k,
         extras=options.outputs.needed(),
         min_prob=options.min_prob,
+        columns=BOX_COLUMNS if options.boxes else (),
         thresholds=options.thresholds,
         unknown=options.unknown,
         classes=options.classes,
         amp=_amp(options, device, shard),
         compile=options.compile,
         fast_decode=options.fast_decode,
-        expected=count_named(options.sources),
+        expected=None if options.boxes else count_named(options.sources),
         on_event=note,
     )
     if choice := options.frame_choice:
         predictor.info.settings["frames"] = dataclasses.asdict(choice)
+    if boxes := options.box_file:
+        predictor.info.settings["boxes"] = boxes.settings
     return predictor
 
 
@@ -598,7 +636,7 @@ def complete_rows(
     """
     # Again, now that the folder is locked: the process that held it may have just put them there.
     _check_outputs(options, folder.root)
-    origin = dataclasses.asdict(Origin.of(options.sources))
+    origin = dataclasses.asdict(Origin.of(options.sources, options.boxes))
     folder.update(
         outputs=options.outputs.record(folder.root.parent),
         origin=origin | {"sources": list(origin["sources"])},
@@ -638,6 +676,7 @@ def complete_here(predictor: Predictor, tasks: Iterator[Task], folder: RunFolder
                     writer.flush()
             if answers:
                 write_part(folder.path, repaired_part(folder.path, task, answers))
+    progress.on_clipped(predictor.clipped)
 
 
 def _whole_list(

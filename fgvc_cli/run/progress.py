@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Messages
-from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, FgvcError
-from fgvc_cli.formats.rows import UNKNOWN, UNSURE, Block, Row, has_prediction
+from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, FgvcError, counted
+from fgvc_cli.formats.rows import NO_BOX, UNKNOWN, UNSURE, Block, Row, has_failed
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -56,7 +56,7 @@ class RunResult:
     """What a run came to."""
 
     statuses: dict[str, int]
-    """How many images have which status: ``ok``, ``unsure``, ``unknown``, or why there is no prediction."""
+    """How many rows have which status: ``ok``, ``unsure``, ``unknown``, or why there is no prediction."""
     outputs: tuple[Path, ...] = ()
     """Files and folders that hold the rows; none without ``out``, and of a shard, which waits for
     ``merge``."""
@@ -67,24 +67,19 @@ class RunResult:
 
     @property
     def images(self) -> int:
-        """How many images have a row."""
+        """How many rows there are: one per image, or per given box."""
         return sum(self.statuses.values())
 
     @property
     def failed(self) -> int:
         """Images without a prediction, and folders that could not be listed."""
-        failed = sum(count for status, count in self.statuses.items() if not has_prediction(status))
+        failed = sum(count for status, count in self.statuses.items() if has_failed(status))
         return failed + self.folders_left_out
 
     @property
     def exit_code(self) -> int:
         """That of the command line: 0, or 3 where something failed."""
         return EXIT_SOME_FAILED if self.failed else EXIT_OK
-
-
-def images(count: int) -> str:
-    """``1 image``, ``2,000 images``."""
-    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 class PredictProgress:
@@ -105,6 +100,10 @@ class PredictProgress:
         """How many rows there will be, where that is known by now."""
         self.passed_over: Callable[[], list[str]] = list
         """Lines on files that were met and have no row."""
+        self.what = "image"
+        """What a row is of: ``image``, or ``box``."""
+        self.clipped = 0
+        """Given boxes that reached beyond their image."""
         self._earlier = 0
         console: Console | None = getattr(messages, "console", None)
         self._live = (
@@ -136,8 +135,8 @@ class PredictProgress:
 
     @property
     def failures(self) -> Counter[str]:
-        """Rows without a prediction, by status."""
-        return Counter({k: n for k, n in self.statuses.items() if not has_prediction(k) and n})
+        """Rows that lack a prediction, by status."""
+        return Counter({k: n for k, n in self.statuses.items() if has_failed(k) and n})
 
     @property
     def failed(self) -> int:
@@ -151,11 +150,15 @@ class PredictProgress:
         self.statuses.update(statuses)
         if rows or retried:
             again = f", {retried:,} of them read again" if retried else ""
-            self.note(f"Resuming after {images(rows + retried)} of an earlier run{again}.")
+            self.note(f"Resuming after {self._counted(rows + retried)} of an earlier run{again}.")
 
     def on_block(self, block: Block) -> None:
         """Count some rows."""
         self.count(len(block), Counter(block.status))
+
+    def on_clipped(self, boxes: int) -> None:
+        """Boxes that were clipped to their image."""
+        self.clipped += boxes
 
     def count(self, rows: int, statuses: Counter[str]) -> None:
         """Count rows by status."""
@@ -185,13 +188,16 @@ class PredictProgress:
             fate = f"; they are kept in {out}.partial. To go on, type the same command again."
         elif out:
             fate = f"; {out} was not written. Start again with the same command."
-        self.messages.print(f"Interrupted after {images(self.rows)}{fate}")
+        self.messages.print(f"Interrupted after {self._counted(self.rows)}{fate}")
 
     def summary(self, outs: Sequence[Path]) -> None:
         """The closing lines: rows, failures by status, where they are."""
         self.note(f"{self._speed()}: {self._fates()}.")
         for line in self.passed_over():
             self.note(line)
+        if self.clipped:
+            what = counted(self.clipped, "box", "boxes")
+            self.note(f"Clipped to the image by more than a pixel: {what}; in_x1 to in_y2 are what was left.")
         if self.folders_left_out:
             self.note(f"Folders that could not be listed: {self.folders_left_out:,}.")
         if outs:
@@ -200,7 +206,7 @@ class PredictProgress:
     def merged(self, statuses: Counter[str], outs: Sequence[Path]) -> RunResult:
         """The closing lines of ``fgvc merge``, and what it came to."""
         self.rows, self.statuses = statuses.total(), statuses
-        self.note(f"{images(self.rows)}: {self._fates()}.")
+        self.note(f"{self._counted(self.rows)}: {self._fates()}.")
         self.note(f"Written to {', '.join(map(str, outs))}.")
         return self.result(outs)
 
@@ -213,14 +219,24 @@ class PredictProgress:
         failed = failures.total()
         reasons = ", ".join(f"{status} {count:,}" for status, count in failures.most_common())
         reasons = f" ({reasons})" if reasons else ""
+        without = self.statuses[NO_BOX]
         middle = "".join(f" {count:,} {name}," for name, count in doubted.items() if count)
-        return f"{self.rows - failed - sum(doubted.values()):,} ok,{middle} {failed:,} failed{reasons}"
+        middle += f" {counted(without, 'image')} without a box," if without else ""
+        fine = self.rows - failed - sum(doubted.values()) - without
+        return f"{fine:,} ok,{middle} {failed:,} failed{reasons}"
 
     def _speed(self) -> str:
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self.rows - self._earlier) / seconds
         earlier = f" ({self._earlier:,} of an earlier run)" if self._earlier else ""
-        return f"{images(self.rows)}{earlier} in {seconds:.1f} s, {rate:.1f} images/s"
+        return f"{self._counted(self.rows)}{earlier} in {seconds:.1f} s, {rate:.1f} {self._plural}/s"
+
+    @property
+    def _plural(self) -> str:
+        return "boxes" if self.what == "box" else "images"
+
+    def _counted(self, rows: int) -> str:
+        return counted(rows, self.what, self._plural)
 
     def _outlook(self) -> str:
         """What has failed, and the time left where the total is known."""
@@ -295,6 +311,8 @@ def _take(
         progress.count(*values)
     elif kind == "resumed":
         progress.resumed(*values)
+    elif kind == "clipped":
+        progress.on_clipped(values[0])
     elif kind == "unreadable" and index == 0:
         progress.on_unreadable(values[0], OSError(*values[1:]))
     elif kind == "note" and index == 0:
@@ -332,6 +350,11 @@ class PipeProgress:
         self._pipe = pipe
         self.total: Callable[[], int | None] = lambda: None
         self.passed_over: Callable[[], list[str]] = list
+        self.what = "image"
+
+    def on_clipped(self, boxes: int) -> None:
+        """Boxes that were clipped to their image."""
+        self._pipe.send(("clipped", boxes))
 
     def note(self, text: str) -> None:
         """A line for people."""

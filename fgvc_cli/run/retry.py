@@ -18,7 +18,15 @@ from typing import Any
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.csv_rows import FileStarts, read_per_file
-from fgvc_cli.formats.outputs import FLAGS, HOLDS_EXTRAS, Outputs, format_of, holds_anything
+from fgvc_cli.formats.outputs import (
+    FLAGS,
+    FOR_OTHERS,
+    HOLDS_EXTRAS,
+    Outputs,
+    ending_of,
+    format_of,
+    holds_anything,
+)
 from fgvc_cli.formats.rows import Block, OtherRun, RunInfo, as_text, join, replace_rows
 from fgvc_cli.run.folder import RunFolder, Task
 from fgvc_cli.run.parts import list_parts, part_name, read_part, write_part
@@ -127,6 +135,9 @@ def take_apart(outputs: Outputs, folder: RunFolder, info: RunInfo, *, overwrite:
 
 def _check_copy(path: Path, out: Path, info: RunInfo, *, per_file: bool) -> None:
     """Raise FgvcError unless an output holds the same images in the same order as the one taken apart."""
+    if ending_of(path) in FOR_OTHERS:
+        message = f"--retry-failed cannot tell whether {path} is of the run of {out}."
+        raise FgvcError(message, "Add --overwrite to replace it, or name another file.")
     bare = dataclasses.replace(info, extras=())
     names = (name for block in _read_back(out, bare) for name in block.path)
     try:

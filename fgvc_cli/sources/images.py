@@ -38,6 +38,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from fgvc_cli.sources.boxes import Placed, Region
 from fgvc_cli.sources.color import NARROW, kind_of_tiff, read_deep, to_srgb
 from fgvc_cli.sources.frames import (
     AS_VIDEO,
@@ -91,11 +92,22 @@ class DecodedImage:
 
     note: str = ""
     """What the user should know about how it was read; said once per run."""
+    placed: Placed | None = None
+    """Where ``image`` lies in the image of the file, where it is what a box shows of it."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the upright image, pixels."""
+        """(width, height) of the upright image, pixels; of a box, of what is cut."""
         return self.full_size or self.image.size
+
+    def within(self, region: Region) -> DecodedImage | Failure:
+        """What a box shows of it."""
+        try:
+            placed = region.place(*self.size)
+        except CannotRead as error:
+            return Failure(error.status, _one_line(str(error)))
+        # ``Image.crop`` shares nothing with the image, which may then go.
+        return DecodedImage(self.image.crop(placed.region), None, self.note, placed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +135,16 @@ def read_image(
     The first call silences what Pillow warns of and libtiff prints, for the process.
 
     Args:
-        path: a file, or an image in an archive or a remote store.
+        path: a file, an image in an archive or a remote store, or a box of one of these.
         rule: what colour profiles and camera RAW come to; a checkpoint's ``preprocess`` for its model.
 
     Raises:
         Nothing for a bad file.
     """
+    if isinstance(path, Region):
+        # Of a smaller copy, which ``prepare`` may ask for, little would be left of a box.
+        whole = read_image(path.path, None, rule)
+        return whole if isinstance(whole, Failure) else whole.within(path)
     _quiet_decoders()
     frame = path if isinstance(path, Frame) else None
     path = frame.path if frame else path

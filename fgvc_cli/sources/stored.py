@@ -39,8 +39,11 @@ FailureStatus = Literal[
     "unreadable",
     "crashed",
     "no_memory",
+    "bad_box",
+    "no_box",
 ]
-"""``crashed``: its decoder died; ``no_memory``: the model could not take it even alone."""
+"""``crashed``: its decoder died; ``no_memory``: the model could not take it even alone; ``bad_box``, of a box
+that was given: it shows nothing of its image; ``no_box``, no failure: an image of which none was given."""
 
 
 class CannotRead(Exception):

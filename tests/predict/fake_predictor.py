@@ -37,6 +37,7 @@ class FakePredictor:
         self.info = info or fake_info()
         self.batch, self.seconds, self.mended = batch, seconds, mended
         self.seen = deque(maxlen=1000)
+        self.clipped = 0
 
     def kept_decoders(self):
         return nullcontext()

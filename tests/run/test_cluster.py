@@ -32,6 +32,9 @@ class Progress:
         assert rows == statuses.total()
         self.statuses += statuses
 
+    def on_clipped(self, boxes):
+        assert boxes == 0
+
 
 def make(options, note):
     note("a note")
