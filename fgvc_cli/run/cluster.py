@@ -456,6 +456,7 @@ class RayCluster:
         self._ray = ray
         self._own = not ray.is_initialized()
         if self._own:
+            address = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
             _check_reachable(address)
             try:
                 ray.init(address=address, log_to_driver=False, logging_level="error")

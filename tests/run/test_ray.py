@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from test_predict_processes import SECONDS, start, wait_until
 
+import fgvc_cli
 from fgvc_cli import create_model
 from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.engine.checkpoint import save_checkpoint
@@ -114,26 +115,27 @@ def test_a_node_and_then_the_driver_are_killed_and_no_row_is_lost_or_doubled(clu
     assert b"not_an_image" not in (photos / "ray.csv").read_bytes()
 
 
-def test_a_node_with_another_version_is_named(cluster, photos, model, tmp_path):
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "sitecustomize.py").write_text("import fgvc_cli\nfgvc_cli.__version__ = '0.0.1'\n")
-    for node in cluster.doomed:
-        cluster.remove_node(node, allow_graceful=False)
-    path = os.pathsep.join([str(tmp_path / "old"), str(ROOT)])
-    cluster.add_node(**NODE, env_vars={"PYTHONPATH": path})
-    process = start(predict("ray.csv", model, "--ray", cluster.address), photos)
+def test_nodes_with_another_version_are_named(cluster, photos, model):
+    command = predict("ray.csv", model, "--ray", cluster.address)
+    command[2] = f"import fgvc_cli\nfgvc_cli.__version__ = '0.0.1'\n{SMALL_PARTS}"
+    process = start(command, photos)
     told = process.communicate(timeout=2 * SECONDS)[1]
     assert process.returncode == 1
-    assert "has fgvc 0.0.1, " in told and "Traceback" not in told
+    assert f"has fgvc {fgvc_cli.__version__}, this process has 0.0.1. Install" in told
+    assert "Traceback" not in told
     assert not list(photos.glob("ray.csv*"))
 
 
-def test_no_cluster_is_one_line(tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'fgvc[ray]'")
-    with pytest.raises(FgvcError, match="No Ray cluster answers at 127.0.0.1:9: Connection refused"):
-        RayCluster("127.0.0.1:9", None, 1)
+def test_no_cluster_is_one_line(monkeypatch):
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'fgvc[ray]'")
+    for address, set_to in (("127.0.0.1:9", ""), ("auto", "127.0.0.1:9")):
+        monkeypatch.setenv("RAY_ADDRESS", set_to)
+        with pytest.raises(FgvcError, match="No Ray cluster answers at 127.0.0.1:9: Connection refused"):
+            RayCluster(address, None, 1)
     with pytest.raises(FgvcError, match="expected auto or HOST:PORT"):
         RayCluster("nowhere", None, 1)
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(ray._private.services, "find_gcs_addresses", set)
     with pytest.raises(FgvcError, match="No Ray cluster answers here") as caught:
         RayCluster("auto", None, 1)
     assert "\n" not in str(caught.value) and "ray start --head" in caught.value.hint
