@@ -9,6 +9,7 @@ killed run still writes is never committed.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pickle
 import socket
@@ -144,12 +145,14 @@ class Worker:
         Args:
             make: a pickled ``Make``, which another version may not have.
         """
-        if version != __version__:
-            return Opened(self.host, __version__, None)
+        # Looked up here: Ray sends a class along with the global values it uses, this process's version too.
+        here = importlib.import_module("fgvc_cli").__version__
+        if version != here:
+            return Opened(self.host, here, None)
         self._predictor = pickle.loads(make)(options, self.notes.append)
         self._decoders = self._predictor.kept_decoders()
         self._decoders.__enter__()
-        return Opened(self.host, __version__, self._predictor.info)
+        return Opened(self.host, here, self._predictor.info)
 
     @answered
     def sees(self, folder: str, token: str) -> bool:
