@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fgvc_cli.engine.ablate import ablate as ablate
     from fgvc_cli.engine.evaluate import evaluate as evaluate
     from fgvc_cli.engine.export import export as export
+    from fgvc_cli.engine.hub import push as push
     from fgvc_cli.engine.train import train as train
     from fgvc_cli.engine.weights import open_weights as load_checkpoint
     from fgvc_cli.explain.run import explain as explain
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fgvc_cli.predict.predictor import Predictor as Predictor
     from fgvc_cli.report.page import report as report
     from fgvc_cli.report.select import select as select
+    from fgvc_cli.report.wrong_labels import wrong_labels as wrong_labels
     from fgvc_cli.retrieval.index_file import index as index
     from fgvc_cli.run.merge import merge as merge
     from fgvc_cli.run.predict import predict_folder as predict_folder
@@ -37,9 +39,11 @@ __all__ = [
     "load_checkpoint",
     "merge",
     "predict_folder",
+    "push",
     "report",
     "select",
     "train",
+    "wrong_labels",
 ]
 
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -50,10 +54,16 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "train": ("fgvc_cli.engine.train", "train", "fgvc_cli.engine.options.TrainOptions"),
     "evaluate": ("fgvc_cli.engine.evaluate", "evaluate", "fgvc_cli.engine.options.EvalOptions"),
     "explain": ("fgvc_cli.explain.run", "explain", "fgvc_cli.explain.options.ExplainOptions"),
+    "push": ("fgvc_cli.engine.hub", "push", "fgvc_cli.engine.hub.PushOptions"),
     "export": ("fgvc_cli.engine.export", "export", "fgvc_cli.engine.options.ExportOptions"),
     "index": ("fgvc_cli.retrieval.index_file", "index", "fgvc_cli.retrieval.index_file.IndexOptions"),
     "report": ("fgvc_cli.report.page", "report", "fgvc_cli.report.page.ReportOptions"),
     "select": ("fgvc_cli.report.select", "select", "fgvc_cli.report.select.SelectOptions"),
+    "wrong_labels": (
+        "fgvc_cli.report.wrong_labels",
+        "wrong_labels",
+        "fgvc_cli.report.wrong_labels.WrongLabelOptions",
+    ),
     "merge": ("fgvc_cli.run.merge", "merge", "fgvc_cli.run.merge.MergeOptions"),
     "predict_folder": ("fgvc_cli.run.predict", "predict_folder", "fgvc_cli.run.predict.PredictOptions"),
 }

@@ -464,6 +464,8 @@ class TrainConfig(Section):
     split_by: str | None = None
     """What stays on one side of a split that is made: ``folder`` (a camera or specimen in CLASS/CAMERA/),
     ``column=NAME`` of the label file, or ``minutes=5`` (bursts by folder and EXIF time). None: each image."""
+    taxonomy: str | None = None
+    """CSV of what the classes hang on (``class,order,family``); None: what a known set brings."""
     boxes: str | None = None
     """MegaDetector JSON, COCO JSON or CSV: each box is a sample, all of an image in one split."""
     box_conf: Share | None = None

@@ -10,7 +10,7 @@ from fgvc_cli import __version__
 from fgvc_cli.cli.datasets import datasets_app
 from fgvc_cli.cli.eval import evaluate
 from fgvc_cli.cli.explain import explain
-from fgvc_cli.cli.export import export
+from fgvc_cli.cli.export import export, push
 from fgvc_cli.cli.help import HelpCommand, OneLineGroup
 from fgvc_cli.cli.index import index
 from fgvc_cli.cli.models import models, recipes
@@ -52,7 +52,20 @@ def _root(
     """Options before any command; its help is the app's."""
 
 
-for command in (train, evaluate, predict, merge, index, explain, report, select, export, models, recipes):
+for command in (
+    train,
+    evaluate,
+    predict,
+    merge,
+    index,
+    explain,
+    report,
+    select,
+    export,
+    push,
+    models,
+    recipes,
+):
     app.command("eval" if command is evaluate else command.__name__, cls=HelpCommand)(guarded(command))
 app.add_typer(datasets_app, name="datasets")
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fgvc_cli.cli.help import HelpCommand, HelpGroup
-from fgvc_cli.cli.options import DataRoot, Workers, guarded
-from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED
+from fgvc_cli.cli.options import DataRoot, Device, Workers, guarded
+from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:
     from fgvc_cli.datasets.registry import Presence
+    from fgvc_cli.report.wrong_labels import WrongLabels
 
 datasets_app = typer.Typer(
     cls=HelpGroup, help="Labelled data sets: list, get, check, make. Alone, it lists them."
@@ -130,16 +132,43 @@ def check_dataset(
             help="Longest gap, by EXIF, in a burst of one folder; 0: bursts are not looked for.",
         ),
     ] = 5,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Also rank labels that are likely wrong, by this model (as predict --weights)."),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="With --weights: judge each image by a linear probe fitted without its fold, of N. "
+            "Default: 5. 0: by the model's own probabilities, too sure of images it was trained on.",
+        ),
+    ] = None,
+    suspects: Annotated[
+        Path | None,
+        typer.Option(help="With --weights: CSV of likely wrong labels, for fgvc report --review --only."),
+    ] = None,
+    device: Device = "auto",
     workers: Workers = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the CSV.")] = False,
 ) -> int:
     """Find unreadable files, duplicates, images and bursts in two splits, contradicting labels, tiny classes.
 
+    With --weights, also labels that are likely wrong, the likeliest first (needs pip install 'fgvc[clean]').
     Exit code 0: nothing was found; 3: something was.
     """
     from fgvc_cli.cli.progress import ConsoleMessages
     from fgvc_cli.datasets.check import as_document, check_set, open_source, summary, write_findings
     from fgvc_cli.files import check_writable
+
+    given = {"--folds": folds, "--suspects": suspects}
+    for name, value in given.items():
+        if value is not None and weights is None:
+            raise FgvcError(f"{name} is for wrong labels.", "Add --weights MODEL", EXIT_USAGE)
+    if weights is not None:
+        from fgvc_cli.report.wrong_labels import require_cleanlab
+
+        require_cleanlab()
 
     if out:
         check_writable(out, overwrite=overwrite)
@@ -155,8 +184,49 @@ def check_dataset(
         )
     if out:
         write_findings(report, out, overwrite=overwrite)
-    print(json.dumps(as_document(report), indent=2) if as_json else summary(report, out))
-    return EXIT_OK if report.clean else EXIT_SOME_FAILED
+    wrong = None
+    if weights is not None:
+        from fgvc_cli.report.wrong_labels import wrong_labels
+
+        same = tuple(tuple(member.example.path for member in group.members) for group in report.groups)
+        wrong = wrong_labels(
+            source,
+            weights,
+            data_root,
+            out=suspects,
+            folds=5 if folds is None else folds,
+            together=same,
+            workers=workers,
+            device=device,
+            overwrite=overwrite,
+            messages=ConsoleMessages(),
+        )
+    if as_json:
+        document = as_document(report) | ({"wrong_labels": asdict(wrong)} if wrong else {})
+        print(json.dumps(document, indent=2, default=str))
+    else:
+        lines = _wrong_lines(wrong, source, data.root) if wrong else []
+        print("\n".join([summary(report, out), *lines]))
+    return EXIT_OK if report.clean and not (wrong and wrong.suspects) else EXIT_SOME_FAILED
+
+
+def _wrong_lines(wrong: WrongLabels, source: str, root: Path) -> list[str]:
+    """Likely wrong labels for people, and how to look at them."""
+    count = len(wrong.suspects)
+    lines = [f"  {count:6,d} labels that are likely wrong, of {wrong.images:,} ({wrong.judged_by})"]
+    for each in wrong.suspects[:5]:
+        lines.append(f"      {each.path} [{each.label}] looks like {each.suggested} ({each.prob:.2f})")
+    if count > 5:
+        lines.append(f"      and {count - 5:,} more")
+    lines += [f"      {note}" for note in wrong.notes]
+    if wrong.out is None:
+        lines += ["      All of them, to look at: --suspects suspects.csv"] if count else []
+    elif count:
+        lines.append(
+            f"      To look at them: fgvc report {wrong.out} --review --only {wrong.out} --images {root} "
+            f"--labels {source}"
+        )
+    return lines
 
 
 @make_app.command("aviary", cls=HelpCommand)

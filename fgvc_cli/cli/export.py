@@ -1,4 +1,4 @@
-"""``fgvc export``: options, help, and what it prints."""
+"""``fgvc export`` and ``fgvc push``: options, help, and what they print."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fgvc_cli.cli.options import Stages, Weights
+from fgvc_cli.cli.options import Quiet, Stages, Weights
 from fgvc_cli.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -63,3 +63,41 @@ def _report(exported: Exported) -> str:
         f"{difference.labels} other labels"
     )
     return "\n".join(lines)
+
+
+def push(
+    weights: Annotated[str, typer.Argument(metavar="RUN", help="Folder or model.safetensors of a training.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Its name on the hub.")],
+    license: Annotated[
+        str,
+        typer.Option(help="Of the weights, as the hub writes it: apache-2.0, mit, cc-by-4.0, other."),
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Only those who are allowed to may see it.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Upload nothing: write the folder to --out.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="With --dry-run: new folder.")] = None,
+    quiet: Quiet = False,
+) -> int:
+    """Upload a model to the Hugging Face hub, with a card; others use it as --weights hf-hub:owner/name.
+
+    The card tells data, split sizes, figures with their intervals, classes, limits and the training command.
+    Log in once with hf auth login, or set HF_TOKEN.
+    """
+    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.engine.hub import PushOptions
+    from fgvc_cli.engine.hub import push as run
+
+    options = PushOptions(
+        weights=weights,
+        repo=repo,
+        license=license,
+        private=private,
+        dry_run=dry_run,
+        out=out,
+        messages=ConsoleMessages(quiet=quiet),
+    )
+    print(run.run(options).url)
+    return EXIT_OK

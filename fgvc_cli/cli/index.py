@@ -35,11 +35,17 @@ def index(
         Literal["train", "val", "test", "all"] | None,
         typer.Option(help="train, val, test or all. Default: train; all of a set without one."),
     ] = None,
+    add: Annotated[
+        str | None,
+        typer.Option(
+            help="Add the images of this labelled folder or CSV, of known and of new classes, to the index."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File to write. Default: model.index.h5 beside model.safetensors, NAME.index.h5 here for an "
-            "embedded model."
+            help="File to write, or with --add to extend. Default: model.index.h5 beside model.safetensors, "
+            "NAME.index.h5 here for an embedded model."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
@@ -48,7 +54,11 @@ def index(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> int:
-    """Store the embeddings of the training images, for fgvc explain --nearest to compare with."""
+    """Store the embeddings of the training images, to compare with: fgvc explain --nearest, predict --index.
+
+    --add brings classes that the model was not trained on, from a few images each and without training;
+    fgvc predict --index tells them from the known ones. An image that is in the index already is replaced.
+    """
     from fgvc_cli.cli.progress import ConsoleMessages, spare_cores
     from fgvc_cli.retrieval.index_file import IndexOptions
 
@@ -63,6 +73,7 @@ def index(
         box_margin=box_margin,
         box_category=tuple(box_category or ()),
         split=split,
+        add=add,
         out=out,
         overwrite=overwrite,
         batch_size=batch_size,

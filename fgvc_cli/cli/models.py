@@ -50,6 +50,10 @@ def models(
         top1 = f"{100 * entry.metrics['test']['top1']:.1f}"
         table.add_row(name, entry.model, str(entry.classes), entry.describes, top1)
     console.print(table)
+    console.print(
+        "Of the Hugging Face hub: --weights hf-hub:owner/name; fgvc push RUN owner/name puts a model there.",
+        soft_wrap=True,
+    )
     return EXIT_OK
 
 

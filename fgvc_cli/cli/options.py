@@ -29,7 +29,30 @@ Weights = Annotated[
     typer.Option(
         metavar="MODEL",
         autocompletion=_embedded_models,
-        help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them).",
+        help="model.safetensors or folder of a training, an embedded model (fgvc models lists them), or "
+        "hf-hub:owner/name of the Hugging Face hub, with @revision if need be.",
+    ),
+]
+AllWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        metavar="MODEL",
+        autocompletion=_embedded_models,
+        help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them). "
+        "Several: the mean of their probabilities.",
+    ),
+]
+Tta = Annotated[
+    Literal["flip"] | None,
+    typer.Option(help="flip: the mean over the image and its mirror image, at twice the time."),
+]
+Taxonomy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="CSV of the tree of the classes: class, then ranks from coarse to fine, as class,order,family. "
+        "Default: the model's or the known set's.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -45,6 +68,16 @@ Cascade = Annotated[
         min=0,
         max=1,
         help="Multi-stage ViT: images this certain after a stage go through no further one, e.g. 0.9.",
+    ),
+]
+Index = Annotated[
+    Path | None,
+    typer.Option(help="Take the classes of this index (fgvc index) in place of the model's."),
+]
+IndexBy = Annotated[
+    Literal["neighbours", "means"] | None,
+    typer.Option(
+        help="With --index: each class by the mean of its images (the default) or by its nearest one."
     ),
 ]
 Outs = Annotated[
@@ -87,6 +120,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--data-root",
         "--split-by",
         "--split",
+        "--add",
         "--images",
         "--labels",
         "--boxes",
@@ -107,6 +141,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Output": (
         "--out",
         "--overwrite",
+        "--dry-run",
         "--top-k",
         "--min-prob",
         "--unknown",
@@ -118,6 +153,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--crops-dir",
         "--maps-dir",
         "--per-file",
+        "--exif",
+        "--group",
         "--parts-dir",
         "--page",
         "--title",
@@ -135,13 +172,21 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--weights",
         "--init",
         "--pretrained",
+        "--license",
+        "--private",
         "--stages",
         "--cascade",
+        "predict --index",
+        "eval --index",
+        "--by",
         "--calibrate",
+        "--tta",
         "--fit-novelty",
         "--target-precision",
         "eval --against",
         "--input-px",
+        "--taxonomy",
+        "--rollup",
     ),
     "Training": (
         "--recipe",
@@ -155,7 +200,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
     "Selection": ("--count", "--doubt", "--pool"),
-    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes"),
+    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes", "--folds", "--suspects"),
     "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
     "Speed": (
         "--device",
@@ -192,6 +237,14 @@ VALUE_NAMES = {
     "--per-file": "FILE",
     "--raw": "KIND",
     "--calibrate": "FILE",
+    "--group": "WHAT",
+    "--tta": "KIND",
+    "--add": "DATA",
+    "--license": "NAME",
+    "--index": "FILE",
+    "--by": "HOW",
+    "--suspects": "FILE",
+    "--folds": "N",
     "--fit-novelty": "FILE",
     "--thresholds": "FILE",
     "--classes": "FILE",
@@ -246,7 +299,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "index": (
         "fgvc index --weights runs/birds",
-        "fgvc index --weights groceries --data known_images/ --split all",
+        "fgvc index --weights runs/birds --add new_species/",
     ),
     "explain": (
         "fgvc explain bird.jpg --weights runs/birds",
@@ -263,6 +316,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": (
         "fgvc export --weights groceries --out model.onnx",
         "fgvc export --weights runs/birds --out model.pt2 --check photos/",
+    ),
+    "push": (
+        "fgvc push runs/birds owner/birds --license cc-by-4.0",
+        "fgvc push runs/birds owner/birds --license mit --dry-run --out card",
     ),
     "models": (
         "fgvc models",
@@ -286,7 +343,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "datasets check": (
         "fgvc datasets check my_classes/",
-        "fgvc datasets check labels.csv --out findings.csv",
+        "fgvc datasets check labels.csv --weights runs/birds --suspects suspects.csv",
     ),
     "datasets make": (
         "fgvc datasets make aviary birds",
@@ -323,14 +380,14 @@ def check_given(values: Mapping[str, Any]) -> None:
         from fgvc_cli.data.labelled import load_labelled
 
         load_labelled(Path(data))  # raises: it says what it expects
-    for source in values.get("sources") or ():
+    for source in values.get("sources") or filter(None, [values.get("image")]):
         from fgvc_cli.sources.find import check_named
 
-        check_named(source)
-    if isinstance(weights, str):
+        check_named(str(source))
+    for name in [weights] if isinstance(weights, str) else weights or ():
         from fgvc_cli.engine.weights import resolve_weights
 
-        resolve_weights(weights)
+        resolve_weights(name)
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:

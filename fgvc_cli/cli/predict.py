@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fgvc_cli.cli.options import (
+    AllWeights,
     BoxCategory,
     BoxConf,
     Boxes,
@@ -23,6 +24,8 @@ from fgvc_cli.cli.options import (
     CropsDir,
     Device,
     Embeddings,
+    Index,
+    IndexBy,
     Logits,
     Maps,
     MapsDir,
@@ -30,7 +33,8 @@ from fgvc_cli.cli.options import (
     PerFile,
     Quiet,
     Stages,
-    Weights,
+    Taxonomy,
+    Tta,
     Workers,
 )
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
@@ -55,7 +59,9 @@ def predict(
             "@LIST for a list in a file, or - for one on stdin."
         ),
     ],
-    weights: Weights = None,
+    weights: AllWeights = None,
+    index: Index = None,
+    by: IndexBy = None,
     boxes: Boxes = None,
     box_conf: BoxConf = None,
     box_margin: BoxMargin = None,
@@ -85,6 +91,25 @@ def predict(
     ray_cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPUs of each worker.")] = 1,
     stages: Stages = None,
     cascade: Cascade = None,
+    tta: Tta = None,
+    taxonomy: Taxonomy = None,
+    rollup: Annotated[
+        float | None,
+        typer.Option(
+            help="Columns rank, rank_label, rank_prob: the finest node of the taxonomy that is so probable, "
+            "e.g. 0.9."
+        ),
+    ] = None,
+    exif: Annotated[
+        bool, typer.Option("--exif", help="Columns date, latitude, longitude, camera, from the metadata.")
+    ] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="minutes=5: images of a folder and camera with no longer gap get one answer; columns group, "
+            "group_label, group_prob, and those of --exif."
+        ),
+    ] = None,
     maps: Maps = False,
     crops: Crops = False,
     embeddings: Embeddings = False,
@@ -156,6 +181,10 @@ def predict(
 ) -> int:
     """Classify images: one row each, with the object's box; a file that cannot be read says why.
 
+    With --index, the classes are those of an index of images (fgvc index), to which fgvc index --add brings
+    new ones without training: the class whose mean is nearest, or with --by neighbours that of the nearest
+    image.
+
     Interrupted runs resume with the same command. Exit code 0: every row is ok; 3: finished,
     but some images failed; 130: interrupted.
     """
@@ -163,7 +192,9 @@ def predict(
 
     options = PredictOptions(
         sources=tuple(sources),
-        weights=weights,
+        weights=tuple(weights or ()),
+        index=index,
+        by=by,
         boxes=boxes,
         box_conf=box_conf,
         box_margin=box_margin,
@@ -180,6 +211,11 @@ def predict(
         ray_cpus_per_worker=ray_cpus_per_worker,
         stages=stages,
         cascade=cascade,
+        tta=tta,
+        taxonomy=taxonomy,
+        rollup=rollup,
+        exif=exif,
+        group=group,
         maps=maps,
         crops=crops,
         embeddings=embeddings,

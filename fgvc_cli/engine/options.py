@@ -56,8 +56,9 @@ class ExportOptions:
 class EvalOptions(BoxOptions):
     """What ``fgvc eval`` is asked for."""
 
-    weights: str | None = None
-    """File or folder of a training, or an embedded model; None: the default one."""
+    weights: Several = ()
+    """File or folder of a training, or an embedded model; none: the default one. Of several models with the
+    same classes the mean of their probabilities is measured."""
     data: str | None = None
     """Labelled folder or CSV; None, and no ``dataset``: what the checkpoint was trained on."""
     dataset: str | None = None
@@ -84,8 +85,18 @@ class EvalOptions(BoxOptions):
     """Of a multi-stage ViT; None: as trained."""
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None
     """Of a multi-stage ViT: images this sure after a stage take no further one; None: as trained."""
+    tta: Literal["flip"] | None = None
+    """``flip``: the mean of the probabilities of the image and of its mirror image."""
+    taxonomy: str | None = None
+    """CSV of what the classes hang on, as for training; None: that of the model, else of the data."""
+    rollup: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Also measure the answers at the finest rank that is this probable; needs a taxonomy."""
     calibrate: Path | None = None
     """With the val split: fit the temperature, and write the model with it to this new file."""
+    index: Path | None = None
+    """File of ``fgvc index``: its classes in place of the model's, as in prediction."""
+    by: Literal["neighbours", "means"] | None = None
+    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``means``."""
     fit_novelty: Path | None = None
     """With the val split: fit what tells images unlike the training's, and write the model with it to this
     new file."""
@@ -113,6 +124,9 @@ class TrainOptions(BoxOptions):
     """Folder that holds known sets."""
     split_by: str | None = None
     """``folder``, ``column=NAME`` or ``minutes=5``: what keeps images in one split; None: nothing."""
+    taxonomy: str | None = None
+    """CSV of what the classes hang on: ``class``, then ranks from coarse to fine; None: what a known set
+    brings."""
     out: Path | None = None
     """Run folder; None: ``runs/<model>-<data>``."""
     recipe: str | None = None

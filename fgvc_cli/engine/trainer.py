@@ -593,6 +593,7 @@ class Trainer:
             finished=finished,
             precision=self.precision,
             train_images=len(self.data.splits["train"]),
+            taxonomy=self.data.taxonomy,
         )
 
     def _warn_of_unread(self) -> None:

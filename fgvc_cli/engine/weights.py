@@ -1,4 +1,4 @@
-"""Named weights that travel inside the package, and any checkpoint file, behind one name.
+"""Named weights that travel inside the package, any checkpoint file, and the hub's, behind one name.
 
 ``weights/manifest.json`` lists each model with its file, sha256, data, recipe and metrics by split.
 """
@@ -6,18 +6,25 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgvc_cli.errors import FgvcError
+from fgvc_cli import __version__
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:
     from fgvc_cli.engine.checkpoint import Checkpoint
 
 MODEL_FILE = "model.safetensors"
-"""What a training leaves in its folder."""
+"""What a training leaves in its folder, and a repository of the hub holds."""
+HUB = "hf-hub:"
+REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+"""owner/name on the hub."""
+LOGIN = "Log in with hf auth login, or set HF_TOKEN, to a token that may do this."
 
 
 @dataclass(frozen=True)
@@ -72,22 +79,69 @@ def read_manifest() -> Manifest:
     return Manifest(folder, document["default"], entries)
 
 
-def resolve_weights(
-    weights: Path | str | None, *, option: str = "--weights"
-) -> tuple[Path, WeightsEntry | None]:
-    """A manifest name, a file, the folder of a training, or None for the default -> the file, and its
-    entry if it is embedded.
+def fetch_weights(name: str, option: str = "--weights") -> Path:
+    """The file behind ``hf-hub:owner/name`` or ``hf-hub:owner/name@revision``, from the cache if it is there.
 
     Args:
         option: which got it, for the message.
 
     Raises:
-        FgvcError: neither a name nor a file.
+        FgvcError: another form, no such model, revision or file, no network and none in the cache.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    from fgvc_cli.sources.remote import offline_at_once
+
+    repo, _, revision = name.removeprefix(HUB).partition("@")
+    if not REPO.fullmatch(repo) or name.endswith("@"):
+        raise FgvcError(
+            f"{option} got {name!r}, expected {HUB}owner/name or {HUB}owner/name@revision.", None, EXIT_USAGE
+        )
+    try:
+        with offline_at_once():
+            file = hf_hub_download(
+                repo, MODEL_FILE, revision=revision or None, library_name="fgvc", library_version=__version__
+            )
+            return Path(file)
+    except errors.RepositoryNotFoundError as error:
+        raise FgvcError(f"The hub has no model {repo}, or it is private or gated.", LOGIN) from error
+    except errors.RevisionNotFoundError as error:
+        raise FgvcError(f"{repo} has no revision {revision!r}.", "Name a branch, tag or commit.") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise FgvcError(
+            f"{repo} is not in the cache, and the hub cannot be reached.",
+            "Connect once, or give the model.safetensors itself.",
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise FgvcError(f"{repo} holds no {MODEL_FILE}.", "Name a model that fgvc push put there.") from error
+    # Hubs fail in many ways (proxy, timeout, a full disk), each with its own exception.
+    except Exception as error:
+        raise FgvcError(f"{repo} could not be downloaded: {first_line(error)}.") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
+
+
+def resolve_weights(
+    weights: Path | str | None, *, option: str = "--weights"
+) -> tuple[Path, WeightsEntry | None]:
+    """A manifest name, a file, the folder of a training, ``hf-hub:owner/name[@revision]``, or None for the
+    default -> the file, and its entry if it is embedded.
+
+    Args:
+        option: which got it, for the message.
+
+    Raises:
+        FgvcError: neither a name nor a file; as ``fetch_weights``.
     """
     manifest = read_manifest()
     name = manifest.default if weights is None else str(weights)
     if name in manifest.entries:
         return manifest.folder / manifest.entries[name].file, manifest.entries[name]
+    if name.startswith(HUB):
+        return fetch_weights(name, option), None
     path = Path(name)
     if name and path.is_dir():
         path /= MODEL_FILE
@@ -99,7 +153,8 @@ def resolve_weights(
     if not name or (not path.exists() and path.suffix == ""):
         raise FgvcError(
             f"{option} {name!r} is neither a file nor an embedded model.",
-            f"Embedded: {', '.join(manifest.entries)}. Or give the model.safetensors of your own training.",
+            f"Embedded: {', '.join(manifest.entries)}. Or give the model.safetensors of your own training, "
+            f"or {HUB}owner/name.",
         )
     return path, None
 
@@ -126,6 +181,38 @@ def open_weights(
             "Install fgvc again.",
         )
     return checkpoint
+
+
+def open_ensemble(
+    weights: Sequence[Path | str], *, options: dict[str, Any] | None = None
+) -> list[Checkpoint]:
+    """Load several models whose probabilities are to be averaged; none named: the default one.
+
+    Raises:
+        FgvcError: as ``open_weights``; other classes than the first one's, or labels of another kind.
+    """
+    from fgvc_cli.data.names import class_order
+
+    first, *others = [open_weights(name, options=options) for name in weights or (None,)]
+    for name, other in zip(weights[1:], others, strict=True):
+        if other.multi_label != first.multi_label:
+            kinds = ("one class", "several labels")
+            own, its = kinds[other.multi_label], kinds[first.multi_label]
+            raise FgvcError(
+                f"{name} tells {own} per image, {weights[0]} {its}.",
+                "Only models of one kind have a mean.",
+                EXIT_USAGE,
+            )
+        class_order(first.classes, other.classes, str(name), f"{weights[0]} tells")
+    return [first, *others]
+
+
+def open_main_stage(weights: Path | str | None = None) -> Checkpoint:
+    """The checkpoint; a multi-stage ViT stops after the first stage, which its embedding is of."""
+    checkpoint = open_weights(weights)
+    if not hasattr(checkpoint.model.config, "cascade"):
+        return checkpoint
+    return open_weights(weights, options={"cascade": 0.0})
 
 
 def default_notice() -> str:

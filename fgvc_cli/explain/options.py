@@ -168,7 +168,7 @@ class ExplainOptions(BoxOptions):
                 f"--{several[0]} is for one model.", "Several --weights make a figure.", EXIT_USAGE
             )
         if self.index_path is not None:
-            from fgvc_cli.retrieval.search import require_index
+            from fgvc_cli.engine.index_classes import require_index
 
             require_index(self.index_path, self.models[0].weights)
 

@@ -342,20 +342,23 @@ class H5Rows:
 
     Args:
         name: of a file that is there, and empty.
+        more: it is one of these already, to be continued.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, *, more: bool = False):
         self._disk = _Disk(name)
-        self.file = h5py.File(self._disk, "w", libver=LIBVER)
-        self.count = 0
+        self.file = h5py.File(self._disk, "r+" if more else "w", libver=LIBVER)
+        self._sets: dict[str, h5py.Dataset] = dict(self.file.items())
+        self.count = len(next(iter(self._sets.values()))) if more else 0
         """N."""
-        self._sets: dict[str, h5py.Dataset] = {}
         self._open: dict[str, _OpenChunk] = {}
         """Of those in chunks of numbers."""
         threads = min(COMPRESSORS, os.cpu_count() or 1)
         self._compressors = ThreadPoolExecutor(threads, thread_name_prefix="compress")
         self._compressing: deque[tuple[h5py.Dataset, int, Future[bytes]]] = deque()
         self._ahead = threads + 1
+        for name, data_set in self._sets.items():
+            self._begin(name, data_set)
 
     def __contains__(self, name: str) -> bool:
         return name in self._sets
@@ -389,11 +392,19 @@ class H5Rows:
             **filters,
             fillvalue=np.nan if dtype.kind == "f" else None,
         )
-        if filters:
-            begun = self.count % chunk
-            blank = np.full((chunk, *shape), np.nan if dtype.kind == "f" else 0, dtype)
-            self._open[name] = _OpenChunk(blank, blank.copy(), self.count - begun, begun)
+        self._begin(name, self._sets[name])
         self.describe(name, description)
+
+    def _begin(self, name: str, data_set: h5py.Dataset) -> None:
+        """Rows of numbers that come next are added to those of the last chunk."""
+        if not data_set.fletcher32:
+            return
+        begun = self.count % data_set.chunks[0]
+        blank = np.full(data_set.chunks, np.nan if data_set.dtype.kind == "f" else 0, data_set.dtype)
+        self._open[name] = chunk = _OpenChunk(
+            blank, blank.copy(), self.count - begun, begun, not data_set.id.get_num_chunks()
+        )
+        chunk.rows[:begun] = data_set[chunk.start :]
 
     def describe(self, name: str, description: str) -> None:
         """Say of a data set what its name does not."""

@@ -135,6 +135,8 @@ COLUMNS = {
         Column("rank_label", "text", "the name at that rank"),
         Column("rank_prob", "number", "its probability"),
         Column("novelty", "number", "how unlike the training images; 1 is the threshold"),
+        Column("data_label", "text", "the label that the data give it"),
+        Column("label_quality", "number", "how likely that label is right"),
     )
 }
 """All there are, in the order of tables."""

@@ -13,21 +13,18 @@ were trained with it have learnt kernels that are heavier at the upper left and 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants as hub
 from torch import Tensor, nn
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.models.vit import StagePlan, is_vit, network_name, not_staged, plan_vit
+from fgvc_cli.sources.remote import offline_at_once
 
 _PROBE_PX = 96
 _OPTION_OF = {"drop_path_rate": "drop_path", "pad_type": "padding"}
@@ -91,7 +88,7 @@ def build_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.
         raise FgvcError(f"timm has no weights called {name!r}.", f"Known: {known}.", EXIT_USAGE)
     download = pretrained or name.startswith("hf-hub:")
     try:
-        with _offline_at_once() if download else contextlib.nullcontext():
+        with offline_at_once() if download else contextlib.nullcontext():
             net = _create(name, pretrained, kwargs)
     except FgvcError:
         raise
@@ -154,21 +151,6 @@ def _check_patches(net: nn.Module, side: int) -> None:
             f"Sizes that fit: {fitting}.",
             EXIT_USAGE,
         )
-
-
-@contextlib.contextmanager
-def _offline_at_once() -> Iterator[None]:
-    """Without a network, let the hub answer from its cache or fail now, not after a minute of retries."""
-    before = hub.HF_HUB_OFFLINE
-    if not any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        try:
-            socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
-        except OSError:
-            hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = before
 
 
 def plan_stages(net: nn.Module, depths: tuple[int, ...] | None = None, *, trim: bool = True) -> StagePlan:

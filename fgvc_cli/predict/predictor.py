@@ -7,7 +7,9 @@ predictions per row, P parts.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 import torch
@@ -25,8 +27,11 @@ from torch import nn
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.loaders import usable_cpus, worker_count
-from fgvc_cli.data.names import find_names, same_form
+from fgvc_cli.data.names import class_order, find_names, same_form
+from fgvc_cli.data.taxonomy import Taxonomy
+from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
+from fgvc_cli.engine.index_classes import By, classify_by_index
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.rejection import Novelty, read_named, read_thresholds
 from fgvc_cli.formats.rows import COLUMNS, UNKNOWN, UNSURE, Block, Extra, Row, RunInfo, Value
@@ -40,16 +45,30 @@ from fgvc_cli.predict.decoding import (
     in_order,
     until_full,
 )
-from fgvc_cli.predict.forward import Amp, Answers, Forward, Launched, best_batch_size, choose_precision
+from fgvc_cli.predict.forward import (
+    Amp,
+    Answers,
+    Forward,
+    Launched,
+    Member,
+    best_batch_size,
+    choose_precision,
+)
 from fgvc_cli.sources.boxes import NoBox, Placed, Region
 from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
+
+if TYPE_CHECKING:
+    from fgvc_cli.evaluate.metrics import RollUp
 
 AUTO: Literal["auto"] = "auto"
 ON: Literal["on"] = "on"
 OFF: Literal["off"] = "off"
 Unknown = Literal["on", "off"] | float
 """Whether rows can be ``unknown``, or beyond which novelty they are."""
+
+EXIF_COLUMNS = ("date", "latitude", "longitude", "camera")
+ROLLUP_COLUMNS = ("rank", "rank_label", "rank_prob")
 
 KEEP_BYTES = 1 << 30
 """Images kept in memory until their crops are cut, in all workers together; the rest is read again."""
@@ -141,13 +160,20 @@ def boxes_in_image(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], preproce
 
 
 def build_block(
-    batch: RowBatch, info: RunInfo, *, first: int, crops: list[bytes] | None, doubt: Doubt
+    batch: RowBatch,
+    info: RunInfo,
+    *,
+    first: int,
+    crops: list[bytes] | None,
+    doubt: Doubt,
+    roll_up: RollUp | None = None,
 ) -> Block:
     """The block of a batch.
 
     Args:
         crops: per item, where asked for.
         doubt: what makes a row unsure or unknown.
+        roll_up: what made ``rolled`` of the answers.
     """
     rows, answers, count = batch.answered, batch.answers, len(batch.items)
 
@@ -189,8 +215,29 @@ def build_block(
         crop=crops,
         embedding=extra("embedding"),
         logits=extra("logits"),
-        more=more,
+        more=more | build_columns(batch, info, roll_up),
     )
+
+
+def build_columns(
+    batch: RowBatch, info: RunInfo, roll_up: RollUp | None
+) -> dict[str, list[str] | np.ndarray]:
+    """Of ``COLUMNS``, those that a run has and that are known now."""
+    values: dict[str, list[Value | None]] = {
+        name: [getattr(item.decoded.taken, name) for item in batch.items]
+        for name in EXIF_COLUMNS
+        if name in info.columns
+    }
+    if roll_up:
+        found: list[tuple[Value | None, ...]] = [(None, None, None)] * len(batch.items)
+        for row, (rank, node, prob) in zip(
+            batch.answered.tolist(), batch.answers.get("rolled", np.empty((0, 3))).tolist(), strict=True
+        ):
+            if rank >= 0:
+                name = roll_up.label(int(rank), int(node), info.classes)
+                found[row] = roll_up.ranks[int(rank)], name, prob
+        values |= {name: [row[at] for row in found] for at, name in enumerate(ROLLUP_COLUMNS)}
+    return {name: COLUMNS[name].values(own) for name, own in values.items()}
 
 
 def row_columns(found: Found, placed: Placed | None) -> dict[str, Value]:
@@ -260,7 +307,8 @@ class Predictor:
 
     Args:
         checkpoint: from ``load_checkpoint`` or ``open_weights``, whose model is moved to the device; or the
-            name of embedded weights, or a file.
+            name of embedded weights, or a file. Of several with the same classes rows tell the mean of the
+            probabilities; boxes, parts, maps and embeddings are the first one's.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_size: images per forward pass; ``auto`` measures a little, at once.
         workers: decoding processes (threads where there is no POSIX, or with ``read``); 0 decodes in between,
@@ -280,7 +328,14 @@ class Predictor:
         compile: ``torch.compile`` the model; goes on without where that fails.
         fast_decode: decode large JPEGs at a fraction of their size. Sizes and boxes stay those of the
             image, crops come from the smaller copy, predictions change a little.
+        tta: ``flip``: the mean over the image and its mirror image; boxes are of the image itself.
+        taxonomy: of the classes, in place of the checkpoint's.
+        rollup: rows tell the finest node of the taxonomy that is so probable.
+        exif: rows tell when, where and with what camera an image was taken.
         crop_box: what crops show instead of the object box, such as ``crops.surroundings``.
+        index: file of ``fgvc index``, made with these weights: its classes, in place of the model's.
+        by: what stands for a class of the index: its nearest image (``neighbours``) or the mean of all
+            (``means``).
         read: path -> image or failure, in place of ``read_image``, called from threads.
         expected: how many images are to come, where that is known: fewer than ``PROBE_IMAGES`` take less time
             than to find out which precision is the faster one.
@@ -288,7 +343,7 @@ class Predictor:
 
     Raises:
         FgvcError: a setting out of range, a device that is not there, unknown weights, classes that the model
-            does not know.
+            does not know, models of different classes, a roll-up without a taxonomy.
     """
 
     info: RunInfo
@@ -298,7 +353,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: TrainedModel | str | Path,
+        checkpoint: TrainedModel | str | Path | Sequence[TrainedModel | str | Path],
         *,
         device: str = AUTO,
         batch_size: int | Literal["auto"] = AUTO,
@@ -313,7 +368,13 @@ class Predictor:
         amp: Amp = "none",
         compile: bool = False,
         fast_decode: bool = False,
+        tta: Literal["flip"] | None = None,
+        taxonomy: Taxonomy | None = None,
+        rollup: float | None = None,
+        exif: bool = False,
         crop_box: CropBox | None = None,
+        index: str | Path | None = None,
+        by: By = "means",
         read: Read | None = None,
         expected: int | None = None,
         on_event: Callable[[str], None] | None = None,
@@ -321,7 +382,14 @@ class Predictor:
         workers = worker_count(workers)
         wanted = _check(batch_size, workers, top_k, min_prob, extras)
         self.device = pick_device(device)
-        trained = _open(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        self._tell = on_event or (lambda text: None)
+        given: Any = checkpoint if isinstance(checkpoint, list | tuple) else [checkpoint]
+        trained, *others = [_open(each) if isinstance(each, str | Path) else each for each in given]
+        if index is not None:
+            if others:
+                message = "--index goes with one model, whose embeddings it holds."
+                raise FgvcError(message, "Name one --weights.", EXIT_USAGE)
+            trained = classify_by_index(cast(Checkpoint, trained), index, by, self._tell)
         temperature = float(getattr(trained, "temperature", 1.0))
         settings: dict[str, Any] = {
             "options": _options(trained.model),
@@ -334,6 +402,8 @@ class Predictor:
         }
         if getattr(trained, "multi_label", False):
             settings["multi_label"] = True
+        if index is not None:
+            settings["index"] = cast(Checkpoint, trained).metadata["index"]
         novelty = _novelty(trained, unknown)
         if novelty:
             settings["unknown"] = 1.0 if unknown in (None, ON) else float(unknown)
@@ -343,23 +413,43 @@ class Predictor:
         least = np.full(len(trained.classes), min_prob or 0, np.float32)
         if thresholds is not None:
             settings["thresholds"] = {}
-            for index, value in _thresholds(thresholds, trained).items():
-                settings["thresholds"][trained.classes[index]] = value
-                least[index] = max(least[index], value)
+            for place, value in _thresholds(thresholds, trained).items():
+                settings["thresholds"][trained.classes[place]] = value
+                least[place] = max(least[place], value)
+        self._rules, members = _join_members(trained, others)
+        if others:
+            settings["others"] = [
+                {
+                    "model": other.name,
+                    "weights_sha256": other.sha256,
+                    "preprocess": other.preprocess.model_dump(mode="json"),
+                    "options": _options(other.model),
+                    "temperature": float(getattr(other, "temperature", 1.0)),
+                }
+                for other in others
+            ]
+        if tta:
+            settings["tta"] = tta
+        self._roll_up = None
+        if rollup is not None:
+            self._roll_up = _roll_up(trained, taxonomy, rollup)
+            digest = hashlib.sha256(json.dumps(self._roll_up.taxonomy.document()).encode()).hexdigest()
+            settings["rollup"] = {"least": rollup, "taxonomy_sha256": digest}
+        named = {*(EXIF_COLUMNS if exif else ()), *(ROLLUP_COLUMNS if self._roll_up else ())}
+        named |= {"novelty"} if novelty else set()
         self.info = RunInfo(
-            model=trained.name,
-            weights_sha256=trained.sha256,
+            model=" + ".join(each.name for each in (trained, *others)),
+            weights_sha256="+".join(each.sha256 for each in (trained, *others)),
             classes=trained.classes,
             preprocess=trained.preprocess,
             top_k=min(top_k, len(trained.classes if possible is None else possible)),
             parts=int(getattr(trained.model, "part_count", 0)),
             extras=wanted,
             settings=settings,
-            columns=tuple(name for name in COLUMNS if name in {*columns, *("novelty",) * bool(novelty)}),
+            columns=tuple(name for name in COLUMNS if name in {*columns, *named}),
         )
         self.clipped = 0
         """Given boxes so far that reached beyond their image."""
-        self._tell = on_event or (lambda text: None)
         self._crop_box = crop_box or (lambda box, size: box)
         self._read = None if read is read_image else read
         self._workers = workers
@@ -378,6 +468,9 @@ class Predictor:
             pad=compile or self.device.type == "cuda",
             compiled=compile,
             tell=self._tell,
+            others=members,
+            flip=tta == "flip",
+            roll_up=self._roll_up,
         )
         self._forward.temperature = temperature
         self._forward.novelty = novelty
@@ -452,9 +545,13 @@ class Predictor:
                 self._kept = None
 
     def _decoders(self) -> closing[DecodePool]:
-        rule = Rule(*(getattr(self.info.preprocess, name) for name in Rule._fields))
-        kept = KEEP_BYTES if "crop" in self.info.extras else 0
-        settings = DecodeSettings(rule, self._fast_decode, kept)
+        settings = DecodeSettings(
+            self._rules[0],
+            self._fast_decode,
+            KEEP_BYTES if "crop" in self.info.extras else 0,
+            exif="date" in self.info.columns,
+            others=tuple(self._rules[1:]),
+        )
         return closing(DecodePool(settings, workers=self._workers, read=self._read))
 
     def _rows(self, images: Iterable[Found]) -> Generator[Row, None, None]:
@@ -482,7 +579,7 @@ class Predictor:
     def _window(self) -> int:
         if self._workers == 0:
             return 1
-        room = AHEAD_BYTES // (3 * self.info.preprocess.input_px**2)
+        room = AHEAD_BYTES // (3 * sum(rule.input_px**2 for rule in self._rules))
         return max(self._workers + 1, min(self.batch_size + self._workers, room))
 
     def _launch(self, items: list[Loaded]) -> _Step:
@@ -495,8 +592,16 @@ class Predictor:
             if (note := item.decoded.note) and note not in self._noted:
                 self._noted.add(note)
                 self._tell(f"{item.found.name} {note}. (Said once per run.)")
-        pixels = [item.decoded.pixels for item in items if item.decoded.pixels is not None]
-        return _Step(batch, self._forward.launch(pixels) if pixels else None)
+        views = zip(
+            *(
+                (item.decoded.pixels, *item.decoded.others)
+                for item in items
+                if item.decoded.pixels is not None
+            ),
+            strict=True,
+        )
+        inputs = [list(view) for view in views]
+        return _Step(batch, self._forward.launch(*inputs) if inputs else None)
 
     def _answer(self, pool: DecodePool, step: _Step) -> _Step:
         batch = step.batch
@@ -512,7 +617,9 @@ class Predictor:
 
     def _block(self, step: _Step, first: int) -> Block:
         crops = None if step.crops is None else [crop.result() for crop in step.crops]
-        return build_block(step.batch, self.info, first=first, crops=crops, doubt=self._doubt)
+        return build_block(
+            step.batch, self.info, first=first, crops=crops, doubt=self._doubt, roll_up=self._roll_up
+        )
 
     def _probe_precision(self, precision: Precision) -> None:
         """One pass over a batch as the run's own: with few images converting the weights hides the gain."""
@@ -537,6 +644,46 @@ def _check(
             known = ", ".join(get_args(Extra))
             raise FgvcError(f"There is no extra {extra!r}, expected some of {known}.", None, EXIT_USAGE)
     return tuple(wanted)
+
+
+def _join_members(first: TrainedModel, others: Sequence[TrainedModel]) -> tuple[list[Rule], list[Member]]:
+    """The different inputs that are made of an image, the first model's first, and the further models.
+
+    Raises:
+        FgvcError: other classes than the first one's.
+    """
+    rules: dict[Rule, int] = {_rule(first.preprocess): 0}
+    members = []
+    for other in others:
+        order = class_order(first.classes, other.classes, other.name, f"{first.name} tells")
+        view = rules.setdefault(_rule(other.preprocess), len(rules))
+        temperature = float(getattr(other, "temperature", 1.0))
+        members.append(Member(other.model, other.preprocess, temperature, order, view))
+    return list(rules), members
+
+
+def _rule(preprocess: Preprocess) -> Rule:
+    return Rule(*(getattr(preprocess, name) for name in Rule._fields))
+
+
+def _roll_up(trained: TrainedModel, taxonomy: Taxonomy | None, least: float) -> RollUp:
+    """What finds the answer of a row among the nodes.
+
+    Raises:
+        FgvcError: no taxonomy, a model of several labels, a probability out of range.
+    """
+    from fgvc_cli.evaluate.metrics import RollUp  # whose scikit-learn takes a second
+
+    taxonomy = taxonomy or getattr(trained, "taxonomy", None)
+    if taxonomy is None:
+        message = f"--rollup needs the tree of the classes, which {trained.name} does not bring."
+        raise FgvcError(message, "Add --taxonomy FILE.csv", EXIT_USAGE)
+    if getattr(trained, "multi_label", False):
+        message = "--rollup is for models that tell one class, this one tells several labels per image."
+        raise FgvcError(message, "Leave it out.", EXIT_USAGE)
+    if not 0 < least <= 1:
+        raise FgvcError(f"--rollup got {least}, expected more than 0 and 1 at most.", None, EXIT_USAGE)
+    return RollUp(taxonomy, least)
 
 
 def _novelty(trained: TrainedModel, unknown: Unknown | None) -> Novelty | None:

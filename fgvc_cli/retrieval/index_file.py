@@ -12,17 +12,20 @@ image with most of them (1 but for multi-label data).
                  about the object with room round it, since what tells look-alikes apart is small in the whole
                  image and may lie just outside the box
 
-Root attributes: ``format``, ``schema_version``, ``metric`` (cosine), ``dataset``, ``split``, and those of a
-file of predictions, ``weights_sha256``, ``class_names``, ``preprocessing`` and ``fgvc_version`` among them.
+Root attributes: ``format``, ``schema_version``, ``metric`` (cosine), ``dataset``, ``split``, ``added`` (JSON:
+what came later), ``temperature_neighbours``, ``temperature_means`` (``engine.index_classes``), and those of a
+file of predictions, ``weights_sha256``, ``class_names``, ``preprocessing``, ``fgvc_version`` among them.
 Embeddings are not compressed: gzip takes 20 % off them, and every search reads them all.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,37 +34,34 @@ import numpy as np
 from pydantic import Field
 
 from fgvc_cli.command import BoxOptions, Messages, command, options
-from fgvc_cli.data.listing import Example
-from fgvc_cli.engine.checkpoint import Checkpoint, choose_data, known_examples
+from fgvc_cli.data.listing import Example, LabelledSet, first_names
+from fgvc_cli.data.names import same_form
+from fgvc_cli.engine.checkpoint import choose_data, given_data, known_examples
 from fgvc_cli.engine.device import keep_freed_memory
-from fgvc_cli.engine.weights import default_notice, open_weights, resolve_weights
-from fgvc_cli.errors import FgvcError
+from fgvc_cli.engine.index_classes import (
+    FORMAT,
+    METRIC,
+    SCHEMA_VERSION,
+    require_index,
+    store_temperatures,
+    unit,
+)
+from fgvc_cli.engine.weights import HUB, default_notice, open_main_stage, resolve_weights
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.files import AtomicFile, check_writable
 from fgvc_cli.formats.h5 import H5Rows, ragged, root_attributes
 from fgvc_cli.formats.rows import Block, as_text, has_prediction
 from fgvc_cli.predict.decoding import surroundings
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
+from fgvc_cli.retrieval.search import SAME_SIMILARITY, NearestIndex, is_one
 from fgvc_cli.sources.find import Found
 
-FORMAT = "fgvc index"
-SCHEMA_VERSION = 1
-METRIC = "cosine"
 ENDING = ".index.h5"
 
 
 def index_path(weights: Path) -> Path:
     """Where the index of a checkpoint lies: beside it, under its stem."""
     return weights.with_name(f"{weights.stem}{ENDING}")
-
-
-def unit(embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings (B, D) as they are stored and compared: scaled to length 1, then float16.
-
-    float16 moves a cosine by 0.001 at most, and makes the search exact (see ``search``).
-    """
-    values = np.asarray(embeddings, np.float64)
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    return (values / np.where(lengths > 0, lengths, 1)).astype(np.float16)
 
 
 def index_predictor(checkpoint: TrainedModel, **options: Any) -> Predictor:
@@ -120,38 +120,175 @@ def write_index(
                     on_block(block)
         if not table.count:
             raise FgvcError(f"No image of {dataset} could be read.", "Check the files named above.")
+        store_temperatures(table.file)
         return table.count
+
+
+@dataclass
+class Added:
+    """What came into an index that was there."""
+
+    images: int = 0
+    """New ones."""
+    classes: list[str] = field(default_factory=list)
+    """That the index did not have."""
+    replaced: int = 0
+    """Images that were in it: they have the label now that they came with."""
+    relabelled: int = 0
+    """Of these, such that had another one."""
+    alike: list[str] = field(default_factory=list)
+    """New ones that look the same as one of another name; both are kept."""
+
+    def in_words(self) -> Iterator[str]:
+        """Lines for people."""
+        classes = f", {counted(len(self.classes), 'new class')}: {first_names(self.classes)}"
+        yield f"Added {counted(self.images, 'image')}{classes if self.classes else ', no new class'}."
+        if self.replaced:
+            yield (
+                f"{counted(self.replaced, 'image')} of these were in the index and were replaced, "
+                f"{self.relabelled:,} of them under another label."
+            )
+        if self.alike:
+            yield (
+                f"{counted(len(self.alike), 'image')} look the same as one of another name in the index "
+                f"({first_names(self.alike)}); both are kept."
+            )
+
+
+SAME_IMAGES = 16
+"""Rows of an index that look the same as an image, among which one of its name is looked for."""
+
+
+def add_to_index(
+    path: Path,
+    predictor: Predictor,
+    data: LabelledSet,
+    split: str,
+    on_block: Callable[[Block], None] | None = None,
+) -> Added:
+    """Embed images into an index that is there, whole or not at all; classes that it lacks come at its end.
+
+    An image is in the index already where one of its name has the same embedding: that row is replaced.
+
+    Args:
+        predictor: from ``index_predictor``, of the weights of the index.
+        data, split: the images; their class names count.
+        on_block: told of each batch.
+
+    Raises:
+        FgvcError: as ``open_index``; an empty split; no readable image; it cannot be written.
+    """
+    with NearestIndex(path, weights_sha256=predictor.info.weights_sha256) as known:
+        named = {same_form(name) for name in known.classes}
+        added = Added(classes=[name for name in data.classes if same_form(name) not in named])
+        examples = known_examples(data, split, (*known.classes, *added.classes))
+        there = {label for example in examples for label in example.labels}
+        added.classes = [n for i, n in enumerate(added.classes, len(known.classes)) if i in there]
+        examples = known_examples(data, split, (*known.classes, *added.classes))
+        again = "The index is as it was; free space or check permissions, and type the same again."
+        with (
+            AtomicFile(path, overwrite=True, again=again) as stream,
+            path.open("rb") as old,
+        ):
+            shutil.copyfileobj(old, stream)
+            stream.flush()
+            with closing(H5Rows(stream.name, more=True)) as table:
+                _widen(table, (*known.classes, *added.classes), max(len(e.labels) for e in examples))
+                images = (Found(example.where(data.root), example.path) for example in examples)
+                with closing(predictor.blocks(images)) as blocks:
+                    for block in blocks:
+                        own = examples[block.first : block.first + len(block)]
+                        same = _same_rows(known, block, added)
+                        added.images += _append(table, block, own, same)
+                        for row, place in same.items():
+                            columns = _columns(block, [row], own, table)
+                            before = table.file["class_index"][place].tolist()
+                            added.relabelled += before != columns["class_index"][0]
+                            for name, values in columns.items():
+                                table.file[name][place] = values[0]
+                        added.replaced += len(same)
+                        if on_block:
+                            on_block(block)
+                if not (added.images or added.replaced):
+                    raise FgvcError(f"No image of {data.name} could be read.", "Check the files named above.")
+                sources = json.loads(table.file.attrs.get("added", "[]"))
+                sources.append({"dataset": data.name, "split": split, "images": added.images})
+                table.file.attrs["added"] = json.dumps(sources)
+                store_temperatures(table.file)
+    return added
+
+
+def _widen(table: H5Rows, classes: Sequence[str], labels: int) -> None:
+    """Make room for these classes, and so many labels of an image."""
+    table.file.attrs["class_names"] = np.array(classes, dtype=h5py.string_dtype())
+    before = table.file["class_index"][:]
+    if before.shape[1] < labels:
+        del table.file["class_index"]
+        _add_labels(table, labels)
+        table.file["class_index"][:] = -1
+        table.file["class_index"][:, : before.shape[1]] = before
+
+
+def _same_rows(known: NearestIndex, block: Block, added: Added) -> dict[int, int]:
+    """Row of a block -> that of the index which is the same image."""
+    kept = [row for row, status in enumerate(block.status) if has_prediction(status)]
+    if not kept or block.embedding is None:
+        return {}
+    found = known.find_rows(block.embedding[kept], [[]] * len(kept), SAME_IMAGES)
+    same = {}
+    for row, ((rows, similarities), *_) in zip(kept, found, strict=True):
+        path = as_text(block.path[row])
+        alike = {known.path_of(i): int(i) for i in rows[similarities >= SAME_SIMILARITY]}
+        named = [i for name, i in alike.items() if is_one(path, name)]
+        if named:
+            same[row] = named[0]
+        elif alike:
+            added.alike.append(f"{path} and {next(iter(alike))}")
+    return same
 
 
 def _add_sets(table: H5Rows, labels: int) -> None:
     table.add("path", (), h5py.string_dtype())
-    table.add("class_index", (labels,), np.int32, description="into class_names; -1: none")
+    _add_labels(table, labels)
     table.add("size", (2,), np.int32, description="width, height of the upright image, pixels")
     table.add("box", (4,), np.float32)
     table.add("thumbnail", (), h5py.vlen_dtype(np.uint8), description="bytes of a JPEG, empty without one")
 
 
-def _append(table: H5Rows, block: Block, examples: Sequence[Example]) -> None:
-    """The rows of a block that the model answered for."""
-    kept = [row for row, status in enumerate(block.status) if has_prediction(status)]
-    if not kept or block.embedding is None:
-        return
-    vectors = unit(block.embedding[kept])
+def _add_labels(table: H5Rows, labels: int) -> None:
+    table.add("class_index", (labels,), np.int32, description="into class_names; -1: none")
+
+
+def _append(
+    table: H5Rows, block: Block, examples: Sequence[Example], same: Mapping[int, int] | None = None
+) -> int:
+    """The rows of a block that the model answered for, but those that ``same`` puts in place of others; how
+    many these are."""
+    new = [i for i, status in enumerate(block.status) if has_prediction(status) and i not in (same or {})]
+    if not new or block.embedding is None:
+        return 0
+    columns = _columns(block, new, examples, table)
     if "embedding" not in table:
         note = "of length 1; compare by the scalar product"
-        table.add("embedding", vectors.shape[1:], vectors.dtype, description=note, compress=False)
+        shape, dtype = columns["embedding"].shape[1:], columns["embedding"].dtype
+        table.add("embedding", shape, dtype, description=note, compress=False)
+    table.append(len(new), columns)
+    return len(new)
+
+
+def _columns(block: Block, rows: list[int], examples: Sequence[Example], table: H5Rows) -> dict[str, Any]:
+    """Some rows of a block, as the table has them."""
+    assert block.embedding is not None
     width = table.file["class_index"].shape[1]
     columns: dict[str, Any] = {
-        "path": [as_text(block.path[row]) for row in kept],
-        "class_index": [[*examples[row].labels, *[-1] * width][:width] for row in kept],
-        "size": block.size[kept],
-        "box": block.box[kept],
-        "embedding": vectors,
+        "path": [as_text(block.path[row]) for row in rows],
+        "class_index": [[*examples[row].labels, *[-1] * width][:width] for row in rows],
+        "size": block.size[rows],
+        "box": block.box[rows],
+        "embedding": unit(block.embedding[rows]),
     }
-    pictures = [block.crop[row] if block.crop else b"" for row in kept]
-    if any(pictures):
-        columns["thumbnail"] = ragged(pictures)
-    table.append(len(kept), columns)
+    pictures = [block.crop[row] if block.crop else b"" for row in rows]
+    return columns | ({"thumbnail": ragged(pictures)} if any(pictures) else {})
 
 
 def left_out(block: Block) -> Iterator[str]:
@@ -170,6 +307,8 @@ class Indexed:
     """That it holds."""
     statuses: dict[str, int]
     """Status -> images of the split; those without a prediction are not in the index."""
+    added: Added | None = None
+    """With ``add``: what came into an index that was there."""
 
 
 @options
@@ -187,7 +326,7 @@ class IndexOptions(BoxOptions):
     split: Literal["train", "val", "test", "all"] | None = None
     """None: train, or all of a set without one."""
     out: Path | None = None
-    """File to write; None: see ``default_index``."""
+    """File to write, or with ``add`` to extend; None: see ``default_index``."""
     overwrite: bool = False
     """Replace an index that is there."""
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -196,36 +335,59 @@ class IndexOptions(BoxOptions):
     """Parallel readers of images."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    add: str | None = None
+    """Labelled folder or CSV whose images, of known and of new classes, come into the index ``out``."""
     quiet: bool = False
     """Say nothing but errors."""
     messages: Messages | None = None
     """Who says what happens; None: lines on stderr."""
+
+    def __post_init__(self) -> None:
+        """Raise FgvcError where options exclude each other."""
+        super().__post_init__()
+        others = {"--data": self.data, "--dataset": self.dataset, "--overwrite": self.overwrite}
+        for name, value in others.items():
+            if self.add and value:
+                raise FgvcError(
+                    f"--add extends the index by its own images, got {name} too.", "Choose one.", EXIT_USAGE
+                )
 
 
 @command(IndexOptions)
 def index(options: IndexOptions) -> Indexed:
     """Store the embeddings of labelled images, for ``explain(..., nearest=5)`` to compare with.
 
+    ``predict_folder(..., index=...)`` classifies by them; ``add`` brings classes that the model was not
+    trained on.
+
     Raises:
         FgvcError: an output that is there already, weights or data that cannot be read, an empty split,
-            labels that the checkpoint does not know, a model without embeddings.
+            labels that the checkpoint does not know (but with ``add``), a model without embeddings; with
+            ``add``, no index or one of other weights.
     """
     messages = options.messages or Messages(quiet=options.quiet)
     out = options.out or default_index(options.weights)
-    check_writable(out, overwrite=options.overwrite)
+    if options.add:
+        require_index(out, options.weights)
+    check_writable(out, overwrite=options.overwrite or bool(options.add))
     if options.weights is None:
         messages.note(default_notice())
     keep_freed_memory()
-    checkpoint = _open_main_stage(options.weights)
-    wanted = options.split or "train"
-    labelled, _ = choose_data(checkpoint, options.data, options.dataset, options.data_root, wanted, options)
+    checkpoint = open_main_stage(options.weights)
+    if options.add:
+        labelled = given_data(checkpoint, options.add, None, None, options)
+    else:
+        wanted = options.split or "train"
+        labelled, _ = choose_data(
+            checkpoint, options.data, options.dataset, options.data_root, wanted, options
+        )
     split = options.split or ("train" if labelled.splits.get("train") else "all")
-    examples = known_examples(labelled, split, checkpoint.classes)
     predictor = index_predictor(
         checkpoint, device=options.device, batch_size=options.batch_size, workers=options.workers
     )
     statuses: Counter[str] = Counter()
-    with messages.bar("embedding", len(examples), lines=True) as advance:
+    total = sum(len(part) for name, part in labelled.splits.items() if split in (name, "all"))
+    with messages.bar("embedding", total, lines=True) as advance:
 
         def on_block(block: Block) -> None:
             for line in left_out(block):
@@ -233,31 +395,32 @@ def index(options: IndexOptions) -> Indexed:
             statuses.update(block.status)
             advance(len(block))
 
-        count = write_index(
-            out,
-            predictor,
-            labelled.root,
-            examples,
-            dataset=labelled.name,
-            split=split,
-            overwrite=options.overwrite,
-            on_block=on_block,
-        )
-    return Indexed(out, count, dict(statuses))
+        if not options.add:
+            count = write_index(
+                out,
+                predictor,
+                labelled.root,
+                known_examples(labelled, split, checkpoint.classes),
+                dataset=labelled.name,
+                split=split,
+                overwrite=options.overwrite,
+                on_block=on_block,
+            )
+            return Indexed(out, count, dict(statuses))
+        added = add_to_index(out, predictor, labelled, split, on_block)
+    for line in added.in_words():
+        messages.note(line)
+    with NearestIndex(out) as extended:
+        return Indexed(out, len(extended), dict(statuses), added)
 
 
 def default_index(weights: str | None) -> Path:
     """Where the index of ``--weights`` lies where nobody says otherwise.
 
-    Beside the checkpoint; of an embedded model in the current folder, since its own is the installation's.
+    Beside the checkpoint; in the current folder for an embedded model or one of the hub, whose own folders
+    are the installation's and the cache.
     """
+    if weights and weights.startswith(HUB):
+        return index_path(Path(weights.partition("@")[0].rpartition("/")[2] + ".safetensors"))
     path, entry = resolve_weights(weights)
     return index_path(Path(path.name) if entry else path)
-
-
-def _open_main_stage(weights: str | None) -> Checkpoint:
-    """The checkpoint; a multi-stage ViT stops after the first stage, which its embedding is of."""
-    checkpoint = open_weights(weights)
-    if not hasattr(checkpoint.model.config, "cascade"):
-        return checkpoint
-    return open_weights(weights, options={"cascade": 0.0})

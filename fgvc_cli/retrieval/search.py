@@ -11,6 +11,7 @@ about, m neighbours.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from fgvc_cli.engine.index_classes import open_index, unit
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.retrieval.index_file import FORMAT, METRIC, SCHEMA_VERSION, unit
 
 SAME_SIMILARITY = 0.999
 """Least cosine of an image with itself: the index rounds to float16, and other batches move the last bits."""
@@ -68,13 +69,12 @@ class Nearest:
         Args:
             path: of the image, as far as it is known; empty leaves all in.
         """
-        known = f"/{path}"
 
         def others(found: tuple[Neighbour, ...]) -> tuple[Neighbour, ...]:
             kept = [
                 near
                 for near in found
-                if not path or near.similarity < SAME_SIMILARITY or not _is_one(known, f"/{near.path}")
+                if not path or near.similarity < SAME_SIMILARITY or not is_one(path, near.path)
             ]
             return tuple(kept[:count])
 
@@ -82,8 +82,9 @@ class Nearest:
         return replace(self, overall=others(self.overall), by_class=by_class)
 
 
-def _is_one(one: str, other: str) -> bool:
+def is_one(one: str, other: str) -> bool:
     """Whether two paths, relative to different folders perhaps, can be of one file."""
+    one, other = f"/{one}", f"/{other}"
     return one.endswith(other) or other.endswith(one)
 
 
@@ -105,14 +106,11 @@ class NearestIndex:
 
     def __init__(self, path: Path | str, *, weights_sha256: str | None = None):
         self.path = Path(path)
-        self._file = _open(self.path)
-        try:
-            self._check(weights_sha256)
-        except FgvcError:
-            self._file.close()
-            raise
+        self._file = open_index(self.path, weights_sha256)
         self.classes: tuple[str, ...] = tuple(self._file.attrs["class_names"])
-        self.source = ", ".join(str(self._file.attrs[name]) for name in ("dataset", "split"))
+        added = [each["dataset"] for each in json.loads(self._file.attrs.get("added", "[]"))]
+        made_of = ", ".join(str(self._file.attrs[name]) for name in ("dataset", "split"))
+        self.source = " + ".join(dict.fromkeys([made_of, *added]))
         self._vectors: h5py.Dataset = self._file["embedding"]
         self._held: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -128,6 +126,10 @@ class NearestIndex:
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+    def path_of(self, row: int) -> str:
+        """The image of a row."""
+        return self._file["path"].asstr()[row]
 
     def search(
         self, embeddings: np.ndarray, classes: Sequence[Sequence[str]], *, count: int
@@ -214,48 +216,6 @@ class NearestIndex:
             Neighbour(kept[row][0], kept[row][1], min(1.0, max(-1.0, value)), kept[row][2], row)
             for row, value in zip(found[0].tolist(), found[1].tolist(), strict=True)
         )
-
-    def _check(self, weights_sha256: str | None) -> None:
-        attributes = self._file.attrs
-        if attributes.get("format") != FORMAT or attributes.get("metric") != METRIC:
-            raise FgvcError(f"{self.path} is not an index that fgvc index wrote.", "Name its file.")
-        if attributes["schema_version"] > SCHEMA_VERSION:
-            raise FgvcError(
-                f"{self.path} was written by a newer fgvc ({attributes['fgvc_version']}).",
-                "pip install --upgrade fgvc",
-            )
-        made = attributes["weights_sha256"]
-        if weights_sha256 is not None and made != weights_sha256:
-            raise FgvcError(
-                f"{self.path} is an index of other weights (sha256 {made[:12]}..., these are "
-                f"{weights_sha256[:12]}...).",
-                f"Make it anew: fgvc index --weights W --out {self.path} --overwrite",
-            )
-
-
-def require_index(path: Path, weights: str | None) -> None:
-    """Whether there is a file, before anything heavy is done.
-
-    Args:
-        weights: as ``--weights`` named them, for the hint.
-
-    Raises:
-        FgvcError: there is none.
-    """
-    if not path.is_file():
-        named = f" --weights {weights}" if weights else ""
-        raise FgvcError(
-            f"There is no index {path}.",
-            f"Make it with fgvc index{named} --out {path}, or name another with --index.",
-        )
-
-
-def _open(path: Path) -> h5py.File:
-    require_index(path, None)
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise FgvcError(f"{path} cannot be read as HDF5: {' '.join(str(error).split())}.") from error
 
 
 def _merge(best: _Ranked, rows: np.ndarray, values: np.ndarray, count: int) -> _Ranked:

@@ -75,16 +75,20 @@ def write_part(folder: Path, block: Block, held: str = "") -> Path:
     return path
 
 
-def read_part(path: Path) -> Block:
+def read_part(path: Path, *, light: bool = False) -> Block:
     """A committed block, checked against its CRCs.
+
+    Args:
+        light: without crops, maps and the like.
 
     Raises:
         FgvcError: it is damaged or cannot be read.
     """
     with _Part(path) as file:
         texts = {name: file.texts(name) for name in TEXTS}
-        arrays = {name: file.array(name) for name in (*ARRAYS, *OPTIONAL_ARRAYS) if file.has(name)}
-        crop = file.pieces("crop") if file.has("crop_ends") else None
+        optional = () if light else OPTIONAL_ARRAYS
+        arrays = {name: file.array(name) for name in (*ARRAYS, *optional) if file.has(name)}
+        crop = file.pieces("crop") if file.has("crop_ends") and not light else None
         more = {
             name: file.texts(name) if column.kind == "text" else file.array(name)
             for name, column in COLUMNS.items()
@@ -234,15 +238,18 @@ class PartWriter:
             committing.result()
 
 
-def read_blocks(parts: Sequence[Path]) -> Iterator[Block]:
+def read_blocks(parts: Sequence[Path], *, light: bool = False) -> Iterator[Block]:
     """The blocks of parts, one at a time.
+
+    Args:
+        light: as ``read_part``.
 
     Raises:
         FgvcError: as ``read_part``; rows between two parts are missing.
     """
     row = 0
     for path in parts:
-        block = read_part(path)
+        block = read_part(path, light=light)
         if block.first != row:
             message = f"{path.parent} lacks rows {row:,} to {block.first - 1:,}."
             raise FgvcError(message, "Type the command that predicted them again; it reads them anew.")

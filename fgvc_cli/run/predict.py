@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from fgvc_cli.command import BoxOptions, Messages, command, options
+from fgvc_cli.command import BoxOptions, Messages, Several, command, options
+from fgvc_cli.data.taxonomy import read_taxonomy
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import BOX_COLUMNS, Block, Origin, Row, RunInfo
@@ -36,7 +37,7 @@ from fgvc_cli.run.folder import (
     run_identity,
     sweep_removed,
 )
-from fgvc_cli.run.merge import merge_run, merge_shards
+from fgvc_cli.run.merge import GROUP_COLUMNS, group_minutes, merge_run, merge_shards
 from fgvc_cli.run.parts import PartWriter, write_part
 from fgvc_cli.run.progress import Paths, PipeProgress, PredictProgress, RunResult, Sources, run_processes
 from fgvc_cli.run.retry import finished_setting, repaired_outputs, repaired_part, take_apart
@@ -61,8 +62,9 @@ class PredictOptions(BoxOptions):
     sources: Sources
     """Folders (searched recursively), files, globs, .tar and .zip archives, URLs like s3://..., @LIST for a
     list in a file, or - for one on stdin."""
-    weights: str | None = None
-    """Checkpoint, folder of a training, or an embedded model; None: the default one."""
+    weights: Several = ()
+    """Checkpoint, folder of a training, or an embedded model; none: the default one. Of several with the same
+    classes rows tell the mean of the probabilities; boxes and maps are the first one's."""
     out: Paths = ()
     """Files to write: .csv, .jsonl, .h5 or .parquet; for other programs .md.json, .coco.json and .ls.json;
     the first names OUT.partial, where an interrupted run waits.
@@ -89,6 +91,18 @@ class PredictOptions(BoxOptions):
     """Of a multi-stage ViT: main, main+object or all; None: as trained."""
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None
     """Multi-stage ViT: images this sure after a stage take no further one."""
+    tta: Literal["flip"] | None = None
+    """``flip``: the mean over the image and its mirror image."""
+    taxonomy: str | None = None
+    """CSV of what the classes hang on: ``class``, then ranks from coarse to fine; None: the model's."""
+    rollup: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Columns ``rank``, ``rank_label`` and ``rank_prob``: the finest node of the tree that is this
+    probable."""
+    exif: bool = False
+    """Columns ``date``, ``latitude``, ``longitude`` and ``camera``."""
+    group: str | None = None
+    """``minutes=5``: images of a folder and camera with no longer gap are one group with one answer; columns
+    ``group``, ``group_label`` and ``group_prob``, and those of ``exif``."""
     maps: bool = False
     """Store attention maps in the .h5 or .parquet."""
     crops: bool = False
@@ -139,6 +153,10 @@ class PredictOptions(BoxOptions):
     """``all`` or a number: a row per frame or page of a file, or of its first so many."""
     every: str | None = None
     """Read videos, a row per 1s, 500ms, 2min, ..."""
+    index: Path | None = None
+    """File of ``fgvc index``: its classes, known and added ones, in place of the model's."""
+    by: Literal["neighbours", "means"] | None = None
+    """What stands for a class of ``index``: its nearest image or the mean of all; None: ``means``."""
     quiet: bool = False
     """Say nothing but errors."""
     messages: Messages | None = None
@@ -152,7 +170,7 @@ class PredictOptions(BoxOptions):
         super().__post_init__()
         if not self.out:
             files = ["shard", "devices", "ray", "restart", "retry_failed", "accept_list", "crops_dir"]
-            files += ["maps_dir", "per_file"]
+            files += ["maps_dir", "per_file", "group"]
             for name in [*files, "maps", "crops", "embeddings", "logits"]:
                 if getattr(self, name) not in (None, False):
                     message = f"--{name.replace('_', '-')} needs an output file."
@@ -166,9 +184,14 @@ class PredictOptions(BoxOptions):
             raise FgvcError("--restart discards what --retry-failed repairs.", "Choose one.", EXIT_USAGE)
         if self.ray and pieces:
             raise FgvcError("--ray shares the work out itself.", f"Leave {pieces} away.", EXIT_USAGE)
+        if self.by and self.index is None:
+            raise FgvcError("--by says how an index is used.", "Add --index FILE", EXIT_USAGE)
         if self.devices and STDIN in self.sources:
             message = "--devices cannot share the list on stdin among its processes."
             raise FgvcError(message, "Write the list to a file: fgvc predict @list.txt", EXIT_USAGE)
+        if self.taxonomy and self.rollup is None:
+            message = "--taxonomy is for --rollup: without it no column comes of it."
+            raise FgvcError(message, "Add --rollup 0.9", EXIT_USAGE)
         if self.boxes and self.per_file:
             message = "--per-file is for frames; with --boxes a row is a box, and their mean says nothing."
             raise FgvcError(message, "Leave one of them away.", EXIT_USAGE)
@@ -176,6 +199,8 @@ class PredictOptions(BoxOptions):
             message = "--fast-decode makes images smaller, and --boxes needs all pixels of a box."
             raise FgvcError(message, "Leave one of them away.", EXIT_USAGE)
         _ = self.frame_choice
+        if self.group is not None:
+            group_minutes(self.group)
 
     @cached_property
     def box_file(self) -> BoxFile | None:
@@ -524,36 +549,48 @@ def open_predictor(options: PredictOptions, note: Note, shard: ShardOf = WHOLE) 
         FgvcError: weights or a device that are not there, settings that cannot be.
     """
     from fgvc_cli.engine.device import keep_freed_memory
-    from fgvc_cli.engine.weights import default_notice, open_weights
+    from fgvc_cli.engine.weights import default_notice, open_ensemble
     from fgvc_cli.predict.predictor import Predictor, count_named
 
     keep_freed_memory()
-    if options.weights is None:
+    if not options.weights:
         note(default_notice())
     device = _device(options.device)
-    checkpoint = open_weights(options.weights, options={"stages": options.stages, "cascade": options.cascade})
-    if options.raw:
+    looks = {"stages": options.stages, "cascade": options.cascade}
+    models = open_ensemble(options.weights, options=looks)
+    if options.index and hasattr(models[0].model.config, "cascade") and not any(looks.values()):
+        # The embedding is of a multi-stage ViT's first stage: the others would be run for their boxes alone.
+        models = open_ensemble(options.weights, options={"stages": "main"})
+    for checkpoint in models if options.raw else ():
         checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
     predictor = Predictor(
-        checkpoint,
+        models,
         device=device,
         batch_size=_batch_size(options, note, shard),
         workers=options.workers,
         top_k=options.top_k,
         extras=options.outputs.needed(),
         min_prob=options.min_prob,
-        columns=BOX_COLUMNS if options.boxes else (),
+        columns=(*(BOX_COLUMNS if options.boxes else ()), *(GROUP_COLUMNS if options.group else ())),
         thresholds=options.thresholds,
         unknown=options.unknown,
         classes=options.classes,
         amp=_amp(options, device, shard),
         compile=options.compile,
         fast_decode=options.fast_decode,
-        expected=None if options.boxes else count_named(options.sources),
+        index=options.index,
+        by=options.by or "means",
+        tta=options.tta,
+        taxonomy=read_taxonomy(options.taxonomy, models[0].classes) if options.taxonomy else None,
+        rollup=options.rollup,
+        exif=options.exif or options.group is not None,
+        expected=options.box_file.count if options.box_file else count_named(options.sources),
         on_event=note,
     )
     if choice := options.frame_choice:
         predictor.info.settings["frames"] = dataclasses.asdict(choice)
+    if options.group is not None:
+        predictor.info.settings["group"] = {"minutes": group_minutes(options.group)}
     if boxes := options.box_file:
         predictor.info.settings["boxes"] = boxes.settings
     return predictor

@@ -5,14 +5,17 @@ fsspec comes with torch; the package for a protocol (s3fs, gcsfs) is the user's 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import io
+import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.sources.stored import (
@@ -40,6 +43,24 @@ def local_path(text: str) -> str:
     if not text.startswith("file:///"):
         return text
     return unquote(text.removeprefix("file://"), errors="surrogateescape")
+
+
+@contextlib.contextmanager
+def offline_at_once() -> Iterator[None]:
+    """Without a network, let the Hugging Face hub answer from its cache or fail now, not after a minute of
+    retries."""
+    from huggingface_hub import constants as hub
+
+    before = hub.HF_HUB_OFFLINE
+    if not any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        try:
+            socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
+        except OSError:
+            hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
+from fgvc_cli.engine.index_classes import FORMAT, METRIC, SCHEMA_VERSION, unit
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.retrieval import search
-from fgvc_cli.retrieval.index_file import FORMAT, METRIC, SCHEMA_VERSION, unit
 from fgvc_cli.retrieval.search import NearestIndex
 
 CLASSES = ("ant", "bee", "cat", "dog")
