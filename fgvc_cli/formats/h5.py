@@ -491,7 +491,7 @@ def _encode(rows: np.ndarray, compress: bool) -> bytes:
     data = rows.tobytes()
     if compress:
         data = np.frombuffer(data, np.uint8).reshape(-1, rows.itemsize).T.tobytes()
-        data = deflate_encode(data, level=1)
+        data = bytes(deflate_encode(data, level=1))
     return data + h5checksum_fletcher32(data).to_bytes(4, "little")
 
 

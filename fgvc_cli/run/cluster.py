@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import pickle
 import socket
@@ -462,7 +463,7 @@ class RayCluster:
             address = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
             _check_reachable(address)
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="error")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 why = " ".join(str(error).split())[:200]
                 raise _no_cluster(address, why) from error
