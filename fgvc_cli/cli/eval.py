@@ -20,6 +20,7 @@ from fgvc_cli.cli.options import (
     Device,
     Index,
     IndexBy,
+    RuntimeChoice,
     Stages,
     Taxonomy,
     Tta,
@@ -73,6 +74,7 @@ def evaluate(
         Literal["auto", "none", "bf16"],
         typer.Option(help="Precision: none (float32), bf16, or auto: bf16 on a GPU that has it, as predict."),
     ] = "auto",
+    runtime: RuntimeChoice = "auto",
     stages: Stages = None,
     cascade: Cascade = None,
     tta: Tta = None,
@@ -132,6 +134,7 @@ def evaluate(
         workers=workers,
         device=device,
         amp=amp,
+        runtime=runtime,
         stages=stages,
         cascade=cascade,
         tta=tta,
@@ -196,6 +199,7 @@ def _fitted_text(fit: Novelty | Thresholds) -> str:
 def format_document(document: dict[str, Any]) -> str:
     """The tables of a document as ``fgvc_cli.evaluate`` builds it."""
     precision = "" if document["precision"] == "float32" else f", computed in {document['precision']}"
+    precision += f", by {document['runtime']}" if document.get("runtime") else ""
     mirrored = ", with mirror images" if document["tta"] else ""
     lines = [f"{document['model']} on {document['dataset']}, {document['split']} split{precision}{mirrored}"]
     if document.get("train_images"):

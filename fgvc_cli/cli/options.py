@@ -39,8 +39,8 @@ AllWeights = Annotated[
         "--weights",
         metavar="MODEL",
         autocompletion=_embedded_models,
-        help="model.safetensors or folder of a training, or an embedded model (fgvc models lists them). "
-        "Several: the mean of their probabilities.",
+        help="model.safetensors or folder of a training, an embedded model (fgvc models lists them), "
+        "hf-hub:owner/name, or an exported .onnx. Several: the mean of their probabilities.",
     ),
 ]
 Tta = Annotated[
@@ -56,6 +56,12 @@ Taxonomy = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+RuntimeChoice = Annotated[
+    Literal["auto", "onnxruntime", "openvino"],
+    typer.Option(
+        help="What runs an exported .onnx. auto: OpenVINO on a CPU where installed, else onnxruntime."
+    ),
+]
 Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 Stages = Annotated[
@@ -201,6 +207,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
     "Selection": ("--count", "--doubt", "--pool"),
     "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes", "--folds", "--suspects"),
+    "Quantisation": ("--int8", "export --calibrate"),
     "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
     "Speed": (
         "--device",
@@ -208,6 +215,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--workers",
         "--batch-size",
         "--amp",
+        "--runtime",
         "--compile",
         "--fast-decode",
         "--ray",
@@ -315,7 +323,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "export": (
         "fgvc export --weights groceries --out model.onnx",
-        "fgvc export --weights runs/birds --out model.pt2 --check photos/",
+        "fgvc export --weights runs/birds --out int8.onnx --int8 --calibrate photos/",
     ),
     "push": (
         "fgvc push runs/birds owner/birds --license cc-by-4.0",

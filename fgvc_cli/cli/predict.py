@@ -32,6 +32,7 @@ from fgvc_cli.cli.options import (
     Outs,
     PerFile,
     Quiet,
+    RuntimeChoice,
     Stages,
     Taxonomy,
     Tta,
@@ -136,6 +137,7 @@ def predict(
     amp: Annotated[
         Literal["auto", "none", "bf16"], typer.Option(help="Precision: auto, none (float32) or bf16.")
     ] = "auto",
+    runtime: RuntimeChoice = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
@@ -227,6 +229,7 @@ def predict(
         unknown=unknown,  # type: ignore[arg-type]  # checked with all options
         classes=None if classes is None else str(classes),
         amp=amp,
+        runtime=runtime,
         compile=compile,
         fast_decode=fast_decode,
         overwrite=overwrite,

@@ -6,7 +6,6 @@ And the labelled images that go with it: those of its training, divided as there
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
 from fgvc_cli.evaluate.rejection import TENSORS, Novelty, stored_novelty
-from fgvc_cli.files import AtomicFile
+from fgvc_cli.files import AtomicFile, file_sha256
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import create_model, resolve
 from fgvc_cli.models.weights import CHECKPOINT_KEY, check_weight_file, read_tensors
@@ -212,12 +211,6 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
                 f"Leave it out (on the command line: --{option}).",
                 EXIT_USAGE,
             )
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def choose_data(

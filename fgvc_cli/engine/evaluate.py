@@ -8,16 +8,17 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from fgvc_cli.charts.figures import ConfusedPair, draw_confused, draw_confusion, draw_reliability
 from fgvc_cli.command import Messages, command
@@ -31,6 +32,7 @@ from fgvc_cli.datasets.entries import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.engine.checkpoint import FORMAT, Checkpoint, choose_data, known_examples
 from fgvc_cli.engine.device import (
+    Amp,
     Precision,
     computing,
     fixed_precision,
@@ -38,6 +40,7 @@ from fgvc_cli.engine.device import (
     keep_freed_memory,
     pick_device,
 )
+from fgvc_cli.engine.graph import Graph, GraphPrecision, check_runtime, is_graph, refuse
 from fgvc_cli.engine.index_classes import classify_by_index
 from fgvc_cli.engine.options import EvalOptions
 from fgvc_cli.engine.weights import (
@@ -79,6 +82,7 @@ from fgvc_cli.evaluate.rejection import (
 from fgvc_cli.files import AtomicFile, check_folder, check_writable, whole_folder
 from fgvc_cli.formats.csv_rows import csv_lines
 from fgvc_cli.formats.rows import as_text
+from fgvc_cli.models.output import FgvcModel, ModelOutput, Want
 from fgvc_cli.models.weights import rewrite_checkpoint
 from fgvc_cli.sources.boxes import Region
 from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
@@ -159,7 +163,7 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
     messages = options.messages or Messages(quiet=options.quiet)
     if not options.weights:
         messages.note(default_notice())
-    checkpoint, *more = open_ensemble(options.weights, options=_stage_options(options))
+    checkpoint, *more = _open_all(options)
     _check_labels(options, checkpoint.multi_label)
     if options.index is not None:
         if more:
@@ -169,9 +173,8 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
         checkpoint = classify_by_index(checkpoint, options.index, options.by or "means", messages.note)
     if options.taxonomy:
         checkpoint.metadata["taxonomy"] = read_taxonomy(options.taxonomy, checkpoint.classes).document()
-    other = open_weights(options.against) if options.against is not None else None
+    other = _open(options, options.against, {}) if options.against is not None else None
     device = pick_device(options.device)
-    precision = fixed_precision(options.amp, device)
     keep_freed_memory()
     labelled, own_data = choose_data(
         checkpoint, options.data, options.dataset, options.data_root, options.split, options
@@ -181,14 +184,16 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
         labelled=labelled,
         split=options.split,
         device=device,
-        precision=precision,
+        amp=options.amp,
         batch_size=options.batch_size,
         workers=options.workers,
         messages=messages,
         flip=options.tta == "flip",
     )
     if options.fit_novelty is not None:
-        return _fit_novelty(options, checkpoint, labelled, own_data, device, precision, messages)
+        return _fit_novelty(
+            options, checkpoint, labelled, own_data, device, fixed_precision(options.amp, device), messages
+        )
     if options.calibrate is not None:
         return _calibrate(options, checkpoint, own_data, measured_by)
     if options.thresholds is not None:
@@ -214,6 +219,73 @@ def _source(options: EvalOptions) -> Path:
     return resolve_weights(options.weights[0] if options.weights else None)[0]
 
 
+class GraphModel(nn.Module):
+    """An exported graph in a model's place."""
+
+    takes_pixels = True
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.graph, self.precision = graph, graph.precision("auto")
+
+    def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
+        """uint8 (B, 3, S, S) -> what the model says, its probabilities before the temperature."""
+        names = {"boxes": "box", "heat": "heat", "parts": "parts"}
+        given = self.graph.run(images.cpu().numpy(), self.graph.outputs, self.precision)
+        answers = {name: torch.from_numpy(values) for name, values in given.items()}
+        # The graph applies its temperature, which figures are told without: its inverse takes it away.
+        probs = apply_temperature(answers["probs"], 1 / self.graph.temperature)
+        logits = {
+            name.removeprefix("logits_"): v for name, v in answers.items() if name.startswith("logits_")
+        }
+        kept: dict[str, Any] = {
+            asked: answers[name] for asked, name in names.items() if asked in want and name in answers
+        }
+        return ModelOutput(logits=logits, probs=probs, **kept)
+
+
+def _open_all(options: EvalOptions) -> list[Checkpoint]:
+    """The models, or the one graph, of ``weights``."""
+    looks = _stage_options(options)
+    if len(options.weights) < 2:
+        return [_open(options, next(iter(options.weights), None), looks)]
+    if graphs := [name for name in options.weights if is_graph(name)]:
+        raise refuse("A second --weights", graphs[0])
+    return open_ensemble(options.weights, options=looks)
+
+
+def _open(options: EvalOptions, weights: str | None, looks: dict[str, Any]) -> Checkpoint:
+    """A model, or a graph that answers as one."""
+    if not is_graph(weights):
+        return open_weights(weights, options=looks)
+    given: dict[str, object] = {f"--{name}": value for name, value in looks.items()}
+    given |= {"--calibrate": options.calibrate, "--fit-novelty": options.fit_novelty}
+    given |= {"--index": options.index}
+    for name, value in given.items():
+        if value is not None:
+            raise refuse(name, weights)
+    graph = Graph(weights or "", runtime=options.runtime, device=options.device)
+    if not graph.training and not (options.data or options.dataset):
+        raise FgvcError(
+            f"{graph.path.name} does not say what it was trained on.", "Name images with --data.", EXIT_USAGE
+        )
+    return Checkpoint(
+        cast(FgvcModel, GraphModel(graph)),
+        graph.name,
+        graph.classes,
+        graph.preprocess,
+        graph.sha256,
+        metadata={"config": {"data": None, "dataset": None}, **graph.training, "options": graph.options},
+        temperature=graph.temperature,
+    )
+
+
+def _runtime(checkpoint: Checkpoint) -> str | None:
+    """What computes a graph, and its version."""
+    model: object = checkpoint.model
+    return model.graph.settings["runtime"] if isinstance(model, GraphModel) else None
+
+
 def _stage_options(options: EvalOptions) -> dict[str, Any]:
     return {"stages": options.stages, "cascade": options.cascade}
 
@@ -223,6 +295,9 @@ def _check(options: EvalOptions) -> None:
 
     That is an option without its other half, and an output that is there already.
     """
+    named = [*options.weights, options.against]
+    if not any(map(is_graph, named)):
+        check_runtime(options.runtime, named[0])
     fits = _fits(options)
     if options.overwrite and options.out is None and not fits:
         names = ", ".join(("--out", *_FITS))
@@ -285,7 +360,7 @@ class Measured:
     examples: list[Example]
     """All of the split, labels in the checkpoint's numbering; ``result.indices`` points into it."""
     result: Evaluation
-    precision: Precision
+    precision: Precision | GraphPrecision
     located: dict[int, Located]
     """Position among the readable images -> where the model looked; of those with known boxes."""
     temperature: float = 1.0
@@ -320,7 +395,7 @@ def measure(
     split: str,
     *,
     device: torch.device,
-    precision: Precision,
+    amp: Amp,
     batch_size: int,
     workers: int,
     messages: Messages,
@@ -331,7 +406,7 @@ def measure(
     """The model over a split, with progress and unreadable images told.
 
     Args:
-        precision: of the forward passes.
+        amp: precision of the forward passes, without a probe.
         locate: also compare where it looked with the boxes of the set, if it has any.
         calibrated: its temperature is in the probabilities already, so that others can be added.
         flip: the mean over the image and its mirror image, both calibrated; without figures of branches,
@@ -340,6 +415,10 @@ def measure(
     Raises:
         FgvcError: see ``known_examples`` and ``load_boxes``; no readable image.
     """
+    model = checkpoint.model
+    precision = fixed_precision(amp, device)
+    if isinstance(model, GraphModel):
+        model.precision = model.graph.precision(amp)
     examples = known_examples(labelled, split, checkpoint.classes)
     # Of a given box the model sees the inside: where the object is, it has been told.
     locate = locate and not any(example.box for example in examples)
@@ -351,7 +430,7 @@ def measure(
     try:
         with messages.bar("evaluating", len(examples)) as advance, computing(device, precision):
             result = evaluate_model(
-                checkpoint.model.to(device),
+                model.to(device),
                 loader,
                 checkpoint.preprocess,
                 device,
@@ -372,7 +451,8 @@ def measure(
     if flip:
         result.branches = {}
     left = 1.0 if calibrated or flip else checkpoint.temperature
-    measured = Measured(checkpoint, labelled.root, examples, result, precision, {}, left)
+    computed = model.precision if isinstance(model, GraphModel) else precision
+    measured = Measured(checkpoint, labelled.root, examples, result, computed, {}, left)
     measured.located = _locate(measured, truths, workers)
     return measured
 
@@ -470,6 +550,7 @@ def _document(
         "train_images": checkpoint.metadata.get("train_images"),
         "caveat": labelled.caveat or None,
         "precision": measured.precision,
+        "runtime": _runtime(checkpoint),
         "metrics": measured.result.metrics(checkpoint.temperature if calibration else None),
         "intervals": measured.result.intervals(),
         "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},

@@ -43,13 +43,27 @@ class ExportOptions:
     stages: Stages | None = None
     """Of a multi-stage ViT; None: as trained."""
     tolerance: Annotated[float, Field(ge=0, le=1)] = 1e-3
-    """Largest difference in a probability that passes."""
+    """Largest difference in a probability that passes, of the graph in float32."""
+    int8: bool = False
+    """Quantise convolutions and linear layers to int8, of an .onnx; needs ``calibrate``."""
+    calibrate: str | None = None
+    """Images like those to come, from which ``int8`` takes its ranges."""
     overwrite: bool = False
     """Replace a file that is there."""
     quiet: bool = False
     """Say nothing but warnings."""
     messages: Messages | None = None
     """Who says what happens; None: lines on stderr."""
+
+    def __post_init__(self) -> None:
+        """Raise FgvcError where options exclude each other."""
+        if self.int8 and self.calibrate is None:
+            message = "--int8 takes the ranges of its numbers from images, and none are named."
+            raise FgvcError(message, "Add --calibrate FOLDER with some hundred of yours.", EXIT_USAGE)
+        if self.calibrate is not None and not self.int8:
+            raise FgvcError("--calibrate is for --int8.", "Add --int8, or leave it away.", EXIT_USAGE)
+        if self.int8 and self.out.suffix.lower() != ".onnx":
+            raise FgvcError(f"--int8 got {self.out.name!r}, expected an .onnx.", None, EXIT_USAGE)
 
 
 @options
@@ -81,6 +95,8 @@ class EvalOptions(BoxOptions):
     """auto, cpu, cuda or cuda:N."""
     amp: Literal["auto", "none", "bf16"] = "auto"
     """Precision: none (float32), bf16, or auto: bf16 on a card that has it, as prediction, else float32."""
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """Of an exported graph, as in prediction."""
     stages: Stages | None = None
     """Of a multi-stage ViT; None: as trained."""
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None

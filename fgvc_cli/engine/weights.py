@@ -171,6 +171,14 @@ def open_weights(
     Raises:
         FgvcError: as ``resolve_weights`` and ``load_checkpoint``; an embedded file that was changed.
     """
+    from fgvc_cli.engine.graph import is_graph
+
+    if is_graph(weights):
+        raise FgvcError(
+            f"{option} {weights}: only fgvc predict and fgvc eval run exported graphs.",
+            "Name the model that it was exported from.",
+            EXIT_USAGE,
+        )
     path, entry = resolve_weights(weights, option=option)
     from fgvc_cli.engine.checkpoint import load_checkpoint
 

@@ -172,6 +172,7 @@ def evaluate(
         temperature: of ``probs``; None: as the model gives them.
         flip: ``probs`` are the mean of those of the image and of its mirror image, each with the temperature;
             all else is of the image itself.
+        model: gets normalised images; one that ``takes_pixels`` normalises them itself.
         locate: also keep ``boxes`` and ``peaks``, of a model that gives them.
         on_batch: called with the number of images just finished.
     """
@@ -185,8 +186,9 @@ def evaluate(
     for batch in loader:
         failures.extend(batch.failures)
         if len(batch.labels):
-            images = normalize(batch.images.to(device, non_blocking=True), preprocess)
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = batch.images.to(device, non_blocking=True)
+            if not getattr(model, "takes_pixels", False):
+                images = normalize(images, preprocess).contiguous(memory_format=torch.channels_last)
             output = model(images, want=want)
             probs = [output.probs, *([model(images.flip(-1)).probs] if flip else ())]
             mean = mean_probs(probs, [temperature or 1.0] * len(probs))

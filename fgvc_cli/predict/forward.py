@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,130 +17,13 @@ from torch import Tensor, nn
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import normalize
-from fgvc_cli.engine.device import (
-    Precision,
-    computing,
-    fixed_precision,
-    has_bf16,
-    is_out_of_memory,
-    release_memory,
-)
+from fgvc_cli.engine.device import Precision, computing, is_out_of_memory, release_memory
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.calibration import mean_probs
 from fgvc_cli.evaluate.rejection import Novelty
 from fgvc_cli.formats.rows import RunInfo
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput, Want
-
-Amp = Literal["auto", "none", "bf16"]
-
-WORTH = 1.25
-"""How many times faster bfloat16 must be on a CPU to be chosen: it moves probabilities by about 0.01, and now
-and then a box by a tenth of the picture."""
-
-PROBE_SECONDS = 6.0
-"""Roughly; at least one pair of forward passes is timed, however long it takes."""
-
-PROBE_ROUNDS = 5
-"""Pairs of forward passes that are timed where they fit into ``PROBE_SECONDS``."""
-
-CPU_SIZES = (1, 2, 4, 8, 16, 32)
-CUDA_SIZES = tuple(2**n for n in range(11))
-CPU_PROBE_SECONDS = 3.0
-"""No larger batch is tried once the probe has taken this long."""
-
-GAIN = 1.03
-"""A larger batch is worth its memory only where images/s rise by this factor."""
-
-
-def choose_precision(
-    amp: Amp,
-    device: torch.device,
-    run: Callable[[Precision], None],
-    tell: Callable[[str], None],
-    *,
-    probe: bool = True,
-) -> Precision:
-    """What a run computes in.
-
-    ``auto`` takes bfloat16 on CUDA where the card has it, and on a CPU that has it only where a probe finds
-    it at least ``WORTH`` times as fast. What it took is told; giving it as ``amp`` repeats the run.
-
-    Args:
-        run: a forward pass of a batch as the run's own in a precision, finished when it returns.
-        probe: False where there are too few images for one: float32 on a CPU.
-
-    Raises:
-        FgvcError: an unknown ``amp``; bf16 on a card without it.
-    """
-    if amp == "auto" and device.type == "cpu" and has_bf16(device):
-        return _faster_precision(run, tell, probe)
-    choice = fixed_precision(amp, device)
-    if amp == "auto":
-        has = "has" if choice == "bf16" else "has no"
-        tell(f"Computing in {choice}, as this {device.type} device {has} bfloat16.")
-    elif amp == "bf16" and not has_bf16(device):
-        tell("This CPU has no bfloat16 instructions: --amp bf16 will be slow.")
-    return choice
-
-
-def best_batch_size(seconds: Callable[[int], float], device: torch.device) -> int:
-    """The smallest batch that is about as fast per image as any tried.
-
-    CPU: sizes 1 to 32 within ``CPU_PROBE_SECONDS``. CUDA: doubling until memory ends or images/s stop rising.
-
-    Args:
-        seconds: time of one forward pass over so many images; raises as the model does.
-    """
-    on_cuda = device.type == "cuda"
-    best_size, best_rate, spent = 1, 0.0, 0.0
-    for size in CUDA_SIZES if on_cuda else CPU_SIZES:
-        try:
-            taken = seconds(size)
-        except (RuntimeError, MemoryError) as error:
-            if size > 1 and is_out_of_memory(error):
-                break
-            raise
-        rate = size / max(taken, 1e-9)
-        if rate > best_rate * GAIN:
-            best_size, best_rate = size, rate
-        elif on_cuda and size >= 4 * best_size:
-            break
-        spent += 2 * taken
-        # The next size takes twice as long as this one.
-        if not on_cuda and spent + 4 * taken > CPU_PROBE_SECONDS:
-            break
-    # What the largest batch tried took is not kept from the run, nor from others on the card.
-    release_memory(device)
-    return best_size
-
-
-def _faster_precision(
-    run: Callable[[Precision], None], tell: Callable[[str], None], probe: bool
-) -> Precision:
-    if not probe:
-        tell("Computing in float32: too few images to find out whether bfloat16 is faster (--amp bf16).")
-        return "float32"
-    gain = _gain(run)
-    choice: Precision = "bf16" if gain >= WORTH else "float32"
-    tell(f"Computing in {choice}: a probe found bfloat16 {gain:.2f} times as fast as float32.")
-    return choice
-
-
-def _gain(run: Callable[[Precision], None]) -> float:
-    """float32 time over bfloat16 time, best of interleaved rounds after one to warm up."""
-    best: dict[Precision, float] = {"float32": float("inf"), "bf16": float("inf")}
-    start = time.perf_counter()
-    for round_ in range(PROBE_ROUNDS + 1):
-        for precision in best:
-            begun = time.perf_counter()
-            run(precision)
-            if round_:
-                best[precision] = min(best[precision], time.perf_counter() - begun)
-        if round_ and time.perf_counter() - start > PROBE_SECONDS:
-            break
-    return best["float32"] / max(best["bf16"], 1e-9)
-
 
 Answers = dict[str, np.ndarray]
 """Per image of a batch, float32: ``prob`` (B, k), ``index`` (B, k), ``box`` (B, 4) and ``parts`` (B, P, 4) in

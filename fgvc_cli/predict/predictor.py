@@ -21,19 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
-import torch
-from torch import nn
 
-from fgvc_cli.config import Preprocess
+from fgvc_cli.config import Preprocess, usable_cpus, worker_count
 from fgvc_cli.data.geometry import input_geometry
-from fgvc_cli.data.loaders import usable_cpus, worker_count
 from fgvc_cli.data.names import class_order, find_names, same_form
-from fgvc_cli.data.taxonomy import Taxonomy
-from fgvc_cli.engine.checkpoint import Checkpoint
-from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
-from fgvc_cli.engine.index_classes import By, classify_by_index
+from fgvc_cli.engine.device import Amp, Precision, best_batch_size, choose_precision, pick_device, uses_tf32
+from fgvc_cli.engine.graph import Answered, Graph, GraphForward, Runtime, check_runtime, is_graph, refuse
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.rejection import Novelty, read_named, read_thresholds
 from fgvc_cli.formats.rows import COLUMNS, UNKNOWN, UNSURE, Block, Extra, Row, RunInfo, Value
 from fgvc_cli.predict.decoding import (
     DecodePool,
@@ -45,21 +39,21 @@ from fgvc_cli.predict.decoding import (
     in_order,
     until_full,
 )
-from fgvc_cli.predict.forward import (
-    Amp,
-    Answers,
-    Forward,
-    Launched,
-    Member,
-    best_batch_size,
-    choose_precision,
-)
 from fgvc_cli.sources.boxes import NoBox, Placed, Region
 from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
 
 if TYPE_CHECKING:
+    # A graph does without torch, whose import takes longer than many a run.
+    import torch
+    from torch import nn
+
+    from fgvc_cli.data.taxonomy import Taxonomy
+    from fgvc_cli.engine.checkpoint import Checkpoint
+    from fgvc_cli.engine.index_classes import By
     from fgvc_cli.evaluate.metrics import RollUp
+    from fgvc_cli.evaluate.rejection import Novelty
+    from fgvc_cli.predict.forward import Answers, Forward, Launched, Member
 
 AUTO: Literal["auto"] = "auto"
 ON: Literal["on"] = "on"
@@ -295,7 +289,7 @@ class TrainedModel(Protocol):
 
 class _Step(NamedTuple):
     batch: RowBatch
-    launched: Launched | None
+    launched: Launched | Answered | None
     crops: list[Future[bytes]] | None = None
 
 
@@ -308,8 +302,9 @@ class Predictor:
     Args:
         checkpoint: from ``load_checkpoint`` or ``open_weights``, whose model is moved to the device; or the
             name of embedded weights, or a file. Of several with the same classes rows tell the mean of the
-            probabilities; boxes, parts, maps and embeddings are the first one's.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            probabilities; boxes, parts, maps and embeddings are the first one's. Or one exported graph, a
+            ``Graph`` or its ``.onnx``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; a ``Graph`` stays on its own.
         batch_size: images per forward pass; ``auto`` measures a little, at once.
         workers: decoding processes (threads where there is no POSIX, or with ``read``); 0 decodes in between,
             ``auto`` takes one per CPU.
@@ -337,6 +332,7 @@ class Predictor:
         by: what stands for a class of the index: its nearest image (``neighbours``) or the mean of all
             (``means``).
         read: path -> image or failure, in place of ``read_image``, called from threads.
+        runtime: of an ``.onnx``, see ``engine.graph.pick_runtime``.
         expected: how many images are to come, where that is known: fewer than ``PROBE_IMAGES`` take less time
             than to find out which precision is the faster one.
         on_event: gets one line for people on each choice and mishap.
@@ -353,7 +349,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: TrainedModel | str | Path | Sequence[TrainedModel | str | Path],
+        checkpoint: TrainedModel | Graph | str | Path | Sequence[TrainedModel | str | Path],
         *,
         device: str = AUTO,
         batch_size: int | Literal["auto"] = AUTO,
@@ -376,23 +372,35 @@ class Predictor:
         index: str | Path | None = None,
         by: By = "means",
         read: Read | None = None,
+        runtime: Runtime = "auto",
         expected: int | None = None,
         on_event: Callable[[str], None] | None = None,
     ):
         workers = worker_count(workers)
         wanted = _check(batch_size, workers, top_k, min_prob, extras)
-        self.device = pick_device(device)
         self._tell = on_event or (lambda text: None)
         given: Any = checkpoint if isinstance(checkpoint, list | tuple) else [checkpoint]
-        trained, *others = [_open(each) if isinstance(each, str | Path) else each for each in given]
+        trained, *others = [
+            _open(each, runtime, device) if isinstance(each, str | Path) else each for each in given
+        ]
+        graph = next((each for each in (trained, *others) if isinstance(each, Graph)), None)
+        if graph:
+            asked = {"A second --weights": others, "--index": index, "--tta": tta, "--rollup": rollup}
+            for name, value in asked.items():
+                if value:
+                    raise refuse(name, graph.path)
         if index is not None:
             if others:
                 message = "--index goes with one model, whose embeddings it holds."
                 raise FgvcError(message, "Name one --weights.", EXIT_USAGE)
-            trained = classify_by_index(cast(Checkpoint, trained), index, by, self._tell)
+            from fgvc_cli.engine.index_classes import classify_by_index
+
+            trained = classify_by_index(cast("Checkpoint", trained), index, by, self._tell)
+        model = None if graph else cast("TrainedModel", trained).model
+        self.device = cast("torch.device", graph.device) if graph else pick_device(device)
         temperature = float(getattr(trained, "temperature", 1.0))
         settings: dict[str, Any] = {
-            "options": _options(trained.model),
+            "options": graph.options if graph else _options(model),
             "temperature": temperature,
             "min_prob": min_prob,
             "fast_decode": fast_decode,
@@ -403,7 +411,7 @@ class Predictor:
         if getattr(trained, "multi_label", False):
             settings["multi_label"] = True
         if index is not None:
-            settings["index"] = cast(Checkpoint, trained).metadata["index"]
+            settings["index"] = cast("Checkpoint", trained).metadata["index"]
         novelty = _novelty(trained, unknown)
         if novelty:
             settings["unknown"] = 1.0 if unknown in (None, ON) else float(unknown)
@@ -416,14 +424,14 @@ class Predictor:
             for place, value in _thresholds(thresholds, trained).items():
                 settings["thresholds"][trained.classes[place]] = value
                 least[place] = max(least[place], value)
-        self._rules, members = _join_members(trained, others)
+        self._rules, members = _join_members(trained, others)  # type: ignore[arg-type]
         if others:
             settings["others"] = [
                 {
                     "model": other.name,
                     "weights_sha256": other.sha256,
                     "preprocess": other.preprocess.model_dump(mode="json"),
-                    "options": _options(other.model),
+                    "options": _options(cast("TrainedModel", other).model),
                     "temperature": float(getattr(other, "temperature", 1.0)),
                 }
                 for other in others
@@ -432,7 +440,7 @@ class Predictor:
             settings["tta"] = tta
         self._roll_up = None
         if rollup is not None:
-            self._roll_up = _roll_up(trained, taxonomy, rollup)
+            self._roll_up = _roll_up(trained, taxonomy, rollup)  # type: ignore[arg-type]
             digest = hashlib.sha256(json.dumps(self._roll_up.taxonomy.document()).encode()).hexdigest()
             settings["rollup"] = {"least": rollup, "taxonomy_sha256": digest}
         named = {*(EXIF_COLUMNS if exif else ()), *(ROLLUP_COLUMNS if self._roll_up else ())}
@@ -443,7 +451,7 @@ class Predictor:
             classes=trained.classes,
             preprocess=trained.preprocess,
             top_k=min(top_k, len(trained.classes if possible is None else possible)),
-            parts=int(getattr(trained.model, "part_count", 0)),
+            parts=int(getattr(graph or model, "part_count", 0)),
             extras=wanted,
             settings=settings,
             columns=tuple(name for name in COLUMNS if name in {*columns, *named}),
@@ -459,29 +467,42 @@ class Predictor:
         self._numbers = itertools.count()
         self._doubt = Doubt(least, settings.get("unknown"))
         self._fast_decode = fast_decode
-        self._forward = Forward(
-            trained.model,
-            self.info,
-            self.device,
-            size=1 if batch_size == AUTO else batch_size,
-            # One shape for cuDNN's and the compiler's choices; on a plain CPU padding only costs time.
-            pad=compile or self.device.type == "cuda",
-            compiled=compile,
-            tell=self._tell,
-            others=members,
-            flip=tta == "flip",
-            roll_up=self._roll_up,
-        )
-        self._forward.temperature = temperature
-        self._forward.novelty = novelty
-        if possible is not None:
-            self._forward.possible = torch.zeros(len(trained.classes), dtype=torch.bool)
-            self._forward.possible[possible] = True
+        size = 1 if batch_size == AUTO else batch_size
         self._probe_count = PROBE_BATCH if batch_size == AUTO else batch_size
         probe = expected is None or expected >= PROBE_IMAGES
-        precision = choose_precision(amp, self.device, self._probe_precision, self._tell, probe=probe)
-        self._forward.precision = settings["precision"] = precision
-        if self.device.type == "cuda":
+        self._forward: Forward | GraphForward
+        if graph:
+            settings |= graph.settings
+            self._forward = GraphForward(
+                graph, self.info, size=size, compiled=compile, possible=possible, tell=self._tell
+            )
+            chosen = graph.choose_precision(amp, self._probe_precision, self._tell, probe=probe)
+            self._forward.precision = settings["precision"] = chosen
+        else:
+            import torch
+
+            from fgvc_cli.predict.forward import Forward
+
+            self._forward = forward = Forward(
+                cast("nn.Module", model),
+                self.info,
+                self.device,
+                size=size,
+                # One shape for cuDNN's and the compiler's choices; on a plain CPU padding only costs time.
+                pad=compile or self.device.type == "cuda",
+                compiled=compile,
+                tell=self._tell,
+                others=members,
+                flip=tta == "flip",
+                roll_up=self._roll_up,
+            )
+            forward.temperature, forward.novelty = temperature, novelty
+            if possible is not None:
+                forward.possible = torch.zeros(len(trained.classes), dtype=torch.bool)
+                forward.possible[possible] = True
+            precision = choose_precision(amp, self.device, self._probe_precision, self._tell, probe=probe)
+            forward.precision = settings["precision"] = precision
+        if self.device.type == "cuda" and not graph:
             settings["tf32"] = uses_tf32(self.device, precision)
         if batch_size == AUTO:
             self._forward.size = best_batch_size(self._forward.seconds, self.device)
@@ -652,6 +673,8 @@ def _join_members(first: TrainedModel, others: Sequence[TrainedModel]) -> tuple[
     Raises:
         FgvcError: other classes than the first one's.
     """
+    from fgvc_cli.predict.forward import Member
+
     rules: dict[Rule, int] = {_rule(first.preprocess): 0}
     members = []
     for other in others:
@@ -686,13 +709,15 @@ def _roll_up(trained: TrainedModel, taxonomy: Taxonomy | None, least: float) -> 
     return RollUp(taxonomy, least)
 
 
-def _novelty(trained: TrainedModel, unknown: Unknown | None) -> Novelty | None:
+def _novelty(trained: TrainedModel | Graph, unknown: Unknown | None) -> Novelty | None:
     """What gives rows their novelty; None where that is not asked for, or by default not there."""
     if unknown == OFF:
         return None
     if unknown not in (None, ON) and not (isinstance(unknown, int | float) and unknown > 0):
         raise FgvcError(f"--unknown got {unknown!r}, expected on, off or a number above 0.", None, EXIT_USAGE)
     novelty: Novelty | None = getattr(trained, "novelty", None)
+    if isinstance(trained, Graph) and unknown is not None:
+        raise refuse("--unknown", trained.path)
     if novelty is None and unknown is not None:
         raise FgvcError(
             f"--unknown needs a checkpoint with novelty; this {trained.name} has none.",
@@ -707,11 +732,15 @@ def _possible(classes: str | Path | Sequence[str] | None, known: Sequence[str]) 
     if classes is None:
         return None
     if isinstance(classes, str | Path):
+        from fgvc_cli.evaluate.rejection import read_named
+
         classes = read_named(Path(classes), "--classes").splitlines()
     return find_names([line.strip() for line in classes if line.strip()], known, "--classes")
 
 
-def _thresholds(thresholds: str | Path | Mapping[str, float], trained: TrainedModel) -> dict[int, float]:
+def _thresholds(
+    thresholds: str | Path | Mapping[str, float], trained: TrainedModel | Graph
+) -> dict[int, float]:
     """Number of a class -> probability below which its rows are unsure, in the order of the classes."""
     if getattr(trained, "multi_label", False):
         raise FgvcError(
@@ -719,7 +748,11 @@ def _thresholds(thresholds: str | Path | Mapping[str, float], trained: TrainedMo
             "Leave it out.",
             EXIT_USAGE,
         )
-    given = thresholds if isinstance(thresholds, Mapping) else read_thresholds(Path(thresholds))
+    if not isinstance(thresholds, Mapping):
+        from fgvc_cli.evaluate.rejection import read_thresholds
+
+        thresholds = read_thresholds(Path(thresholds))
+    given = thresholds
     numbers = find_names(given, trained.classes, "--thresholds")
     forms = {same_form(name): float(value) for name, value in given.items()}
     return {index: forms[same_form(trained.classes[index])] for index in numbers}
@@ -731,13 +764,16 @@ def count_named(sources: Sequence[str | Path]) -> int | None:
     return len(sources) if named else None
 
 
-def _open(weights: str | Path) -> TrainedModel:
+def _open(weights: str | Path, runtime: Runtime, device: str) -> TrainedModel | Graph:
+    if is_graph(weights):
+        return Graph(weights, runtime=runtime, device=device)
+    check_runtime(runtime, weights)
     from fgvc_cli.engine.weights import open_weights
 
     return open_weights(os.fspath(weights))
 
 
-def _options(model: nn.Module) -> dict[str, Any]:
+def _options(model: nn.Module | None) -> dict[str, Any]:
     """Settings of the model's family, looks and cascade among them, as JSON values."""
     config = getattr(model, "config", None)
     return config.model_dump(mode="json") if hasattr(config, "model_dump") else {}  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import cached_property, partial
 from multiprocessing.connection import Connection
@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import Field
 
 from fgvc_cli.command import BoxOptions, Messages, Several, command, options
+from fgvc_cli.config import usable_cpus
 from fgvc_cli.data.taxonomy import read_taxonomy
+from fgvc_cli.engine.graph import Graph, check_runtime, is_graph, refuse
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import BOX_COLUMNS, Block, Origin, Row, RunInfo
@@ -47,6 +49,7 @@ from fgvc_cli.sources.frames import FrameChoice, parse_frames
 from fgvc_cli.sources.remote import is_url
 
 if TYPE_CHECKING:
+    from fgvc_cli.engine.checkpoint import Checkpoint
     from fgvc_cli.predict.predictor import Predictor
 
 BATCH_SIZE = 16
@@ -129,6 +132,8 @@ class PredictOptions(BoxOptions):
     """Which classes can occur: their names, or a file with one per line; None: all."""
     amp: Literal["auto", "none", "bf16"] = "auto"
     """Precision: none is float32."""
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """Of an exported graph (.onnx); auto: OpenVINO on a CPU where it is installed, else onnxruntime."""
     compile: bool = False
     """``torch.compile`` the model."""
     fast_decode: bool = False
@@ -343,9 +348,15 @@ def _run_devices(options: PredictOptions, progress: PredictProgress) -> RunResul
     from fgvc_cli.engine.device import pick_devices
 
     count = options.devices or 1
+    if graph := _graph(options):
+        if options.device not in ("auto", "cpu"):
+            raise refuse(f"--devices with --device {options.device}", graph)
+        devices = ["cpu"] * count
+    else:
+        devices = pick_devices(options.device, count)
     here = dataclasses.replace(options, messages=None, on_rows=None)  # which stay in this process
     progress.what = "box" if options.boxes else "image"
-    arguments = [(here, i, count, device) for i, device in enumerate(pick_devices(options.device, count))]
+    arguments = [(here, i, count, device) for i, device in enumerate(devices)]
     with progress:
         run_processes(_complete_shard, arguments, progress)
     merge_shards(partial_folder(options.out[0]), options.outputs, overwrite=options.overwrite)
@@ -401,8 +412,10 @@ def make_predictor(given: dict[str, Any], note: Note) -> Predictor:
             raise FgvcError(message, "Start in a folder that all nodes see, or type whole paths.") from error
     for source in options.sources:
         check_named(source)
-    torch.set_num_threads(options.ray_cpus_per_worker)
-    return open_predictor(options, note)
+    cpus = options.ray_cpus_per_worker
+    predictor = open_predictor(options, note, processes=max(1, usable_cpus() // cpus))
+    torch.set_num_threads(cpus)
+    return predictor
 
 
 def _complete_shard(pipe: Connection, options: PredictOptions, index: int, count: int, device: str) -> None:
@@ -411,13 +424,10 @@ def _complete_shard(pipe: Connection, options: PredictOptions, index: int, count
     code = 0
     try:
         try:
-            import torch
-
-            torch.set_num_threads(max(1, torch.get_num_threads() // count))
             progress, shard = PipeProgress(pipe), ShardOf(index, count)
             options = dataclasses.replace(options, device=device)
             images = open_images(options, progress, shard)
-            predictor = open_predictor(options, progress.note, shard)
+            predictor = open_predictor(options, progress.note, shard, processes=count)
             with open_folder(options, predictor.info, shard) as folder:
                 complete = partial(complete_here, predictor)
                 complete_rows(options, folder, images, predictor.info, complete, progress)
@@ -539,28 +549,25 @@ def _count_of(total: int | None, shard: ShardOf) -> int | None:
     return None if total is None else (total - shard.index + shard.count - 1) // shard.count
 
 
-def open_predictor(options: PredictOptions, note: Note, shard: ShardOf = WHOLE) -> Predictor:
+def open_predictor(
+    options: PredictOptions, note: Note, shard: ShardOf = WHOLE, *, processes: int = 1
+) -> Predictor:
     """The model, ready to predict as the options say; for a shard of a run where there is one.
 
     Args:
         note: gets lines for people.
+        processes: that share the cores of this machine.
 
     Raises:
         FgvcError: weights or a device that are not there, settings that cannot be.
     """
-    from fgvc_cli.engine.device import keep_freed_memory
-    from fgvc_cli.engine.weights import default_notice, open_ensemble
+    from fgvc_cli.engine.weights import default_notice
     from fgvc_cli.predict.predictor import Predictor, count_named
 
-    keep_freed_memory()
     if not options.weights:
         note(default_notice())
-    device = _device(options.device)
-    looks = {"stages": options.stages, "cascade": options.cascade}
-    models = open_ensemble(options.weights, options=looks)
-    if options.index and hasattr(models[0].model.config, "cascade") and not any(looks.values()):
-        # The embedding is of a multi-stage ViT's first stage: the others would be run for their boxes alone.
-        models = open_ensemble(options.weights, options={"stages": "main"})
+    device = _device(options)
+    models = _open(options, device, processes)
     for checkpoint in models if options.raw else ():
         checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
     predictor = Predictor(
@@ -596,6 +603,38 @@ def open_predictor(options: PredictOptions, note: Note, shard: ShardOf = WHOLE) 
     return predictor
 
 
+def _graph(options: PredictOptions) -> str | None:
+    """The exported graph among the weights."""
+    return next(filter(is_graph, options.weights), None)
+
+
+def _open(options: PredictOptions, device: str, processes: int) -> Sequence[Checkpoint | Graph]:
+    """The models or the graph, with their part of the cores."""
+    if graph := _graph(options):
+        if len(options.weights) > 1:
+            raise refuse("A second --weights", graph)
+        for name in ("stages", "cascade"):
+            if getattr(options, name) is not None:
+                raise refuse(f"--{name}", graph)
+        threads = max(1, usable_cpus() // processes)
+        return [Graph(graph, runtime=options.runtime, device=device, threads=threads)]
+    check_runtime(options.runtime, next(iter(options.weights), None))
+    import torch
+
+    from fgvc_cli.engine.device import keep_freed_memory
+    from fgvc_cli.engine.weights import open_ensemble
+
+    keep_freed_memory()
+    if processes > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    looks = {"stages": options.stages, "cascade": options.cascade}
+    models = open_ensemble(options.weights, options=looks)
+    if options.index and hasattr(models[0].model.config, "cascade") and not any(looks.values()):
+        # The embedding is of a multi-stage ViT's first stage: the others would be run for their boxes alone.
+        models = open_ensemble(options.weights, options={"stages": "main"})
+    return models
+
+
 def _amp(options: PredictOptions, device: str, shard: ShardOf) -> Literal["auto", "none", "bf16"]:
     """``auto`` is what the run was begun with: a probe may answer otherwise the second time.
 
@@ -604,8 +643,10 @@ def _amp(options: PredictOptions, device: str, shard: ShardOf) -> Literal["auto"
     if options.amp != "auto" or not options.out:
         return options.amp
     if recorded := _recorded(options, shard, "precision"):
-        return "none" if recorded == "float32" else recorded
+        return "bf16" if recorded == "bf16" else "none"
     if shard.count > 1 or options.ray:
+        if _graph(options):
+            return "none"
         from fgvc_cli.engine.device import pick_device
 
         return "none" if pick_device(device).type == "cpu" else "auto"
@@ -632,10 +673,11 @@ def _recorded(options: PredictOptions, shard: ShardOf, name: str) -> Any:
     return finished_setting(options.out, name) if recorded is None and options.retry_failed else recorded
 
 
-def _device(name: str) -> str:
+def _device(options: PredictOptions) -> str:
     """``auto`` under torchrun is the device of this process on its machine."""
-    local = os.environ.get("LOCAL_RANK", "")
-    if name != "auto" or not local.isdecimal() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    local, name = os.environ.get("LOCAL_RANK", ""), options.device
+    alone = not local.isdecimal() or int(os.environ.get("WORLD_SIZE", "1")) < 2
+    if name != "auto" or alone or _graph(options):
         return name
     import torch
 

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fgvc_cli.config import Preprocess
-from fgvc_cli.data.loaders import worker_count
+from fgvc_cli.config import Preprocess, worker_count
 from fgvc_cli.data.taxonomy import Taxonomy
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
@@ -173,7 +172,7 @@ def test_an_extra_that_the_model_does_not_give_is_one_line():
 
 @pytest.mark.parametrize(("gain", "expected"), [(1.2, "float32"), (1.3, "bf16")])
 def test_the_precision_that_a_probe_chose_is_recorded_and_told(monkeypatch, gain, expected):
-    from fgvc_cli.predict import forward as precision
+    from fgvc_cli.engine import device as precision
 
     monkeypatch.setattr(precision, "has_bf16", lambda device: True)
     monkeypatch.setattr(precision, "_gain", lambda run: gain)
@@ -183,7 +182,7 @@ def test_the_precision_that_a_probe_chose_is_recorded_and_told(monkeypatch, gain
 
 
 def test_the_probe_runs_both_precisions_and_a_cpu_without_bfloat16_is_not_probed(monkeypatch):
-    from fgvc_cli.predict import forward as precision
+    from fgvc_cli.engine import device as precision
 
     class Watched(Grey):
         seen = frozenset()
@@ -258,7 +257,7 @@ def test_a_model_that_waits_for_images_is_told_of_once(monkeypatch):
 
 
 def test_workers_auto_is_one_per_cpu(monkeypatch):
-    monkeypatch.setattr("fgvc_cli.data.loaders.usable_cpus", lambda: 6)
+    monkeypatch.setattr("fgvc_cli.config.usable_cpus", lambda: 6)
     assert predictor(workers="auto")._workers == 6
     assert worker_count("auto", 4) == 1 and worker_count("auto", 2) == 3 and worker_count(0) == 0
 
