@@ -211,13 +211,12 @@ def _predict(predictor: Predictor, images: list[Found], *endings: str) -> None:
 
 
 def _complete(run: RunFolder, predictor: Predictor, images: list[Found]) -> None:
-    statuses = run.statuses
     with PartWriter(run.path) as writer:
         for block in predictor.blocks(images):
             writer.add(block)
-            statuses.update(block.status)
+            run.count(len(block), block.status)
         writer.flush()
-    run.finish(len(images), statuses)
+    run.finish()
 
 
 def _finished(predictor: Predictor, images: list[Found]) -> float:
@@ -228,7 +227,8 @@ def _finished(predictor: Predictor, images: list[Found]) -> float:
             _complete(run, predictor, images)
         start = time.perf_counter()
         with RunFolder(root, run_identity(predictor.info, ["photos"])) as run:
-            run.skip_completed(iter(images))
+            run.survey()
+            assert not list(run.tasks(iter(images)))
             merge_run(root, Outputs((Path(folder) / "p.csv",)))
         return time.perf_counter() - start
 

@@ -218,6 +218,9 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--runtime",
         "--compile",
         "--fast-decode",
+        "--ray",
+        "--ray-gpus-per-worker",
+        "--ray-cpus-per-worker",
     ),
     "Resuming": ("--resume", "--shard", "--restart", "--retry-failed", "--accept-list"),
 }

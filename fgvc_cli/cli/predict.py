@@ -82,6 +82,14 @@ def predict(
         str | None,
         typer.Option(metavar="I/N", help="Only rows I, I+N, I+2N, ...; when all are done: fgvc merge."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Predict on a Ray cluster: auto, or HOST:PORT of its head."),
+    ] = None,
+    ray_gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each worker. Default: 1 if the cluster has any.")
+    ] = None,
+    ray_cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPUs of each worker.")] = 1,
     stages: Stages = None,
     cascade: Cascade = None,
     tta: Tta = None,
@@ -200,6 +208,9 @@ def predict(
         device=device,
         devices=devices,
         shard=shard,
+        ray=ray,
+        ray_gpus_per_worker=ray_gpus_per_worker,
+        ray_cpus_per_worker=ray_cpus_per_worker,
         stages=stages,
         cascade=cascade,
         tta=tta,

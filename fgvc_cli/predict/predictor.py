@@ -6,6 +6,7 @@ predictions per row, P parts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -462,6 +463,8 @@ class Predictor:
         self._workers = workers
         self._noted: set[str] = set()
         self._told_of_waiting = False
+        self._kept: DecodePool | None = None
+        self._numbers = itertools.count()
         self._doubt = Doubt(least, settings.get("unknown"))
         self._fast_decode = fast_decode
         size = 1 if batch_size == AUTO else batch_size
@@ -536,16 +539,10 @@ class Predictor:
             first: number of the first image in the run.
         """
         crops = "crop" in self.info.extras
-        settings = DecodeSettings(
-            self._rules[0],
-            self._fast_decode,
-            KEEP_BYTES if crops else 0,
-            exif="date" in self.info.columns,
-            others=tuple(self._rules[1:]),
-        )
-        with closing(DecodePool(settings, workers=self._workers, read=self._read)) as pool:
-            numbers = itertools.count()
-            loaded = in_order(lambda found: pool.load(next(numbers), found), images, window=self._window())
+        with contextlib.nullcontext(self._kept) if self._kept else self._decoders() as pool:
+            loaded = in_order(
+                lambda found: pool.load(next(self._numbers), found), images, window=self._window()
+            )
             batches = until_full(
                 self._watched(loaded), lambda: self.batch_size, lambda item: item.decoded.pixels is not None
             )
@@ -557,6 +554,26 @@ class Predictor:
                 block = self._block(step, first)
                 first += len(block)
                 yield block
+
+    @contextlib.contextmanager
+    def kept_decoders(self) -> Iterator[None]:
+        """While it lasts, calls of ``blocks``, one after another, share their workers, which take a second to
+        start."""
+        with self._decoders() as self._kept:
+            try:
+                yield
+            finally:
+                self._kept = None
+
+    def _decoders(self) -> closing[DecodePool]:
+        settings = DecodeSettings(
+            self._rules[0],
+            self._fast_decode,
+            KEEP_BYTES if "crop" in self.info.extras else 0,
+            exif="date" in self.info.columns,
+            others=tuple(self._rules[1:]),
+        )
+        return closing(DecodePool(settings, workers=self._workers, read=self._read))
 
     def _rows(self, images: Iterable[Found]) -> Generator[Row, None, None]:
         with closing(self.blocks(images)) as blocks:

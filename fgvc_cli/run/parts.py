@@ -38,8 +38,11 @@ def list_parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("rows-*.npz"))
 
 
-def write_part(folder: Path, block: Block) -> Path:
+def write_part(folder: Path, block: Block, held: str = "") -> Path:
     """Commit a block: temporary file, fsync, rename.
+
+    Args:
+        held: what the file is called behind its name until another process commits it.
 
     Raises:
         FgvcError: the disk is full, the folder has gone or cannot be written; the parts before it stay.
@@ -57,7 +60,7 @@ def write_part(folder: Path, block: Block) -> Path:
             arrays[name] = values
     if block.crop is not None:
         arrays |= _pack("crop", block.crop)
-    path = folder / part_name(block.first)
+    path = folder / f"{part_name(block.first)}{held}"
     try:
         with whole_file(path) as stream:
             np.savez(stream, **arrays)
@@ -135,7 +138,7 @@ class _Part:
         if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError | KeyError | ValueError | OSError):
             raise FgvcError(
                 f"{self._path} is damaged: {' '.join(str(error).split())}.",
-                f"rm {self._path}, then the same command again reads its rows, and those after them, anew.",
+                f"rm {self._path}, then the same command again reads its rows anew.",
             ) from error
 
     def has(self, name: str) -> bool:
