@@ -44,10 +44,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.io import decode_jpeg, read_file
 
-from fgvc_cli.config import Augment, Loss, Preprocess, TrainConfig
+from fgvc_cli.config import Augment, Loss, Preprocess, TrainConfig, usable_cpus
 from fgvc_cli.config import build as build_section
 from fgvc_cli.data.geometry import cut_input
-from fgvc_cli.data.loaders import Batch, usable_cpus
+from fgvc_cli.data.loaders import Batch
 from fgvc_cli.data.transforms import normalize, train_transform
 from fgvc_cli.engine.learner import Learner, Meter
 from fgvc_cli.engine.losses import total_loss

@@ -29,7 +29,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -94,13 +94,13 @@ def main() -> None:
     jobs: dict[str, Callable[[], None]] = {
         "decode": lambda: _decode(trained.preprocess, images, workers),
         "forward": lambda: _forward(own, trained.preprocess, len(images), size, device),
-        "csv": lambda: _predict(csv_only, images, ".csv"),
+        "csv": lambda: predict_csv(csv_only, images),
         "h5": lambda: _predict(extras, images, ".csv", ".h5"),
-        "plain": lambda: _plain_loop(contiguous, trained, images, size, workers, device),
-        "tuned": lambda: _plain_loop(own, trained, images, size, workers, device),
+        "plain": lambda: plain_loop(contiguous, trained, images, size, workers, device),
+        "tuned": lambda: plain_loop(own, trained, images, size, workers, device),
     }
     print(f"{len(images)} images, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
-    costs = _costs(jobs, len(images), arguments.rounds)
+    costs = measure_costs(jobs, len(images), arguments.rounds)
     for name, cost in costs.items():
         print(f"{name:8s} {1 / cost.wall:8.1f} images/s {1000 * cost.processor:8.2f} ms of processor time")
     _print_ratios(costs)
@@ -151,7 +151,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _costs(jobs: dict[str, Callable[[], None]], count: int, rounds: int) -> dict[str, Cost]:
+def measure_costs(jobs: dict[str, Callable[[], None]], count: int, rounds: int) -> dict[str, Cost]:
     """Of each job: the medians of interleaved rounds, after one to warm up."""
     taken: dict[str, list[Cost]] = {name: [] for name in jobs}
     for round_ in range(rounds + 1):
@@ -193,6 +193,11 @@ def _forward(
         torch.cuda.synchronize(device)
 
 
+def predict_csv(predictor: Predictor, images: list[Found]) -> None:
+    """As the command does it, into a CSV."""
+    _predict(predictor, images, ".csv")
+
+
 def _predict(predictor: Predictor, images: list[Found], *endings: str) -> None:
     """Into completed parts and from there into the outputs, as the command does."""
     with tempfile.TemporaryDirectory() as folder:
@@ -206,13 +211,12 @@ def _predict(predictor: Predictor, images: list[Found], *endings: str) -> None:
 
 
 def _complete(run: RunFolder, predictor: Predictor, images: list[Found]) -> None:
-    statuses = run.statuses
     with PartWriter(run.path) as writer:
         for block in predictor.blocks(images):
             writer.add(block)
-            statuses.update(block.status)
+            run.count(len(block), block.status)
         writer.flush()
-    run.finish(len(images), statuses)
+    run.finish()
 
 
 def _finished(predictor: Predictor, images: list[Found]) -> float:
@@ -223,13 +227,19 @@ def _finished(predictor: Predictor, images: list[Found]) -> float:
             _complete(run, predictor, images)
         start = time.perf_counter()
         with RunFolder(root, run_identity(predictor.info, ["photos"])) as run:
-            run.skip_completed(iter(images))
+            run.survey()
+            assert not list(run.tasks(iter(images)))
             merge_run(root, Outputs((Path(folder) / "p.csv",)))
         return time.perf_counter() - start
 
 
-def _write(stream: object, rows: Iterable[list]) -> None:
-    csv.writer(stream).writerows(rows)  # type: ignore[arg-type]
+def write_rows(images: list[Found], names: Sequence[str], indices: list, probs: list) -> None:
+    """One CSV with all rows."""
+    rows = zip(images, indices, probs, strict=True)
+    with tempfile.TemporaryFile("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(
+            [found.name, *(names[i] for i in best), *values] for found, best, values in rows
+        )
 
 
 class _Plain(Dataset):
@@ -251,7 +261,7 @@ class _Plain(Dataset):
 
 
 @torch.inference_mode()
-def _plain_loop(
+def plain_loop(
     model: torch.nn.Module,
     trained: TrainedModel | Checkpoint,
     images: list[Found],
@@ -259,6 +269,7 @@ def _plain_loop(
     workers: int,
     device: torch.device,
 ) -> None:
+    """In the manner of timm's inference.py, with the model as it is given."""
     dataset = _Plain([Path(str(found.path)) for found in images], trained.preprocess)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda")
     probs, indices = [], []
@@ -266,10 +277,7 @@ def _plain_loop(
         best, index = model(batch.to(device)).probs.topk(5)
         probs.append(best.cpu())
         indices.append(index.cpu())
-    rows = zip(images, torch.cat(indices).tolist(), torch.cat(probs).tolist(), strict=True)
-    with tempfile.TemporaryFile("w", encoding="utf-8", newline="") as stream:
-        names = trained.classes
-        _write(stream, ([found.name, *(names[i] for i in best), *values] for found, best, values in rows))
+    write_rows(images, trained.classes, torch.cat(indices).tolist(), torch.cat(probs).tolist())
 
 
 if __name__ == "__main__":

@@ -26,10 +26,14 @@ P = ParamSpec("P")
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
-Several = Annotated[
-    tuple[str, ...],
-    BeforeValidator(lambda value: () if value is None else (value,) if isinstance(value, str) else value),
-]
+
+def _several(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in value)
+    return () if value is None else (value,) if isinstance(value, str) else value
+
+
+Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
 """An option that may be given more than once; in Python one text is one of them."""
 
 

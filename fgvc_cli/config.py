@@ -7,6 +7,7 @@ the command line with ``--set section.field=value``. Nothing heavy is imported h
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -54,6 +55,19 @@ def check_device_name(name: str) -> None:
         number = f"cuda:{name}" if name.isdecimal() else None
         hint = f"Did you mean --device {number}?" if number else None
         raise FgvcError(f"--device got {name!r}, expected auto, cpu, cuda or cuda:N.", hint, EXIT_USAGE)
+
+
+def worker_count(workers: int | Literal["auto"], processes: int = 1) -> int:
+    """Processes that decode; ``auto`` is one per CPU, shared by the ``processes`` of this machine that
+    compute."""
+    return max(1, usable_cpus() // processes) if workers == "auto" else workers
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on; torch warns when there are more workers than that."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def build(cls: type[Section], values: dict[str, Any]) -> Any:
@@ -464,6 +478,8 @@ class TrainConfig(Section):
     split_by: str | None = None
     """What stays on one side of a split that is made: ``folder`` (a camera or specimen in CLASS/CAMERA/),
     ``column=NAME`` of the label file, or ``minutes=5`` (bursts by folder and EXIF time). None: each image."""
+    taxonomy: str | None = None
+    """CSV of what the classes hang on (``class,order,family``); None: what a known set brings."""
     boxes: str | None = None
     """MegaDetector JSON, COCO JSON or CSV: each box is a sample, all of an image in one split."""
     box_conf: Share | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fgvc_cli.cli.options import (
+    AllWeights,
     BatchSize,
     BoxCategory,
     BoxConf,
@@ -19,8 +20,10 @@ from fgvc_cli.cli.options import (
     Device,
     Index,
     IndexBy,
+    RuntimeChoice,
     Stages,
-    Weights,
+    Taxonomy,
+    Tta,
     Workers,
 )
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, counted
@@ -40,7 +43,7 @@ _SHARES = ("top", "reached_", "ece", "macro_f1", "micro_f1", "map", "exact_match
 
 
 def evaluate(
-    weights: Weights = None,
+    weights: AllWeights = None,
     data: Annotated[str | None, typer.Option(help="Labelled folder or CSV. Default: the training's.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Known set instead.")] = None,
     data_root: DataRoot = None,
@@ -71,8 +74,15 @@ def evaluate(
         Literal["auto", "none", "bf16"],
         typer.Option(help="Precision: none (float32), bf16, or auto: bf16 on a GPU that has it, as predict."),
     ] = "auto",
+    runtime: RuntimeChoice = "auto",
     stages: Stages = None,
     cascade: Cascade = None,
+    tta: Tta = None,
+    taxonomy: Taxonomy = None,
+    rollup: Annotated[
+        float | None,
+        typer.Option(help="Also measure answers at the finest rank that is so probable, e.g. 0.9."),
+    ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -106,7 +116,7 @@ def evaluate(
         if path is not None and as_json:
             raise FgvcError(f"{name} does not go with --json.", "Leave --json out.", EXIT_USAGE)
     options = EvalOptions(
-        weights=weights,
+        weights=tuple(weights or ()),
         data=data,
         dataset=dataset,
         data_root=data_root,
@@ -124,8 +134,12 @@ def evaluate(
         workers=workers,
         device=device,
         amp=amp,
+        runtime=runtime,
         stages=stages,
         cascade=cascade,
+        tta=tta,
+        taxonomy=taxonomy,
+        rollup=rollup,
         calibrate=calibrate,
         fit_novelty=fit_novelty,
         target_precision=target_precision,
@@ -185,7 +199,9 @@ def _fitted_text(fit: Novelty | Thresholds) -> str:
 def format_document(document: dict[str, Any]) -> str:
     """The tables of a document as ``fgvc_cli.evaluate`` builds it."""
     precision = "" if document["precision"] == "float32" else f", computed in {document['precision']}"
-    lines = [f"{document['model']} on {document['dataset']}, {document['split']} split{precision}"]
+    precision += f", by {document['runtime']}" if document.get("runtime") else ""
+    mirrored = ", with mirror images" if document["tta"] else ""
+    lines = [f"{document['model']} on {document['dataset']}, {document['split']} split{precision}{mirrored}"]
     if document.get("train_images"):
         lines.append(f"  trained on {document['train_images']:,} images")
     if document.get("caveat"):
@@ -198,6 +214,7 @@ def format_document(document: dict[str, Any]) -> str:
         lines += ["  ..._centred: a fixed box in the middle, 0.6 of each side"]
     if document["intervals"]:
         lines.append("  [ ]: 95 % interval, bootstrap over the images")
+    lines += _taxonomy_lines(document["taxonomy"])
     lines += _calibration_lines(document)
     if document["against"]:
         lines += _comparison_lines(document["against"])
@@ -249,9 +266,42 @@ def _p_text(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
 
+def _taxonomy_lines(figures: dict[str, Any] | None) -> list[str]:
+    """Accuracy at each rank, how far off the mistakes are, and what rolled-up answers come to."""
+    if not figures:
+        return []
+    lines = ["  right at each rank of the taxonomy"]
+    for line in figures["ranks"]:
+        text = f"    {line['rank']:18s} "
+        if line["accuracy"] is None:
+            lines.append(f"{text}no image has a node there")
+            continue
+        low, high = (100 * end for end in line["interval"])
+        text += f"{100 * line['accuracy']:8.2f} %  [{low:.1f}, {high:.1f}]"
+        if figures["rollup"]:
+            right = line["answer_accuracy"]
+            text += f"  answers {100 * line['coverage']:.1f} % of the images"
+            text += "" if right is None else f", {100 * right:.1f} % of these right"
+        lines.append(text)
+    if figures["rollup"]:
+        rolled = figures["rollup"]
+        right = "" if rolled["accuracy"] is None else f", {100 * rolled['accuracy']:.1f} % of them right"
+        covered = f"{100 * rolled['coverage']:.1f} % of the images"
+        lines.append(f"    rolled up at {rolled['least']:g}: {covered} answered at some rank{right}")
+    if figures["mistakes"]:
+        steps = ", ".join(f"{count:,} at {height}" for height, count in figures["mistakes"].items())
+        lines.append(
+            f"    ranks to climb from a mistake to what it shares with the truth: {steps}; "
+            f"mean {figures['mean_distance']:.2f}"
+        )
+    return lines
+
+
 def _calibration_lines(document: dict[str, Any]) -> list[str]:
     """The temperature, where it comes from, and what is to be known to read the calibrated figures."""
     calibration: dict[str, Any] | None = document["calibration"]
+    if document["models"] or document["tta"]:
+        return ["  prob is the mean of the calibrated probabilities of all passes"]
     if index := document.get("index"):
         return [
             f"  classes of an index of {counted(index['images'], 'image')}, by {index['by']}; temperature "

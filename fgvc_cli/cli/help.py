@@ -93,7 +93,7 @@ def value_of(parameter: Any) -> str:
     if parameter.metavar:
         return str(parameter.metavar)
     choices = choices_of(parameter)
-    if choices:
+    if len(choices) > 1:
         listed = "|".join(choices)
         return listed if len(listed) + len(max(parameter.opts, key=len)) < NAME_COLUMNS else "NAME"
     named = next((VALUE_NAMES[name] for name in parameter.opts if name in VALUE_NAMES), None)

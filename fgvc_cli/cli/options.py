@@ -33,7 +33,35 @@ Weights = Annotated[
         "hf-hub:owner/name of the Hugging Face hub, with @revision if need be.",
     ),
 ]
+AllWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        metavar="MODEL",
+        autocompletion=_embedded_models,
+        help="model.safetensors or folder of a training, an embedded model (fgvc models lists them), "
+        "hf-hub:owner/name, or an exported .onnx. Several: the mean of their probabilities.",
+    ),
+]
+Tta = Annotated[
+    Literal["flip"] | None,
+    typer.Option(help="flip: the mean over the image and its mirror image, at twice the time."),
+]
+Taxonomy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="CSV of the tree of the classes: class, then ranks from coarse to fine, as class,order,family. "
+        "Default: the model's or the known set's.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+RuntimeChoice = Annotated[
+    Literal["auto", "onnxruntime", "openvino"],
+    typer.Option(
+        help="What runs an exported .onnx. auto: OpenVINO on a CPU where installed, else onnxruntime."
+    ),
+]
 Workers = Annotated[int, typer.Option(min=0, help="Parallel readers of images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 Stages = Annotated[
@@ -131,6 +159,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--crops-dir",
         "--maps-dir",
         "--per-file",
+        "--exif",
+        "--group",
         "--parts-dir",
         "--page",
         "--title",
@@ -156,10 +186,13 @@ PANELS: dict[str, tuple[str, ...]] = {
         "eval --index",
         "--by",
         "--calibrate",
+        "--tta",
         "--fit-novelty",
         "--target-precision",
         "eval --against",
         "--input-px",
+        "--taxonomy",
+        "--rollup",
     ),
     "Training": (
         "--recipe",
@@ -174,6 +207,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
     "Selection": ("--count", "--doubt", "--pool"),
     "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes", "--folds", "--suspects"),
+    "Quantisation": ("--int8", "export --calibrate"),
     "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
     "Speed": (
         "--device",
@@ -181,8 +215,12 @@ PANELS: dict[str, tuple[str, ...]] = {
         "--workers",
         "--batch-size",
         "--amp",
+        "--runtime",
         "--compile",
         "--fast-decode",
+        "--ray",
+        "--ray-gpus-per-worker",
+        "--ray-cpus-per-worker",
     ),
     "Resuming": ("--resume", "--shard", "--restart", "--retry-failed", "--accept-list"),
 }
@@ -207,6 +245,8 @@ VALUE_NAMES = {
     "--per-file": "FILE",
     "--raw": "KIND",
     "--calibrate": "FILE",
+    "--group": "WHAT",
+    "--tta": "KIND",
     "--add": "DATA",
     "--license": "NAME",
     "--index": "FILE",
@@ -283,7 +323,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "export": (
         "fgvc export --weights groceries --out model.onnx",
-        "fgvc export --weights runs/birds --out model.pt2 --check photos/",
+        "fgvc export --weights runs/birds --out int8.onnx --int8 --calibrate photos/",
     ),
     "push": (
         "fgvc push runs/birds owner/birds --license cc-by-4.0",
@@ -348,14 +388,14 @@ def check_given(values: Mapping[str, Any]) -> None:
         from fgvc_cli.data.labelled import load_labelled
 
         load_labelled(Path(data))  # raises: it says what it expects
-    for source in values.get("sources") or ():
+    for source in values.get("sources") or filter(None, [values.get("image")]):
         from fgvc_cli.sources.find import check_named
 
-        check_named(source)
-    if isinstance(weights, str):
+        check_named(str(source))
+    for name in [weights] if isinstance(weights, str) else weights or ():
         from fgvc_cli.engine.weights import resolve_weights
 
-        resolve_weights(weights)
+        resolve_weights(name)
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:

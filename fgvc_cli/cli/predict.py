@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fgvc_cli.cli.options import (
+    AllWeights,
     BoxCategory,
     BoxConf,
     Boxes,
@@ -31,8 +32,10 @@ from fgvc_cli.cli.options import (
     Outs,
     PerFile,
     Quiet,
+    RuntimeChoice,
     Stages,
-    Weights,
+    Taxonomy,
+    Tta,
     Workers,
 )
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
@@ -57,7 +60,7 @@ def predict(
             "@LIST for a list in a file, or - for one on stdin."
         ),
     ],
-    weights: Weights = None,
+    weights: AllWeights = None,
     index: Index = None,
     by: IndexBy = None,
     boxes: Boxes = None,
@@ -79,8 +82,35 @@ def predict(
         str | None,
         typer.Option(metavar="I/N", help="Only rows I, I+N, I+2N, ...; when all are done: fgvc merge."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Predict on a Ray cluster: auto, or HOST:PORT of its head."),
+    ] = None,
+    ray_gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each worker. Default: 1 if the cluster has any.")
+    ] = None,
+    ray_cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPUs of each worker.")] = 1,
     stages: Stages = None,
     cascade: Cascade = None,
+    tta: Tta = None,
+    taxonomy: Taxonomy = None,
+    rollup: Annotated[
+        float | None,
+        typer.Option(
+            help="Columns rank, rank_label, rank_prob: the finest node of the taxonomy that is so probable, "
+            "e.g. 0.9."
+        ),
+    ] = None,
+    exif: Annotated[
+        bool, typer.Option("--exif", help="Columns date, latitude, longitude, camera, from the metadata.")
+    ] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="minutes=5: images of a folder and camera with no longer gap get one answer; columns group, "
+            "group_label, group_prob, and those of --exif."
+        ),
+    ] = None,
     maps: Maps = False,
     crops: Crops = False,
     embeddings: Embeddings = False,
@@ -107,6 +137,7 @@ def predict(
     amp: Annotated[
         Literal["auto", "none", "bf16"], typer.Option(help="Precision: auto, none (float32) or bf16.")
     ] = "auto",
+    runtime: RuntimeChoice = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
@@ -163,7 +194,7 @@ def predict(
 
     options = PredictOptions(
         sources=tuple(sources),
-        weights=weights,
+        weights=tuple(weights or ()),
         index=index,
         by=by,
         boxes=boxes,
@@ -177,8 +208,16 @@ def predict(
         device=device,
         devices=devices,
         shard=shard,
+        ray=ray,
+        ray_gpus_per_worker=ray_gpus_per_worker,
+        ray_cpus_per_worker=ray_cpus_per_worker,
         stages=stages,
         cascade=cascade,
+        tta=tta,
+        taxonomy=taxonomy,
+        rollup=rollup,
+        exif=exif,
+        group=group,
         maps=maps,
         crops=crops,
         embeddings=embeddings,
@@ -190,6 +229,7 @@ def predict(
         unknown=unknown,  # type: ignore[arg-type]  # checked with all options
         classes=None if classes is None else str(classes),
         amp=amp,
+        runtime=runtime,
         compile=compile,
         fast_decode=fast_decode,
         overwrite=overwrite,

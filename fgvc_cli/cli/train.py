@@ -18,6 +18,7 @@ from fgvc_cli.cli.options import (
     DataRoot,
     Device,
     Stages,
+    Taxonomy,
 )
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, FgvcError, Interrupted
 
@@ -56,6 +57,7 @@ def train(
             "label file, or minutes=5 (folder and EXIF time).",
         ),
     ] = None,
+    taxonomy: Taxonomy = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<model>-<data>.")] = None,
     recipe: Annotated[
         str | None,
@@ -148,6 +150,7 @@ def train(
         box_margin=box_margin,
         box_category=tuple(box_category or ()),
         split_by=split_by,
+        taxonomy=taxonomy,
         out=out,
         recipe=recipe,
         epochs=epochs,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from fgvc_cli.data.taxonomy import Taxonomy
 from fgvc_cli.sources.boxes import GivenBox, Region
 
 SPLITS = ("train", "val", "test")
@@ -60,6 +61,7 @@ class LabelledSet:
         notes: lines that the user is to read: what was taken in another way than it is written, and what no
             score will tell.
         caveat: what has to be said beside every score on it; empty where nothing has.
+        taxonomy: what the classes hang on; None where nothing says it.
         by_category: whether it is one of boxes, each of its own category, not of the class of its image.
     """
 
@@ -71,6 +73,7 @@ class LabelledSet:
     undivided: bool = False
     notes: tuple[str, ...] = ()
     caveat: str = ""
+    taxonomy: Taxonomy | None = None
     by_category: bool = False
 
     def counts(self) -> dict[str, int]:

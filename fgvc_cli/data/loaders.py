@@ -7,17 +7,17 @@ with, on any number of workers or devices, sees what it would have seen in one g
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fgvc_cli.config import usable_cpus
 from fgvc_cli.data.listing import Example
 from fgvc_cli.data.transforms import Transform
 from fgvc_cli.sources.images import TO_SHOW, Failure, ReadRule, read_image
@@ -229,16 +229,3 @@ def _shared_settings(workers: int) -> dict[str, Any]:
 def _ignore_interrupts(_: int) -> None:
     """A terminal's Ctrl-C reaches every process; only the main one is to act on it, and ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def worker_count(workers: int | Literal["auto"], processes: int = 1) -> int:
-    """Processes that decode; ``auto`` is one per CPU, shared by the ``processes`` of this machine that
-    compute."""
-    return max(1, usable_cpus() // processes) if workers == "auto" else workers
-
-
-def usable_cpus() -> int:
-    """CPUs this process may run on; torch warns when there are more workers than that."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -43,6 +43,28 @@ def join_forms(names: Iterable[str]) -> dict[str, str]:
     return {name: joined if len(own) > 1 else name for joined, own in forms.items() for name in own}
 
 
+def class_order(classes: Sequence[str], other: Sequence[str], who: str, than: str) -> list[int]:
+    """The place of each class in another model's list of the same classes.
+
+    Args:
+        who: whose list ``other`` is, for the message; ``than``: whose ``classes`` are, with a verb.
+
+    Raises:
+        FgvcError: other classes, naming one that differs.
+    """
+    places = {same_form(name): place for place, name in enumerate(other)}
+    unknown = [name for name in classes if same_form(name) not in places]
+    beyond = sorted({*places} - {same_form(name) for name in classes})
+    if unknown or beyond:
+        named = f"it does not know {unknown[0]!r}" if unknown else f"it alone knows {beyond[0]!r}"
+        raise FgvcError(
+            f"{who} tells {counted(len(other), 'class', 'classes')}, {than} {len(classes)}; {named}.",
+            "Both have to be trained on the same classes.",
+            EXIT_USAGE,
+        )
+    return [places[same_form(name)] for name in classes]
+
+
 def find_names(given: Iterable[str], known: Sequence[str], option: str) -> list[int]:
     """Which of the known names are given, in any Unicode form: their numbers, sorted, each once.
 

@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
 
+import numpy as np
+
 from fgvc_cli.data.listing import NO_LABEL, SPLITS, Example, first_names
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.sources.metadata import clock_seconds, exif_date, read_taken
 
 Division = tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]
 """Train, val and test."""
@@ -199,9 +201,7 @@ def deal_groups(
 
 _READERS = 8
 """Threads that read EXIF: it is waiting for files, above all on a network drive."""
-_TIME_TAGS = (0x9003, 0x9004)
-"""DateTimeOriginal, DateTimeDigitized."""
-_EXIF_FOLDER, _FILE_TIME = 0x8769, 0x0132
+_FILE_TIME = 0x0132
 
 
 @dataclass(frozen=True)
@@ -322,19 +322,33 @@ def find_bursts(paths: Sequence[str], times: Sequence[float | None], minutes: fl
         times: seconds; see ``read_times``.
         minutes: longest gap within a burst.
     """
-    in_folder: dict[str, list[tuple[float, int]]] = {}
     bursts = [f"\0{path}" for path in paths]
-    for place, (path, time) in enumerate(zip(paths, times, strict=True)):
-        if time is not None:
-            in_folder.setdefault(posixpath.dirname(path), []).append((time, place))
-    for own in in_folder.values():
-        own.sort(key=lambda item: (item[0], paths[item[1]]))
-        first, before = own[0][1], own[0][0]
-        for time, place in own:
-            if time - before > 60 * minutes:
-                first = place
-            bursts[place], before = paths[first], time
+    by_path = sorted(range(len(paths)), key=paths.__getitem__)
+    number = {folder: i for i, folder in enumerate(dict.fromkeys(map(posixpath.dirname, paths)))}
+    folders = np.array([number[posixpath.dirname(paths[place])] for place in by_path], np.int64)
+    moments = np.array([times[place] for place in by_path], np.float64)
+    order, starts = order_bursts(folders, moments, minutes)
+    first = ""
+    for place, begins in zip(order.tolist(), starts.tolist(), strict=True):
+        first = paths[by_path[place]] if begins else first
+        bursts[by_path[place]] = first
     return bursts
+
+
+def order_bursts(series: np.ndarray, times: np.ndarray, minutes: float) -> tuple[np.ndarray, np.ndarray]:
+    """The images that have a time, int (M,), by series and time, and whether each begins a burst, bool (M,).
+
+    Args:
+        series: what an image's burst lies within, such as its folder, int (N,).
+        times: seconds, float (N,), NaN for none; of equal ones the earlier image comes first.
+        minutes: longest gap within a burst.
+    """
+    order = np.lexsort((times, series))
+    order = order[~np.isnan(times[order])]
+    starts = np.ones(len(order), bool)
+    gaps = np.diff(times[order])
+    starts[1:] = (np.diff(series[order]) != 0) | (gaps > 60 * minutes)
+    return order, starts
 
 
 def read_times(paths: Iterable[Path]) -> Iterable[float | None]:
@@ -350,16 +364,6 @@ def read_time(path: Path) -> float | None:
     try:
         with Image.open(path) as image:
             exif = image.getexif()
-            inner = exif.get_ifd(_EXIF_FOLDER)
-            texts = [inner.get(tag) for tag in _TIME_TAGS] + [exif.get(_FILE_TIME)]
+            return clock_seconds(read_taken(exif).date or exif_date(exif.get(_FILE_TIME)))
     except Exception:  # a damaged file raises anything; that it cannot be read is said where it is read
         return None
-    return next((time for time in map(_seconds, texts) if time is not None), None)
-
-
-def _seconds(text: object) -> float | None:
-    try:
-        moment = datetime.strptime(str(text).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S")
-    except ValueError:
-        return None
-    return moment.replace(tzinfo=UTC).timestamp()

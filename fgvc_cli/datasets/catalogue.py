@@ -13,7 +13,7 @@ from typing import Any
 
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import SPLITS, Example, LabelledSet
-from fgvc_cli.datasets.entries import Archive, KnownSet, read_lines
+from fgvc_cli.datasets.entries import Archive, KnownSet, known_taxonomy, read_lines
 from fgvc_cli.errors import FgvcError
 
 PLANT2020_CLASSES = ("healthy", "multiple_diseases", "rust", "scab")
@@ -55,18 +55,27 @@ def read_torchvision(
 
 
 def read_grocery(root: Path, *, coarse: bool) -> LabelledSet:
-    """The official listing; class names as in ``classes.csv``, in the order of their IDs."""
+    """The official listing; class names as in ``classes.csv``, in the order of their IDs.
+
+    The taxonomy: the coarse class, and the kind (Fruit, Vegetables, Packages) whose folder an image is in.
+    """
     prefix = "Coarse Class" if coarse else "Class"
     with (root / "classes.csv").open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
+        rows = list(csv.DictReader(file))
         name_of = {int(row[f"{prefix} ID (int)"]): row[f"{prefix} Name (str)"] for row in rows}
     label_of = {class_id: label for label, class_id in enumerate(sorted(name_of))}
-    splits = {}
+    splits: dict[str, tuple[Example, ...]] = {}
+    kind_of: dict[str, str] = {}
     for split in SPLITS:
         lines = [line.rsplit(",", 2) for line in read_lines(root / f"{split}.txt")]
         chosen = [(path, coarse_id if coarse else fine_id) for path, fine_id, coarse_id in lines]
         splits[split] = tuple(Example(path, label_of[int(class_id)]) for path, class_id in chosen)
-    return LabelledSet("grocery", root, tuple(name_of[i] for i in sorted(name_of)), splits)
+        kind_of |= {name_of[int(class_id)]: path.split("/")[1] for path, class_id in chosen}
+    coarse_of = {row["Class Name (str)"]: row["Coarse Class Name (str)"] for row in rows}
+    lineages = {name: (kind,) if coarse else (kind, coarse_of[name]) for name, kind in kind_of.items()}
+    classes = tuple(name_of[i] for i in sorted(name_of))
+    tree, notes = known_taxonomy(("kind",) if coarse else ("kind", "coarse"), lineages, classes)
+    return LabelledSet("grocery", root, classes, splits, notes=notes, taxonomy=tree)
 
 
 def read_folders(root: Path) -> LabelledSet:

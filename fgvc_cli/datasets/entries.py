@@ -10,13 +10,15 @@ those published are taken to be of images that no EXIF turns.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fgvc_cli.data.geometry import Box
 from fgvc_cli.data.listing import LabelledSet
+from fgvc_cli.data.taxonomy import Taxonomy
+from fgvc_cli.errors import FgvcError
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,16 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
             raise ValueError(f"{path.name}: {line!r} is not two words")
         pairs.append((key, value.strip()))
     return pairs
+
+
+def known_taxonomy(
+    ranks: Sequence[str], lineages: Mapping[str, Sequence[str]], classes: Sequence[str]
+) -> tuple[Taxonomy | None, tuple[str, ...]]:
+    """The tree that the lists of a set tell, or none and the note that says why: a set is of use without."""
+    try:
+        return Taxonomy.of(ranks, lineages, classes), ()
+    except FgvcError as error:
+        return None, (f"Without a taxonomy: {error.message}",)
 
 
 def read_mat(path: Path) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from xml.etree import ElementTree
 import numpy as np
 
 from fgvc_cli.data.listing import Example, LabelledSet
+from fgvc_cli.data.taxonomy import Taxonomy
 from fgvc_cli.datasets.entries import (
     BOXES_CSV,
     Archive,
     KnownSet,
     TrueBoxes,
     check_box,
+    known_taxonomy,
     read_box_table,
     read_lines,
     read_mat,
@@ -37,7 +39,8 @@ from fgvc_cli.datasets.entries import (
 #       images/001.Black_footed_Albatross/...
 #
 # Counts: 200 classes, 5,994 train, 5,794 test, official; val is held out of train.
-# Class names are the official ones without the number, underscores kept: ``Black_footed_Albatross``.
+# Class names are the official ones without the number, underscores kept: ``Black_footed_Albatross``. The
+# taxonomy has one rank, ``group``: the last word of the name, ``Albatross``.
 #
 # Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Dataset. Technical Report
 # CNS-TR-2011-001, California Institute of Technology, 2011. The images are for non-commercial research
@@ -65,7 +68,11 @@ def read_cub(root: Path) -> LabelledSet:
         return tuple(Example(f"images/{path_of[image]}", label_of[class_of[image]]) for image in chosen)
 
     names = tuple(name.partition(".")[2] for _, name in classes)
-    return LabelledSet("cub", root, names, {"train": split("1"), "val": (), "test": split("0")})
+    # What birders call a group, by English names: no rank of biology.
+    groups = {name: (name.rpartition("_")[2],) for name in names}
+    tree, notes = known_taxonomy(("group",), groups, names)
+    splits = {"train": split("1"), "val": (), "test": split("0")}
+    return LabelledSet("cub", root, names, splits, notes=notes, taxonomy=tree)
 
 
 _CUB = (
@@ -375,7 +382,27 @@ def read_aircraft(root: Path, level: str, names: str) -> LabelledSet:
         if unknown:
             raise ValueError(f"images_{level}_{part}.txt has {unknown[0]!r}, {names} does not")
         splits[split] = tuple(Example(f"images/{image}.jpg", label_of[name]) for image, name in pairs)
-    return LabelledSet("aircraft", root, tuple(classes), splits)
+    tree, notes = _aircraft_taxonomy(root, level, splits, classes)
+    return LabelledSet("aircraft", root, tuple(classes), splits, notes=notes, taxonomy=tree)
+
+
+def _aircraft_taxonomy(
+    root: Path, level: str, splits: dict[str, tuple[Example, ...]], classes: list[str]
+) -> tuple[Taxonomy | None, tuple[str, ...]]:
+    """Manufacturer and family of each class, from the lists of the same images at these levels; none of a
+    manufacturer, nor where the lists are not there."""
+    ranks = ("manufacturer", "family")[: ("manufacturer", "family", "variant").index(level)]
+    named = {rank: [root / f"images_{rank}_{part}.txt" for part in ("trainval", "test")] for rank in ranks}
+    if not ranks or not all(file.is_file() for files in named.values() for file in files):
+        return None, ()
+    above = {rank: {image: name for file in files for image, name in read_pairs(file)}
+             for rank, files in named.items()}  # fmt: skip
+    lineages = {
+        classes[example.label]: [above[rank].get(PurePosixPath(example.path).stem, "") for rank in ranks]
+        for examples in splits.values()
+        for example in examples
+    }
+    return known_taxonomy(ranks, lineages, classes)
 
 
 def _aircraft_entry(key: str, level: str, names: str, classes: int) -> KnownSet:

@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import has_class_folders, load_boxes_by_category, load_labelled, take_boxes
 from fgvc_cli.data.listing import LabelledSet, missing_images
 from fgvc_cli.data.split import hold_out_validation
+from fgvc_cli.data.taxonomy import read_taxonomy
 from fgvc_cli.datasets import catalogue, published
 from fgvc_cli.datasets.entries import KnownSet, TrueBoxes, counts_text
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
@@ -213,14 +214,27 @@ def look_for(entry: KnownSet, data_root: Path | None) -> Presence:
 
 
 def load_data(config: TrainConfig, *, for_training: bool = True) -> LabelledSet:
-    """List the set under ``config.data`` or ``config.dataset``.
+    """List the set under ``config.data`` or ``config.dataset``, with the tree of ``config.taxonomy``.
 
     Args:
         for_training: see ``load_labelled``; a known set always has its own splits.
 
     Raises:
-        FgvcError: neither or both are named, or the set cannot be listed.
+        FgvcError: neither or both are named, the set cannot be listed, or a taxonomy does not fit it.
     """
+    data = _load_data(config, for_training)
+    if config.taxonomy is None:
+        return data
+    if data.multi_label:
+        raise FgvcError(
+            f"A taxonomy is for one class per image; {data.name} has several labels.",
+            "Leave --taxonomy out.",
+            EXIT_USAGE,
+        )
+    return replace(data, taxonomy=read_taxonomy(config.taxonomy, data.classes))
+
+
+def _load_data(config: TrainConfig, for_training: bool) -> LabelledSet:
     boxes = open_boxes(config)
     if bool(config.data) == bool(config.dataset):
         raise FgvcError(
@@ -240,7 +254,11 @@ def load_data(config: TrainConfig, *, for_training: bool = True) -> LabelledSet:
         known = load_known(config.dataset, root, val_share=config.val_share, seed=config.split_seed)
         return known if boxes is None else take_boxes(known, boxes)
     path = Path(config.data or "")
-    divide = {"val_share": config.val_share, "test_share": config.test_share, "seed": config.split_seed}
+    divide: dict[str, Any] = {
+        "val_share": config.val_share,
+        "test_share": config.test_share,
+        "seed": config.split_seed,
+    }
     own = config.box_labels == "box" or (
         config.box_labels == "auto" and path.is_dir() and not has_class_folders(path)
     )

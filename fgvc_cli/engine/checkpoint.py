@@ -6,7 +6,6 @@ And the labelled images that go with it: those of its training, divided as there
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,11 +20,12 @@ from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256, store
 from fgvc_cli.data.labelled import take_boxes
 from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.names import same_form
+from fgvc_cli.data.taxonomy import Taxonomy
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import Calibration
 from fgvc_cli.evaluate.rejection import TENSORS, Novelty, stored_novelty
-from fgvc_cli.files import AtomicFile
+from fgvc_cli.files import AtomicFile, file_sha256
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import create_model, resolve
 from fgvc_cli.models.weights import CHECKPOINT_KEY, check_weight_file, read_tensors
@@ -49,8 +49,8 @@ class Checkpoint:
     """Of the file."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """``options``, ``dataset``, ``metrics`` (by split), ``epoch``, ``finished``, ``config``,
-    ``config_sha256``, ``fgvc_version``, and ``calibration`` (see ``Calibration``) where training fitted a
-    temperature."""
+    ``config_sha256``, ``fgvc_version``, ``calibration`` (see ``Calibration``) where training fitted a
+    temperature, and ``taxonomy`` where there was one."""
     temperature: float = 1.0
     """Of the fused probabilities, see ``apply_temperature``; 1 where none was fitted. It was fitted with the
     looks of training and stays the same with other ``stages`` or another ``cascade``, which may need another.
@@ -62,6 +62,11 @@ class Checkpoint:
     def multi_label(self) -> bool:
         """Whether it tells several labels per image, each by itself."""
         return bool(self.metadata.get("options", {}).get("multi_label", False))
+
+    @property
+    def taxonomy(self) -> Taxonomy | None:
+        """What its classes hang on, where its training knew it."""
+        return Taxonomy.from_document(self.metadata.get("taxonomy"))
 
 
 def save_checkpoint(
@@ -79,6 +84,7 @@ def save_checkpoint(
     train_images: int | None = None,
     finished: bool = False,
     precision: str = "float32",
+    taxonomy: Taxonomy | None = None,
 ) -> None:
     """Write a checkpoint whole or not at all (temporary file, fsync, rename).
 
@@ -91,6 +97,7 @@ def save_checkpoint(
         train_images: how many it was trained on; None: not known.
         finished: whether the training has come to its end.
         precision: that ``metrics`` and ``calibration`` were measured in.
+        taxonomy: of these classes.
 
     Raises:
         FgvcError: the file cannot be written.
@@ -114,6 +121,8 @@ def save_checkpoint(
     }
     if calibration:
         document["calibration"] = asdict(calibration)
+    if taxonomy:
+        document["taxonomy"] = taxonomy.document()
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in model.state_dict().items()}
     if novelty:
         document["novelty"] = novelty.document()
@@ -204,12 +213,6 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
             )
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def choose_data(
     checkpoint: Checkpoint,
     data: str | None,
@@ -253,7 +256,8 @@ def _moved_data(checkpoint: Checkpoint, data: str) -> LabelledSet | None:
     if not trained["data"]:
         return None
     with contextlib.suppress(FgvcError):
-        labelled = load_data(build(TrainConfig, {**trained, "data": data}))
+        # The tree is in the checkpoint; its file may have gone.
+        labelled = load_data(build(TrainConfig, {**trained, "data": data, "taxonomy": None}))
         if labelled.sha256() == checkpoint.metadata.get("data_sha256"):
             return labelled
     return None
@@ -279,7 +283,7 @@ def trained_data(checkpoint: Checkpoint, data_root: str | None, split: str) -> L
     Raises:
         FgvcError: it cannot be read, or holds other images by now, so that its parts would mix.
     """
-    trained: dict[str, Any] = dict(checkpoint.metadata["config"])
+    trained: dict[str, Any] = {**checkpoint.metadata["config"], "taxonomy": None}
     name = trained["data"] or trained["dataset"]
     # The folder of the training may be another machine's; then $FGVC_DATA counts, as it does for training.
     folder = trained["data_root"]

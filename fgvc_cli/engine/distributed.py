@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fgvc_cli.command import Messages
-from fgvc_cli.data.loaders import usable_cpus
+from fgvc_cli.config import usable_cpus
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, FgvcError, Interrupted
 from fgvc_cli.files import FolderLock
 

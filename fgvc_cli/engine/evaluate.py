@@ -5,29 +5,34 @@ With ``out``, tables for further work and pictures for a paper, all or nothing.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from fgvc_cli.charts.figures import ConfusedPair, draw_confused, draw_confusion, draw_reliability
 from fgvc_cli.command import Messages, command
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.labelled import Example, LabelledSet
 from fgvc_cli.data.loaders import Batch, LabelledImages, build_loader
+from fgvc_cli.data.names import class_order
+from fgvc_cli.data.taxonomy import Taxonomy, read_taxonomy
 from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.entries import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
 from fgvc_cli.engine.checkpoint import FORMAT, Checkpoint, choose_data, known_examples
 from fgvc_cli.engine.device import (
+    Amp,
     Precision,
     computing,
     fixed_precision,
@@ -35,9 +40,16 @@ from fgvc_cli.engine.device import (
     keep_freed_memory,
     pick_device,
 )
+from fgvc_cli.engine.graph import Graph, GraphPrecision, check_runtime, is_graph, refuse
 from fgvc_cli.engine.index_classes import classify_by_index
 from fgvc_cli.engine.options import EvalOptions
-from fgvc_cli.engine.weights import default_notice, open_weights, read_manifest, resolve_weights
+from fgvc_cli.engine.weights import (
+    default_notice,
+    open_ensemble,
+    open_weights,
+    read_manifest,
+    resolve_weights,
+)
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.evaluate.calibration import (
     Calibration,
@@ -49,7 +61,14 @@ from fgvc_cli.evaluate.evaluator import Evaluation
 from fgvc_cli.evaluate.evaluator import evaluate as evaluate_model
 from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED, compare
 from fgvc_cli.evaluate.localisation import Located, best_iou, localisation_metrics
-from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, label_slots, most_confused
+from fgvc_cli.evaluate.metrics import (
+    Confusion,
+    class_figures,
+    confusion,
+    label_slots,
+    most_confused,
+    taxonomy_figures,
+)
 from fgvc_cli.evaluate.rejection import (
     NO_NOVELTY,
     THRESHOLD_COLUMNS,
@@ -63,15 +82,19 @@ from fgvc_cli.evaluate.rejection import (
 from fgvc_cli.files import AtomicFile, check_folder, check_writable, whole_folder
 from fgvc_cli.formats.csv_rows import csv_lines
 from fgvc_cli.formats.rows import as_text
+from fgvc_cli.models.output import FgvcModel, ModelOutput, Want
 from fgvc_cli.models.weights import rewrite_checkpoint
 from fgvc_cli.sources.boxes import Region
 from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
 
-METRICS, PER_CLASS, CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"
+METRICS, PER_CLASS, CONFUSION, RANKS = "metrics.json", "per_class.csv", "confusion.csv", "ranks.csv"
 PREDICTIONS, CONFUSION_PNG = "predictions.csv", "confusion.png"
 CONFUSED_PNG, RELIABILITY_PNG = "confused.png", "reliability.png"
-REPORT_FILES = (METRICS, PER_CLASS, CONFUSION, PREDICTIONS, CONFUSION_PNG, CONFUSED_PNG, RELIABILITY_PNG)
-"""What a report may hold; ``confused.png`` only where there is a mistake."""
+REPORT_FILES = (
+    *(METRICS, PER_CLASS, CONFUSION, PREDICTIONS, RANKS),
+    *(CONFUSION_PNG, CONFUSED_PNG, RELIABILITY_PNG),
+)
+"""What a report may hold; ``confused.png`` only where there is a mistake, ``ranks.csv`` with a taxonomy."""
 
 PAIRS = 6
 """Most confused pairs that are shown in images."""
@@ -138,15 +161,20 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
     """
     _check(options)
     messages = options.messages or Messages(quiet=options.quiet)
-    if options.weights is None:
+    if not options.weights:
         messages.note(default_notice())
-    checkpoint = open_weights(options.weights, options=_stage_options(options))
+    checkpoint, *more = _open_all(options)
     _check_labels(options, checkpoint.multi_label)
     if options.index is not None:
+        if more:
+            raise FgvcError(
+                "--index goes with one model, whose embeddings it holds.", "Name one --weights.", EXIT_USAGE
+            )
         checkpoint = classify_by_index(checkpoint, options.index, options.by or "means", messages.note)
-    other = open_weights(options.against) if options.against is not None else None
+    if options.taxonomy:
+        checkpoint.metadata["taxonomy"] = read_taxonomy(options.taxonomy, checkpoint.classes).document()
+    other = _open(options, options.against, {}) if options.against is not None else None
     device = pick_device(options.device)
-    precision = fixed_precision(options.amp, device)
     keep_freed_memory()
     labelled, own_data = choose_data(
         checkpoint, options.data, options.dataset, options.data_root, options.split, options
@@ -156,18 +184,25 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
         labelled=labelled,
         split=options.split,
         device=device,
-        precision=precision,
+        amp=options.amp,
         batch_size=options.batch_size,
         workers=options.workers,
         messages=messages,
+        flip=options.tta == "flip",
     )
     if options.fit_novelty is not None:
-        return _fit_novelty(options, checkpoint, labelled, own_data, device, precision, messages)
+        return _fit_novelty(
+            options, checkpoint, labelled, own_data, device, fixed_precision(options.amp, device), messages
+        )
     if options.calibrate is not None:
         return _calibrate(options, checkpoint, own_data, measured_by)
     if options.thresholds is not None:
         return _fit_thresholds(options, checkpoint, own_data, measured_by)
-    measured = measured_by(checkpoint)
+    measured = measured_by(checkpoint, calibrated=bool(more))
+    if more:
+        measured = _mean_of(
+            [measured, *(measured_by(other, locate=False, calibrated=True) for other in more)]
+        )
     document = _document(options, measured, labelled, own_data)
     if other is not None:
         document["against"] = _against(options, measured, measured_by(other, locate=False))
@@ -179,6 +214,78 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
     return Evaluated(document, measured.result.failures)
 
 
+def _source(options: EvalOptions) -> Path:
+    """The file of the one model that something is fitted to."""
+    return resolve_weights(options.weights[0] if options.weights else None)[0]
+
+
+class GraphModel(nn.Module):
+    """An exported graph in a model's place."""
+
+    takes_pixels = True
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.graph, self.precision = graph, graph.precision("auto")
+
+    def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
+        """uint8 (B, 3, S, S) -> what the model says, its probabilities before the temperature."""
+        names = {"boxes": "box", "heat": "heat", "parts": "parts"}
+        given = self.graph.run(images.cpu().numpy(), self.graph.outputs, self.precision)
+        answers = {name: torch.from_numpy(values) for name, values in given.items()}
+        # The graph applies its temperature, which figures are told without: its inverse takes it away.
+        probs = apply_temperature(answers["probs"], 1 / self.graph.temperature)
+        logits = {
+            name.removeprefix("logits_"): v for name, v in answers.items() if name.startswith("logits_")
+        }
+        kept: dict[str, Any] = {
+            asked: answers[name] for asked, name in names.items() if asked in want and name in answers
+        }
+        return ModelOutput(logits=logits, probs=probs, **kept)
+
+
+def _open_all(options: EvalOptions) -> list[Checkpoint]:
+    """The models, or the one graph, of ``weights``."""
+    looks = _stage_options(options)
+    if len(options.weights) < 2:
+        return [_open(options, next(iter(options.weights), None), looks)]
+    if graphs := [name for name in options.weights if is_graph(name)]:
+        raise refuse("A second --weights", graphs[0])
+    return open_ensemble(options.weights, options=looks)
+
+
+def _open(options: EvalOptions, weights: str | None, looks: dict[str, Any]) -> Checkpoint:
+    """A model, or a graph that answers as one."""
+    if not is_graph(weights):
+        return open_weights(weights, options=looks)
+    given: dict[str, object] = {f"--{name}": value for name, value in looks.items()}
+    given |= {"--calibrate": options.calibrate, "--fit-novelty": options.fit_novelty}
+    given |= {"--index": options.index}
+    for name, value in given.items():
+        if value is not None:
+            raise refuse(name, weights)
+    graph = Graph(weights or "", runtime=options.runtime, device=options.device)
+    if not graph.training and not (options.data or options.dataset):
+        raise FgvcError(
+            f"{graph.path.name} does not say what it was trained on.", "Name images with --data.", EXIT_USAGE
+        )
+    return Checkpoint(
+        cast(FgvcModel, GraphModel(graph)),
+        graph.name,
+        graph.classes,
+        graph.preprocess,
+        graph.sha256,
+        metadata={"config": {"data": None, "dataset": None}, **graph.training, "options": graph.options},
+        temperature=graph.temperature,
+    )
+
+
+def _runtime(checkpoint: Checkpoint) -> str | None:
+    """What computes a graph, and its version."""
+    model: object = checkpoint.model
+    return model.graph.settings["runtime"] if isinstance(model, GraphModel) else None
+
+
 def _stage_options(options: EvalOptions) -> dict[str, Any]:
     return {"stages": options.stages, "cascade": options.cascade}
 
@@ -188,6 +295,9 @@ def _check(options: EvalOptions) -> None:
 
     That is an option without its other half, and an output that is there already.
     """
+    named = [*options.weights, options.against]
+    if not any(map(is_graph, named)):
+        check_runtime(options.runtime, named[0])
     fits = _fits(options)
     if options.overwrite and options.out is None and not fits:
         names = ", ".join(("--out", *_FITS))
@@ -214,7 +324,8 @@ def _fits(options: EvalOptions) -> dict[str, Path]:
 
 
 def _check_labels(options: EvalOptions, multi_label: bool) -> None:
-    given = {"--out": options.out, "--against": options.against}
+    given: dict[str, object] = {"--out": options.out, "--against": options.against}
+    given |= {"--taxonomy": options.taxonomy, "--rollup": options.rollup}
     named = [*(name for name, value in given.items() if value is not None), *_fits(options)]
     if multi_label and named:
         raise FgvcError(
@@ -232,13 +343,10 @@ def _check_fit(options: EvalOptions, name: str) -> None:
             EXIT_USAGE,
         )
     # What is fitted is fitted for the looks of the training, and nothing else is measured.
-    extra: dict[str, object] = {
-        "--stages": options.stages,
-        "--cascade": options.cascade,
-        "--against": options.against,
-    }
-    extra |= {"--out": options.out, "--index": options.index}
-    given = [each for each, value in (extra | _fits(options)).items() if value is not None and each != name]
+    names = ("stages", "cascade", "against", "out", "index", "tta", "taxonomy", "rollup")
+    given = [f"--{each}" for each in names if getattr(options, each) is not None]
+    given += ["a second --weights"] if len(options.weights) > 1 else []
+    given += [each for each in _fits(options) if each != name]
     if given:
         raise FgvcError(f"{name} does not go with {given[0]}.", f"Leave {given[0]} out.", EXIT_USAGE)
 
@@ -252,9 +360,17 @@ class Measured:
     examples: list[Example]
     """All of the split, labels in the checkpoint's numbering; ``result.indices`` points into it."""
     result: Evaluation
-    precision: Precision
+    precision: Precision | GraphPrecision
     located: dict[int, Located]
     """Position among the readable images -> where the model looked; of those with known boxes."""
+    temperature: float = 1.0
+    """That ``result.probs`` still lack to be what predict gives."""
+    others: tuple[Checkpoint, ...] = ()
+    """The further models that ``result.probs`` are the mean of."""
+
+    def told(self) -> torch.Tensor:
+        """The probabilities (N, K) as predict gives them."""
+        return apply_temperature(self.result.probs, self.temperature)
 
     def readable(self) -> list[Example]:
         """The readable images, in the order of ``result``."""
@@ -279,21 +395,30 @@ def measure(
     split: str,
     *,
     device: torch.device,
-    precision: Precision,
+    amp: Amp,
     batch_size: int,
     workers: int,
     messages: Messages,
     locate: bool = True,
+    calibrated: bool = False,
+    flip: bool = False,
 ) -> Measured:
     """The model over a split, with progress and unreadable images told.
 
     Args:
-        precision: of the forward passes.
+        amp: precision of the forward passes, without a probe.
         locate: also compare where it looked with the boxes of the set, if it has any.
+        calibrated: its temperature is in the probabilities already, so that others can be added.
+        flip: the mean over the image and its mirror image, both calibrated; without figures of branches,
+            which are of one pass.
 
     Raises:
         FgvcError: see ``known_examples`` and ``load_boxes``; no readable image.
     """
+    model = checkpoint.model
+    precision = fixed_precision(amp, device)
+    if isinstance(model, GraphModel):
+        model.precision = model.graph.precision(amp)
     examples = known_examples(labelled, split, checkpoint.classes)
     # Of a given box the model sees the inside: where the object is, it has been told.
     locate = locate and not any(example.box for example in examples)
@@ -305,11 +430,13 @@ def measure(
     try:
         with messages.bar("evaluating", len(examples)) as advance, computing(device, precision):
             result = evaluate_model(
-                checkpoint.model.to(device),
+                model.to(device),
                 loader,
                 checkpoint.preprocess,
                 device,
                 locate=bool(truths),
+                temperature=checkpoint.temperature if calibrated or flip else None,
+                flip=flip,
                 on_batch=lambda count: advance(count),
             )
     except (RuntimeError, MemoryError) as error:
@@ -321,9 +448,49 @@ def measure(
         messages.warn(f"left out {failure}")
     if not len(result.labels):
         raise FgvcError(f"No image of the {split} split could be read.", "Check the files named above.")
-    measured = Measured(checkpoint, labelled.root, examples, result, precision, {})
+    if flip:
+        result.branches = {}
+    left = 1.0 if calibrated or flip else checkpoint.temperature
+    computed = model.precision if isinstance(model, GraphModel) else precision
+    measured = Measured(checkpoint, labelled.root, examples, result, computed, {}, left)
     measured.located = _locate(measured, truths, workers)
     return measured
+
+
+def _mean_of(measured: Sequence[Measured]) -> Measured:
+    """The mean of the probabilities of several models over the images that all could read, in the order of
+    the first one's classes; boxes are the first one's, and nothing is told of branches.
+
+    Raises:
+        FgvcError: no image that all could read.
+    """
+    first = measured[0]
+    shared = sorted(set.intersection(*({*each.result.indices.tolist()} for each in measured)))
+    if not shared:
+        raise FgvcError("No image could be read by all models.", "Check the files named above.")
+    probs = []
+    for each in measured:
+        place = {index: row for row, index in enumerate(each.result.indices.tolist())}
+        rows = torch.tensor([place[index] for index in shared])
+        order = class_order(
+            first.checkpoint.classes, each.checkpoint.classes, each.checkpoint.name, "the first"
+        )
+        probs.append(each.result.probs[rows][:, order])
+    place = {index: row for row, index in enumerate(first.result.indices.tolist())}
+    kept = torch.tensor([place[index] for index in shared])
+    located = {new: first.located[old] for new, old in enumerate(kept.tolist()) if old in first.located}
+    result = replace(
+        first.result,
+        labels=first.result.labels[kept],
+        indices=first.result.indices[kept],
+        probs=torch.stack(probs).mean(dim=0),
+        branches={},
+        stats={},
+        failures=list(dict.fromkeys(line for each in measured for line in each.result.failures)),
+        seconds=sum(each.result.seconds for each in measured),
+    )
+    others = tuple(each.checkpoint for each in measured[1:])
+    return replace(first, result=result, located=located, temperature=1.0, others=others)
 
 
 def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> dict[int, Located]:
@@ -366,26 +533,55 @@ def _document(
     """Everything that ``--json`` prints."""
     checkpoint = measured.checkpoint
     calibration = _calibration(checkpoint, options.split if own_data else None, _stage_options(options))
+    # The figures of several passes are of their calibrated mean alone.
+    fused = bool(measured.others) or options.tta is not None
+    calibration = None if fused else calibration
     located = measured.localisation()
     if located is not None:
         located["source"] = labelled.name
+    models = [{"model": each.name, "weights_sha256": each.sha256} for each in (checkpoint, *measured.others)]
     return {
-        "model": checkpoint.name,
-        "weights_sha256": checkpoint.sha256,
+        "model": " + ".join(each["model"] for each in models),
+        "weights_sha256": "+".join(each["weights_sha256"] for each in models),
+        "models": models if measured.others else None,
+        "tta": options.tta,
         "dataset": labelled.name,
         "split": options.split,
         "train_images": checkpoint.metadata.get("train_images"),
         "caveat": labelled.caveat or None,
         "precision": measured.precision,
+        "runtime": _runtime(checkpoint),
         "metrics": measured.result.metrics(checkpoint.temperature if calibration else None),
         "intervals": measured.result.intervals(),
         "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},
         "calibration": calibration,
         "index": checkpoint.metadata.get("index"),
         "localisation": located,
+        "taxonomy": _taxonomy_document(options, measured, labelled),
         "against": None,
         "failures": measured.result.failures,
     }
+
+
+def _taxonomy_document(
+    options: EvalOptions, measured: Measured, labelled: LabelledSet
+) -> dict[str, Any] | None:
+    """See ``taxonomy_figures``; None where no taxonomy is known.
+
+    Raises:
+        FgvcError: a roll-up without one.
+    """
+    checkpoint, tree = measured.checkpoint, measured.checkpoint.taxonomy
+    if tree is None and labelled.taxonomy:
+        lineages = dict(zip(labelled.classes, labelled.taxonomy.lineages, strict=True))
+        with contextlib.suppress(FgvcError):  # the set may lack classes that the model knows
+            tree = Taxonomy.of(labelled.taxonomy.ranks, lineages, checkpoint.classes)
+    if tree is None:
+        if options.rollup is not None:
+            message = "--rollup needs the tree of the classes, which neither model nor data bring."
+            raise FgvcError(message, "Add --taxonomy FILE.csv", EXIT_USAGE)
+        return None
+    return taxonomy_figures(tree, measured.result.labels.numpy(), measured.told(), options.rollup)
 
 
 def _against(options: EvalOptions, measured: Measured, other: Measured) -> dict[str, Any]:
@@ -396,7 +592,7 @@ def _against(options: EvalOptions, measured: Measured, other: Measured) -> dict[
         np.array([first[path] for path in shared], bool), np.array([second[path] for path in shared], bool)
     )
     return {
-        "first": options.weights or read_manifest().default,
+        "first": " + ".join(options.weights) or read_manifest().default,
         "second": options.against,
         "model": other.checkpoint.name,
         "weights_sha256": other.checkpoint.sha256,
@@ -434,9 +630,8 @@ def _calibrate(
     calibration = fit_calibration(result.probs, result.labels, "val")
     if calibration.refused:
         raise FgvcError(f"Nothing is written: {calibration.in_words}.", "Put more images into the val split.")
-    source = resolve_weights(options.weights)[0]
     document = {"calibration": asdict(calibration)}
-    rewrite_checkpoint(source, options.calibrate, document, overwrite=options.overwrite)
+    rewrite_checkpoint(_source(options), options.calibrate, document, overwrite=options.overwrite)
     metrics = result.metrics(calibration.temperature)
     return Calibrated(
         options.calibrate,
@@ -503,7 +698,7 @@ def _fit_novelty(
     if novelty is None:
         raise FgvcError(f"Nothing is written: {NO_NOVELTY}.", "Put more images into the val split.")
     document = {"novelty": novelty.document(), "format": FORMAT}
-    source, tensors = resolve_weights(options.weights)[0], novelty.tensors()
+    source, tensors = _source(options), novelty.tensors()
     rewrite_checkpoint(source, options.fit_novelty, document, tensors, overwrite=options.overwrite)
     return Fitted(options.fit_novelty, novelty, failures)
 
@@ -564,6 +759,8 @@ def write_report(out: Path, measured: Measured, document: dict[str, Any], *, ove
         _write_csv(folder / PER_CLASS, _class_rows(matrix, classes))
         _write_csv(folder / CONFUSION, _confusion_rows(matrix, classes))
         _write_csv(folder / PREDICTIONS, _prediction_rows(measured))
+        if document["taxonomy"]:
+            _write_csv(folder / RANKS, _rank_rows(document["taxonomy"]))
         (folder / CONFUSION_PNG).write_bytes(draw_confusion(matrix, classes, about))
         (folder / RELIABILITY_PNG).write_bytes(_reliability(measured, document, about))
         pairs = most_confused(matrix, PAIRS)
@@ -591,6 +788,16 @@ def _confusion_rows(matrix: np.ndarray, classes: Sequence[str]) -> Iterable[Sequ
         yield [classes[label], classes[guess], int(matrix[label, guess])]
 
 
+def _rank_rows(figures: dict[str, Any]) -> Iterable[Sequence[object]]:
+    """Rank by rank, from fine to coarse; the last two columns where answers were rolled up."""
+    shares = ["accuracy", "low", "high", *(["coverage", "answer_accuracy"] if figures["rollup"] else [])]
+    yield ["rank", "images", *shares]
+    for line in figures["ranks"]:
+        line = line | dict(zip(("low", "high"), line["interval"] or (None, None), strict=True))
+        values = ["" if line[name] is None else f"{line[name]:.4f}" for name in shares]
+        yield [line["rank"], line["images"], *values]
+
+
 def _prediction_rows(measured: Measured) -> Iterable[Sequence[object]]:
     """One row for each readable image; ``prob`` with the temperature, as ``fgvc predict`` gives it."""
     classes, result = measured.checkpoint.classes, measured.result
@@ -598,7 +805,7 @@ def _prediction_rows(measured: Measured) -> Iterable[Sequence[object]]:
     columns = ["path", *(["box_id"] if boxes else []), "label", "guess", "prob", "correct"]
     yield [*columns, *(["box_iou"] if measured.located else [])]
     guesses = result.guesses()
-    probs = apply_temperature(result.probs, measured.checkpoint.temperature).numpy()
+    probs = measured.told().numpy()
     for i, (example, label) in enumerate(zip(measured.readable(), result.labels.tolist(), strict=True)):
         guess = int(guesses[i])
         row: list[object] = [as_text(example.path), *([example.box and example.box.id] if boxes else [])]
@@ -613,9 +820,8 @@ def _reliability(measured: Measured, document: dict[str, Any], about: str) -> by
     result = measured.result
     panels = [("As the model gives it", reliability(result.probs, result.labels))]
     if document["calibration"]:
-        temperature = measured.checkpoint.temperature
-        calibrated = reliability(apply_temperature(result.probs, temperature), result.labels)
-        panels.append((f"With temperature {temperature:.3f}", calibrated))
+        calibrated = reliability(measured.told(), result.labels)
+        panels.append((f"With temperature {measured.temperature:.3f}", calibrated))
     return draw_reliability(panels, about)
 
 
@@ -623,7 +829,7 @@ def _with_photos(measured: Measured, matrix: np.ndarray, pairs: Sequence[Confusi
     """Of each pair the surest mistake, and the image of the other class that is recognised best."""
     classes, result = measured.checkpoint.classes, measured.result
     labels, guesses, examples = result.labels.numpy(), result.guesses(), measured.readable()
-    probs = apply_temperature(result.probs, measured.checkpoint.temperature).numpy()
+    probs = measured.told().numpy()
     drawn = []
     for label, guess, count in pairs:
         sure = probs[:, guess]

@@ -18,9 +18,10 @@ import importlib.util
 import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -35,6 +36,7 @@ from fgvc_cli.aviary.dataset import SPECIES, render_bird
 from fgvc_cli.command import Messages, command
 from fgvc_cli.data.transforms import eval_transform, normalize
 from fgvc_cli.engine.checkpoint import Checkpoint
+from fgvc_cli.engine.graph import INPUT, Graph
 from fgvc_cli.engine.options import ExportOptions, Pixels
 from fgvc_cli.engine.weights import default_notice, open_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
@@ -44,7 +46,9 @@ from fgvc_cli.models.output import Want
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import Failure, ReadRule, read_image
 
-INPUT = "images"
+TRAINING = ("config", "dataset", "data_sha256", "train_images", "calibration", "metrics", "fgvc_version")
+"""What ``fgvc eval`` needs of ``Checkpoint.metadata``."""
+
 METADATA_FILE = "fgvc.json"
 """Name of the metadata among a PT2's extra files."""
 
@@ -144,6 +148,7 @@ def describe(checkpoint: Checkpoint, pixels: Pixels, program: ExportedProgram) -
         "preprocess": checkpoint.preprocess.model_dump(mode="json"),
         "input": f"{INPUT}: (B, 3, {side}, {side}) RGB, {value_range}; normalised inside",
         "outputs": {name: texts[name.split("_")[0]] for name in names},
+        "training": {k: v for k, v in checkpoint.metadata.items() if k in TRAINING},
     }
 
 
@@ -206,16 +211,11 @@ def _write_onnx(program: ExportedProgram, metadata: dict[str, Any], stream: IO[b
 
 
 def _open_onnx(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings are about initialisers it has folded away
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+    graph = Graph(path, runtime="onnxruntime", device="cpu")
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        answers = session.run(names, {INPUT: images.numpy()})
-        return {name: torch.from_numpy(a) for name, a in zip(names, answers, strict=True)}
+        answers = graph.run_raw(images.numpy(), graph.outputs)
+        return {name: torch.from_numpy(answer) for name, answer in answers.items()}
 
     return run
 
@@ -241,7 +241,8 @@ FORMATS: dict[str, Format] = {
 @contextlib.contextmanager
 def _explained(model: str, what: str) -> Iterator[None]:
     """Exporters' remarks kept off stderr, and whatever they raise as one line for the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -363,6 +364,10 @@ class Exported:
     """Of a probability."""
     tolerance_px: float
     """Of a box edge, input pixels."""
+    int8: Difference | None = None
+    """Between the graph in int8 and the model."""
+    calibrated_on: int = 0
+    """Images that the ranges of int8 come from."""
 
 
 @command(ExportOptions)
@@ -394,7 +399,136 @@ def export(options: ExportOptions) -> Exported:
             limit_px = max(LEAST_BOX_PX, BOX_SHARE * checkpoint.preprocess.input_px)
             exported = Exported(out, form.name, size, metadata, difference, options.tolerance, limit_px)
             _check_difference(exported, own_photos=options.check is not None)
+            if options.int8:
+                exported = _to_int8(exported, checkpoint, options, stream, messages)
     return exported
+
+
+CALIBRATION_IMAGES = 256
+"""Of a larger folder, so many are taken, evenly."""
+INT8_AGREES = 0.95
+"""Below this fraction of equal labels, int8 is warned of."""
+
+
+def _to_int8(
+    exported: Exported, checkpoint: Checkpoint, options: ExportOptions, stream: IO[bytes], messages: Messages
+) -> Exported:
+    """The graph in ``stream`` replaced by one in int8, compared with the model on the images of ``check``,
+    else on those of ``calibrate``."""
+    folder = options.calibrate or ""
+    found = list(find_images([folder]))
+    step = max(1, -(-len(found) // CALIBRATION_IMAGES))
+    chosen = found[::step]
+
+    def photos(of: Iterable[Found], source: str) -> Iterator[tuple[str, Image.Image]]:
+        return _read(of, source, messages, checkpoint.preprocess)
+
+    inputs = (
+        (batch if options.pixels == "uint8" else batch.float() / 255).numpy()
+        for _, batch in _batches(checkpoint, photos(chosen, folder))
+    )
+    count = 0
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal count
+        for batch in inputs:
+            count += len(batch)
+            yield batch
+
+    whole = quantize(Path(stream.name), counted())
+    stream.seek(0)
+    stream.truncate()
+    stream.write(whole)
+    stream.flush()
+    check = options.check or folder
+    seen = find_images([check]) if options.check else chosen
+    graph = FORMATS[".onnx"].open(Path(stream.name))
+    difference = compare(checkpoint, options.pixels, graph, photos(seen, check))
+    if difference.labels > (1 - INT8_AGREES) * difference.images:
+        messages.warn(
+            f"int8 tells another label than the model for {difference.labels} of {difference.images} images: "
+            "measure it with fgvc eval before you use it."
+        )
+    return replace(exported, bytes=len(whole), int8=difference, calibrated_on=count)
+
+
+def quantize(path: Path, batches: Iterator[np.ndarray]) -> bytes:
+    """An ONNX graph with convolutions and linear layers in int8, but for the last layer of each branch.
+
+    Weights have a scale per output channel, without which depthwise networks collapse; activations one each,
+    from the least and largest value over ``batches``. What normalises pixels, finds boxes and adds up
+    probabilities stays float32.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    model = onnx.load(path)
+    texts = {prop.key: prop.value for prop in model.metadata_props}
+    nodes = _quantizable(model.graph, _fold_transposed(model.graph))
+    with tempfile.TemporaryDirectory() as folder, _explained(texts["model"], "onnxruntime.quantization"):
+        target = Path(folder) / "int8.onnx"
+        quantization.quantize_static(
+            model,
+            target,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=[*_LAYERS, *_BETWEEN, "Add"],
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        model = onnx.load(target)
+    model.producer_name, model.producer_version = "fgvc", __version__
+    about = {"weights": "int8 per channel", "activations": "uint8", "layers": len(nodes)}
+    onnx.helper.set_model_props(model, texts | {"quantization": json.dumps(about)})
+    whole: bytes = model.SerializeToString()
+    return whole
+
+
+_LAYERS, _BETWEEN = ("Conv", "Gemm", "MatMul"), ("Clip", "Relu")
+
+
+def _fold_transposed(graph: Any) -> set[str]:
+    """Transpose the weights of linear layers here rather than at every pass: only constants can be quantised.
+
+    Returns:
+        Names of all learned weights as layers take them.
+    """
+    from onnx import numpy_helper
+
+    learned = {t.name: t for t in graph.initializer if t.name.startswith("model.") and len(t.dims) >= 2}
+    weights = {*learned}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in learned]:
+        values = numpy_helper.to_array(learned[node.input[0]]).transpose(node.attribute[0].ints)
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), node.output[0]))
+        weights.add(node.output[0])
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for name in learned.keys() - used:
+        graph.initializer.remove(learned[name])
+    return weights
+
+
+def _quantizable(graph: Any, learned: set[str]) -> list[str]:
+    """Names of the nodes with learned weights but for those that give logits, and of what stands between two
+    of them: activations and sums."""
+    outputs = {output.name for output in graph.output}
+    chosen: list[str] = []
+    made: set[str] = set()
+    for node in graph.node:
+        layer = node.op_type in _LAYERS and len(node.input) > 1 and node.input[1] in learned
+        between = node.op_type in _BETWEEN and node.input[0] in made
+        between |= node.op_type == "Add" and made.issuperset(node.input)
+        if (layer or between) and not outputs.intersection(node.output):
+            chosen.append(node.name)
+            made.update(node.output)
+    return chosen
 
 
 def _open_all_stages(options: ExportOptions, messages: Messages) -> Checkpoint:

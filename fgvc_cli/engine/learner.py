@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.data.loaders import Batch
+from fgvc_cli.data.names import class_order
 from fgvc_cli.data.transforms import mix_transform, normalize
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import (
@@ -32,7 +33,7 @@ from fgvc_cli.engine.device import (
 from fgvc_cli.engine.distributed import ALONE, World
 from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
-from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
+from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.output import FgvcModel, ModelOutput, summarize_stats
 
 
@@ -130,15 +131,7 @@ class Teacher:
         preprocess: Preprocess,
         device: torch.device,
     ):
-        if sorted(checkpoint.classes) != sorted(classes):
-            lacks = sorted({*classes} - {*checkpoint.classes})
-            named = f"; it does not know {lacks[0]!r}" if lacks else ""
-            raise FgvcError(
-                f"The teacher tells {counted(len(checkpoint.classes), 'class', 'classes')}, "
-                f"the data have {len(classes)}{named}.",
-                "A teacher has to be trained on the same classes.",
-                EXIT_USAGE,
-            )
+        order = class_order(classes, checkpoint.classes, "The teacher", "the data have")
         if checkpoint.multi_label != multi_label:
             raise FgvcError(
                 "Of teacher and model one tells a single label per image and the other several.",
@@ -147,7 +140,7 @@ class Teacher:
             )
         self._model = checkpoint.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._share, self._classes = share, len(classes)
-        self._order = torch.tensor([checkpoint.classes.index(name) for name in classes], device=device)
+        self._order = torch.tensor(order, device=device)
         # From what the model sees to what the teacher is used to.
         own, other = checkpoint.preprocess, preprocess
         std = torch.tensor(own.std)

@@ -43,7 +43,11 @@ class ExportOptions:
     stages: Stages | None = None
     """Of a multi-stage ViT; None: as trained."""
     tolerance: Annotated[float, Field(ge=0, le=1)] = 1e-3
-    """Largest difference in a probability that passes."""
+    """Largest difference in a probability that passes, of the graph in float32."""
+    int8: bool = False
+    """Quantise convolutions and linear layers to int8, of an .onnx; needs ``calibrate``."""
+    calibrate: str | None = None
+    """Images like those to come, from which ``int8`` takes its ranges."""
     overwrite: bool = False
     """Replace a file that is there."""
     quiet: bool = False
@@ -51,13 +55,24 @@ class ExportOptions:
     messages: Messages | None = None
     """Who says what happens; None: lines on stderr."""
 
+    def __post_init__(self) -> None:
+        """Raise FgvcError where options exclude each other."""
+        if self.int8 and self.calibrate is None:
+            message = "--int8 takes the ranges of its numbers from images, and none are named."
+            raise FgvcError(message, "Add --calibrate FOLDER with some hundred of yours.", EXIT_USAGE)
+        if self.calibrate is not None and not self.int8:
+            raise FgvcError("--calibrate is for --int8.", "Add --int8, or leave it away.", EXIT_USAGE)
+        if self.int8 and self.out.suffix.lower() != ".onnx":
+            raise FgvcError(f"--int8 got {self.out.name!r}, expected an .onnx.", None, EXIT_USAGE)
+
 
 @options
 class EvalOptions(BoxOptions):
     """What ``fgvc eval`` is asked for."""
 
-    weights: str | None = None
-    """File or folder of a training, or an embedded model; None: the default one."""
+    weights: Several = ()
+    """File or folder of a training, or an embedded model; none: the default one. Of several models with the
+    same classes the mean of their probabilities is measured."""
     data: str | None = None
     """Labelled folder or CSV; None, and no ``dataset``: what the checkpoint was trained on."""
     dataset: str | None = None
@@ -80,10 +95,18 @@ class EvalOptions(BoxOptions):
     """auto, cpu, cuda or cuda:N."""
     amp: Literal["auto", "none", "bf16"] = "auto"
     """Precision: none (float32), bf16, or auto: bf16 on a card that has it, as prediction, else float32."""
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """Of an exported graph, as in prediction."""
     stages: Stages | None = None
     """Of a multi-stage ViT; None: as trained."""
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None
     """Of a multi-stage ViT: images this sure after a stage take no further one; None: as trained."""
+    tta: Literal["flip"] | None = None
+    """``flip``: the mean of the probabilities of the image and of its mirror image."""
+    taxonomy: str | None = None
+    """CSV of what the classes hang on, as for training; None: that of the model, else of the data."""
+    rollup: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Also measure the answers at the finest rank that is this probable; needs a taxonomy."""
     calibrate: Path | None = None
     """With the val split: fit the temperature, and write the model with it to this new file."""
     index: Path | None = None
@@ -117,6 +140,9 @@ class TrainOptions(BoxOptions):
     """Folder that holds known sets."""
     split_by: str | None = None
     """``folder``, ``column=NAME`` or ``minutes=5``: what keeps images in one split; None: nothing."""
+    taxonomy: str | None = None
+    """CSV of what the classes hang on: ``class``, then ranks from coarse to fine; None: what a known set
+    brings."""
     out: Path | None = None
     """Run folder; None: ``runs/<model>-<data>``."""
     recipe: str | None = None

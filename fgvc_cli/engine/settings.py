@@ -25,7 +25,7 @@ from fgvc_cli.models.registry import backbone_traits, check_input_px, create_mod
 _SECTION_HINT = "For example: --set preprocess.input_px=224"
 _FIELDS = (
     *("model", "recipe", "data", "dataset", "data_root", "split_by", "epochs", "batch_size", "seed", "init"),
-    *("pretrained", "amp", "workers", "devices"),
+    *("pretrained", "amp", "workers", "devices", "taxonomy"),
 )
 """Options that are fields of ``TrainConfig``."""
 _SAID_ELSEWHERE = ("model", "data", "boxes", "dataset", "data_root", "recipe", "workers")

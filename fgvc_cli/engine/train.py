@@ -166,7 +166,7 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
 
 def _data_config(options: TrainOptions) -> TrainConfig:
     """What was given of the data and its splits, for a model that is not known yet."""
-    names = ("data", "dataset", "data_root", "split_by")
+    names = ("data", "dataset", "data_root", "split_by", "taxonomy")
     given = {name: getattr(options, name) for name in names} | {"model": "none"} | box_settings(options)
     config: TrainConfig = build(TrainConfig, apply_sets(given, list(options.set)))
     return config

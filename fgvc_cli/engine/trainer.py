@@ -21,7 +21,7 @@ import torch
 from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
-from fgvc_cli.config import TrainConfig
+from fgvc_cli.config import TrainConfig, worker_count
 from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.data.listing import Example
 from fgvc_cli.data.loaders import (
@@ -30,7 +30,6 @@ from fgvc_cli.data.loaders import (
     LabelledImages,
     build_loader,
     build_train_loader,
-    worker_count,
 )
 from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
@@ -593,6 +592,7 @@ class Trainer:
             finished=finished,
             precision=self.precision,
             train_images=len(self.data.splits["train"]),
+            taxonomy=self.data.taxonomy,
         )
 
     def _warn_of_unread(self) -> None:

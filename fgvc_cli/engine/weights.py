@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -170,6 +171,14 @@ def open_weights(
     Raises:
         FgvcError: as ``resolve_weights`` and ``load_checkpoint``; an embedded file that was changed.
     """
+    from fgvc_cli.engine.graph import is_graph
+
+    if is_graph(weights):
+        raise FgvcError(
+            f"{option} {weights}: only fgvc predict and fgvc eval run exported graphs.",
+            "Name the model that it was exported from.",
+            EXIT_USAGE,
+        )
     path, entry = resolve_weights(weights, option=option)
     from fgvc_cli.engine.checkpoint import load_checkpoint
 
@@ -180,6 +189,30 @@ def open_weights(
             "Install fgvc again.",
         )
     return checkpoint
+
+
+def open_ensemble(
+    weights: Sequence[Path | str], *, options: dict[str, Any] | None = None
+) -> list[Checkpoint]:
+    """Load several models whose probabilities are to be averaged; none named: the default one.
+
+    Raises:
+        FgvcError: as ``open_weights``; other classes than the first one's, or labels of another kind.
+    """
+    from fgvc_cli.data.names import class_order
+
+    first, *others = [open_weights(name, options=options) for name in weights or (None,)]
+    for name, other in zip(weights[1:], others, strict=True):
+        if other.multi_label != first.multi_label:
+            kinds = ("one class", "several labels")
+            own, its = kinds[other.multi_label], kinds[first.multi_label]
+            raise FgvcError(
+                f"{name} tells {own} per image, {weights[0]} {its}.",
+                "Only models of one kind have a mean.",
+                EXIT_USAGE,
+            )
+        class_order(first.classes, other.classes, str(name), f"{weights[0]} tells")
+    return [first, *others]
 
 
 def open_main_stage(weights: Path | str | None = None) -> Checkpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,6 +72,14 @@ def apply_temperature(probs: Tensor, temperature: float) -> Tensor:
     if temperature == 1:
         return probs
     return (_log(probs) / temperature).softmax(dim=-1)
+
+
+def mean_probs(probs: Sequence[Tensor], temperatures: Sequence[float]) -> Tensor:
+    """The mean of several answers (B, K) to the same images, each with its temperature, float32."""
+    told = [
+        apply_temperature(each, temperature) for each, temperature in zip(probs, temperatures, strict=True)
+    ]
+    return torch.stack(told).mean(dim=0) if len(told) > 1 else told[0]
 
 
 def fit_temperature(

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import normalize
-from fgvc_cli.evaluate.calibration import apply_temperature, reliability_of
+from fgvc_cli.evaluate.calibration import apply_temperature, mean_probs, reliability_of
 from fgvc_cli.evaluate.intervals import Interval, macro_f1_interval, share_interval
 from fgvc_cli.evaluate.metrics import exact_matches, in_top, multilabel_metrics
 from fgvc_cli.models.output import Want, class_probs, summarize_stats
@@ -162,11 +162,17 @@ def evaluate(
     device: torch.device,
     *,
     locate: bool = False,
+    temperature: float | None = None,
+    flip: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run a model in evaluation mode over a loader of ``Batch``; its training mode is restored.
 
     Args:
+        temperature: of ``probs``; None: as the model gives them.
+        flip: ``probs`` are the mean of those of the image and of its mirror image, each with the temperature;
+            all else is of the image itself.
+        model: gets normalised images; one that ``takes_pixels`` normalises them itself.
         locate: also keep ``boxes`` and ``peaks``, of a model that gives them.
         on_batch: called with the number of images just finished.
     """
@@ -180,10 +186,13 @@ def evaluate(
     for batch in loader:
         failures.extend(batch.failures)
         if len(batch.labels):
-            images = normalize(batch.images.to(device, non_blocking=True), preprocess)
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = batch.images.to(device, non_blocking=True)
+            if not getattr(model, "takes_pixels", False):
+                images = normalize(images, preprocess).contiguous(memory_format=torch.channels_last)
             output = model(images, want=want)
-            row = {"labels": batch.labels, "indices": batch.indices, "probs": output.probs}
+            probs = [output.probs, *([model(images.flip(-1)).probs] if flip else ())]
+            mean = mean_probs(probs, [temperature or 1.0] * len(probs))
+            row = {"labels": batch.labels, "indices": batch.indices, "probs": mean}
             row |= {"boxes": output.boxes} if output.boxes is not None else {}
             row |= {"peaks": peaks(output.heat, preprocess.input_px)} if output.heat is not None else {}
             for name, values in row.items():

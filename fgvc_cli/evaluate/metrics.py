@@ -8,7 +8,8 @@ Legend: N images, K classes or labels.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
 from fgvc_cli.data.listing import LabelledSet
+from fgvc_cli.data.taxonomy import CLASS, Taxonomy
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.evaluate.intervals import share_interval
 
 TOP = 5
 
@@ -220,3 +223,104 @@ def _macro_f1(labels: Tensor, probs: Tensor) -> float:
         return 0.0
     each = f1_score(truth[:, there], guesses[:, there], average=None, zero_division=0.0)
     return float(torch.as_tensor(each).mean())
+
+
+class RollUp:
+    """The finest node of a tree that is probable enough, the class itself first.
+
+    Args:
+        taxonomy: of the classes.
+        least: what a node's probability, the sum over its classes, has to reach.
+    """
+
+    def __init__(self, taxonomy: Taxonomy, least: float):
+        self.taxonomy, self.least = taxonomy, least
+        levels = taxonomy.levels()
+        classes = len(taxonomy.lineages)
+        self.ranks = (CLASS, *(rank for rank, _, _ in levels))
+        """From fine to coarse."""
+        self.nodes = [np.arange(classes), *(node for _, _, node in levels)]
+        """Per rank, the node of each class, int (K,), -1 for none."""
+        self.names = [(), *(names for _, names, _ in levels)]
+        """Per rank, the nodes; of rank ``class`` the classes are."""
+        # Classes without a node go into a last one, which is cut off.
+        self._places = [torch.from_numpy(np.where(node < 0, len(names), node)) for _, names, node in levels]
+
+    def __call__(self, probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Probabilities (B, K) -> rank and node int64 (B,), -1 where nothing reaches, and its probability
+        float32 (B,), NaN there.
+
+        Of several nodes of a rank the most probable answers; the root, which is always right, never does.
+        """
+        probs = probs.double()
+        best, node = probs.max(dim=1)
+        # What is 0.9 in the file, which holds float32, has reached 0.9.
+        least = self.least - 1e-7
+        found = torch.where(best >= least, 0, -1)
+        self._places = [places.to(probs.device) for places in self._places]
+        for number, places in enumerate(self._places, start=1):
+            if not self.names[number]:
+                continue
+            sums = probs.new_zeros(len(probs), len(self.names[number]) + 1).index_add_(1, places, probs)
+            sums, which = sums[:, :-1].max(dim=1)
+            here = (found < 0) & (sums >= least)
+            found = torch.where(here, number, found)
+            node, best = torch.where(here, which, node), torch.where(here, sums, best)
+        none = found < 0
+        return found, node.masked_fill(none, -1), best.masked_fill(none, torch.nan).float()
+
+    def label(self, rank: int, node: int, classes: Sequence[str]) -> str:
+        """The name of an answer, empty for none."""
+        return "" if rank < 0 else (classes if rank == 0 else self.names[rank])[node]
+
+
+def taxonomy_figures(
+    taxonomy: Taxonomy, labels: np.ndarray, probs: Tensor, least: float | None = None
+) -> dict[str, Any]:
+    """How right a model is at each rank, and how far off its mistakes are.
+
+    Args:
+        labels: int (N,).
+        probs: (N, K), calibrated.
+        least: also of the answers of ``RollUp``.
+
+    Returns:
+        Plain JSON values. ``ranks``: from fine to coarse, each with ``images`` (those whose class has a node
+        there), ``accuracy`` and its ``interval``; with ``least``, ``coverage`` (share of all images that are
+        answered at this rank) and ``answer_accuracy`` of these. ``mistakes`` by distance, see
+        ``Taxonomy.distance``, and ``mean_distance`` of them. ``rollup``: coverage and accuracy in all.
+    """
+    guesses = probs.argmax(dim=1).numpy()
+    roll_up = RollUp(taxonomy, least or 1.0)
+    rank, node, _ = (values.numpy() for values in roll_up(probs)) if least else (None, None, None)
+    lines, right_answers = [], 0
+    for number, name in enumerate(roll_up.ranks):
+        of_class = roll_up.nodes[number]
+        there = of_class[labels] >= 0
+        right = int((of_class[labels] == of_class[guesses])[there].sum())
+        line: dict[str, Any] = {"rank": name, "images": int(there.sum()), "accuracy": None, "interval": None}
+        if there.any():
+            line |= {"accuracy": right / line["images"], "interval": share_interval(right, line["images"])}
+        if rank is not None and node is not None:
+            answered = rank == number
+            hits = int((node == of_class[labels])[answered].sum())
+            right_answers += hits
+            line["coverage"] = float(answered.mean())
+            line["answer_accuracy"] = _share(hits, int(answered.sum()))
+        lines.append(line)
+    distances = taxonomy.distance(labels, guesses)
+    distances = distances[distances > 0]
+    figures: dict[str, Any] = {
+        "ranks": lines,
+        "mistakes": {str(height): int((distances == height).sum()) for height in np.unique(distances)},
+        "mean_distance": float(distances.mean()) if len(distances) else None,
+        "rollup": None,
+    }
+    if rank is not None:
+        answered = int((rank >= 0).sum())
+        figures["rollup"] = {
+            "least": least,
+            "coverage": answered / len(labels),
+            "accuracy": _share(right_answers, answered),
+        }
+    return figures

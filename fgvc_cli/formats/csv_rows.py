@@ -191,13 +191,38 @@ def per_file_columns(top_k: int) -> list[str]:
     return ["path", "status", "error", "frames", "answered", *ranked_columns(top_k)]
 
 
+class MeanAnswer:
+    """The one answer of several rows: the mean of the probabilities of those that were answered.
+
+    A class counts as 0 in a row that does not have it among its top k: the means are exact with ``top_k`` =
+    all classes, and else at most as large.
+    """
+
+    def __init__(self) -> None:
+        self.answered = 0
+        """Rows with a prediction."""
+        self._sums: defaultdict[int, float] = defaultdict(float)
+
+    def add(self, block: Block, row: int) -> None:
+        """Count a row of a block."""
+        if block.topk_index[row, 0] < 0:
+            return
+        self.answered += 1
+        for index, prob in zip(block.topk_index[row].tolist(), block.topk_prob[row].tolist(), strict=True):
+            self._sums[index] += prob
+
+    def best(self, count: int) -> list[tuple[float, int]]:
+        """The most probable classes, at most ``count``, as (mean, class); of equals the first class first."""
+        means = [(total / self.answered, index) for index, total in self._sums.items()]
+        return sorted(means, key=lambda each: (-each[0], each[1]))[:count]
+
+
 class PerFileSink(FileSink):
     """CSV: ``path,status,error,frames,answered,label,prob,label_2,...``, a row per file in their order.
 
-    A probability is the mean over the frames that were answered. A class counts as 0 in a frame that does not
-    have it among its top k: the means are exact with ``top_k`` = all classes, and else at most as large.
-    ``min_prob`` and ``thresholds`` of the run mark unsure ones; a file is unknown by the mean of its frames'
-    novelty. Where no frame was answered, ``status`` and ``error`` are those of the first.
+    A probability is the mean over the frames, see ``MeanAnswer``. ``min_prob`` and ``thresholds`` of the run
+    mark unsure ones; a file is unknown by the mean of its frames' novelty. Where no frame was answered,
+    ``status`` and ``error`` are those of the first.
     """
 
     def _begin(self, info: RunInfo) -> None:
@@ -208,9 +233,8 @@ class PerFileSink(FileSink):
 
     def _start(self, name: str, status: str, error: str) -> None:
         self._name, self._failure = name, (status, error)
-        self._frames = self._answered = 0
+        self._frames, self._mean = 0, MeanAnswer()
         self._novelty = 0.0
-        self._sums: defaultdict[int, float] = defaultdict(float)
 
     def _write(self, block: Block) -> None:
         for row, path in enumerate(block.path):
@@ -219,31 +243,25 @@ class PerFileSink(FileSink):
                 self._finish()
                 self._start(name, block.status[row], block.error[row])
             self._frames += 1
-            if block.topk_index[row, 0] < 0:
-                continue
-            self._answered += 1
-            self._novelty += float(block.more["novelty"][row]) if "novelty" in block.more else 0.0
-            for index, prob in zip(
-                block.topk_index[row].tolist(), block.topk_prob[row].tolist(), strict=True
-            ):
-                self._sums[index] += prob
+            self._mean.add(block, row)
+            if block.topk_index[row, 0] >= 0 and "novelty" in block.more:
+                self._novelty += float(block.more["novelty"][row])
 
     def _finish(self) -> None:
         if self._name is None:
             return
         info = self._info
-        means = [(total / self._answered, index) for index, total in self._sums.items()]
-        best = sorted(means, key=lambda each: (-each[0], each[1]))[: info.top_k]
+        best = self._mean.best(info.top_k)
         status, error = self._failure
         if best:
             status, error = self._status(*best[0]), ""
         ranked = [cell for mean, index in best for cell in (info.classes[index], f"{mean:.6f}")]
-        counts = [str(self._frames), str(self._answered)]
+        counts = [str(self._frames), str(self._mean.answered)]
         csv_lines(self._stream, [[self._name, status, error, *counts, *(ranked or [""] * (2 * info.top_k))]])
 
     def _status(self, prob: float, index: int) -> str:
         settings, name = self._info.settings, self._info.classes[index]
-        if self._novelty / self._answered > settings.get("unknown", math.inf):
+        if self._novelty / self._mean.answered > settings.get("unknown", math.inf):
             return UNKNOWN
         least = max(settings.get("min_prob") or 0, settings.get("thresholds", {}).get(name, 0))
         return UNSURE if prob < least else OK

@@ -23,7 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,6 +38,7 @@ from fgvc_cli.sources.boxes import Placed, Region
 from fgvc_cli.sources.find import Found
 from fgvc_cli.sources.frames import Frame
 from fgvc_cli.sources.images import DecodedImage, Failure, Prepare, read_image
+from fgvc_cli.sources.metadata import Taken
 from fgvc_cli.sources.stored import Stored
 
 Where = Path | Stored
@@ -96,8 +97,12 @@ class Decoded(NamedTuple):
     """uint8 (S, S, 3)."""
     note: str = ""
     """See ``DecodedImage.note``."""
+    taken: Taken = Taken()
+    """See ``DecodedImage.taken``."""
     placed: Placed | None = None
     """See ``DecodedImage.placed``."""
+    others: tuple[np.ndarray, ...] = ()
+    """As ``pixels``, by each of ``DecodeSettings.others``."""
 
 
 class Turn(Protocol):
@@ -116,6 +121,15 @@ class DecodeSettings:
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still at least the resized size."""
     keep_bytes: int = 0
     """Images kept for their crops, per decoder; those beyond it are read again."""
+    exif: bool = False
+    """Find out when, where and with what images were taken."""
+    others: tuple[Rule, ...] = ()
+    """Of further models, for which the image that is decoded is resized too."""
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """S of each input, the first model's first."""
+        return (self.rule.input_px, *(rule.input_px for rule in self.others))
 
 
 class Decoder:
@@ -142,13 +156,22 @@ class Decoder:
             photo = self._open(path)
             if isinstance(photo, Failure):
                 return Decoded(photo)
+            first, inputs = photo, []
             try:
-                pixels = np.asarray(cut_input(photo.image, self._settings.rule, photo.full_size))
+                for rule in (self._settings.rule, *self._settings.others):
+                    if first.by_rule and rule[3:] != self._settings.rule[3:]:
+                        # Other colours, or the RAW instead of its preview: other pixels of the same file.
+                        photo = self._open(path, rule)
+                        if isinstance(photo, Failure):
+                            return Decoded(photo)
+                    inputs.append(np.asarray(cut_input(photo.image, rule, photo.full_size)))
+                    photo = first
             except (MemoryError, OSError, ValueError) as error:
                 reason = str(error) or "out of memory"
                 return Decoded(Failure("unreadable", f"cannot be resized: {reason}"))
             self._keep(number, photo)
-            return Decoded(None, *photo.size, pixels, photo.note, photo.placed)
+            pixels, *others = inputs
+            return Decoded(None, *photo.size, pixels, photo.note, photo.taken, photo.placed, tuple(others))
 
     def cut(self, number: int, path: Where | None, box: Sequence[float] | None) -> bytes | None:
         """The crop of an image that ``load`` has seen, as JPEG, and the end of its being kept.
@@ -180,10 +203,14 @@ class Decoder:
         """Whether the image of the last box is still there, for ``Same``."""
         return self._whole is not None
 
-    def _open(self, path: Where) -> DecodedImage | Failure:
+    def _open(self, path: Where, rule: Rule | None = None) -> DecodedImage | Failure:
+        """What a model sees of an image; by a rule other than the first model's, it is not kept."""
         if not isinstance(path, Region):
-            return self._read_whole(path, self._prepare)
-        if self._whole and (isinstance(path.path, Same) or path.path == self._whole[0]):
+            return self._read_whole(path, self._prepare, rule)
+        known = self._whole if self._whole and isinstance(path.path, Same) else None
+        if rule:
+            whole = self._read_whole(known[0] if known else path.path, self._take_turn, rule)
+        elif self._whole and (known or path.path == self._whole[0]):
             whole = self._whole[1]
         else:
             self._whole = None
@@ -192,17 +219,21 @@ class Decoder:
                 self._whole = path.path, whole
         return whole if isinstance(whole, Failure) else whole.within(path)
 
-    def _read_whole(self, path: Where, prepare: Prepare) -> DecodedImage | Failure:
-        return self._read(path) if self._read else read_image(path, prepare, self._settings.rule)
+    def _read_whole(self, path: Where, prepare: Prepare, rule: Rule | None = None) -> DecodedImage | Failure:
+        if self._read:
+            return self._read(path)
+        return read_image(path, prepare, rule or self._settings.rule, exif=self._settings.exif)
 
     def _prepare(self, image: Image.Image) -> None:
         if self._settings.fast:
+            rules = (self._settings.rule, *self._settings.others)
+            sizes = [resized_size(image.width, image.height, rule) for rule in rules]
             # No mode: the colours stay what they are.
-            image.draft(None, resized_size(image.width, image.height, self._settings.rule))
+            image.draft(None, (max(width for width, _ in sizes), max(height for _, height in sizes)))
         self._take_turn(image)
 
     def _take_turn(self, image: Image.Image) -> None:
-        if self._turn and image.width * image.height > BIG_PIXELS:
+        if self._turn and not self._holds_turn and image.width * image.height > BIG_PIXELS:
             self._turn.acquire()
             self._holds_turn = True
 
@@ -333,11 +364,10 @@ class ProcessDecoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._whole: Where | None = None
         """The image that the worker keeps for its next box."""
-        side = settings.rule.input_px
         with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else _memory_file() as file:
-            file.truncate(side * side * 3)
+            file.truncate(sum(side * side * 3 for side in settings.sides))
             self._pixels_fd = os.dup(file.fileno())
-        self._pixels = _map_pixels(self._pixels_fd, side)
+        self._inputs = _map_pixels(self._pixels_fd, settings.sides)
 
     @property
     def pid(self) -> int | None:
@@ -352,12 +382,15 @@ class ProcessDecoder:
         if isinstance(held, Failure):
             return Decoded(held)
         try:
-            failure, width, height, note, placed, keeps_whole = self._ask("load", number, held)
+            failure, width, height, note, taken, placed, keeps_whole = self._ask("load", number, held)
         except _Died as death:
             return Decoded(Failure("crashed", str(death)))
         if box:
             self._whole = box.path if keeps_whole else None
-        return Decoded(failure, width, height, None if failure else self._pixels.copy(), note, placed)
+        if failure:
+            return Decoded(failure)
+        pixels, *others = (pixels.copy() for pixels in self._inputs)
+        return Decoded(None, width, height, pixels, note, taken, placed, tuple(others))
 
     def cut(self, number: int, path: Where, box: Sequence[float] | None) -> bytes:
         """As ``Decoder.cut``; empty where the process dies over it."""
@@ -461,7 +494,7 @@ def serve(socket_fd: str, pixels_fd: str, turns_fd: str) -> None:
     try:
         settings: DecodeSettings = connection.recv()
         decoder = Decoder(settings, turn=FileTurn(int(turns_fd)))
-        pixels = _map_pixels(int(pixels_fd), settings.rule.input_px)
+        inputs = _map_pixels(int(pixels_fd), settings.sides)
         connection.send("ready")
         while True:
             kind, *request = connection.recv()
@@ -470,8 +503,10 @@ def serve(socket_fd: str, pixels_fd: str, turns_fd: str) -> None:
                 continue
             decoded = decoder.load(*request)
             if decoded.pixels is not None:
-                pixels[:] = decoded.pixels
-            connection.send((*decoded[:3], decoded.note, decoded.placed, decoder.keeps_whole))
+                for place, pixels in zip(inputs, (decoded.pixels, *decoded.others), strict=True):
+                    place[:] = pixels
+            rest = decoded.note, decoded.taken, decoded.placed, decoder.keeps_whole
+            connection.send((*decoded[:3], *rest))
     except (EOFError, ConnectionError):
         os._exit(0)  # nothing to tidy up, and a parent that may wait
 
@@ -480,8 +515,12 @@ def _memory_file() -> Any:
     return os.fdopen(os.memfd_create("fgvc-pixels"), "r+b")
 
 
-def _map_pixels(fd: int, side: int) -> np.ndarray:
-    return np.frombuffer(mmap.mmap(fd, side * side * 3), np.uint8).reshape(side, side, 3)
+def _map_pixels(fd: int, sides: Sequence[int]) -> list[np.ndarray]:
+    """An input (S, S, 3) for each side, one behind the other in the memory that both processes see."""
+    ends = list(itertools.accumulate(side * side * 3 for side in sides))
+    whole = np.frombuffer(mmap.mmap(fd, ends[-1]), np.uint8)
+    places = np.split(whole, ends[:-1])
+    return [place.reshape(side, side, 3) for place, side in zip(places, sides, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -519,7 +558,7 @@ class DecodePool:
     """
 
     def __init__(self, settings: DecodeSettings, *, workers: int, read: Read | None = None):
-        self._settings = DecodeSettings(settings.rule, settings.fast, settings.keep_bytes // max(workers, 1))
+        self._settings = replace(settings, keep_bytes=settings.keep_bytes // max(workers, 1))
         self._read = read
         self._workers = workers
         self._in_processes = read is None and workers > 0 and os.name == "posix"

@@ -10,142 +10,43 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fgvc_cli.config import Preprocess
 from fgvc_cli.data.transforms import normalize
-from fgvc_cli.engine.device import (
-    Precision,
-    computing,
-    fixed_precision,
-    has_bf16,
-    is_out_of_memory,
-    release_memory,
-)
+from fgvc_cli.engine.device import Precision, computing, is_out_of_memory, release_memory
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import apply_temperature
+from fgvc_cli.evaluate.calibration import mean_probs
 from fgvc_cli.evaluate.rejection import Novelty
 from fgvc_cli.formats.rows import RunInfo
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.output import ModelOutput, Want
 
-Amp = Literal["auto", "none", "bf16"]
-
-WORTH = 1.25
-"""How many times faster bfloat16 must be on a CPU to be chosen: it moves probabilities by about 0.01, and now
-and then a box by a tenth of the picture."""
-
-PROBE_SECONDS = 6.0
-"""Roughly; at least one pair of forward passes is timed, however long it takes."""
-
-PROBE_ROUNDS = 5
-"""Pairs of forward passes that are timed where they fit into ``PROBE_SECONDS``."""
-
-CPU_SIZES = (1, 2, 4, 8, 16, 32)
-CUDA_SIZES = tuple(2**n for n in range(11))
-CPU_PROBE_SECONDS = 3.0
-"""No larger batch is tried once the probe has taken this long."""
-
-GAIN = 1.03
-"""A larger batch is worth its memory only where images/s rise by this factor."""
-
-
-def choose_precision(
-    amp: Amp,
-    device: torch.device,
-    run: Callable[[Precision], None],
-    tell: Callable[[str], None],
-    *,
-    probe: bool = True,
-) -> Precision:
-    """What a run computes in.
-
-    ``auto`` takes bfloat16 on CUDA where the card has it, and on a CPU that has it only where a probe finds
-    it at least ``WORTH`` times as fast. What it took is told; giving it as ``amp`` repeats the run.
-
-    Args:
-        run: a forward pass of a batch as the run's own in a precision, finished when it returns.
-        probe: False where there are too few images for one: float32 on a CPU.
-
-    Raises:
-        FgvcError: an unknown ``amp``; bf16 on a card without it.
-    """
-    if amp == "auto" and device.type == "cpu" and has_bf16(device):
-        return _faster_precision(run, tell, probe)
-    choice = fixed_precision(amp, device)
-    if amp == "auto":
-        has = "has" if choice == "bf16" else "has no"
-        tell(f"Computing in {choice}, as this {device.type} device {has} bfloat16.")
-    elif amp == "bf16" and not has_bf16(device):
-        tell("This CPU has no bfloat16 instructions: --amp bf16 will be slow.")
-    return choice
-
-
-def best_batch_size(seconds: Callable[[int], float], device: torch.device) -> int:
-    """The smallest batch that is about as fast per image as any tried.
-
-    CPU: sizes 1 to 32 within ``CPU_PROBE_SECONDS``. CUDA: doubling until memory ends or images/s stop rising.
-
-    Args:
-        seconds: time of one forward pass over so many images; raises as the model does.
-    """
-    on_cuda = device.type == "cuda"
-    best_size, best_rate, spent = 1, 0.0, 0.0
-    for size in CUDA_SIZES if on_cuda else CPU_SIZES:
-        try:
-            taken = seconds(size)
-        except (RuntimeError, MemoryError) as error:
-            if size > 1 and is_out_of_memory(error):
-                break
-            raise
-        rate = size / max(taken, 1e-9)
-        if rate > best_rate * GAIN:
-            best_size, best_rate = size, rate
-        elif on_cuda and size >= 4 * best_size:
-            break
-        spent += 2 * taken
-        # The next size takes twice as long as this one.
-        if not on_cuda and spent + 4 * taken > CPU_PROBE_SECONDS:
-            break
-    # What the largest batch tried took is not kept from the run, nor from others on the card.
-    release_memory(device)
-    return best_size
-
-
-def _faster_precision(
-    run: Callable[[Precision], None], tell: Callable[[str], None], probe: bool
-) -> Precision:
-    if not probe:
-        tell("Computing in float32: too few images to find out whether bfloat16 is faster (--amp bf16).")
-        return "float32"
-    gain = _gain(run)
-    choice: Precision = "bf16" if gain >= WORTH else "float32"
-    tell(f"Computing in {choice}: a probe found bfloat16 {gain:.2f} times as fast as float32.")
-    return choice
-
-
-def _gain(run: Callable[[Precision], None]) -> float:
-    """float32 time over bfloat16 time, best of interleaved rounds after one to warm up."""
-    best: dict[Precision, float] = {"float32": float("inf"), "bf16": float("inf")}
-    start = time.perf_counter()
-    for round_ in range(PROBE_ROUNDS + 1):
-        for precision in best:
-            begun = time.perf_counter()
-            run(precision)
-            if round_:
-                best[precision] = min(best[precision], time.perf_counter() - begun)
-        if round_ and time.perf_counter() - start > PROBE_SECONDS:
-            break
-    return best["float32"] / max(best["bf16"], 1e-9)
-
-
 Answers = dict[str, np.ndarray]
 """Per image of a batch, float32: ``prob`` (B, k), ``index`` (B, k), ``box`` (B, 4) and ``parts`` (B, P, 4) in
-input pixels, ``embedding`` (B, D), ``logits`` (B, K), ``novelty`` (B, 1); ``attention`` (B, h, w) float16.
-Only what the model gives and the run asks for."""
+input pixels, ``embedding`` (B, D), ``logits`` (B, K), ``novelty`` (B, 1), ``rolled`` (B, 3), see ``RollUp``:
+rank, node and probability; ``attention`` (B, h, w) float16. Only what the model gives and the run asks
+for."""
+
+RollUp = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""See ``evaluate.metrics.RollUp``."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model whose probabilities are averaged with those of the first."""
+
+    model: nn.Module
+    preprocess: Preprocess
+    temperature: float
+    order: list[int]
+    """The place of each class of the run among its own."""
+    view: int = 0
+    """Which of the inputs that were made of an image it sees, 0 being the first model's."""
+
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -192,6 +93,9 @@ class Forward:
         size: images per forward pass; shrinks where memory does not suffice. 0: set before the first launch.
         pad: fill every batch to ``size``, so that the model sees one shape.
         tell: gets one line for people.
+        others: further models; boxes, maps and embeddings stay those of ``model``.
+        flip: the mean over the image and its mirror image; boxes, maps and embeddings are of the image.
+        roll_up: of the probabilities.
     """
 
     def __init__(
@@ -204,6 +108,9 @@ class Forward:
         pad: bool,
         compiled: bool,
         tell: Callable[[str], None],
+        others: Sequence[Member] = (),
+        flip: bool = False,
+        roll_up: RollUp | None = None,
     ):
         self.size = size
         self.precision: Precision = "float32"
@@ -212,63 +119,76 @@ class Forward:
         """What gives each image a score, where asked for."""
         self.possible: Tensor | None = None
         """bool (K,): the classes that can occur; None: all."""
-        side = info.preprocess.input_px
-        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-        folded = fold_batch_norms(model.eval(), noise)
-        self.folded = folded is not model
-        """Whether batch norms became part of the convolutions before them."""
-        self._plain = folded.to(device).to(memory_format=torch.channels_last)
-        self._model: Callable[..., ModelOutput] = (
-            torch.compile(self._plain, dynamic=False) if compiled else self._plain
-        )
-        self._compiled = compiled
-        self._measuring = False
         self._info = info
         self._device = device
+        self.folded = False
+        """Whether batch norms became part of the convolutions before them."""
+        self._others, self._flip, self._roll_up = others, flip, roll_up
+        self._inputs = [(0, info.preprocess), *((member.view, member.preprocess) for member in others)]
+        self._sides = [side for _, side in sorted({(view, own.input_px) for view, own in self._inputs})]
+        modules = [model, *(member.model for member in others)]
+        self._plain = [
+            self._prepared(module, own) for module, (_, own) in zip(modules, self._inputs, strict=True)
+        ]
+        self._models: list[Callable[..., ModelOutput]] = [
+            torch.compile(plain, dynamic=False) if compiled else plain for plain in self._plain
+        ]
+        self._compiled = compiled
+        self._measuring = False
         self._pad = pad
         self._tell = tell
         self._streams = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if self._on_cuda else None
+
+    def _prepared(self, model: nn.Module, preprocess: Preprocess) -> nn.Module:
+        side = preprocess.input_px
+        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        folded = fold_batch_norms(model.eval(), noise)
+        self.folded |= folded is not model
+        return folded.to(self._device).to(memory_format=torch.channels_last)
 
     @property
     def _on_cuda(self) -> bool:
         return self._device.type == "cuda"
 
-    def launch(self, pixels: Sequence[np.ndarray]) -> Launched:
+    def launch(self, pixels: Sequence[np.ndarray], *others: Sequence[np.ndarray]) -> Launched:
         """Images uint8 (S, S, 3) -> their answers to come.
+
+        Args:
+            others: the same images as further models see them.
 
         Out of memory halves ``size`` for this batch and all to come; no image is lost.
         """
         launched, start = Launched(), 0
         while start < len(pixels):
-            chunk = pixels[start : start + self.size]
+            chunk = [view[start : start + self.size] for view in (pixels, *others)]
             piece, failed = self._try(chunk)
             # Not inside an except clause, whose traceback would hold the memory of the failed pass.
-            tried = self.size if self._pad else len(chunk)
+            tried = self.size if self._pad else len(chunk[0])
             if failed and tried > 1:
                 self._shrink(tried)
                 continue
             launched.pieces.append(piece)
-            start += len(chunk)
+            start += len(chunk[0])
         return launched
 
     def seconds(self, count: int, precision: Precision | None = None, rounds: int = 2) -> float:
         """Time of a forward pass over so many images of noise, uncompiled, the best of ``rounds``."""
-        side = self._info.preprocess.input_px
-        noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        rng = np.random.default_rng(0)
+        noise = [rng.integers(0, 256, (side, side, 3), np.uint8) for side in self._sides]
         before = self.precision, self.size
         self.precision, self.size, self._measuring = precision or self.precision, count, True
         try:
             taken = []
             for _ in range(rounds):
                 start = time.perf_counter()
-                self._run([noise] * count).answers()
+                self._run([[view] * count for view in noise]).answers()
                 taken.append(time.perf_counter() - start)
             return min(taken)
         finally:
             self._measuring = False
             self.precision, self.size = before
 
-    def _try(self, chunk: Sequence[np.ndarray]) -> tuple[_Piece | None, bool]:
+    def _try(self, chunk: Sequence[Sequence[np.ndarray]]) -> tuple[_Piece | None, bool]:
         """The piece, and whether memory did not suffice."""
         try:
             # Else pinned memory and events would open a context on the first card too.
@@ -285,32 +205,40 @@ class Forward:
         self._tell(f"Out of memory with {tried} images at once: going on with {self.size}.")
 
     @torch.inference_mode()
-    def _run(self, chunk: Sequence[np.ndarray]) -> _Piece:
-        images = normalize(self._upload(chunk), self._info.preprocess)
+    def _run(self, chunk: Sequence[Sequence[np.ndarray]]) -> _Piece:
+        uploaded = [self._upload(view, side) for view, side in zip(chunk, self._sides, strict=True)]
+        images = [normalize(uploaded[view], own) for view, own in self._inputs]
         with computing(self._device, self.precision):
-            output = self._call(images)
-        columns = self._columns(output)
+            output = self._call(0, images[0], self._want())
+            told = [[output.probs]]
+            told += [[self._call(place, own).probs] for place, own in enumerate(images[1:], start=1)]
+            for place, own in enumerate(images if self._flip else ()):
+                told[place].append(self._call(place, own.flip(-1)).probs)
+            for place, member in enumerate(self._others, start=1):
+                told[place] = [probs[:, member.order] for probs in told[place]]
+        columns = self._columns(output, told)
         attention = None
         if "attention" in self._info.extras:
             attention = self._given(output.heat, "attention").to(torch.float16)
         packed = torch.cat([values.flatten(1).float() for values in columns.values()], dim=1)
         shapes = {name: tuple(values.shape[1:]) for name, values in columns.items()}
-        return self._download(len(chunk), shapes, packed, attention)
+        return self._download(len(chunk[0]), shapes, packed, attention)
 
-    def _call(self, images: Tensor) -> ModelOutput:
-        want = self._want()
+    def _call(self, place: int, images: Tensor, want: tuple[Want, ...] = ()) -> ModelOutput:
+        """What the model at a place says, the first being 0."""
         if self._measuring or not self._compiled:
-            return self._plain(images, want=want)
+            output: ModelOutput = self._plain[place](images, want=want)
+            return output
         try:
-            return self._model(images, want=want)
+            return self._models[place](images, want=want)
         # The compiler raises anything, from a missing C++ compiler to its own bugs.
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            self._compiled, self._model = False, self._plain
+            self._compiled = False
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         self._tell(f"Could not compile the model, going on without: {reason}")
-        return self._model(images, want=want)
+        return self._call(place, images, want)
 
     def _want(self) -> tuple[Want, ...]:
         extras = self._info.extras
@@ -320,8 +248,8 @@ class Forward:
         want += ["embedding"] if "embedding" in extras or self.novelty else []
         return tuple(want)
 
-    def _columns(self, output: ModelOutput) -> dict[str, Tensor]:
-        probs, order = self._probs(output)
+    def _columns(self, output: ModelOutput, told: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        probs, order = self._probs(told)
         index = order.topk(self._info.top_k, dim=1).indices
         best = probs.gather(1, index)
         # float32 holds every index up to 16 million.
@@ -333,14 +261,22 @@ class Forward:
             columns["novelty"] = self.novelty.scores(embedding)[:, None]
         if "logits" in self._info.extras:
             columns["logits"] = probs.clamp_min(_TINY).log()
+        if self._roll_up:
+            columns["rolled"] = torch.stack([values.float() for values in self._roll_up(probs)], dim=1)
         return {name: values for name, values in columns.items() if values is not None}
 
-    def _probs(self, output: ModelOutput) -> tuple[Tensor, Tensor]:
-        """The probabilities (B, K) that rows tell: calibrated, and over the possible classes only; and values
-        of their order, since a temperature can make two close probabilities equal."""
-        order = output.probs.float()
+    def _probs(self, told: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+        """The probabilities (B, K) that rows tell: calibrated, the mean of all passes, and over the possible
+        classes only; and values of their order, since a temperature can make two close probabilities equal.
+
+        Args:
+            told: of each model, of each of its passes, the probabilities (B, K), uncalibrated.
+        """
+        passes = [probs for own in told for probs in own]
+        temperatures = [self.temperature, *(member.temperature for member in self._others)]
         # Of several labels each stands alone: no temperature, and nothing to share out.
-        probs = order if self.temperature == 1.0 else apply_temperature(order, self.temperature)
+        probs = mean_probs(passes, [t for t, own in zip(temperatures, told, strict=True) for _ in own])
+        order = passes[0].float() if len(passes) == 1 else probs
         if self.possible is None:
             return probs, order
         possible = self.possible.to(probs.device)
@@ -355,10 +291,9 @@ class Forward:
             raise FgvcError(f"{self._info.model} gives no {extra}.", "Leave it away.")
         return values
 
-    def _upload(self, chunk: Sequence[np.ndarray]) -> Tensor:
+    def _upload(self, chunk: Sequence[np.ndarray], side: int) -> Tensor:
         """uint8 (B, 3, S, S) on the device, channels last, padded by repeating the last image."""
         count = max(self.size, len(chunk)) if self._pad else len(chunk)
-        side = self._info.preprocess.input_px
         # Pinned memory comes from a pool of torch's that waits for copies under way before reusing it.
         host = torch.empty(count, side, side, 3, dtype=torch.uint8, pin_memory=self._on_cuda)
         np.stack([*chunk, *[chunk[-1]] * (count - len(chunk))], out=host.numpy())

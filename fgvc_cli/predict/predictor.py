@@ -6,7 +6,10 @@ predictions per row, P parts.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -15,21 +18,16 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
-import torch
-from torch import nn
 
-from fgvc_cli.config import Preprocess
+from fgvc_cli.config import Preprocess, usable_cpus, worker_count
 from fgvc_cli.data.geometry import input_geometry
-from fgvc_cli.data.loaders import usable_cpus, worker_count
-from fgvc_cli.data.names import find_names, same_form
-from fgvc_cli.engine.checkpoint import Checkpoint
-from fgvc_cli.engine.device import Precision, pick_device, uses_tf32
-from fgvc_cli.engine.index_classes import By, classify_by_index
+from fgvc_cli.data.names import class_order, find_names, same_form
+from fgvc_cli.engine.device import Amp, Precision, best_batch_size, choose_precision, pick_device, uses_tf32
+from fgvc_cli.engine.graph import Answered, Graph, GraphForward, Runtime, check_runtime, is_graph, refuse
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.rejection import Novelty, read_named, read_thresholds
 from fgvc_cli.formats.rows import COLUMNS, UNKNOWN, UNSURE, Block, Extra, Row, RunInfo, Value
 from fgvc_cli.predict.decoding import (
     DecodePool,
@@ -41,16 +39,30 @@ from fgvc_cli.predict.decoding import (
     in_order,
     until_full,
 )
-from fgvc_cli.predict.forward import Amp, Answers, Forward, Launched, best_batch_size, choose_precision
 from fgvc_cli.sources.boxes import NoBox, Placed, Region
 from fgvc_cli.sources.find import EXTENSIONS, Found, find_images
 from fgvc_cli.sources.images import OK, Failure, read_image
+
+if TYPE_CHECKING:
+    # A graph does without torch, whose import takes longer than many a run.
+    import torch
+    from torch import nn
+
+    from fgvc_cli.data.taxonomy import Taxonomy
+    from fgvc_cli.engine.checkpoint import Checkpoint
+    from fgvc_cli.engine.index_classes import By
+    from fgvc_cli.evaluate.metrics import RollUp
+    from fgvc_cli.evaluate.rejection import Novelty
+    from fgvc_cli.predict.forward import Answers, Forward, Launched, Member
 
 AUTO: Literal["auto"] = "auto"
 ON: Literal["on"] = "on"
 OFF: Literal["off"] = "off"
 Unknown = Literal["on", "off"] | float
 """Whether rows can be ``unknown``, or beyond which novelty they are."""
+
+EXIF_COLUMNS = ("date", "latitude", "longitude", "camera")
+ROLLUP_COLUMNS = ("rank", "rank_label", "rank_prob")
 
 KEEP_BYTES = 1 << 30
 """Images kept in memory until their crops are cut, in all workers together; the rest is read again."""
@@ -142,13 +154,20 @@ def boxes_in_image(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], preproce
 
 
 def build_block(
-    batch: RowBatch, info: RunInfo, *, first: int, crops: list[bytes] | None, doubt: Doubt
+    batch: RowBatch,
+    info: RunInfo,
+    *,
+    first: int,
+    crops: list[bytes] | None,
+    doubt: Doubt,
+    roll_up: RollUp | None = None,
 ) -> Block:
     """The block of a batch.
 
     Args:
         crops: per item, where asked for.
         doubt: what makes a row unsure or unknown.
+        roll_up: what made ``rolled`` of the answers.
     """
     rows, answers, count = batch.answered, batch.answers, len(batch.items)
 
@@ -190,8 +209,29 @@ def build_block(
         crop=crops,
         embedding=extra("embedding"),
         logits=extra("logits"),
-        more=more,
+        more=more | build_columns(batch, info, roll_up),
     )
+
+
+def build_columns(
+    batch: RowBatch, info: RunInfo, roll_up: RollUp | None
+) -> dict[str, list[str] | np.ndarray]:
+    """Of ``COLUMNS``, those that a run has and that are known now."""
+    values: dict[str, list[Value | None]] = {
+        name: [getattr(item.decoded.taken, name) for item in batch.items]
+        for name in EXIF_COLUMNS
+        if name in info.columns
+    }
+    if roll_up:
+        found: list[tuple[Value | None, ...]] = [(None, None, None)] * len(batch.items)
+        for row, (rank, node, prob) in zip(
+            batch.answered.tolist(), batch.answers.get("rolled", np.empty((0, 3))).tolist(), strict=True
+        ):
+            if rank >= 0:
+                name = roll_up.label(int(rank), int(node), info.classes)
+                found[row] = roll_up.ranks[int(rank)], name, prob
+        values |= {name: [row[at] for row in found] for at, name in enumerate(ROLLUP_COLUMNS)}
+    return {name: COLUMNS[name].values(own) for name, own in values.items()}
 
 
 def row_columns(found: Found, placed: Placed | None) -> dict[str, Value]:
@@ -249,7 +289,7 @@ class TrainedModel(Protocol):
 
 class _Step(NamedTuple):
     batch: RowBatch
-    launched: Launched | None
+    launched: Launched | Answered | None
     crops: list[Future[bytes]] | None = None
 
 
@@ -261,8 +301,10 @@ class Predictor:
 
     Args:
         checkpoint: from ``load_checkpoint`` or ``open_weights``, whose model is moved to the device; or the
-            name of embedded weights, or a file.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            name of embedded weights, or a file. Of several with the same classes rows tell the mean of the
+            probabilities; boxes, parts, maps and embeddings are the first one's. Or one exported graph, a
+            ``Graph`` or its ``.onnx``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; a ``Graph`` stays on its own.
         batch_size: images per forward pass; ``auto`` measures a little, at once.
         workers: decoding processes (threads where there is no POSIX, or with ``read``); 0 decodes in between,
             ``auto`` takes one per CPU.
@@ -281,18 +323,23 @@ class Predictor:
         compile: ``torch.compile`` the model; goes on without where that fails.
         fast_decode: decode large JPEGs at a fraction of their size. Sizes and boxes stay those of the
             image, crops come from the smaller copy, predictions change a little.
+        tta: ``flip``: the mean over the image and its mirror image; boxes are of the image itself.
+        taxonomy: of the classes, in place of the checkpoint's.
+        rollup: rows tell the finest node of the taxonomy that is so probable.
+        exif: rows tell when, where and with what camera an image was taken.
         crop_box: what crops show instead of the object box, such as ``crops.surroundings``.
         index: file of ``fgvc index``, made with these weights: its classes, in place of the model's.
         by: what stands for a class of the index: its nearest image (``neighbours``) or the mean of all
             (``means``).
         read: path -> image or failure, in place of ``read_image``, called from threads.
+        runtime: of an ``.onnx``, see ``engine.graph.pick_runtime``.
         expected: how many images are to come, where that is known: fewer than ``PROBE_IMAGES`` take less time
             than to find out which precision is the faster one.
         on_event: gets one line for people on each choice and mishap.
 
     Raises:
         FgvcError: a setting out of range, a device that is not there, unknown weights, classes that the model
-            does not know.
+            does not know, models of different classes, a roll-up without a taxonomy.
     """
 
     info: RunInfo
@@ -302,7 +349,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: TrainedModel | str | Path,
+        checkpoint: TrainedModel | Graph | str | Path | Sequence[TrainedModel | Graph | str | Path],
         *,
         device: str = AUTO,
         batch_size: int | Literal["auto"] = AUTO,
@@ -317,23 +364,43 @@ class Predictor:
         amp: Amp = "none",
         compile: bool = False,
         fast_decode: bool = False,
+        tta: Literal["flip"] | None = None,
+        taxonomy: Taxonomy | None = None,
+        rollup: float | None = None,
+        exif: bool = False,
         crop_box: CropBox | None = None,
         index: str | Path | None = None,
         by: By = "means",
         read: Read | None = None,
+        runtime: Runtime = "auto",
         expected: int | None = None,
         on_event: Callable[[str], None] | None = None,
     ):
         workers = worker_count(workers)
         wanted = _check(batch_size, workers, top_k, min_prob, extras)
-        self.device = pick_device(device)
         self._tell = on_event or (lambda text: None)
-        trained = _open(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        given: Any = checkpoint if isinstance(checkpoint, list | tuple) else [checkpoint]
+        trained, *others = [
+            _open(each, runtime, device) if isinstance(each, str | Path) else each for each in given
+        ]
+        graph = next((each for each in (trained, *others) if isinstance(each, Graph)), None)
+        if graph:
+            asked = {"A second --weights": others, "--index": index, "--tta": tta, "--rollup": rollup}
+            for name, value in asked.items():
+                if value:
+                    raise refuse(name, graph.path)
         if index is not None:
-            trained = classify_by_index(cast(Checkpoint, trained), index, by, self._tell)
+            if others:
+                message = "--index goes with one model, whose embeddings it holds."
+                raise FgvcError(message, "Name one --weights.", EXIT_USAGE)
+            from fgvc_cli.engine.index_classes import classify_by_index
+
+            trained = classify_by_index(cast("Checkpoint", trained), index, by, self._tell)
+        model = None if graph else cast("TrainedModel", trained).model
+        self.device = cast("torch.device", graph.device) if graph else pick_device(device)
         temperature = float(getattr(trained, "temperature", 1.0))
         settings: dict[str, Any] = {
-            "options": _options(trained.model),
+            "options": graph.options if graph else _options(model),
             "temperature": temperature,
             "min_prob": min_prob,
             "fast_decode": fast_decode,
@@ -344,7 +411,7 @@ class Predictor:
         if getattr(trained, "multi_label", False):
             settings["multi_label"] = True
         if index is not None:
-            settings["index"] = trained.metadata["index"]  # type: ignore[attr-defined]
+            settings["index"] = cast("Checkpoint", trained).metadata["index"]
         novelty = _novelty(trained, unknown)
         if novelty:
             settings["unknown"] = 1.0 if unknown in (None, ON) else float(unknown)
@@ -357,16 +424,37 @@ class Predictor:
             for place, value in _thresholds(thresholds, trained).items():
                 settings["thresholds"][trained.classes[place]] = value
                 least[place] = max(least[place], value)
+        self._rules, members = _join_members(trained, others)  # type: ignore[arg-type]
+        if others:
+            settings["others"] = [
+                {
+                    "model": other.name,
+                    "weights_sha256": other.sha256,
+                    "preprocess": other.preprocess.model_dump(mode="json"),
+                    "options": _options(cast("TrainedModel", other).model),
+                    "temperature": float(getattr(other, "temperature", 1.0)),
+                }
+                for other in others
+            ]
+        if tta:
+            settings["tta"] = tta
+        self._roll_up = None
+        if rollup is not None:
+            self._roll_up = _roll_up(trained, taxonomy, rollup)  # type: ignore[arg-type]
+            digest = hashlib.sha256(json.dumps(self._roll_up.taxonomy.document()).encode()).hexdigest()
+            settings["rollup"] = {"least": rollup, "taxonomy_sha256": digest}
+        named = {*(EXIF_COLUMNS if exif else ()), *(ROLLUP_COLUMNS if self._roll_up else ())}
+        named |= {"novelty"} if novelty else set()
         self.info = RunInfo(
-            model=trained.name,
-            weights_sha256=trained.sha256,
+            model=" + ".join(each.name for each in (trained, *others)),
+            weights_sha256="+".join(each.sha256 for each in (trained, *others)),
             classes=trained.classes,
             preprocess=trained.preprocess,
             top_k=min(top_k, len(trained.classes if possible is None else possible)),
-            parts=int(getattr(trained.model, "part_count", 0)),
+            parts=int(getattr(graph or model, "part_count", 0)),
             extras=wanted,
             settings=settings,
-            columns=tuple(name for name in COLUMNS if name in {*columns, *("novelty",) * bool(novelty)}),
+            columns=tuple(name for name in COLUMNS if name in {*columns, *named}),
         )
         self.clipped = 0
         """Given boxes so far that reached beyond their image."""
@@ -375,28 +463,46 @@ class Predictor:
         self._workers = workers
         self._noted: set[str] = set()
         self._told_of_waiting = False
+        self._kept: DecodePool | None = None
+        self._numbers = itertools.count()
         self._doubt = Doubt(least, settings.get("unknown"))
         self._fast_decode = fast_decode
-        self._forward = Forward(
-            trained.model,
-            self.info,
-            self.device,
-            size=1 if batch_size == AUTO else batch_size,
-            # One shape for cuDNN's and the compiler's choices; on a plain CPU padding only costs time.
-            pad=compile or self.device.type == "cuda",
-            compiled=compile,
-            tell=self._tell,
-        )
-        self._forward.temperature = temperature
-        self._forward.novelty = novelty
-        if possible is not None:
-            self._forward.possible = torch.zeros(len(trained.classes), dtype=torch.bool)
-            self._forward.possible[possible] = True
+        size = 1 if batch_size == AUTO else batch_size
         self._probe_count = PROBE_BATCH if batch_size == AUTO else batch_size
         probe = expected is None or expected >= PROBE_IMAGES
-        precision = choose_precision(amp, self.device, self._probe_precision, self._tell, probe=probe)
-        self._forward.precision = settings["precision"] = precision
-        if self.device.type == "cuda":
+        self._forward: Forward | GraphForward
+        if graph:
+            settings |= graph.settings
+            self._forward = GraphForward(
+                graph, self.info, size=size, compiled=compile, possible=possible, tell=self._tell
+            )
+            chosen = graph.choose_precision(amp, self._probe_precision, self._tell, probe=probe)
+            self._forward.precision = settings["precision"] = chosen
+        else:
+            import torch
+
+            from fgvc_cli.predict.forward import Forward
+
+            self._forward = forward = Forward(
+                cast("nn.Module", model),
+                self.info,
+                self.device,
+                size=size,
+                # One shape for cuDNN's and the compiler's choices; on a plain CPU padding only costs time.
+                pad=compile or self.device.type == "cuda",
+                compiled=compile,
+                tell=self._tell,
+                others=members,
+                flip=tta == "flip",
+                roll_up=self._roll_up,
+            )
+            forward.temperature, forward.novelty = temperature, novelty
+            if possible is not None:
+                forward.possible = torch.zeros(len(trained.classes), dtype=torch.bool)
+                forward.possible[possible] = True
+            precision = choose_precision(amp, self.device, self._probe_precision, self._tell, probe=probe)
+            forward.precision = settings["precision"] = precision
+        if self.device.type == "cuda" and not graph:
             settings["tf32"] = uses_tf32(self.device, precision)
         if batch_size == AUTO:
             self._forward.size = best_batch_size(self._forward.seconds, self.device)
@@ -433,11 +539,10 @@ class Predictor:
             first: number of the first image in the run.
         """
         crops = "crop" in self.info.extras
-        rule = Rule(*(getattr(self.info.preprocess, name) for name in Rule._fields))
-        settings = DecodeSettings(rule, self._fast_decode, KEEP_BYTES if crops else 0)
-        with closing(DecodePool(settings, workers=self._workers, read=self._read)) as pool:
-            numbers = itertools.count()
-            loaded = in_order(lambda found: pool.load(next(numbers), found), images, window=self._window())
+        with contextlib.nullcontext(self._kept) if self._kept else self._decoders() as pool:
+            loaded = in_order(
+                lambda found: pool.load(next(self._numbers), found), images, window=self._window()
+            )
             batches = until_full(
                 self._watched(loaded), lambda: self.batch_size, lambda item: item.decoded.pixels is not None
             )
@@ -449,6 +554,26 @@ class Predictor:
                 block = self._block(step, first)
                 first += len(block)
                 yield block
+
+    @contextlib.contextmanager
+    def kept_decoders(self) -> Iterator[None]:
+        """While it lasts, calls of ``blocks``, one after another, share their workers, which take a second to
+        start."""
+        with self._decoders() as self._kept:
+            try:
+                yield
+            finally:
+                self._kept = None
+
+    def _decoders(self) -> closing[DecodePool]:
+        settings = DecodeSettings(
+            self._rules[0],
+            self._fast_decode,
+            KEEP_BYTES if "crop" in self.info.extras else 0,
+            exif="date" in self.info.columns,
+            others=tuple(self._rules[1:]),
+        )
+        return closing(DecodePool(settings, workers=self._workers, read=self._read))
 
     def _rows(self, images: Iterable[Found]) -> Generator[Row, None, None]:
         with closing(self.blocks(images)) as blocks:
@@ -475,7 +600,7 @@ class Predictor:
     def _window(self) -> int:
         if self._workers == 0:
             return 1
-        room = AHEAD_BYTES // (3 * self.info.preprocess.input_px**2)
+        room = AHEAD_BYTES // (3 * sum(rule.input_px**2 for rule in self._rules))
         return max(self._workers + 1, min(self.batch_size + self._workers, room))
 
     def _launch(self, items: list[Loaded]) -> _Step:
@@ -488,8 +613,16 @@ class Predictor:
             if (note := item.decoded.note) and note not in self._noted:
                 self._noted.add(note)
                 self._tell(f"{item.found.name} {note}. (Said once per run.)")
-        pixels = [item.decoded.pixels for item in items if item.decoded.pixels is not None]
-        return _Step(batch, self._forward.launch(pixels) if pixels else None)
+        views = zip(
+            *(
+                (item.decoded.pixels, *item.decoded.others)
+                for item in items
+                if item.decoded.pixels is not None
+            ),
+            strict=True,
+        )
+        inputs = [list(view) for view in views]
+        return _Step(batch, self._forward.launch(*inputs) if inputs else None)
 
     def _answer(self, pool: DecodePool, step: _Step) -> _Step:
         batch = step.batch
@@ -505,7 +638,9 @@ class Predictor:
 
     def _block(self, step: _Step, first: int) -> Block:
         crops = None if step.crops is None else [crop.result() for crop in step.crops]
-        return build_block(step.batch, self.info, first=first, crops=crops, doubt=self._doubt)
+        return build_block(
+            step.batch, self.info, first=first, crops=crops, doubt=self._doubt, roll_up=self._roll_up
+        )
 
     def _probe_precision(self, precision: Precision) -> None:
         """One pass over a batch as the run's own: with few images converting the weights hides the gain."""
@@ -532,13 +667,59 @@ def _check(
     return tuple(wanted)
 
 
-def _novelty(trained: TrainedModel, unknown: Unknown | None) -> Novelty | None:
+def _join_members(first: TrainedModel, others: Sequence[TrainedModel]) -> tuple[list[Rule], list[Member]]:
+    """The different inputs that are made of an image, the first model's first, and the further models.
+
+    Raises:
+        FgvcError: other classes than the first one's.
+    """
+    if not others:
+        return [_rule(first.preprocess)], []
+    from fgvc_cli.predict.forward import Member
+
+    rules: dict[Rule, int] = {_rule(first.preprocess): 0}
+    members = []
+    for other in others:
+        order = class_order(first.classes, other.classes, other.name, f"{first.name} tells")
+        view = rules.setdefault(_rule(other.preprocess), len(rules))
+        temperature = float(getattr(other, "temperature", 1.0))
+        members.append(Member(other.model, other.preprocess, temperature, order, view))
+    return list(rules), members
+
+
+def _rule(preprocess: Preprocess) -> Rule:
+    return Rule(*(getattr(preprocess, name) for name in Rule._fields))
+
+
+def _roll_up(trained: TrainedModel, taxonomy: Taxonomy | None, least: float) -> RollUp:
+    """What finds the answer of a row among the nodes.
+
+    Raises:
+        FgvcError: no taxonomy, a model of several labels, a probability out of range.
+    """
+    from fgvc_cli.evaluate.metrics import RollUp  # whose scikit-learn takes a second
+
+    taxonomy = taxonomy or getattr(trained, "taxonomy", None)
+    if taxonomy is None:
+        message = f"--rollup needs the tree of the classes, which {trained.name} does not bring."
+        raise FgvcError(message, "Add --taxonomy FILE.csv", EXIT_USAGE)
+    if getattr(trained, "multi_label", False):
+        message = "--rollup is for models that tell one class, this one tells several labels per image."
+        raise FgvcError(message, "Leave it out.", EXIT_USAGE)
+    if not 0 < least <= 1:
+        raise FgvcError(f"--rollup got {least}, expected more than 0 and 1 at most.", None, EXIT_USAGE)
+    return RollUp(taxonomy, least)
+
+
+def _novelty(trained: TrainedModel | Graph, unknown: Unknown | None) -> Novelty | None:
     """What gives rows their novelty; None where that is not asked for, or by default not there."""
     if unknown == OFF:
         return None
     if unknown not in (None, ON) and not (isinstance(unknown, int | float) and unknown > 0):
         raise FgvcError(f"--unknown got {unknown!r}, expected on, off or a number above 0.", None, EXIT_USAGE)
     novelty: Novelty | None = getattr(trained, "novelty", None)
+    if isinstance(trained, Graph) and unknown is not None:
+        raise refuse("--unknown", trained.path)
     if novelty is None and unknown is not None:
         raise FgvcError(
             f"--unknown needs a checkpoint with novelty; this {trained.name} has none.",
@@ -553,11 +734,15 @@ def _possible(classes: str | Path | Sequence[str] | None, known: Sequence[str]) 
     if classes is None:
         return None
     if isinstance(classes, str | Path):
+        from fgvc_cli.evaluate.rejection import read_named
+
         classes = read_named(Path(classes), "--classes").splitlines()
     return find_names([line.strip() for line in classes if line.strip()], known, "--classes")
 
 
-def _thresholds(thresholds: str | Path | Mapping[str, float], trained: TrainedModel) -> dict[int, float]:
+def _thresholds(
+    thresholds: str | Path | Mapping[str, float], trained: TrainedModel | Graph
+) -> dict[int, float]:
     """Number of a class -> probability below which its rows are unsure, in the order of the classes."""
     if getattr(trained, "multi_label", False):
         raise FgvcError(
@@ -565,7 +750,11 @@ def _thresholds(thresholds: str | Path | Mapping[str, float], trained: TrainedMo
             "Leave it out.",
             EXIT_USAGE,
         )
-    given = thresholds if isinstance(thresholds, Mapping) else read_thresholds(Path(thresholds))
+    if not isinstance(thresholds, Mapping):
+        from fgvc_cli.evaluate.rejection import read_thresholds
+
+        thresholds = read_thresholds(Path(thresholds))
+    given = thresholds
     numbers = find_names(given, trained.classes, "--thresholds")
     forms = {same_form(name): float(value) for name, value in given.items()}
     return {index: forms[same_form(trained.classes[index])] for index in numbers}
@@ -577,13 +766,16 @@ def count_named(sources: Sequence[str | Path]) -> int | None:
     return len(sources) if named else None
 
 
-def _open(weights: str | Path) -> TrainedModel:
+def _open(weights: str | Path, runtime: Runtime, device: str) -> TrainedModel | Graph:
+    if is_graph(weights):
+        return Graph(weights, runtime=runtime, device=device)
+    check_runtime(runtime, weights)
     from fgvc_cli.engine.weights import open_weights
 
     return open_weights(os.fspath(weights))
 
 
-def _options(model: nn.Module) -> dict[str, Any]:
+def _options(model: nn.Module | None) -> dict[str, Any]:
     """Settings of the model's family, looks and cascade among them, as JSON values."""
     config = getattr(model, "config", None)
     return config.model_dump(mode="json") if hasattr(config, "model_dump") else {}  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from fgvc_cli.command import NO_BOXES, Messages, command, options
+from fgvc_cli.command import BoxOptions, Messages, command, options
 from fgvc_cli.data.listing import SPLITS, LabelledSet
 from fgvc_cli.data.names import same_form
 from fgvc_cli.datasets.check import open_source
@@ -339,7 +339,7 @@ def _trained_on(checkpoint: Checkpoint, options: WrongLabelOptions) -> bool:
     known = not Path(options.data).exists()
     with contextlib.suppress(FgvcError):
         path, name = (None, options.data) if known else (options.data, None)
-        return choose_data(checkpoint, path, name, options.data_root, "all", NO_BOXES)[1]
+        return choose_data(checkpoint, path, name, options.data_root, "all", BoxOptions())[1]
     return False
 
 

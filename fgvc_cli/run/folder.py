@@ -3,7 +3,8 @@
 OUT.partial/
   run.json        one document, written whole at each change (``RunRecord``): what a run's rows do not say
   lock            held while a process works here; the system frees it however the process ends
-  rows-*.npz      completed parts (``parts``)
+  rows-*.npz      completed parts (``parts``), in any order: what lies between two is still to be predicted
+  storage         written anew by a run on a cluster, whose workers must see it
   shard-2-of-8/   the same, for a run in several processes: rows 2, 10, 18, ... of the walk
 """
 
@@ -20,6 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,11 +31,12 @@ from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import LOCK, TEMPORARY, FolderLock, read_document, reason, sync_folder, write_document
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.rows import Origin, RunInfo, as_text, first_change
-from fgvc_cli.run.parts import list_parts, read_names
+from fgvc_cli.formats.rows import Origin, RunInfo, as_text, first_change, has_failed
+from fgvc_cli.run.parts import list_parts, part_name, read_names
 from fgvc_cli.sources.find import Found
 
 RUN = "run.json"
+STORAGE = "storage"
 FORMAT = 2
 """Of the folder; 1 had several files in place of ``run.json``."""
 FORMAT_1 = ("done.json", "merging.json", "origin.json", "list.json")
@@ -317,6 +320,19 @@ class ListRecord:
             return  # the run meets the same source, or the same disk, and says so
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Rows to predict."""
+
+    first: int
+    """The number of the first of them, or of the part that they are in."""
+    images: Iterable[Found]
+    """Theirs, taken from the walk as they are asked for; all are to be taken before the next task is."""
+    rows: tuple[int, ...] = ()
+    """Which rows of the part that begins with ``first`` are read again; none: all are new, from ``first``
+    on."""
+
+
 class RunFolder:
     """The folder of one run, or of one of its shards, while this process works in it.
 
@@ -340,9 +356,8 @@ class RunFolder:
         self.path = path / shard.folder
         self.identity = identity
         self.shard = shard
-        self.parts: list[Path] = []
         self.rows = 0
-        """Completed rows."""
+        """Completed rows that stay as they are."""
         self.statuses: Counter[str] = Counter()
         """Theirs."""
         self._record = RunRecord(identity)
@@ -439,43 +454,71 @@ class RunFolder:
                 _discard_locked(folder)
         discard(self.path, keep_folder=True)
 
-    def skip_completed(self, images: Iterator[Found]) -> None:
-        """Take the images of the completed rows from the walk, and see that they are the same.
+    def survey(self, *, retry: bool = False) -> int:
+        """Find the completed rows; fills ``rows`` and ``statuses``. A damaged part goes, to be read anew.
 
-        Fills ``parts``, ``rows`` and ``statuses``.
+        Args:
+            retry: failed rows do not count.
 
-        Raises:
-            FgvcError: the list of images has changed, naming the first that differs.
+        Returns:
+            How many rows do not count for that.
         """
-        deque(self.walk_completed(images), maxlen=0)
-
-    def walk_completed(self, images: Iterator[Found]) -> Iterator[tuple[Path, int, str, Found]]:
-        """As ``skip_completed``, lazily: part, row in it, status and image of each completed row.
-
-        Rows behind a damaged or missing part are dropped, to be read anew.
-        """
+        self._parts: list[tuple[Path, int, int]] = []
+        self.rows, self.statuses, end = 0, Counter(), 0
         for part in list_parts(self.path):
             try:
-                first, names, statuses = read_names(part)
+                first, _, statuses = read_names(part)
             except FgvcError:
-                first, names, statuses = -1, [], []
-            if first != self.rows:
+                first, statuses = -1, []
+            if first < end or part.name != part_name(first):
                 self.update(complete=None)
                 part.unlink()
                 continue
-            self.parts.append(part)
-            self.rows += len(names)
+            end = first + len(statuses)
+            self._parts.append((part, first, end))
+            self.rows += len(statuses)
             self.statuses.update(statuses)
-            for row, (name, status) in enumerate(zip(names, statuses, strict=True)):
+        if self._record.complete and self._record.complete["rows"] != self.rows:
+            self.update(complete=None)
+        failed = Counter({k: n for k, n in self.statuses.items() if retry and has_failed(k)})
+        self.statuses -= failed
+        self.rows -= failed.total()
+        return failed.total()
+
+    def tasks(self, images: Iterator[Found], *, retry: bool = False) -> Iterator[Task]:
+        """What is to be predicted, in the order of the walk: what parts leave out, and all behind the last.
+        Images of completed rows are taken from the walk, and seen to be the same. After ``survey``.
+
+        Args:
+            retry: failed rows too.
+
+        Raises:
+            FgvcError: the list of images has changed, naming the first that differs; a part is damaged.
+        """
+        row = 0
+        for part, first, end in self._parts:
+            if first > row:
+                yield Task(row, islice(images, first - row))
+            again: dict[int, Found] = {}
+            for i, (name, status) in enumerate(zip(*read_names(part)[1:], strict=True)):
                 found = next(images, None)
                 now = as_text(found.name) if found else "the end"
                 if found is None or now != name:
-                    raise self._list_changed(first + row, name, now)
-                yield part, row, status, found
-        if self._record.complete and self._record.complete["rows"] != self.rows:
-            self.update(complete=None)
-        if self.done and (extra := next(images, None)):
-            raise self._list_changed(self.rows, "the end", as_text(extra.name))
+                    raise self._list_changed(first + i, name, now)
+                if retry and has_failed(status):
+                    again[i] = found
+            if again:
+                yield Task(first, list(again.values()), tuple(again))
+            row = end
+        if not self.done:
+            yield Task(row, images)
+        elif extra := next(images, None):
+            raise self._list_changed(row, "the end", as_text(extra.name))
+
+    def count(self, rows: int, statuses: Iterable[str] | Counter[str]) -> None:
+        """So many rows more are complete."""
+        self.rows += rows
+        self.statuses.update(statuses)
 
     def _list_changed(self, number: int, was: str, now: str) -> FgvcError:
         row = number * self.shard.count + self.shard.index
@@ -489,13 +532,13 @@ class RunFolder:
         """Whether all rows are complete."""
         return self._record.complete is not None
 
-    def finish(self, rows: int, statuses: Counter[str], seen: dict[str, Any] | None = None) -> None:
-        """All rows are complete.
+    def finish(self, seen: dict[str, Any] | None = None) -> None:
+        """All rows are complete, and counted.
 
         Args:
             seen: from ``ShardWalk.seen``; shards are not merged without it.
         """
-        self.update(complete={"rows": rows, "statuses": dict(statuses)}, images=seen)
+        self.update(complete={"rows": self.rows, "statuses": dict(self.statuses)}, images=seen)
 
     def watch_list(
         self, again: Callable[[], Iterable[Found]], on_total: Callable[[int], None], *, accept: bool = False
@@ -533,7 +576,7 @@ def discard(folder: Path, *, keep_folder: bool = False) -> None:
     """Remove what a run wrote into its folder, and the folder where nothing else lies in it."""
     for path in [*list_parts(folder), *folder.glob(f"*{TEMPORARY}")]:
         path.unlink(missing_ok=True)
-    for name in (*FORMAT_1, RUN):
+    for name in (*FORMAT_1, RUN, STORAGE):
         (folder / name).unlink(missing_ok=True)
     if not keep_folder and {path.name for path in folder.iterdir()} <= {LOCK}:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,19 +3,28 @@ merge``."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import math
+import posixpath
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fgvc_cli.command import Messages, command, options
+from fgvc_cli.data.split import order_bursts
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import FolderLock
+from fgvc_cli.formats.csv_rows import MeanAnswer
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.rows import Block, cut, first_change, interleave, join
+from fgvc_cli.formats.rows import COLUMNS, Block, cut, first_change, interleave, join
 from fgvc_cli.run.folder import (
     PARTIAL,
     RunRecord,
@@ -32,6 +41,7 @@ from fgvc_cli.run.folder import (
 )
 from fgvc_cli.run.parts import list_parts, read_blocks, read_names
 from fgvc_cli.run.progress import Paths, PredictProgress, RunResult
+from fgvc_cli.sources.metadata import clock_seconds
 
 MERGE_ROWS = 2000
 """Rows in memory while shards are interleaved."""
@@ -65,7 +75,11 @@ def merge_run(root: Path, outputs: Outputs, *, overwrite: bool = False) -> Count
     placed = tuple(sorted(allowed | set(outputs.targets())))
     write_record(folders[0], dataclasses.replace(records[0], placed=placed))
     origin = records[0].read_origin()
-    blocks = interleaved([list_parts(folder) for folder in folders])
+    shards = [list_parts(folder) for folder in folders]
+    blocks = interleaved(shards)
+    if choice := info.settings.get("group"):
+        groups = find_groups(lambda: interleaved(shards, light=True), choice["minutes"])
+        blocks = (groups.mark(block, info.classes) for block in blocks)
     with ExitStack() as stack:
         sinks = [stack.enter_context(sink) for sink in outputs.sinks(info, placed=allowed, origin=origin)]
         for sink in sinks:
@@ -165,17 +179,20 @@ def _check_lists(folders: Sequence[Path], records: Sequence[RunRecord]) -> None:
             )
 
 
-def interleaved(shards: Sequence[Sequence[Path]]) -> Iterator[Block]:
+def interleaved(shards: Sequence[Sequence[Path]], *, light: bool = False) -> Iterator[Block]:
     """The rows of a run in the order of its walk, from the files of each of its shards.
+
+    Args:
+        light: as ``read_part``.
 
     Raises:
         FgvcError: a shard is damaged.
     """
     if len(shards) == 1:
-        yield from read_blocks(shards[0])
+        yield from read_blocks(shards[0], light=light)
         return
     window = max(1, MERGE_ROWS // len(shards))
-    readers = [_Reader(files) for files in shards]
+    readers = [_Reader(files, light) for files in shards]
     first = 0
     while len(parts := [reader.take(window) for reader in readers]) and parts[0] is not None:
         block = interleave([part for part in parts if part is not None], first)
@@ -186,8 +203,8 @@ def interleaved(shards: Sequence[Sequence[Path]]) -> Iterator[Block]:
 class _Reader:
     """The rows of one shard, some at a time."""
 
-    def __init__(self, files: Sequence[Path]):
-        self._blocks = read_blocks(files)
+    def __init__(self, files: Sequence[Path], light: bool):
+        self._blocks = read_blocks(files, light=light)
         self._rest: Block | None = None
 
     def take(self, rows: int) -> Block | None:
@@ -201,6 +218,105 @@ class _Reader:
             self._rest = cut(block, rows, len(block)) if len(block) > rows else None
             rows -= len(parts[-1])
         return join(parts) if parts else None
+
+
+GROUP_COLUMNS = ("group", "group_label", "group_prob")
+
+
+def group_minutes(text: str) -> float:
+    """The longest gap within a group, of ``minutes=5``.
+
+    Raises:
+        FgvcError: anything else.
+    """
+    kind, _, value = (part.strip() for part in text.partition("="))
+    with contextlib.suppress(ValueError):
+        if kind == "minutes" and 0 < float(value) < float("inf"):
+            return float(value)
+    raise FgvcError(f"--group got {text!r}, expected minutes=N.", "E.g. --group minutes=5", EXIT_USAGE)
+
+
+@dataclass
+class Groups:
+    """Which rows of a run were taken together, and what they are of. N rows, G groups."""
+
+    of_row: np.ndarray
+    """int32 (N,): the number of its group, -1 for none."""
+    folders: list[str]
+    folder: np.ndarray
+    """int (G,): which of ``folders`` it is in."""
+    number: np.ndarray
+    """int (G,): from 1, within the folder in order of time."""
+    label: np.ndarray
+    """int32 (G,): the class that the group's rows together are of; -1 where none was answered."""
+    prob: np.ndarray
+    """float64 (G,)."""
+
+    def mark(self, block: Block, classes: Sequence[str]) -> Block:
+        """The same block, with its columns of groups filled."""
+        rows: list[tuple[str | None, str | None, float | None]] = []
+        for group in self.of_row[block.first : block.first + len(block)].tolist():
+            name = label = prob = None
+            if group >= 0:
+                name = f"{self.folders[self.folder[group]]}#{self.number[group]:04d}"
+            if group >= 0 and self.label[group] >= 0:
+                label, prob = classes[self.label[group]], float(self.prob[group])
+            rows.append((name, label, prob))
+        for at, name in enumerate(GROUP_COLUMNS):
+            block.more[name] = COLUMNS[name].values([row[at] for row in rows])
+        return block
+
+
+def find_groups(read: Callable[[], Iterator[Block]], minutes: float) -> Groups:
+    """The groups of a run: rows of one folder and one camera, no two neighbours in time further apart.
+
+    A folder's rows are in order of path, not of time, so times are gathered first: some 50 bytes of memory
+    per row, whatever the rows hold. The rows are read twice, and then once more to be written.
+
+    Args:
+        read: the rows of the run, from the first on at each call.
+        minutes: longest gap within a group, by the camera's clock.
+    """
+    folders: dict[str, int] = {}
+    series: dict[tuple[int, str], int] = {}
+    own_folder, own_series, moments = array("i"), array("i"), array("d")
+    for block in read():
+        for path, date, camera in zip(block.path, block.column("date"), block.column("camera"), strict=True):
+            folder = folders.setdefault(posixpath.dirname(path) or ".", len(folders))
+            own_folder.append(folder)
+            own_series.append(series.setdefault((folder, camera), len(series)))
+            moment = clock_seconds(date)
+            moments.append(math.nan if moment is None else moment)
+    times = np.array(moments)
+    order, starts = order_bursts(np.array(own_series), times, minutes)
+    firsts = order[starts]
+    of_row = np.full(len(times), -1, np.int32)
+    of_row[order] = np.cumsum(starts) - 1
+    folder_of = np.array(own_folder)[firsts]
+    by_time = np.lexsort((firsts, times[firsts], folder_of))
+    number = np.empty(len(firsts), np.int64)
+    begins = np.flatnonzero(np.diff(folder_of[by_time], prepend=-1))
+    number[by_time] = 1 + np.arange(len(firsts)) - np.repeat(begins, np.diff(begins, append=len(firsts)))
+    label, prob = _answer_groups(read(), of_row, len(firsts))
+    return Groups(of_row, list(folders), folder_of, number, label, prob)
+
+
+def _answer_groups(blocks: Iterator[Block], of_row: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Class and probability of each group; a group is in memory from its first row to its last."""
+    label, prob = np.full(count, -1, np.int32), np.full(count, np.nan)
+    last = np.zeros(count, np.int64)
+    grouped = np.flatnonzero(of_row >= 0)
+    np.maximum.at(last, of_row[grouped], grouped)
+    means: defaultdict[int, MeanAnswer] = defaultdict(MeanAnswer)
+    for block in blocks:
+        for row, group in enumerate(of_row[block.first : block.first + len(block)].tolist()):
+            if group < 0:
+                continue
+            means[group].add(block, row)
+            if block.first + row == last[group]:
+                for mean, index in means.pop(group).best(1):
+                    label[group], prob[group] = index, mean
+    return label, prob
 
 
 def merge_shards(

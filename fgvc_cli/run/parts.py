@@ -38,8 +38,11 @@ def list_parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("rows-*.npz"))
 
 
-def write_part(folder: Path, block: Block) -> Path:
+def write_part(folder: Path, block: Block, held: str = "") -> Path:
     """Commit a block: temporary file, fsync, rename.
+
+    Args:
+        held: what the file is called behind its name until another process commits it.
 
     Raises:
         FgvcError: the disk is full, the folder has gone or cannot be written; the parts before it stay.
@@ -57,7 +60,7 @@ def write_part(folder: Path, block: Block) -> Path:
             arrays[name] = values
     if block.crop is not None:
         arrays |= _pack("crop", block.crop)
-    path = folder / part_name(block.first)
+    path = folder / f"{part_name(block.first)}{held}"
     try:
         with whole_file(path) as stream:
             np.savez(stream, **arrays)
@@ -72,16 +75,20 @@ def write_part(folder: Path, block: Block) -> Path:
     return path
 
 
-def read_part(path: Path) -> Block:
+def read_part(path: Path, *, light: bool = False) -> Block:
     """A committed block, checked against its CRCs.
+
+    Args:
+        light: without crops, maps and the like.
 
     Raises:
         FgvcError: it is damaged or cannot be read.
     """
     with _Part(path) as file:
         texts = {name: file.texts(name) for name in TEXTS}
-        arrays = {name: file.array(name) for name in (*ARRAYS, *OPTIONAL_ARRAYS) if file.has(name)}
-        crop = file.pieces("crop") if file.has("crop_ends") else None
+        optional = () if light else OPTIONAL_ARRAYS
+        arrays = {name: file.array(name) for name in (*ARRAYS, *optional) if file.has(name)}
+        crop = file.pieces("crop") if file.has("crop_ends") and not light else None
         more = {
             name: file.texts(name) if column.kind == "text" else file.array(name)
             for name, column in COLUMNS.items()
@@ -131,7 +138,7 @@ class _Part:
         if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError | KeyError | ValueError | OSError):
             raise FgvcError(
                 f"{self._path} is damaged: {' '.join(str(error).split())}.",
-                f"rm {self._path}, then the same command again reads its rows, and those after them, anew.",
+                f"rm {self._path}, then the same command again reads its rows anew.",
             ) from error
 
     def has(self, name: str) -> bool:
@@ -231,15 +238,18 @@ class PartWriter:
             committing.result()
 
 
-def read_blocks(parts: Sequence[Path]) -> Iterator[Block]:
+def read_blocks(parts: Sequence[Path], *, light: bool = False) -> Iterator[Block]:
     """The blocks of parts, one at a time.
+
+    Args:
+        light: as ``read_part``.
 
     Raises:
         FgvcError: as ``read_part``; rows between two parts are missing.
     """
     row = 0
     for path in parts:
-        block = read_part(path)
+        block = read_part(path, light=light)
         if block.first != row:
             message = f"{path.parent} lacks rows {row:,} to {block.first - 1:,}."
             raise FgvcError(message, "Type the command that predicted them again; it reads them anew.")

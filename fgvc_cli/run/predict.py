@@ -10,7 +10,7 @@ import dataclasses
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import cached_property, partial
 from multiprocessing.connection import Connection
@@ -19,15 +19,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from fgvc_cli.command import BoxOptions, Messages, command, options
+from fgvc_cli.command import BoxOptions, Messages, Several, command, options
+from fgvc_cli.config import usable_cpus
+from fgvc_cli.data.taxonomy import read_taxonomy
+from fgvc_cli.engine.graph import Graph, check_runtime, is_graph, refuse
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
 from fgvc_cli.formats.outputs import Outputs
-from fgvc_cli.formats.rows import BOX_COLUMNS, Block, Origin, Row
+from fgvc_cli.formats.rows import BOX_COLUMNS, Block, Origin, Row, RunInfo
 from fgvc_cli.run.folder import (
     WHOLE,
     RunFolder,
     ShardOf,
     ShardWalk,
+    Task,
     parse_shard,
     partial_folder,
     placed_outputs,
@@ -35,19 +39,23 @@ from fgvc_cli.run.folder import (
     run_identity,
     sweep_removed,
 )
-from fgvc_cli.run.merge import merge_run, merge_shards
-from fgvc_cli.run.parts import PartWriter
+from fgvc_cli.run.merge import GROUP_COLUMNS, group_minutes, merge_run, merge_shards
+from fgvc_cli.run.parts import PartWriter, write_part
 from fgvc_cli.run.progress import Paths, PipeProgress, PredictProgress, RunResult, Sources, run_processes
-from fgvc_cli.run.retry import finished_setting, repaired_outputs, retry_failed, take_apart
+from fgvc_cli.run.retry import finished_setting, repaired_outputs, repaired_part, take_apart
 from fgvc_cli.sources.boxes import BoxFile, BoxMatch, each_box, open_boxes
-from fgvc_cli.sources.find import STDIN, Found, Images, find_images
+from fgvc_cli.sources.find import STDIN, Found, Images, check_named, find_images
 from fgvc_cli.sources.frames import FrameChoice, parse_frames
 from fgvc_cli.sources.remote import is_url
 
 if TYPE_CHECKING:
+    from fgvc_cli.engine.checkpoint import Checkpoint
     from fgvc_cli.predict.predictor import Predictor
 
 BATCH_SIZE = 16
+
+Note = Callable[[str], None]
+"""Gets a line for people."""
 
 
 @options
@@ -57,8 +65,9 @@ class PredictOptions(BoxOptions):
     sources: Sources
     """Folders (searched recursively), files, globs, .tar and .zip archives, URLs like s3://..., @LIST for a
     list in a file, or - for one on stdin."""
-    weights: str | None = None
-    """Checkpoint, folder of a training, or an embedded model; None: the default one."""
+    weights: Several = ()
+    """Checkpoint, folder of a training, or an embedded model; none: the default one. Of several with the same
+    classes rows tell the mean of the probabilities; boxes and maps are the first one's."""
     out: Paths = ()
     """Files to write: .csv, .jsonl, .h5 or .parquet; for other programs .md.json, .coco.json and .ls.json;
     the first names OUT.partial, where an interrupted run waits.
@@ -75,10 +84,28 @@ class PredictOptions(BoxOptions):
     """Processes, one per CUDA device or several on the CPU."""
     shard: str | None = None
     """``i/n``: only rows i, i + n, i + 2 n, ...; when all are complete: ``merge``."""
+    ray: str | None = None
+    """``auto`` or the address of a Ray cluster, whose nodes predict."""
+    ray_gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """None: 1 where the cluster has GPUs, else 0."""
+    ray_cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    """CPUs that each worker takes, and threads of its model."""
     stages: str | None = None
     """Of a multi-stage ViT: main, main+object or all; None: as trained."""
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None
     """Multi-stage ViT: images this sure after a stage take no further one."""
+    tta: Literal["flip"] | None = None
+    """``flip``: the mean over the image and its mirror image."""
+    taxonomy: str | None = None
+    """CSV of what the classes hang on: ``class``, then ranks from coarse to fine; None: the model's."""
+    rollup: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Columns ``rank``, ``rank_label`` and ``rank_prob``: the finest node of the tree that is this
+    probable."""
+    exif: bool = False
+    """Columns ``date``, ``latitude``, ``longitude`` and ``camera``."""
+    group: str | None = None
+    """``minutes=5``: images of a folder and camera with no longer gap are one group with one answer; columns
+    ``group``, ``group_label`` and ``group_prob``, and those of ``exif``."""
     maps: bool = False
     """Store attention maps in the .h5 or .parquet."""
     crops: bool = False
@@ -105,6 +132,8 @@ class PredictOptions(BoxOptions):
     """Which classes can occur: their names, or a file with one per line; None: all."""
     amp: Literal["auto", "none", "bf16"] = "auto"
     """Precision: none is float32."""
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """Of an exported graph (.onnx); auto: OpenVINO on a CPU where it is installed, else onnxruntime."""
     compile: bool = False
     """``torch.compile`` the model."""
     fast_decode: bool = False
@@ -145,8 +174,8 @@ class PredictOptions(BoxOptions):
         """Raise FgvcError where options exclude each other."""
         super().__post_init__()
         if not self.out:
-            files = ["shard", "devices", "restart", "retry_failed", "accept_list", "crops_dir", "maps_dir"]
-            files += ["per_file"]
+            files = ["shard", "devices", "ray", "restart", "retry_failed", "accept_list", "crops_dir"]
+            files += ["maps_dir", "per_file", "group"]
             for name in [*files, "maps", "crops", "embeddings", "logits"]:
                 if getattr(self, name) not in (None, False):
                     message = f"--{name.replace('_', '-')} needs an output file."
@@ -158,11 +187,16 @@ class PredictOptions(BoxOptions):
             raise FgvcError("--retry-failed works in one piece.", f"Leave {pieces} away.", EXIT_USAGE)
         if self.retry_failed and self.restart:
             raise FgvcError("--restart discards what --retry-failed repairs.", "Choose one.", EXIT_USAGE)
+        if self.ray and pieces:
+            raise FgvcError("--ray shares the work out itself.", f"Leave {pieces} away.", EXIT_USAGE)
         if self.by and self.index is None:
             raise FgvcError("--by says how an index is used.", "Add --index FILE", EXIT_USAGE)
         if self.devices and STDIN in self.sources:
             message = "--devices cannot share the list on stdin among its processes."
             raise FgvcError(message, "Write the list to a file: fgvc predict @list.txt", EXIT_USAGE)
+        if self.taxonomy and self.rollup is None:
+            message = "--taxonomy is for --rollup: without it no column comes of it."
+            raise FgvcError(message, "Add --rollup 0.9", EXIT_USAGE)
         if self.boxes and self.per_file:
             message = "--per-file is for frames; with --boxes a row is a box, and their mean says nothing."
             raise FgvcError(message, "Leave one of them away.", EXIT_USAGE)
@@ -170,6 +204,8 @@ class PredictOptions(BoxOptions):
             message = "--fast-decode makes images smaller, and --boxes needs all pixels of a box."
             raise FgvcError(message, "Leave one of them away.", EXIT_USAGE)
         _ = self.frame_choice
+        if self.group is not None:
+            group_minutes(self.group)
 
     @cached_property
     def box_file(self) -> BoxFile | None:
@@ -252,7 +288,7 @@ class _Collected:
 def _hand_on(options: PredictOptions, progress: PredictProgress) -> RunResult:
     pick_shard(options, os.environ)  # which refuses torchrun without --out
     images = open_images(options, progress)
-    predictor = open_predictor(options, progress)
+    predictor = open_predictor(options, progress.note)
     kept = _Collected()
     with options.on_rows or kept as sink, progress, closing(predictor.blocks(images)) as blocks:
         sink.begin(predictor.info)
@@ -271,11 +307,14 @@ def _to_files(options: PredictOptions, progress: PredictProgress) -> RunResult:
     _check_outputs(options, root)
     if options.devices:
         return _run_devices(options, progress)
+    if options.ray:
+        return _run_ray(options, progress)
     images = open_images(options, progress, shard)
-    predictor = open_predictor(options, progress, shard)
-    with open_folder(options, predictor, shard) as folder:
+    predictor = open_predictor(options, progress.note, shard)
+    with open_folder(options, predictor.info, shard) as folder:
         with progress:
-            complete_rows(options, folder, images, predictor, progress)
+            complete = partial(complete_here, predictor)
+            complete_rows(options, folder, images, predictor.info, complete, progress)
         if shard.count == 1:
             merge_run(root, outputs, overwrite=options.overwrite)
     if shard.count == 1:
@@ -309,14 +348,74 @@ def _run_devices(options: PredictOptions, progress: PredictProgress) -> RunResul
     from fgvc_cli.engine.device import pick_devices
 
     count = options.devices or 1
+    if graph := _graph(options):
+        if options.device not in ("auto", "cpu"):
+            raise refuse(f"--devices with --device {options.device}", graph)
+        devices = ["cpu"] * count
+    else:
+        devices = pick_devices(options.device, count)
     here = dataclasses.replace(options, messages=None, on_rows=None)  # which stay in this process
     progress.what = "box" if options.boxes else "image"
-    arguments = [(here, i, count, device) for i, device in enumerate(pick_devices(options.device, count))]
+    arguments = [(here, i, count, device) for i, device in enumerate(devices)]
     with progress:
         run_processes(_complete_shard, arguments, progress)
     merge_shards(partial_folder(options.out[0]), options.outputs, overwrite=options.overwrite)
     progress.summary(options.outputs.paths())
     return progress.result(options.outputs.paths())
+
+
+def _run_ray(options: PredictOptions, progress: PredictProgress) -> RunResult:
+    """Predict on a Ray cluster and merge here.
+
+    Raises:
+        FgvcError: as ``WorkerPool`` and ``RayCluster``, and all that a run in one process raises.
+    """
+    from fgvc_cli.run.cluster import RayCluster, WorkerPool
+
+    assert options.ray
+    images = open_images(options, progress)
+    outs = tuple(Path(os.path.abspath(out)) for out in options.out)
+    given = dataclasses.asdict(dataclasses.replace(options, out=outs, messages=None, on_rows=None))
+    given["working_folder"] = os.getcwd()
+    with (
+        RayCluster(options.ray, options.ray_gpus_per_worker, options.ray_cpus_per_worker) as cluster,
+        WorkerPool(cluster, make_predictor, given, progress.note) as pool,
+    ):
+        info = pool.open()
+        with open_folder(options, info, WHOLE) as folder:
+            with progress:
+                complete_rows(options, folder, images, info, pool.complete, progress)
+            merge_run(folder.root, options.outputs, overwrite=options.overwrite)
+    progress.summary(options.outputs.paths())
+    return progress.result(options.outputs.paths())
+
+
+def make_predictor(given: dict[str, Any], note: Note) -> Predictor:
+    """In a worker of a cluster: the model, as the options of the run say.
+
+    Args:
+        given: the options, and the working folder of the run.
+
+    Raises:
+        FgvcError: as ``open_predictor``; sources that this node does not see.
+    """
+    import torch
+
+    folder = given["working_folder"]
+    options = PredictOptions(**{k: v for k, v in given.items() if k != "working_folder"})
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        relative = [each for each in options.sources if not os.path.isabs(each) and not is_url(each)]
+        if relative and relative != [STDIN]:
+            message = f"There is no folder {folder}, where {relative[0]} starts."
+            raise FgvcError(message, "Start in a folder that all nodes see, or type whole paths.") from error
+    for source in options.sources:
+        check_named(source)
+    cpus = options.ray_cpus_per_worker
+    predictor = open_predictor(options, note, processes=max(1, usable_cpus() // cpus))
+    torch.set_num_threads(cpus)
+    return predictor
 
 
 def _complete_shard(pipe: Connection, options: PredictOptions, index: int, count: int, device: str) -> None:
@@ -325,15 +424,13 @@ def _complete_shard(pipe: Connection, options: PredictOptions, index: int, count
     code = 0
     try:
         try:
-            import torch
-
-            torch.set_num_threads(max(1, torch.get_num_threads() // count))
             progress, shard = PipeProgress(pipe), ShardOf(index, count)
             options = dataclasses.replace(options, device=device)
             images = open_images(options, progress, shard)
-            predictor = open_predictor(options, progress, shard)
-            with open_folder(options, predictor, shard) as folder:
-                complete_rows(options, folder, images, predictor, progress)
+            predictor = open_predictor(options, progress.note, shard, processes=count)
+            with open_folder(options, predictor.info, shard) as folder:
+                complete = partial(complete_here, predictor)
+                complete_rows(options, folder, images, predictor.info, complete, progress)
             for line in progress.passed_over() if index == 0 else ():  # each walks past all files
                 progress.note(line)
         finally:
@@ -394,9 +491,8 @@ class Listener(Protocol):
     what: str
 
     def note(self, text: str) -> None: ...
-    def resumed(self, rows: int, statuses: Counter[str]) -> None: ...
+    def resumed(self, rows: int, statuses: Counter[str], retried: int = 0) -> None: ...
     def on_block(self, block: Block) -> None: ...
-    def on_retried(self, block: Block) -> None: ...
     def on_clipped(self, boxes: int) -> None: ...
     def on_unreadable(self, folder: Path | str, error: OSError) -> None: ...
 
@@ -453,36 +549,36 @@ def _count_of(total: int | None, shard: ShardOf) -> int | None:
     return None if total is None else (total - shard.index + shard.count - 1) // shard.count
 
 
-def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf = WHOLE) -> Predictor:
+def open_predictor(
+    options: PredictOptions, note: Note, shard: ShardOf = WHOLE, *, processes: int = 1
+) -> Predictor:
     """The model, ready to predict as the options say; for a shard of a run where there is one.
+
+    Args:
+        note: gets lines for people.
+        processes: that share the cores of this machine.
 
     Raises:
         FgvcError: weights or a device that are not there, settings that cannot be.
     """
-    from fgvc_cli.engine.device import keep_freed_memory
-    from fgvc_cli.engine.weights import default_notice, open_weights
+    from fgvc_cli.engine.weights import default_notice
     from fgvc_cli.predict.predictor import Predictor, count_named
 
-    keep_freed_memory()
-    if options.weights is None:
-        progress.note(default_notice())
-    device = _device(options.device)
-    looks = {"stages": options.stages, "cascade": options.cascade}
-    checkpoint = open_weights(options.weights, options=looks)
-    if options.index and hasattr(checkpoint.model.config, "cascade") and not any(looks.values()):
-        # The embedding is of a multi-stage ViT's first stage: the others would be run for their boxes alone.
-        checkpoint = open_weights(options.weights, options={"stages": "main"})
-    if options.raw:
+    if not options.weights:
+        note(default_notice())
+    device = _device(options)
+    models = _open(options, device, processes)
+    for checkpoint in models if options.raw else ():
         checkpoint.preprocess = checkpoint.preprocess.model_copy(update={"raw": options.raw})
     predictor = Predictor(
-        checkpoint,
+        models,
         device=device,
-        batch_size=_batch_size(options, progress, shard),
+        batch_size=_batch_size(options, note, shard),
         workers=options.workers,
         top_k=options.top_k,
         extras=options.outputs.needed(),
         min_prob=options.min_prob,
-        columns=BOX_COLUMNS if options.boxes else (),
+        columns=(*(BOX_COLUMNS if options.boxes else ()), *(GROUP_COLUMNS if options.group else ())),
         thresholds=options.thresholds,
         unknown=options.unknown,
         classes=options.classes,
@@ -491,33 +587,73 @@ def open_predictor(options: PredictOptions, progress: Listener, shard: ShardOf =
         fast_decode=options.fast_decode,
         index=options.index,
         by=options.by or "means",
-        expected=None if options.boxes else count_named(options.sources),
-        on_event=progress.note,
+        tta=options.tta,
+        taxonomy=read_taxonomy(options.taxonomy, models[0].classes) if options.taxonomy else None,
+        rollup=options.rollup,
+        exif=options.exif or options.group is not None,
+        expected=options.box_file.count if options.box_file else count_named(options.sources),
+        on_event=note,
     )
     if choice := options.frame_choice:
         predictor.info.settings["frames"] = dataclasses.asdict(choice)
+    if options.group is not None:
+        predictor.info.settings["group"] = {"minutes": group_minutes(options.group)}
     if boxes := options.box_file:
         predictor.info.settings["boxes"] = boxes.settings
     return predictor
 
 
+def _graph(options: PredictOptions) -> str | None:
+    """The exported graph among the weights."""
+    return next(filter(is_graph, options.weights), None)
+
+
+def _open(options: PredictOptions, device: str, processes: int) -> Sequence[Checkpoint | Graph]:
+    """The models or the graph, with their part of the cores."""
+    if graph := _graph(options):
+        if len(options.weights) > 1:
+            raise refuse("A second --weights", graph)
+        for name in ("stages", "cascade"):
+            if getattr(options, name) is not None:
+                raise refuse(f"--{name}", graph)
+        threads = max(1, usable_cpus() // processes)
+        return [Graph(graph, runtime=options.runtime, device=device, threads=threads)]
+    check_runtime(options.runtime, next(iter(options.weights), None))
+    import torch
+
+    from fgvc_cli.engine.device import keep_freed_memory
+    from fgvc_cli.engine.weights import open_ensemble
+
+    keep_freed_memory()
+    if processes > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    looks = {"stages": options.stages, "cascade": options.cascade}
+    models = open_ensemble(options.weights, options=looks)
+    if options.index and hasattr(models[0].model.config, "cascade") and not any(looks.values()):
+        # The embedding is of a multi-stage ViT's first stage: the others would be run for their boxes alone.
+        models = open_ensemble(options.weights, options={"stages": "main"})
+    return models
+
+
 def _amp(options: PredictOptions, device: str, shard: ShardOf) -> Literal["auto", "none", "bf16"]:
     """``auto`` is what the run was begun with: a probe may answer otherwise the second time.
 
-    The shards of a run need one answer too. That of a card follows from its kind; for CPUs it is float32.
+    The processes of a run need one answer too. That of a card follows from its kind; for CPUs it is float32.
     """
     if options.amp != "auto" or not options.out:
         return options.amp
     if recorded := _recorded(options, shard, "precision"):
-        return "none" if recorded == "float32" else recorded
-    if shard.count > 1:
+        return "bf16" if recorded == "bf16" else "none"
+    if shard.count > 1 or options.ray:
+        if _graph(options):
+            return "none"
         from fgvc_cli.engine.device import pick_device
 
         return "none" if pick_device(device).type == "cpu" else "auto"
     return "auto"
 
 
-def _batch_size(options: PredictOptions, progress: Listener, shard: ShardOf) -> int | Literal["auto"]:
+def _batch_size(options: PredictOptions, note: Note, shard: ShardOf) -> int | Literal["auto"]:
     """What the run was begun with; where another number is given, the run will be refused."""
     if isinstance(options.batch_size, int):
         return options.batch_size
@@ -525,7 +661,7 @@ def _batch_size(options: PredictOptions, progress: Listener, shard: ShardOf) -> 
     recorded = _recorded(options, shard, "batch_size") if options.out else None
     if not isinstance(recorded, int) or recorded == otherwise:
         return otherwise
-    progress.note(f"Batch size {recorded}, as this run was begun.")
+    note(f"Batch size {recorded}, as this run was begun.")
     return recorded
 
 
@@ -537,10 +673,11 @@ def _recorded(options: PredictOptions, shard: ShardOf, name: str) -> Any:
     return finished_setting(options.out, name) if recorded is None and options.retry_failed else recorded
 
 
-def _device(name: str) -> str:
+def _device(options: PredictOptions) -> str:
     """``auto`` under torchrun is the device of this process on its machine."""
-    local = os.environ.get("LOCAL_RANK", "")
-    if name != "auto" or not local.isdecimal() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    local, name = os.environ.get("LOCAL_RANK", ""), options.device
+    alone = not local.isdecimal() or int(os.environ.get("WORLD_SIZE", "1")) < 2
+    if name != "auto" or alone or _graph(options):
         return name
     import torch
 
@@ -548,13 +685,13 @@ def _device(name: str) -> str:
     return f"cuda:{int(local) % count}" if count else "cpu"
 
 
-def open_folder(options: PredictOptions, predictor: Predictor, shard: ShardOf) -> RunFolder:
+def open_folder(options: PredictOptions, info: RunInfo, shard: ShardOf) -> RunFolder:
     """The folder of this run; enter it.
 
     Raises:
         FgvcError: on entering, see ``RunFolder``.
     """
-    identity = run_identity(predictor.info, options.sources)
+    identity = run_identity(info, options.sources)
     return RunFolder(partial_folder(options.out[0]), identity, shard=shard, restart=options.restart)
 
 
@@ -562,11 +699,15 @@ def complete_rows(
     options: PredictOptions,
     folder: RunFolder,
     images: ShardWalk,
-    predictor: Predictor,
+    info: RunInfo,
+    complete: Callable[[Iterator[Task], RunFolder, Listener], None],
     progress: Listener,
 ) -> None:
     """Predict all rows that the folder does not hold yet, and commit them in parts; what is finished when
     something stops it, Ctrl-C included, is committed too.
+
+    Args:
+        complete: predicts and commits tasks, such as ``complete_here`` of a predictor.
 
     Raises:
         FgvcError: an output that has come into being since it was looked for; another list of images than
@@ -580,27 +721,41 @@ def complete_rows(
         origin=origin | {"sources": list(origin["sources"])},
     )
     if options.retry_failed:
-        take_apart(options.outputs, folder, predictor.info, overwrite=options.overwrite)
-        retry_failed(folder, images, predictor, progress.on_retried)
-    else:
-        folder.skip_completed(images)
-    progress.resumed(folder.rows, folder.statuses)
-    rows, statuses = folder.rows, folder.statuses.copy()
-    if not folder.done:
-        with ExitStack() as stack:
-            stack.enter_context(_whole_list(options, folder, images, progress))
-            writer = stack.enter_context(PartWriter(folder.path, first=folder.rows))
-            blocks = stack.enter_context(closing(predictor.blocks(images, first=folder.rows)))
-            try:
-                for block in blocks:
-                    writer.add(block)
-                    progress.on_block(block)
-                    statuses.update(block.status)
-            finally:
-                writer.flush()
-            rows = writer.next_row
+        take_apart(options.outputs, folder, info, overwrite=options.overwrite)
+    retried = folder.survey(retry=options.retry_failed)
+    progress.resumed(folder.rows, folder.statuses, retried)
+    with ExitStack() as stack:
+
+        def tasks() -> Iterator[Task]:
+            watched = False
+            for task in folder.tasks(images, retry=options.retry_failed):
+                if not task.rows and not watched:
+                    stack.enter_context(_whole_list(options, folder, images, progress))
+                    watched = True
+                yield task
+
+        complete(tasks(), folder, progress)
+    folder.finish(images.seen())
+
+
+def complete_here(predictor: Predictor, tasks: Iterator[Task], folder: RunFolder, progress: Listener) -> None:
+    """Complete tasks with one model, in this process."""
+    with predictor.kept_decoders():
+        for task in tasks:
+            writer = PartWriter(folder.path, first=task.first)
+            answers: list[Block] = []
+            with writer, closing(predictor.blocks(task.images, first=task.first)) as blocks:
+                add = answers.append if task.rows else writer.add
+                try:
+                    for block in blocks:
+                        add(block)
+                        folder.count(len(block), block.status)
+                        progress.on_block(block)
+                finally:
+                    writer.flush()
+            if answers:
+                write_part(folder.path, repaired_part(folder.path, task, answers))
     progress.on_clipped(predictor.clipped)
-    folder.finish(rows, statuses, images.seen())
 
 
 def _whole_list(

@@ -104,7 +104,7 @@ class PredictProgress:
         """What a row is of: ``image``, or ``box``."""
         self.clipped = 0
         """Given boxes that reached beyond their image."""
-        self._earlier = self._retried = 0
+        self._earlier = 0
         console: Console | None = getattr(messages, "console", None)
         self._live = (
             live
@@ -143,22 +143,18 @@ class PredictProgress:
         """Failed rows so far, and folders that could not be listed."""
         return self.failures.total() + self.folders_left_out
 
-    def resumed(self, rows: int, statuses: Counter[str]) -> None:
-        """Rows that an earlier run has completed."""
+    def resumed(self, rows: int, statuses: Counter[str], retried: int = 0) -> None:
+        """Rows that an earlier run has completed, beside those that are read again."""
         self.rows += rows
         self._earlier += rows
         self.statuses.update(statuses)
-        if rows:
-            again = f", {self._retried:,} of them read again" if self._retried else ""
-            self.note(f"Resuming after {self._counted(rows)} of an earlier run{again}.")
+        if rows or retried:
+            again = f", {retried:,} of them read again" if retried else ""
+            self.note(f"Resuming after {self._counted(rows + retried)} of an earlier run{again}.")
 
     def on_block(self, block: Block) -> None:
         """Count some rows."""
         self.count(len(block), Counter(block.status))
-
-    def on_retried(self, block: Block) -> None:
-        """Rows read again, which ``resumed`` will count."""
-        self._retried += len(block)
 
     def on_clipped(self, boxes: int) -> None:
         """Boxes that were clipped to their image."""
@@ -364,16 +360,13 @@ class PipeProgress:
         """A line for people."""
         self._pipe.send(("note", text))
 
-    def resumed(self, rows: int, statuses: Counter[str]) -> None:
+    def resumed(self, rows: int, statuses: Counter[str], retried: int = 0) -> None:
         """Rows of an earlier run."""
         self._pipe.send(("resumed", rows, statuses))
 
     def on_block(self, block: Block) -> None:
         """New rows."""
         self._pipe.send(("rows", len(block), Counter(block.status), self.total()))
-
-    def on_retried(self, block: Block) -> None:
-        """Rows read again."""
 
     def on_unreadable(self, folder: Path | str, error: OSError) -> None:
         """A folder that could not be listed."""

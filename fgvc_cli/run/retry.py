@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.csv_rows import FileStarts, read_per_file
@@ -29,69 +27,23 @@ from fgvc_cli.formats.outputs import (
     format_of,
     holds_anything,
 )
-from fgvc_cli.formats.rows import Block, OtherRun, RunInfo, as_text, cut, has_failed, join, replace_rows
-from fgvc_cli.run.folder import RunFolder
+from fgvc_cli.formats.rows import Block, OtherRun, RunInfo, as_text, join, replace_rows
+from fgvc_cli.run.folder import RunFolder, Task
 from fgvc_cli.run.parts import list_parts, part_name, read_part, write_part
-from fgvc_cli.sources.find import Found
 
 BEST_FIRST = (*HOLDS_EXTRAS, ".csv", ".jsonl")
 """HDF5 and Parquet give rows back exactly."""
 
 
-class BlockMaker(Protocol):
-    """What predicts (``predictor.Predictor``)."""
-
-    def blocks(self, images: Iterable[Found], first: int = 0) -> Generator[Block, None, None]: ...
-
-
-def retry_failed(
-    folder: RunFolder, images: Iterator[Found], predictor: BlockMaker, on_block: Callable[[Block], None]
-) -> None:
-    """Predict the failed ones of the completed rows anew; takes them all from the walk, as
-    ``skip_completed``.
-
-    A part is replaced as soon as its rows are known, so that this too can be killed and begun again.
+def repaired_part(folder: Path, task: Task, answers: Sequence[Block]) -> Block:
+    """A part with new answers in the place of those that a task reads again.
 
     Raises:
-        FgvcError: the list of images has changed, or a part is damaged.
+        FgvcError: the part is damaged.
     """
-    waiting: deque[tuple[Path, int]] = deque()
-
-    def failed() -> Iterator[Found]:
-        for part, row, status, found in folder.walk_completed(images):
-            if has_failed(status):
-                waiting.append((part, row))
-                yield found
-
-    answers: list[Block] = []
-    places: list[tuple[Path, int]] = []
-    before: Counter[str] = Counter()
-    with closing(predictor.blocks(failed())) as blocks:
-        for block in blocks:
-            on_block(block)
-            for row in range(len(block)):
-                place = waiting.popleft()
-                if places and place[0] != places[0][0]:
-                    before += _repair(places, answers)
-                    answers, places = [], []
-                answers.append(cut(block, row, row + 1))
-                places.append(place)
-            folder.statuses.update(block.status)
-    if places:
-        before += _repair(places, answers)
-    folder.statuses.subtract(before)
-    folder.statuses = +folder.statuses
-
-
-def _repair(places: list[tuple[Path, int]], answers: list[Block]) -> Counter[str]:
-    """Replace rows of one part; returns the statuses they had."""
-    part = places[0][0]
-    block = read_part(part)
-    rows = [row for _, row in places]
-    before = Counter(block.status[row] for row in rows)
-    replace_rows(block, rows, join(answers))
-    write_part(part.parent, block)
-    return before
+    block = read_part(folder / part_name(task.first))
+    replace_rows(block, task.rows, join(answers))
+    return block
 
 
 def finished_output(outs: Iterable[Path]) -> Path | None:

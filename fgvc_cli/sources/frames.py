@@ -327,8 +327,9 @@ def _duration_s(container: Any) -> float:
     return 0.0
 
 
-def read_video(stream: BinaryIO, frame: Frame, max_pixels: int) -> Image.Image:
-    """The picture that an open video shows at a second, upright, RGB: the last one that has begun by then.
+def read_video(stream: BinaryIO, frame: Frame, max_pixels: int) -> tuple[Image.Image, dict[str, str]]:
+    """The picture that an open video shows at a second, upright, RGB: the last one that has begun by then;
+    and the tags of the whole.
 
     Raises:
         CannotRead: too many pixels; the video ends before; PyAV is not installed.
@@ -337,7 +338,7 @@ def read_video(stream: BinaryIO, frame: Frame, max_pixels: int) -> Image.Image:
     if importlib.util.find_spec("av") is None:
         raise CannotRead("unreadable", NO_VIDEO)
     with _open_video(stream) as container:
-        video = container.streams.video[0]
+        video, tags = container.streams.video[0], dict(container.metadata)
         pixels = video.codec_context.width * video.codec_context.height
         if pixels > max_pixels:
             raise CannotRead("too_large", f"{pixels} pixels, the limit is {max_pixels}")
@@ -355,7 +356,7 @@ def read_video(stream: BinaryIO, frame: Frame, max_pixels: int) -> Image.Image:
             raise CannotRead("truncated", f"the video ends before second {frame.second:g}")
         image: Image.Image = picture.to_image()
         turn = int(getattr(picture, "rotation", 0)) % 360
-    return image.rotate(turn, expand=True) if turn else image
+    return image.rotate(turn, expand=True) if turn else image, tags
 
 
 def _shown_at(container: Any, first: float, frame: Frame, *, from_start: bool = False) -> Any:

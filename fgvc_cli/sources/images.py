@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import importlib
 import io
@@ -49,7 +50,7 @@ from fgvc_cli.sources.frames import (
     read_video,
     video_format,
 )
-from fgvc_cli.sources.metadata import Info, without_metadata
+from fgvc_cli.sources.metadata import Info, Taken, read_taken, read_video_tags, without_metadata
 from fgvc_cli.sources.stored import CannotRead, FailureStatus, Stored
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
@@ -92,6 +93,10 @@ class DecodedImage:
 
     note: str = ""
     """What the user should know about how it was read; said once per run."""
+    taken: Taken = Taken()
+    """When, where and with what; blank where not asked for."""
+    by_rule: bool = True
+    """Whether another ``ReadRule`` may give other pixels: not without a colour profile."""
     placed: Placed | None = None
     """Where ``image`` lies in the image of the file, where it is what a box shows of it."""
 
@@ -107,7 +112,8 @@ class DecodedImage:
         except CannotRead as error:
             return Failure(error.status, _one_line(str(error)))
         # ``Image.crop`` shares nothing with the image, which may then go.
-        return DecodedImage(self.image.crop(placed.region), None, self.note, placed)
+        cut = self.image.crop(placed.region)
+        return DecodedImage(cut, None, self.note, self.taken, self.by_rule, placed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,11 @@ Prepare = Callable[[Image.Image], None]
 
 
 def read_image(
-    path: Path | str | Stored, prepare: Prepare | None = None, rule: ReadRule = TO_SHOW
+    path: Path | str | Stored,
+    prepare: Prepare | None = None,
+    rule: ReadRule = TO_SHOW,
+    *,
+    exif: bool = False,
 ) -> DecodedImage | Failure:
     """Decode one image; whatever the file holds, the answer is a value and nothing goes to stderr (but
     for a line of LibRaw's on a damaged RAW file).
@@ -137,13 +147,14 @@ def read_image(
     Args:
         path: a file, an image in an archive or a remote store, or a box of one of these.
         rule: what colour profiles and camera RAW come to; a checkpoint's ``preprocess`` for its model.
+        exif: also find out when, where and with what it was taken.
 
     Raises:
         Nothing for a bad file.
     """
     if isinstance(path, Region):
         # Of a smaller copy, which ``prepare`` may ask for, little would be left of a box.
-        whole = read_image(path.path, None, rule)
+        whole = read_image(path.path, None, rule, exif=exif)
         return whole if isinstance(whole, Failure) else whole.within(path)
     _quiet_decoders()
     frame = path if isinstance(path, Frame) else None
@@ -154,8 +165,9 @@ def read_image(
                 return Failure("empty", "the file has no bytes")
             stream.seek(0)
             if frame and frame.every_s:
-                return DecodedImage(read_video(stream, frame, MAX_PIXELS))
-            return _decode(stream, prepare, rule, frame.number if frame else 0)
+                image, tags = read_video(stream, frame, MAX_PIXELS)
+                return DecodedImage(image, taken=read_video_tags(tags, frame.second) if exif else Taken())
+            return _decode(stream, prepare, rule, frame.number if frame else 0, exif=exif)
     except CannotRead as error:
         return Failure(error.status, _one_line(str(error)))
     # Hostile files bring out any exception in Pillow: OSError, ValueError, TypeError, SyntaxError,
@@ -165,7 +177,7 @@ def read_image(
 
 
 def _decode(
-    stream: BinaryIO, prepare: Prepare | None, rule: ReadRule, number: int = 0
+    stream: BinaryIO, prepare: Prepare | None, rule: ReadRule, number: int = 0, *, exif: bool = False
 ) -> DecodedImage | Failure:
     """An open seekable stream -> an image in it; raises what the decoder raises.
 
@@ -174,14 +186,15 @@ def _decode(
     """
     kind = _kind_of(stream, number)
     if kind == "raw":
-        return _decode_raw(stream, prepare, rule)
+        return _decode_raw(stream, prepare, rule, exif=exif)
     if kind == "deep":
+        taken = _taken_of_tiff(stream) if exif else Taken()
         use_profile = rule.color_profile == "srgb"
         deep, orientation, notes = read_deep(
             stream, MAX_PIXELS, prepare, use_profile=use_profile, number=number
         )
         upright = _UPRIGHT.get(orientation)
-        return DecodedImage(deep if upright is None else deep.transpose(upright), note=notes)
+        return DecodedImage(deep if upright is None else deep.transpose(upright), note=notes, taken=taken)
     turned = kind == "heif" and _is_turned_by_container(stream)
     stream, info = without_metadata(stream)
     with _open_heif(stream) if kind == "heif" else _open_image(stream) as image:
@@ -199,6 +212,8 @@ def _decode(
         # A tag of the wrong type, which Pillow would trip over while it turns a TIFF.
         if not isinstance(image.info.get("xmp", b""), bytes):
             del image.info["xmp"]
+        # Before the pixels are read: a TIFF that is turned upright loses its tags.
+        taken = _taken(image, info) if exif else Taken()
         _load(image, stream)
         upright = _orientation(image, info)
         if kind == "heif" and not turned:
@@ -207,11 +222,12 @@ def _decode(
         rgb, note = to_rgb(image, profile if rule.color_profile == "srgb" else None)
         if sixteen_bits and _is_narrow(image):
             note = NARROW
+    by_rule = profile is not None
     if upright is None:
-        return DecodedImage(rgb, full_size, note)
+        return DecodedImage(rgb, full_size, note, taken, by_rule)
     if full_size and upright in _TURNED:
         full_size = full_size[::-1]
-    return DecodedImage(rgb.transpose(upright), full_size, note)
+    return DecodedImage(rgb.transpose(upright), full_size, note, taken, by_rule)
 
 
 class _Png(PngImagePlugin.PngImageFile):
@@ -312,13 +328,16 @@ def _extra(package: str, extra: str, what: str) -> Any:
         raise CannotRead("unreadable", reason) from error
 
 
-def _decode_raw(stream: BinaryIO, prepare: Prepare | None, rule: ReadRule) -> DecodedImage | Failure:
+def _decode_raw(
+    stream: BinaryIO, prepare: Prepare | None, rule: ReadRule, *, exif: bool = False
+) -> DecodedImage | Failure:
     """The preview that a camera has put into its RAW file, or, without one or where the rule says so, the
     image developed by LibRaw in sRGB with the white balance of the camera.
 
     The size is that of the preview. An EXIF of its own holds it upright, or else that of the file.
     """
     rawpy = _extra("rawpy", "raw", "camera RAW")
+    taken = _taken_of_tiff(stream) if exif else Taken()
     with rawpy.imread(stream) as raw:
         if (pixels := raw.sizes.raw_width * raw.sizes.raw_height) > MAX_PIXELS:
             return Failure("too_large", f"{pixels} pixels, the limit is {MAX_PIXELS}")
@@ -328,24 +347,26 @@ def _decode_raw(stream: BinaryIO, prepare: Prepare | None, rule: ReadRule) -> De
         if thumb is None:
             if prepare:
                 prepare(Image.new("1", (raw.sizes.width, raw.sizes.height)))
-            return DecodedImage(Image.fromarray(raw.postprocess(use_camera_wb=True)))
+            return DecodedImage(Image.fromarray(raw.postprocess(use_camera_wb=True)), taken=taken)
         upright = _UPRIGHT.get(_RAW_FLIPS.get(raw.sizes.flip, 1))
     if thumb.format == rawpy.ThumbFormat.BITMAP:
         if prepare:
             prepare(Image.new("1", thumb.data.shape[1::-1]))
-        photo: DecodedImage | Failure = DecodedImage(Image.fromarray(thumb.data))
+        photo: DecodedImage | Failure = DecodedImage(Image.fromarray(thumb.data), taken=taken)
     else:
         preview = io.BytesIO(thumb.data)
         if _says_orientation(without_metadata(preview)[1]):
             upright = None
         preview.seek(0)
-        photo = _decode(preview, prepare, rule)
+        photo = _decode(preview, prepare, rule, exif=exif)
+        if not isinstance(photo, Failure):
+            photo = dataclasses.replace(photo, taken=taken if taken.date else photo.taken, by_rule=True)
     if isinstance(photo, Failure) or upright is None:
         return photo
     full_size = photo.full_size
     if full_size and upright in _TURNED:
         full_size = full_size[::-1]
-    return DecodedImage(photo.image.transpose(upright), full_size, photo.note)
+    return DecodedImage(photo.image.transpose(upright), full_size, photo.note, photo.taken)
 
 
 _RAW_FLIPS = {1: 2, 3: 3, 2: 4, 4: 5, 6: 6, 7: 7, 5: 8}
@@ -512,6 +533,26 @@ def _orientation(image: Image.Image, info: Info) -> Image.Transpose | None:
         return _UPRIGHT.get(int(orientation))
     except Exception:  # any exception, as in read_image; the pixels are good without the EXIF
         return None
+
+
+def _taken(image: Image.Image, info: Info) -> Taken:
+    """As ``_orientation``, of an image whose file is open."""
+    try:
+        return read_taken(_exif_of(info) if info else image.getexif())
+    except Exception:  # any exception, as in ``read_image``
+        return Taken()
+
+
+def _taken_of_tiff(stream: BinaryIO) -> Taken:
+    """Of a TIFF, or a RAW that begins as one, without Pillow's decoder; the stream is at its start again."""
+    try:
+        tags = Image.Exif()
+        tags.load_from_fp(stream)
+        return read_taken(tags)
+    except Exception:  # any exception, as in ``read_image``; CR3 and some RAW are no TIFF
+        return Taken()
+    finally:
+        stream.seek(0)
 
 
 _ORIENTATION = 0x0112

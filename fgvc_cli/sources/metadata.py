@@ -1,4 +1,5 @@
 """PNG and JPEG without their metadata, over which Pillow would stumble: it sees only what makes the pixels.
+And what the metadata says of when, where and with what an image was taken.
 
 What else is needed (EXIF, XMP, colour profile) is taken out here, within bounds; of JPEG 2000 too, where
 Pillow does not look for it.
@@ -9,11 +10,14 @@ Nothing of Pillow is changed: it gets a stream that leaves out pieces of the fil
 from __future__ import annotations
 
 import bisect
+import contextlib
 import io
 import os
+import re
 import zlib
-from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, BinaryIO, NamedTuple, cast
 
 PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 JP2_MAGIC = b"\0\0\0\x0cjP  "
@@ -281,3 +285,108 @@ def _jp2_boxes(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, 
             return
         yield name, body, stop
         start = stop
+
+
+class Taken(NamedTuple):
+    """When, where and with what an image was taken; blank where the file does not say it, or not soundly."""
+
+    date: str = ""
+    """ISO 8601, by the camera's clock; with its offset from UTC where that is told."""
+    latitude: float | None = None
+    """Degrees north."""
+    longitude: float | None = None
+    """Degrees east."""
+    camera: str = ""
+    """Make and model."""
+
+
+_DATES = ((0x9003, 0x9291, 0x9011), (0x9004, 0x9292, 0x9012))
+"""Date, part of a second and offset from UTC: of the original, and of its digitisation."""
+_MAKE, _MODEL, _EXIF, _GPS = 0x010F, 0x0110, 0x8769, 0x8825
+
+
+def read_taken(exif: Any) -> Taken:
+    """What an EXIF says; each part by itself, as a broken one says nothing of the others.
+
+    Args:
+        exif: a ``PIL.Image.Exif``.
+    """
+
+    def attempt(read: Callable[[Any], Any], otherwise: Any) -> Any:
+        try:
+            return read(exif)
+        except Exception:  # a damaged directory raises anything, as in ``read_image``
+            return otherwise
+
+    latitude, longitude = attempt(_position, (None, None))
+    return Taken(attempt(_date, ""), latitude, longitude, attempt(_camera, ""))
+
+
+def exif_date(text: object, part: object = "", offset: object = "") -> str:
+    """``2024:05:06 07:08:09``, part of a second and offset -> ISO 8601; empty where it is no date."""
+    digits = re.fullmatch(r"\d+", _text(part))
+    zone = re.fullmatch(r"[+-]\d\d:[0-5]\d|Z", _text(offset))
+    try:
+        moment = datetime.strptime(_text(text)[:19], "%Y:%m:%d %H:%M:%S").isoformat()
+        whole = moment + (f".{digits[0][:6]}" if digits else "") + (zone[0] if zone else "")
+        datetime.fromisoformat(whole)
+    except ValueError:
+        return ""
+    return whole
+
+
+def clock_seconds(date: str) -> float | None:
+    """Seconds by the camera's clock of a date as ``Taken.date``, whose offset is left out: cameras that tell
+    it are compared with those that do not; None where there is none."""
+    try:
+        return datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+def read_video_tags(tags: Mapping[str, str], second: float) -> Taken:
+    """What the container of a video says, of the picture at a second: its date is in UTC."""
+    date = ""
+    with contextlib.suppress(ValueError, OverflowError):
+        begun = datetime.fromisoformat(tags.get("creation_time", ""))
+        if begun.year > 1970:  # clocks that were never set say 1904 or 1970
+            date = (begun + timedelta(seconds=second)).isoformat()
+    place = tags.get("location") or tags.get("com.apple.quicktime.location.ISO6709") or ""
+    degrees = re.match(r"([+-]\d{1,2}(?:\.\d+)?)([+-]\d{1,3}(?:\.\d+)?)(?![\d.])", place)
+    position = _checked(float(degrees[1]), float(degrees[2])) if degrees else (None, None)
+    names = [tags.get(f"com.apple.quicktime.{name}") or tags.get(name, "") for name in ("make", "model")]
+    return Taken(date, *position, _join_names(*names))
+
+
+def _date(exif: Any) -> str:
+    inner = exif.get_ifd(_EXIF)
+    return next(filter(None, (exif_date(*(inner.get(tag, "") for tag in tags)) for tags in _DATES)), "")
+
+
+def _position(exif: Any) -> tuple[float | None, float | None]:
+    tags = exif.get_ifd(_GPS)
+    north, east = ({"N": 1, "S": -1}[_text(tags[1])], {"E": 1, "W": -1}[_text(tags[3])])
+    degrees = [sum(float(part) / 60**i for i, part in enumerate(tags[tag])) for tag in (2, 4)]
+    return _checked(north * degrees[0], east * degrees[1])
+
+
+def _checked(latitude: float, longitude: float) -> tuple[float | None, float | None]:
+    """Blank where it is nowhere on Earth, NaN included."""
+    on_earth = abs(latitude) <= 90 and abs(longitude) <= 180
+    return (latitude, longitude) if on_earth else (None, None)
+
+
+def _camera(exif: Any) -> str:
+    return _join_names(exif.get(_MAKE, ""), exif.get(_MODEL, ""))
+
+
+def _join_names(make: object, model: object) -> str:
+    """Without the make twice, as many a model begins with it."""
+    make, model = _text(make), _text(model)
+    return model if model.lower().startswith(make.lower()) else f"{make} {model}".strip()
+
+
+def _text(value: object) -> str:
+    """One printable line."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return " ".join("".join(c if c.isprintable() else " " for c in text.partition("\0")[0]).split())[:100]

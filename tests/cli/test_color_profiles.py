@@ -50,9 +50,9 @@ def rules(monkeypatch) -> set[tuple[str, str]]:
     """How images were read meanwhile."""
     seen = set()
 
-    def reading(path, prepare=None, rule=TO_SHOW):
+    def reading(path, prepare=None, rule=TO_SHOW, **options):
         seen.add((rule.color_profile, rule.raw))
-        return read_image(path, prepare, rule)
+        return read_image(path, prepare, rule, **options)
 
     for module in (loaders, decoding, explain_run, images):
         monkeypatch.setattr(module, "read_image", reading)

@@ -89,7 +89,7 @@ def test_accuracies_are_printed_with_their_interval(world):
 
 def test_a_report_is_whole_and_says_what_the_json_says(report):
     folder, document = report
-    assert {entry.name for entry in folder.iterdir()} == {*REPORT_FILES}
+    assert {entry.name for entry in folder.iterdir()} == {*REPORT_FILES} - {"ranks.csv"}  # no taxonomy
     assert json.loads((folder / "metrics.json").read_text()) == document
     for name in ("confusion.png", "confused.png", "reliability.png"):
         with Image.open(folder / name) as picture:
@@ -421,3 +421,94 @@ def test_images_that_moved_are_divided_as_in_training(world, tmp_path):
     next((tmp_path / "there").rglob("*.jpg")).unlink()
     new = json.loads(evaluate("--weights", weights, "--data", tmp_path / "there", "--json").stdout)
     assert new["metrics"]["images"] == 14
+
+
+@pytest.fixture(scope="module")
+def tree(world):
+    """Three birds of one order; the first two share a genus, the third has none."""
+    names = sorted(folder.name for folder in (world / "aviary/test").iterdir())
+    path = world / "tree.csv"
+    lines = [f"{name},bird,{'one' if i < 2 else ''}" for i, name in enumerate(names)]
+    path.write_text("\n".join(["class,order,genus", *lines]))
+    return path
+
+
+def train_with_tree(world, tree, out):
+    return fgvc("train", "--no-pretrained", "--epochs", 1, "--batch-size", 6, "--input-px", 32, "--workers",
+                0, "--device", "cpu", "--data", world / "aviary", "--model", "timm-resnet10t", "--out", out,
+                "--taxonomy", tree)  # fmt: skip
+
+
+def test_a_taxonomy_is_kept_in_the_model_and_measured_at_each_rank(world, tree, tmp_path):
+    first = world / "first/model.safetensors"
+    given = json.loads(evaluate("--weights", first, "--taxonomy", tree, "--rollup", 0.4, "--json").stdout)
+    figures = given["taxonomy"]
+    assert [line["rank"] for line in figures["ranks"]] == ["class", "genus", "order"]
+    assert [line["images"] for line in figures["ranks"]] == [15, 10, 15]
+    assert figures["ranks"][0]["accuracy"] == given["metrics"]["top1"]
+    assert figures["ranks"][2]["accuracy"] == 1
+    covered = sum(line["coverage"] for line in figures["ranks"])
+    assert figures["rollup"]["coverage"] == pytest.approx(covered) == 1
+    assert sum(figures["mistakes"].values()) == round(15 * (1 - given["metrics"]["top1"]))
+
+    trained = train_with_tree(world, tree, tmp_path / "run")
+    assert trained.exit_code == 0, trained.output
+    weights = tmp_path / "run/model.safetensors"
+    kept = load_checkpoint(weights).taxonomy
+    assert kept.ranks == ("order", "genus") and kept.lineages[0] == ("bird", "one")
+    away = tree.rename(tmp_path / "moved.csv")
+    try:
+        printed = evaluate("--weights", weights, "--out", tmp_path / "report", "--rollup", 1).stdout
+    finally:
+        away.rename(tree)
+    assert "right at each rank of the taxonomy" in printed and "rolled up at 1: " in printed
+    table = rows(tmp_path / "report/ranks.csv")
+    assert [row["rank"] for row in table] == ["class", "genus", "order"] and table[2]["accuracy"] == "1.0000"
+    assert float(table[2]["coverage"]) == 1 and (tmp_path / "report/metrics.json").is_file()
+
+
+def test_a_taxonomy_that_is_missing_or_does_not_fit_is_one_line(world, tmp_path):
+    (tmp_path / "tree.csv").write_text("class,genus\nwren,Troglodytes\n")
+    for arguments, says in (
+        (["--rollup", 0.9], "neither model nor data bring"),
+        (["--taxonomy", tmp_path / "tree.csv"], "lacks 3 of 3 classes"),
+        (["--rollup", 2], "--rollup got 2.0, expected 1 at most"),
+    ):
+        result = fgvc("eval", "--weights", world / "second", "--workers", 0, "--device", "cpu", *arguments)
+        lines = [line for line in result.stderr.splitlines() if line.startswith("fgvc: ")]
+        assert result.exit_code in (1, 2) and len(lines) == 1 and says in lines[0]
+    result = train_with_tree(world, tmp_path / "tree.csv", tmp_path / "run")
+    assert result.exit_code == 1 and "lacks 3 of 3 classes" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_mean_of_several_models_is_what_predict_tells(world, tmp_path, flip):
+    both = [part for name in ("first", "second") for part in ("--weights", world / name)]
+    both += ["--tta", "flip"] if flip else []
+    document = json.loads(evaluate(*both, "--out", tmp_path / "report", "--json").stdout)
+    assert [each["weights_sha256"] for each in document["models"]] == document["weights_sha256"].split("+")
+    assert document["calibration"] is None and document["tta"] == ("flip" if flip else None)
+    out = tmp_path / "preds.csv"
+    made = fgvc("predict", world / "aviary/test", *both, "--out", out, "--workers", 0, "--device", "cpu")
+    assert made.exit_code == 0, made.output
+    predicted = {f"test/{row['path']}": row for row in rows(out)}
+    found = rows(tmp_path / "report/predictions.csv")
+    assert len(found) == 15
+    for row in found:
+        assert row["guess"] == predicted[row["path"]]["label"]
+        assert float(row["prob"]) == pytest.approx(float(predicted[row["path"]]["prob"]), abs=1e-4)
+    # No model alone has these probabilities.
+    evaluate("--weights", world / "first", "--out", tmp_path / "alone")
+    alone = [row["prob"] for row in rows(tmp_path / "alone/predictions.csv")]
+    assert [row["prob"] for row in found] != alone
+    assert "mean of the calibrated probabilities" in evaluate(*both).stdout
+
+
+def test_models_of_different_classes_have_no_mean(world, tmp_path):
+    result = fgvc("eval", "--weights", world / "first", "--weights", "aviary", "--workers", 0)
+    assert result.exit_code == 2 and "aviary tells 12 classes" in result.stderr
+    assert "first tells 3; it alone knows" in result.stderr
+    pair = ("--weights", world / "first", "--weights", world / "second")
+    result = fgvc("eval", *pair, "--split", "val", "--calibrate", tmp_path / "new.safetensors")
+    assert result.exit_code == 2 and "--calibrate does not go with a second --weights" in result.stderr

@@ -348,3 +348,29 @@ def test_dogs_with_their_lists_in_a_folder_and_with_their_caveat(tmp_path: Path)
 def test_no_val_on_request(tmp_path: Path) -> None:
     entry, _ = tiny("cub", tmp_path)
     assert load_entry(entry, tmp_path, val_share=0).counts() == {"train": 5, "val": 0, "test": 2}
+
+
+def test_lists_that_tell_a_tree_bring_it(tmp_path: Path) -> None:
+    boeing, hornet = ("Boeing", "Boeing 707"), ("McDonnell Douglas", "F/A-18")
+    expected = {
+        "grocery": (("kind", "coarse"), (("Fruit", "Apple"), ("Packages", "Milk"))),
+        "grocery-coarse": (("kind",), (("Fruit",), ("Packages",))),
+        "aircraft": (("manufacturer", "family"), (boeing, hornet)),
+        "aircraft-family": (("manufacturer",), (boeing[:1], hornet[:1])),
+        "cub": (("group",), (("Albatross",), ("Albatross",))),
+    }
+    for key in ("aircraft-manufacturer", "dogs", *expected):
+        (tmp_path / key).mkdir()
+        tree = load_entry(tiny(key, tmp_path / key)[0], tmp_path / key).taxonomy
+        assert (tree and (tree.ranks, tree.lineages)) == expected.get(key)
+
+
+def test_aircraft_without_its_other_lists_or_with_lists_that_are_no_tree(tmp_path: Path) -> None:
+    entry, root = tiny("aircraft", tmp_path)
+    family = root / "images_family_trainval.txt"
+    family.write_text(family.read_text().replace("F/A-18", "Boeing 707"))
+    (root / "images_family_test.txt").write_text("1514522 Boeing 707\n0747566 Boeing 707\n")
+    listing = load_entry(entry, tmp_path)
+    assert listing.taxonomy is None and "family 'Boeing 707' below two of manufacturer" in listing.notes[0]
+    family.unlink()
+    assert load_entry(entry, tmp_path).taxonomy is None

@@ -5,11 +5,22 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
+import pytest
+import torch
 from sklearn.metrics import top_k_accuracy_score
 
 from fgvc_cli.charts import figures
+from fgvc_cli.data.taxonomy import Taxonomy
 from fgvc_cli.evaluate import metrics
-from fgvc_cli.evaluate.metrics import Confusion, class_figures, confusion, in_top, most_confused
+from fgvc_cli.evaluate.metrics import (
+    Confusion,
+    RollUp,
+    class_figures,
+    confusion,
+    in_top,
+    most_confused,
+    taxonomy_figures,
+)
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2])
 GUESSES = np.array([0, 0, 1, 2, 1, 0, 2])
@@ -76,3 +87,62 @@ def test_of_equal_probabilities_the_first_counts_as_in_argmax():
     assert (in_top(labels, probs, 1) == (probs.argmax(axis=1) == labels)).all()
     assert in_top(labels, probs, 2).tolist() == [True, True, False]
     assert in_top(labels, probs).all()
+
+
+TREE = Taxonomy.of(
+    ("order", "family"),
+    {"a": ("O", "F"), "b": ("O", "F"), "c": ("O", "G"), "d": ("P", ""), "e": ("", "")},
+    "abcde",
+)
+PROBS = torch.tensor(
+    [
+        [0.95, 0.05, 0.0, 0.0, 0.0],
+        [0.5, 0.45, 0.05, 0.0, 0.0],
+        [0.5, 0.3, 0.15, 0.05, 0.0],
+        [0.3, 0.3, 0.2, 0.1, 0.1],
+        [0.05, 0.0, 0.0, 0.95, 0.0],
+        [0.05, 0.0, 0.0, 0.0, 0.95],
+    ]
+)
+
+
+def test_an_answer_is_rolled_up_to_the_finest_node_that_is_probable_enough():
+    roll_up = RollUp(TREE, 0.9)
+    rank, node, prob = roll_up(PROBS)
+    named = [
+        (roll_up.ranks[r] if r >= 0 else "", roll_up.label(r, n, "abcde"))
+        for r, n in zip(rank.tolist(), node.tolist(), strict=True)
+    ]
+    assert named == [
+        ("class", "a"),
+        ("family", "F"),
+        ("order", "O"),
+        ("", ""),
+        ("class", "d"),
+        ("class", "e"),
+    ]
+    assert prob[[0, 1, 2, 4, 5]].tolist() == pytest.approx([0.95] * 5) and prob[3].isnan()
+
+
+def test_of_two_nodes_that_reach_the_more_probable_answers_and_the_root_never_does():
+    rank, node, prob = RollUp(TREE, 0.15)(
+        torch.tensor([[0.14, 0.14, 0.14, 0.14, 0.14], [0.0, 0.0, 0.2, 0.3, 0.5]])
+    )
+    assert rank.tolist() == [1, 0] and node.tolist() == [0, 4]
+    assert prob.tolist() == pytest.approx([0.28, 0.5])
+    assert RollUp(TREE, 0.9)(torch.full((1, 5), 0.2))[0].tolist() == [-1]
+
+
+def test_figures_of_a_taxonomy_by_hand():
+    labels = np.array([0, 0, 2, 3, 3, 4])  # guesses: a a a a d e
+    figures = taxonomy_figures(TREE, labels, PROBS, 0.9)
+    found = {line["rank"]: line for line in figures["ranks"]}
+    assert [line["images"] for line in figures["ranks"]] == [6, 3, 5]
+    assert found["class"]["accuracy"] == pytest.approx(4 / 6)
+    assert found["family"]["accuracy"] == pytest.approx(2 / 3)  # of a, a, c
+    assert found["order"]["accuracy"] == pytest.approx(4 / 5)  # of all but e
+    assert [line["coverage"] for line in figures["ranks"]] == pytest.approx([3 / 6, 1 / 6, 1 / 6])
+    assert [line["answer_accuracy"] for line in figures["ranks"]] == [1.0, 1.0, 1.0]
+    assert figures["rollup"] == {"least": 0.9, "coverage": pytest.approx(5 / 6), "accuracy": 1.0}
+    assert figures["mistakes"] == {"2": 1, "3": 1} and figures["mean_distance"] == 2.5
+    assert taxonomy_figures(TREE, labels, PROBS)["rollup"] is None

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ from fake_predictor import fake_block, fake_info
 from PIL import Image
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.formats import h5
 from fgvc_cli.formats.h5 import CHUNK_BYTES, H5Sink
 from fgvc_cli.formats.jsonl import JsonlSink
 from fgvc_cli.formats.outputs import CropsFolder, MapsFolder, Outputs, safe_name
@@ -89,6 +91,61 @@ def test_hdf5_chunks_of_large_maps_stay_small(tmp_path):
     write(H5Sink(tmp_path / "p.h5", extras=("attention",)), info, [block])
     with h5py.File(tmp_path / "p.h5") as file:
         assert file["attention"].chunks == (CHUNK_BYTES // (448 * 448 * 2), 448, 448)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("sizes", [(1024,), (700, 700, 700), (1, 2047, 1), (3000,)])
+def test_chunks_that_are_compressed_here_are_those_of_hdf5(tmp_path, sizes, compress):
+    """Content, filters and chunks; plain h5py reads each with its checksum."""
+    rng = np.random.default_rng(0)
+    stored = {
+        "map": rng.random((sum(sizes), 3, 5)).astype(np.float16),
+        "index": rng.integers(-1, 9, (sum(sizes), 2), np.int32),
+        "byte": rng.integers(0, 255, sum(sizes), np.uint8),
+    }
+    late = rng.random(sum(sizes))
+    (tmp_path / "p.h5").touch()
+    with closing(h5.H5Rows(str(tmp_path / "p.h5"))) as rows, h5py.File(tmp_path / "plain.h5", "w") as plain:
+        for name, values in stored.items():
+            rows.add(name, values.shape[1:], values.dtype, compress=compress)
+        start = 0
+        for i, size in enumerate(sizes):
+            here = slice(start, start + size)
+            if i == 1:
+                rows.add("late", (), np.float64, compress=compress)
+                rows.add("never", (), np.float64, compress=compress)
+            columns = {name: values[here] for name, values in stored.items()}
+            rows.append(size, columns | ({"late": late[here]} if i else {}))
+            start += size
+        if len(sizes) > 1:
+            late[: sizes[0]] = np.nan
+            stored |= {"late": late, "never": np.full(len(late), np.nan)}
+        filters = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if compress else {}
+        for name, values in stored.items():
+            chunks = (1024, *values.shape[1:])
+            plain.create_dataset(name, data=values, chunks=chunks, fletcher32=True, **filters)
+    with h5py.File(tmp_path / "p.h5") as ours, h5py.File(tmp_path / "plain.h5") as theirs:
+        assert ours.keys() == stored.keys()
+        for name, values in stored.items():
+            np.testing.assert_array_equal(ours[name][:], values)
+            assert ours[name].dtype == values.dtype and ours[name].chunks == theirs[name].chunks
+            plists = [file[name].id.get_create_plist() for file in (ours, theirs)]
+            mine, plain = ([p.get_filter(i) for i in range(p.get_nfilters())] for p in plists)
+            assert mine == plain and (ours[name].compression == "gzip") == compress
+        if len(sizes) > 1:
+            assert ours["never"].id.get_num_chunks() == 0
+
+
+def test_a_chunk_that_is_damaged_is_noticed(tmp_path):
+    (tmp_path / "p.h5").touch()
+    with closing(h5.H5Rows(str(tmp_path / "p.h5"))) as rows:
+        rows.add("values", (), np.float64, compress=False)
+        rows.append(1024, {"values": np.full(1024, 0.125)})
+    content = bytearray((tmp_path / "p.h5").read_bytes())
+    content[content.index(np.float64(0.125).tobytes() * 9) + 40] ^= 1
+    (tmp_path / "p.h5").write_bytes(content)
+    with h5py.File(tmp_path / "p.h5") as file, pytest.raises(OSError, match="filter returned failure"):
+        file["values"][:]
 
 
 @pytest.mark.skipif(not shutil.which("h5dump"), reason="needs h5dump")

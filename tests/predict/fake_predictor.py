@@ -6,7 +6,8 @@ Run as a script it is a small ``fgvc predict``, to be killed: fake_predictor.py 
 import sys
 import time
 import zlib
-from collections import Counter, deque
+from collections import deque
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -36,6 +37,10 @@ class FakePredictor:
         self.info = info or fake_info()
         self.batch, self.seconds, self.mended = batch, seconds, mended
         self.seen = deque(maxlen=1000)
+        self.clipped = 0
+
+    def kept_decoders(self):
+        return nullcontext()
 
     def blocks(self, images, first=0):
         images = iter(images)
@@ -108,13 +113,14 @@ def run(outputs, rows, *, seconds=0.0, part_rows=20, batch=7, images=None):
     images = images or fake_images(rows)
     root = partial_folder(outputs.files[0])
     with RunFolder(root, run_identity(info, ["photos"])) as folder:
-        folder.skip_completed(images)
-        if not folder.done:
-            with PartWriter(folder.path, first=folder.rows, rows=part_rows) as writer:
-                for block in predictor.blocks(images, first=folder.rows):
+        folder.survey()
+        for task in folder.tasks(images):
+            with PartWriter(folder.path, first=task.first, rows=part_rows) as writer:
+                for block in predictor.blocks(task.images, first=task.first):
                     writer.add(block)
+                    folder.count(len(block), block.status)
                 writer.flush()
-            folder.finish(writer.next_row, folder.statuses)
+        folder.finish()
         return merge_run(root, outputs)
 
 
@@ -129,13 +135,12 @@ def begin_shards(out, count, rows, info=None, complete=None, images=None):
             RunFolder(root, run_identity(info, ["photos"]), shard=shard) as folder,
             PartWriter(folder.path, rows=6) as writer,
         ):
-            statuses = Counter()
             for block in FakePredictor(info, batch=4).blocks(walk):
                 writer.add(block)
-                statuses.update(block.status)
+                folder.count(len(block), block.status)
             writer.flush()
             if complete is None or index in complete:
-                folder.finish(writer.next_row, statuses, walk.seen())
+                folder.finish(walk.seen())
     return root
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fgvc_cli.engine.device import best_batch_size
 from fgvc_cli.predict.decoding import delayed, until_full
-from fgvc_cli.predict.forward import best_batch_size
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -53,7 +53,7 @@ def test_a_model_that_fails_otherwise_or_at_once_is_not_hidden():
 
 def test_the_probe_gives_its_memory_back(monkeypatch):
     released = []
-    monkeypatch.setattr("fgvc_cli.predict.forward.release_memory", released.append)
+    monkeypatch.setattr("fgvc_cli.engine.device.release_memory", released.append)
     best_batch_size(lambda size: 0.001 * size, CUDA)
     assert released == [CUDA]
 

@@ -42,7 +42,7 @@ DEADLY = """
 import os, signal, sys, time
 import fgvc_cli.predict.decoding as decoder
 read = decoder.read_image
-def deadly(path, *rest):
+def deadly(path, *rest, **options):
     name = os.path.basename(str(path))
     if name.startswith("segv"):
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -50,7 +50,7 @@ def deadly(path, *rest):
         os._exit(7)
     if name.startswith("slow"):
         time.sleep(60)
-    return read(path, *rest)
+    return read(path, *rest, **options)
 decoder.read_image = deadly
 from fgvc_cli.predict.decoding import serve
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from icc_profiles import rgb_profile
 from PIL import Image
 
 from fgvc_cli.config import Preprocess
@@ -157,3 +158,26 @@ def test_a_broken_big_image_gives_its_turn_back(tmp_path, monkeypatch):
     failed = Decoder(DecodeSettings(RULE), turn=turn).load(0, tmp_path / "cut.jpg")
     assert isinstance(failed.failure, Failure) and turn.acquire(blocking=False)
     assert Decoder(DecodeSettings(RULE)).load(0, Path("gone")).failure.status == "missing"
+
+
+@pytest.mark.parametrize("profile", [None, "Adobe RGB"])
+def test_an_input_for_each_model_and_a_second_look_only_at_colours_that_differ(
+    tmp_path, monkeypatch, profile
+):
+    """One model wants sRGB, the other the values as they are: without a profile both are the same."""
+    icc = rgb_profile(profile) if profile else None
+    Image.new("RGB", (90, 60), (200, 30, 30)).save(tmp_path / "a.png", icc_profile=icc)
+    reads = []
+    read = decoder_module.read_image
+
+    def reading(path, prepare, rule, **options):
+        reads.append(rule.color_profile)
+        return read(path, prepare, rule, **options)
+
+    monkeypatch.setattr(decoder_module, "read_image", reading)
+    other = RULE._replace(input_px=32, resize_px=32, color_profile="ignore")
+    decoded = Decoder(DecodeSettings(RULE, others=(other,))).load(0, tmp_path / "a.png")
+    assert decoded.pixels.shape == (64, 64, 3) and decoded.others[0].shape == (32, 32, 3)
+    assert decoded.others[0][0, 0].tolist() == [200, 30, 30]
+    assert reads == (["srgb", "ignore"] if profile else ["srgb"])
+    assert (decoded.pixels[0, 0].tolist() == [200, 30, 30]) == (profile is None)

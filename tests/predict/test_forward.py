@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fgvc_cli.config import Preprocess
-from fgvc_cli.data.loaders import worker_count
+from fgvc_cli.config import Preprocess, worker_count
+from fgvc_cli.data.taxonomy import Taxonomy
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.output import ModelOutput
 from fgvc_cli.predict.predictor import Predictor, count_named
@@ -172,7 +172,7 @@ def test_an_extra_that_the_model_does_not_give_is_one_line():
 
 @pytest.mark.parametrize(("gain", "expected"), [(1.2, "float32"), (1.3, "bf16")])
 def test_the_precision_that_a_probe_chose_is_recorded_and_told(monkeypatch, gain, expected):
-    from fgvc_cli.predict import forward as precision
+    from fgvc_cli.engine import device as precision
 
     monkeypatch.setattr(precision, "has_bf16", lambda device: True)
     monkeypatch.setattr(precision, "_gain", lambda run: gain)
@@ -182,7 +182,7 @@ def test_the_precision_that_a_probe_chose_is_recorded_and_told(monkeypatch, gain
 
 
 def test_the_probe_runs_both_precisions_and_a_cpu_without_bfloat16_is_not_probed(monkeypatch):
-    from fgvc_cli.predict import forward as precision
+    from fgvc_cli.engine import device as precision
 
     class Watched(Grey):
         seen = frozenset()
@@ -257,7 +257,7 @@ def test_a_model_that_waits_for_images_is_told_of_once(monkeypatch):
 
 
 def test_workers_auto_is_one_per_cpu(monkeypatch):
-    monkeypatch.setattr("fgvc_cli.data.loaders.usable_cpus", lambda: 6)
+    monkeypatch.setattr("fgvc_cli.config.usable_cpus", lambda: 6)
     assert predictor(workers="auto")._workers == 6
     assert worker_count("auto", 4) == 1 and worker_count("auto", 2) == 3 and worker_count(0) == 0
 
@@ -269,3 +269,134 @@ def test_images_named_one_by_one_are_counted(tmp_path):
     assert count_named(images) == 2
     for other in (tmp_path, tmp_path / "list.txt", tmp_path / "missing.jpg", str(tmp_path / "*.jpg"), "-"):
         assert count_named([*images, other]) is None
+
+
+class Darker(Grey):
+    """Sees the image at 48 px, knows its classes in another order, and finds it half as white."""
+
+    def forward(self, images, want=()):
+        assert images.shape[2:] == (48, 48)
+        white = (images.mean(dim=(1, 2, 3)) / 2 + 0.5) / 2
+        return ModelOutput(logits={}, probs=torch.stack((white, 1 - white), dim=1))
+
+
+class Left(Grey):
+    """Probability of ``white`` is how white the left half is; its box is there too."""
+
+    def forward(self, images, want=()):
+        white = images[..., : images.shape[3] // 2].mean(dim=(1, 2, 3)) / 2 + 0.5
+        box = torch.tensor([[0.0, 0.0, 16.0, 32.0]]).repeat(len(images), 1)
+        return ModelOutput(logits={}, probs=torch.stack((1 - white, white), dim=1), boxes=box)
+
+
+def trained_as(model, name="grey", classes=("black", "white"), temperature=1.0, **preprocess):
+    return SimpleNamespace(
+        model=model,
+        classes=classes,
+        preprocess=PREPROCESS.model_copy(update=preprocess),
+        name=name,
+        sha256=f"sha-{name}",
+        temperature=temperature,
+    )
+
+
+def ensemble(*trained, **options):
+    given = {"device": "cpu", "batch_size": 8, "workers": 0, "top_k": 2, "read": read} | options
+    return Predictor(list(trained), **given)
+
+
+def test_several_models_give_the_mean_of_their_probabilities():
+    """Each at its own size, its classes matched by name."""
+    first = trained_as(Grey())
+    second = trained_as(Darker(), "darker", ("white", "black"), input_px=48, resize_px=48)
+    model = ensemble(first, second, extras=("logits",))
+    (block,) = model.blocks(images([100, -1, 200]))
+    for row, grey in ((0, 100), (2, 200)):
+        white = grey / 255 * 0.75
+        assert np.exp(block.logits[row]) == pytest.approx([1 - white, white], abs=1e-5)
+        assert block.topk_prob[row, 0] == pytest.approx(max(white, 1 - white), abs=1e-5)
+    assert block.status[1] == "missing"
+    # Boxes are the first model's, in pixels of the image.
+    assert block.box[0, 0] == pytest.approx(100 / 255 * 16, abs=1e-3)
+    assert model.info.weights_sha256 == "sha-grey+sha-darker" and model.info.model == "grey + darker"
+    (other,) = model.info.settings["others"]
+    assert (other["weights_sha256"], other["preprocess"]["input_px"]) == ("sha-darker", 48)
+
+
+def test_each_model_has_its_own_temperature():
+    (row,) = ensemble(trained_as(Grey(), temperature=0.5), trained_as(Grey())).predict(images([204]))
+    sharp = 0.8**2 / (0.8**2 + 0.2**2)
+    assert row.probs[0] == pytest.approx((sharp + 0.8) / 2, abs=1e-5)
+
+
+def test_models_of_other_classes_are_refused():
+    for classes, named in (
+        (("black", "grey"), "does not know 'white'"),
+        (("black", "grey", "white"), "grey"),
+    ):
+        with pytest.raises(FgvcError, match=named) as error:
+            ensemble(trained_as(Grey()), trained_as(Grey(), "second", classes))
+        assert error.value.message.startswith(f"second tells {len(classes)} classes, grey tells 2;")
+
+
+def test_the_mirror_image_counts_half_and_boxes_stay(tmp_path):
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:, :16] = 204
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    plain, both = (ensemble(trained_as(Left()), read=None, tta=tta, top_k=2) for tta in (None, "flip"))
+    (one,), (two,) = (list(each.predict(tmp_path / "a.png")) for each in (plain, both))
+    assert dict(zip(one.labels, one.probs, strict=True))["white"] == pytest.approx(0.8, abs=1e-5)
+    assert dict(zip(two.labels, two.probs, strict=True))["white"] == pytest.approx(0.4, abs=1e-5)
+    assert one.box == two.box == (0, 0, 16, 32)
+    assert both.info.settings["tta"] == "flip" and "tta" not in plain.info.settings
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoding_processes_hand_over_an_input_for_each_model(tmp_path, workers):
+    for grey in (51, 102, 153):
+        Image.new("RGB", (60, 40), (grey,) * 3).save(tmp_path / f"{grey}.png")
+    (tmp_path / "bad.png").write_bytes(b"junk")
+    second = trained_as(Darker(), "darker", ("white", "black"), input_px=48, resize_px=48)
+    model = ensemble(trained_as(Grey()), second, read=None, workers=workers)
+    found = {row.path: row for row in model.predict(tmp_path)}
+    assert found.pop("bad.png").status == "not_an_image"
+    for grey in (51, 102, 153):
+        probs = dict(zip(found[f"{grey}.png"].labels, found[f"{grey}.png"].probs, strict=True))
+        assert probs["white"] == pytest.approx(0.75 * grey / 255, abs=1e-4)
+
+
+def test_out_of_memory_halves_the_batch_of_all_models():
+    small = ensemble(trained_as(Grey()), trained_as(Grey(room=3), "second"))
+    assert_rows_are_those_of_their_images(list(small.predict(images(GREYS))), GREYS)
+    assert small.batch_size == 2
+
+
+TREE = Taxonomy(("family",), (("grey",), ("grey",)))
+
+
+def test_rows_tell_the_finest_node_that_is_probable_enough():
+    model = ensemble(trained_as(Grey()), taxonomy=TREE, rollup=0.7)
+    rows = list(model.predict(images([-1, 10, 130])))
+    assert rows[0].more == {}
+    assert (rows[1].more["rank"], rows[1].more["rank_label"]) == ("class", "black")
+    assert rows[1].more["rank_prob"] == pytest.approx(rows[1].probs[0])
+    assert (rows[2].more["rank"], rows[2].more["rank_label"]) == ("family", "grey")
+    assert rows[2].more["rank_prob"] == pytest.approx(1)
+    settings = model.info.settings["rollup"]
+    assert settings["least"] == 0.7 and len(settings["taxonomy_sha256"]) == 64
+    with pytest.raises(FgvcError, match="grey does not bring"):
+        ensemble(trained_as(Grey()), rollup=0.7)
+
+
+def test_camera_metadata_comes_with_the_rows(tmp_path):
+    exif = Image.Exif()
+    exif[0x10F], exif[0x110], exif[0x8769] = "Canon", "R5", {0x9003: "2024:05:06 07:08:09"}
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (60, 40)).save(tmp_path / "b.jpg")
+    (tmp_path / "c.jpg").write_bytes(b"junk")
+    for workers in (0, 1):
+        model = ensemble(trained_as(Grey()), read=None, workers=workers, exif=True)
+        rows = list(model.predict(tmp_path))
+        assert rows[0].more == {"date": "2024-05-06T07:08:09", "camera": "Canon R5"}
+        assert rows[1].more == rows[2].more == {}
+        assert model.info.columns == ("date", "latitude", "longitude", "camera")

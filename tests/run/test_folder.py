@@ -125,15 +125,16 @@ def begin(folder, rows=60, part_rows=20, info=None, **options):
 
 def go_on(root, info=None, sources=("photos",), images=None, **options):
     with RunFolder(root, run_identity(info or fake_info(), sources), **options) as folder:
-        images = images or fake_images(100)
-        folder.skip_completed(images)
-        return folder.rows, next(images).name
+        folder.survey()
+        return [
+            (task.first, next(iter(task.images)).name) for task in folder.tasks(images or fake_images(100))
+        ]
 
 
 def test_completed_rows_are_taken_from_the_walk(tmp_path):
     root = begin(tmp_path)
     (root / "rows-000000000060.npz.tmp").write_text("torn")
-    assert go_on(root) == (60, "d0000/img000060.jpg")
+    assert go_on(root) == [(60, "d0000/img000060.jpg")]
     assert not list(root.glob("*.tmp"))
 
 
@@ -153,7 +154,7 @@ def test_another_run_is_refused_with_what_changed(tmp_path, change, words):
         go_on(root, **change)
     assert "--restart" in str(caught.value) and "\n" not in str(caught.value)
     assert len(list_parts(root)) == 3
-    assert go_on(root, restart=True, **change)[0] == 0
+    assert go_on(root, restart=True, **change)[0][0] == 0
     assert list_parts(root) == []
 
 
@@ -165,17 +166,24 @@ def test_a_changed_list_is_refused_with_the_first_that_differs(tmp_path):
     with pytest.raises(FgvcError, match="row 30 was d0000/img000030.jpg, now the end"):
         go_on(root, images=fake_images(30))
     with RunFolder(root, run_identity(fake_info(), ["photos"])) as folder:
-        folder.finish(60, folder.statuses)
+        folder.survey()
+        folder.finish()
     with pytest.raises(FgvcError, match="row 60 was the end, now d0000/img000060.jpg"):
         go_on(root)
     assert len(list_parts(root)) == 3
 
 
-def test_rows_behind_a_damaged_part_are_read_anew(tmp_path):
+def test_the_rows_of_a_damaged_part_alone_are_read_anew(tmp_path):
     root = begin(tmp_path)
     list_parts(root)[1].write_bytes(b"torn")
-    assert go_on(root) == (20, "d0000/img000020.jpg")
-    assert len(list_parts(root)) == 1
+    with RunFolder(root, run_identity(fake_info(), ["photos"])) as folder:
+        assert folder.survey() == 0 and folder.rows == 40
+        tasks = (
+            (task.first, [found.name for found in task.images]) for task in folder.tasks(fake_images(70))
+        )
+        names = [found.name for found in fake_images(70)]
+        assert list(tasks) == [(20, names[20:40]), (60, names[60:])]
+    assert len(list_parts(root)) == 2
 
 
 def test_a_run_without_a_row_leaves_nothing(tmp_path):
@@ -217,7 +225,7 @@ def test_two_processes_never_share_a_folder_and_a_dead_one_holds_nothing(context
     assert len(list_parts(root)) == 3
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert go_on(root)[0] == 60
+    assert go_on(root)[0][0] == 60
 
 
 def restart_shard(root, index):
@@ -241,7 +249,7 @@ def test_a_refused_shard_leaves_nothing_behind(tmp_path):
         go_on(root, shard=ShardOf(0, 2))
     assert [path.name for path in root.iterdir()] == ["shard-0-of-3"]
     (root / "shard-1-of-2").mkdir()  # left by a kill
-    assert go_on(root, shard=ShardOf(0, 3), images=islice(fake_images(100), 0, None))[0] == 60
+    assert go_on(root, shard=ShardOf(0, 3), images=islice(fake_images(100), 0, None))[0][0] == 60
 
 
 def test_an_output_that_came_before_the_lock_is_refused_at_once(tmp_path):
@@ -251,7 +259,7 @@ def test_an_output_that_came_before_the_lock_is_refused_at_once(tmp_path):
         RunFolder(tmp_path / "p.csv.partial", run_identity(fake_info(), ["photos"])) as folder,
     ):
         (tmp_path / "p.csv").write_text("finished meanwhile")
-        complete_rows(options, folder, ShardWalk(fake_images(10)), None, None)
+        complete_rows(options, folder, ShardWalk(fake_images(10)), fake_info(), None, None)
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
 
 

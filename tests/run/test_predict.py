@@ -581,7 +581,7 @@ def test_a_notebook_is_told_of_wrong_options_and_interrupts(model, photos, tmp_p
         ({"batch_size": 0}, "--batch-size got 0, expected 1 or more or auto"),
         ({"min_prob": "high"}, "--min-prob got 'high', expected a number"),
         ({"quiet": "perhaps"}, "--quiet got 'perhaps', expected True or False"),
-        ({"weights": ["a"]}, r"--weights got \['a'\], expected text"),
+        ({"taxonomy": ["a"]}, r"--taxonomy got \['a'\], expected text"),
         ({"out": 5}, "--out got 5, expected a path, or several"),
         ({"frames": 0}, "--frames got '0', expected"),
     ):

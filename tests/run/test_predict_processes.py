@@ -170,6 +170,53 @@ def test_torchrun_shares_a_folder_among_its_processes(weights, listed):
         assert len(list(csv.DictReader(stream))) == 25
 
 
+@pytest.fixture
+def on_path(tmp_path, monkeypatch):
+    """The command as an installation puts it on the path."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "fgvc").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fgvc_cli "$@"\n')
+    (tmp_path / "bin" / "fgvc").chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]]))
+
+
+def rows_of(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_array_job_of_slurm_merges_with_its_last_task(weights, listed, on_path, monkeypatch):
+    folder = listed(5)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    told = []
+    for task in ("4", "3"):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        assert not (folder / "p.csv").exists()
+        script = [str(ROOT / "examples" / "slurm_array.sh"), "@list.txt", "p.csv"]
+        process = start(["bash", *script, "--weights", str(weights)], folder, stdout=subprocess.PIPE)
+        told.append(process.communicate(timeout=SECONDS))
+        assert process.returncode == 0, told
+    assert [out for out, _ in told] == ["", "merged into p.csv\n"]
+    assert len(rows_of(folder / "p.csv")) == 5
+    assert [path.name for path in folder.glob("p.csv*")] == ["p.csv"]
+
+
+def test_the_pod_of_kubernetes_completes_its_shard(weights, listed, on_path, monkeypatch):
+    folder = listed(3)
+    (folder / "archive").mkdir()
+    (folder / "archive" / "broken.jpg").write_text("broken")
+    text = (ROOT / "examples" / "kubernetes_job.yaml").read_text()
+    script = text.partition("args:\n            - |\n")[2].partition("          resources:")[0]
+    assert text.count("16") == 3 and '"$JOB_COMPLETION_INDEX/16"' in script
+    script = script.replace("/data/", f"{folder}/").replace("/16", "/1")
+    script = script.replace("groceries-vit", str(weights))
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    process = start(["sh", "-c", script], folder)
+    told = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 0, told
+    assert "1 failed (not_an_image 1)" in told
+
+
 HUNG = """
 import sys, time
 from pathlib import Path

@@ -9,8 +9,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
 
 from fgvc_cli.sources.images import DecodedImage, Failure, read_image
+from fgvc_cli.sources.metadata import Taken, read_video_tags
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 PICTURE = Image.fromarray(PIXELS)
@@ -244,3 +246,89 @@ def test_damaged_boxes_of_a_jpeg_2000_cost_nothing(tmp_path):
     place = JP2.index(b"jp2c") - 4
     for extra in (box(b"uuid", b"JpgTiffExif->JP2junk"), box(b"uuid", b""), box(b"free", b"x") * 2000):
         np.testing.assert_array_equal(decoded(tmp_path, JP2[:place] + extra + JP2[place:]), PIXELS)
+
+
+def taken_exif(**changes) -> Image.Exif:
+    """An EXIF that says everything; None leaves a tag out."""
+    exif = Image.Exif()
+    values = {
+        "make": "Canon",
+        "model": "Canon EOS R5",
+        "date": "2024:05:06 07:08:09",
+        "part": "25",
+        "offset": "+02:00",
+        "north": "S",
+        "latitude": (33.0, 30.0, 36.0),
+        "east": "W",
+        "longitude": (70.0, 15.0, 0.0),
+    } | changes
+    inner, gps = exif.get_ifd(0x8769), exif.get_ifd(0x8825)
+    places = {"make": (exif, 0x10F), "model": (exif, 0x110), "date": (inner, 0x9003), "part": (inner, 0x9291)}
+    places |= {"offset": (inner, 0x9011), "north": (gps, 1), "latitude": (gps, 2)}
+    places |= {"east": (gps, 3), "longitude": (gps, 4)}
+    for name, (directory, tag) in places.items():
+        if values[name] is not None:
+            directory[tag] = values[name]
+    exif[0x8769], exif[0x8825] = dict(inner), dict(gps)  # by hand, for TIFF
+    return exif
+
+
+def taken(tmp_path, exif: Image.Exif, form: str = "JPEG") -> Taken:
+    (tmp_path / "a").write_bytes(encoded(form, exif=exif))
+    photo = read_image(tmp_path / "a", exif=True)
+    assert isinstance(photo, DecodedImage), photo
+    assert read_image(tmp_path / "a").taken == Taken()  # nobody asked
+    return photo.taken
+
+
+SAID = Taken("2024-05-06T07:08:09.25+02:00", pytest.approx(-33.51), -70.25, "Canon EOS R5")
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_what_the_camera_says_is_read_from_every_format(tmp_path, form):
+    assert taken(tmp_path, taken_exif(), form) == SAID
+
+
+def test_a_deep_tiff_says_it_too(tmp_path):
+    grey = Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 20)
+    (tmp_path / "a.tif").write_bytes(encoded("TIFF", grey, exif=taken_exif()))
+    assert read_image(tmp_path / "a.tif", exif=True).taken == SAID
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"part": None, "offset": None}, {"date": "2024-05-06T07:08:09"}),
+        ({"offset": "Berlin"}, {"date": "2024-05-06T07:08:09.25"}),
+        ({"offset": "+99:00"}, {"date": ""}),
+        ({"date": "0000:00:00 00:00:00"}, {"date": ""}),
+        ({"date": "yesterday"}, {"date": ""}),
+        ({"date": None}, {"date": ""}),
+        ({"north": None}, {"latitude": None, "longitude": None}),
+        ({"latitude": (133.0, 0.0, 0.0)}, {"latitude": None, "longitude": None}),
+        ({"longitude": (70.0, IFDRational(1, 0), 0.0)}, {"latitude": None, "longitude": None}),
+        ({"north": "N", "east": "E"}, {"latitude": pytest.approx(33.51), "longitude": 70.25}),
+        ({"make": "RECONYX\0\0", "model": "HP2X\n"}, {"camera": "RECONYX HP2X"}),
+        ({"make": None, "model": None}, {"camera": ""}),
+    ],
+)
+def test_a_broken_part_is_blank_and_costs_no_other(tmp_path, changes, said):
+    assert taken(tmp_path, taken_exif(**changes)) == SAID._replace(**said)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"", b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
+)
+def test_an_exif_that_is_none_leaves_the_image(tmp_path, junk):
+    (tmp_path / "a").write_bytes(JPEG[:2] + segment(0xE1, junk) + JPEG[2:])
+    photo = read_image(tmp_path / "a", exif=True)
+    assert isinstance(photo, DecodedImage) and photo.taken == Taken()
+
+
+def test_a_video_says_when_each_picture_was_taken():
+    tags = {"creation_time": "2021-02-03T04:05:06.000000Z", "make": "Apple", "model": "iPhone",
+            "location": "+27.5916+086.5640+8850/"}  # fmt: skip
+    said = Taken("2021-02-03T04:05:08.500000+00:00", 27.5916, 86.564, "Apple iPhone")
+    assert read_video_tags(tags, 2.5) == said
+    unset = {"creation_time": "1904-01-01T00:00:00Z", "location": "home", "make": ""}
+    assert read_video_tags(unset, 0) == read_video_tags({"location": "+95.0+0.0/"}, 0) == Taken()
