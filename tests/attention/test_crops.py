@@ -15,6 +15,11 @@ from fgvc_cli.attention.crops import (
 )
 
 
+@pytest.fixture(autouse=True)
+def same_images_each_time():
+    torch.manual_seed(0)
+
+
 def ramp(height=16, width=20):
     """Two channels that hold the x and the y of each pixel's centre."""
     ys, xs = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")

@@ -218,7 +218,7 @@ def test_a_cut_table_goes_on_and_ends_as_an_uncut_one(colours, tmp_path, monkeyp
         (["--ablate", "delta", "--set", "seed=1"], "--seeds 0,1,2"),
         (["--ablate", "delta", "--set", "options.delta=0.7"], "options.delta is what --ablate delta varies"),
         (["--ablate", "delta", "--set", "options.detla=0.7"], "Nearest: delta"),
-        (["--ablate", "stages"], "table3, delta"),
+        (["--ablate", "stages"], "table3, masks, delta"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(arguments, message, tmp_path):
