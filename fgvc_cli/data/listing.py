@@ -30,6 +30,8 @@ class Example(NamedTuple):
     label: int
     more: tuple[int, ...] = ()
     box: GivenBox | None = None
+    banner_px: int = 0
+    """Lowest rows of pixels that are no part of the image, such as a line of copyright."""
 
     @property
     def name(self) -> str:

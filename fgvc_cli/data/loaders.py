@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fgvc_cli.config import usable_cpus
 from fgvc_cli.data.listing import Example
 from fgvc_cli.data.transforms import Transform
-from fgvc_cli.sources.images import TO_SHOW, Failure, ReadRule, read_image
+from fgvc_cli.sources.images import TO_SHOW, DecodedImage, Failure, Prepare, ReadRule, read_image
 
 
 class Draw(NamedTuple):
@@ -160,7 +161,7 @@ class LabelledImages(Dataset):
     def _read(self, index: int) -> tuple[int, int | Tensor, Tensor | str]:
         example = self.examples[index]
         target = self._target(example)
-        photo = read_image(example.where(self.root), rule=self.rule)
+        photo = read_example(self.root, example, self.rule)
         if isinstance(photo, Failure):
             return index, target, f"{example.name}: {photo.error}"
         try:
@@ -175,6 +176,23 @@ class LabelledImages(Dataset):
         target = torch.zeros(self.label_slots)
         target[list(example.labels)] = 1
         return target
+
+
+def read_example(
+    root: Path, example: Example, rule: ReadRule, prepare: Prepare | None = None
+) -> DecodedImage | Failure:
+    """Read what a labelled image shows, without its banner.
+
+    Args:
+        prepare: see ``read_image``.
+    """
+    photo = read_image(example.where(root), prepare, rule)
+    if isinstance(photo, Failure) or example.box or not 0 < example.banner_px < photo.size[1]:
+        return photo
+    width, height = photo.size[0], photo.size[1] - example.banner_px
+    rows = max(1, round(photo.image.height * height / photo.size[1]))
+    shown = photo.image.crop((0, 0, photo.image.width, rows))
+    return replace(photo, image=shown, full_size=(width, height) if photo.full_size else None)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,6 @@ class KnownSet:
         archive_folder: what the unpacked archives call ``folder``, where it is something else.
         other_needs: the same set as it comes from elsewhere: what must exist in its folder then.
         caveat: what has to be said beside every score on it; empty where nothing has.
-        preprocess: settings of ``config.Preprocess`` that its images ask for, unless the user says otherwise.
     """
 
     key: str
@@ -80,7 +79,6 @@ class KnownSet:
     archive_folder: str = ""
     other_needs: tuple[tuple[str, ...], ...] = ()
     caveat: str = ""
-    preprocess: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tree(self) -> str:

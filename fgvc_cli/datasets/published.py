@@ -357,10 +357,13 @@ def read_dogs_boxes(root: Path, paths: Iterable[str]) -> dict[str, TrueBoxes]:
 # ``aircraft``, which is what papers report, 70 as ``aircraft-family``, 30 as ``aircraft-manufacturer``.
 # Val is held out of these 6,667 by our seed, as for the other sets: the official train / val division is
 # half and half, and choosing a checkpoint does not need half of the images.
-# The lowest 20 pixel rows of every image are a copyright banner.
+# The lowest 20 pixel rows of every image are a copyright banner, which training and evaluation do not see.
 #
 # Maji, Kannala, Rahtu, Blaschko, Vedaldi: Fine-Grained Visual Classification of Aircraft. arXiv:1306.5151,
 # 2013. For non-commercial research only. https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/
+
+
+_AIRCRAFT_BANNER_PX = 20
 
 
 def read_aircraft(root: Path, level: str, names: str) -> LabelledSet:
@@ -381,7 +384,10 @@ def read_aircraft(root: Path, level: str, names: str) -> LabelledSet:
         unknown = sorted({name for _, name in pairs} - label_of.keys())
         if unknown:
             raise ValueError(f"images_{level}_{part}.txt has {unknown[0]!r}, {names} does not")
-        splits[split] = tuple(Example(f"images/{image}.jpg", label_of[name]) for image, name in pairs)
+        splits[split] = tuple(
+            Example(f"images/{image}.jpg", label_of[name], banner_px=_AIRCRAFT_BANNER_PX)
+            for image, name in pairs
+        )
     tree, notes = _aircraft_taxonomy(root, level, splits, classes)
     return LabelledSet("aircraft", root, tuple(classes), splits, notes=notes, taxonomy=tree)
 
@@ -416,6 +422,7 @@ def _aircraft_entry(key: str, level: str, names: str, classes: int) -> KnownSet:
         test=3333,
         source="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
         load=partial(read_aircraft, level=level, names=names),
+        caveat="The banner, 20 rows at the foot of each image, is cut off; fgvc predict leaves it there.",
         archives=(
             Archive(
                 "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",

@@ -24,7 +24,7 @@ from fgvc_cli.charts.figures import ConfusedPair, draw_confused, draw_confusion,
 from fgvc_cli.command import Messages, command
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.labelled import Example, LabelledSet
-from fgvc_cli.data.loaders import Batch, LabelledImages, build_loader
+from fgvc_cli.data.loaders import Batch, LabelledImages, build_loader, read_example
 from fgvc_cli.data.names import class_order
 from fgvc_cli.data.taxonomy import Taxonomy, read_taxonomy
 from fgvc_cli.data.transforms import eval_transform
@@ -498,11 +498,12 @@ def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> d
     boxes, peaks = measured.result.boxes, measured.result.peaks
     if boxes is None:
         return {}
-    chosen = [(i, each.path) for i, each in enumerate(measured.readable()) if each.path in truths]
-    files = [measured.root / path for _, path in chosen]
-    sizes = _upright_sizes(files, measured.checkpoint.preprocess, workers)
+    chosen = [(i, each) for i, each in enumerate(measured.readable()) if each.path in truths]
+    sizes = _upright_sizes(
+        measured.root, [each for _, each in chosen], measured.checkpoint.preprocess, workers
+    )
     located = {}
-    for (i, path), size in zip(chosen, sizes, strict=True):
+    for (i, example), size in zip(chosen, sizes, strict=True):
         if size is None:
             continue
         geometry = input_geometry(*size, measured.checkpoint.preprocess)
@@ -511,14 +512,16 @@ def _locate(measured: Measured, truths: dict[str, TrueBoxes], workers: int) -> d
         if peaks is not None:
             x, y = peaks[i].tolist()
             peak = geometry.to_photo((x, y, x, y))[:2]
-        located[i] = Located(truths[path], size, geometry.to_photo((x1, y1, x2, y2)), peak)
+        located[i] = Located(truths[example.path], size, geometry.to_photo((x1, y1, x2, y2)), peak)
     return located
 
 
-def _upright_sizes(files: Sequence[Path], rule: ReadRule, workers: int) -> list[tuple[int, int] | None]:
+def _upright_sizes(
+    root: Path, examples: Sequence[Example], rule: ReadRule, workers: int
+) -> list[tuple[int, int] | None]:
     """(width, height) of images that were read a moment ago; None where one has gone meanwhile."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        photos = pool.map(partial(read_image, prepare=_least, rule=rule), files)
+        photos = pool.map(partial(read_example, root, rule=rule, prepare=_least), examples)
         return [photo.size if isinstance(photo, DecodedImage) else None for photo in photos]
 
 

@@ -46,7 +46,8 @@ def test_official_layout(tmp_path: Path, key: str) -> None:
     listing = load_entry(entry, tmp_path)
     classes, train, test = EXPECTED[key]
     assert (listing.name, listing.root, listing.classes) == (key, root, classes)
-    official = [Example(*row) for row in train]
+    banner_px = 20 if key.startswith("aircraft") else 0
+    official = [Example(*row, banner_px=banner_px) for row in train]
     if key in VAL:
         assert list(listing.splits["train"]) == official
         assert listing.splits["val"] == tuple(Example(*row) for row in VAL[key])
@@ -55,7 +56,7 @@ def test_official_layout(tmp_path: Path, key: str) -> None:
         assert sorted(e.label for e in listing.splits["val"]) == [0, 1]
         assert sorted(listing.splits["train"] + listing.splits["val"]) == sorted(official)
     if test:
-        assert listing.splits["test"] == tuple(Example(*row) for row in test)
+        assert listing.splits["test"] == tuple(Example(*row, banner_px=banner_px) for row in test)
     assert listing.multi_label == (key == "plant2021")
 
 
@@ -363,6 +364,12 @@ def test_lists_that_tell_a_tree_bring_it(tmp_path: Path) -> None:
         (tmp_path / key).mkdir()
         tree = load_entry(tiny(key, tmp_path / key)[0], tmp_path / key).taxonomy
         assert (tree and (tree.ranks, tree.lineages)) == expected.get(key)
+
+
+def test_the_banner_of_aircraft_is_known_and_said_beside_its_scores(tmp_path: Path) -> None:
+    data = load_entry(tiny("aircraft", tmp_path)[0], tmp_path)
+    assert {each.banner_px for examples in data.splits.values() for each in examples} == {20}
+    assert "20 rows" in data.caveat
 
 
 def test_aircraft_without_its_other_lists_or_with_lists_that_are_no_tree(tmp_path: Path) -> None:
