@@ -395,7 +395,8 @@ def check_given(values: Mapping[str, Any]) -> None:
     for name in [weights] if isinstance(weights, str) else weights or ():
         from fgvc_cli.engine.weights import resolve_weights
 
-        resolve_weights(name)
+        if "=" not in name:  # fgvc explain takes NAME=MODEL
+            resolve_weights(name)
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:

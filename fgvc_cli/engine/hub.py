@@ -98,7 +98,7 @@ def push(options: PushOptions) -> Pushed:
     file, _ = resolve_weights(options.weights)
     metadata = read_metadata(file)
     public = _without_paths(metadata)
-    if not metadata["finished"]:
+    if not metadata.get("finished", True):
         messages.warn(f"{options.weights} is of a training that has not finished; the card says so.")
     if public != metadata:
         messages.note("Paths of this machine are cut from the uploaded copy: its sha256 is not the file's.")
@@ -282,7 +282,7 @@ def _limit_lines(metadata: dict[str, Any]) -> Iterator[str]:
         yield "- The figures are of the same data set: images of other cameras, places or seasons are harder."
     else:
         yield "- It was not measured on a test split."
-    if not metadata["finished"]:
+    if not metadata.get("finished", True):
         yield f"- The training had not finished: this is epoch {metadata['epoch']}."
     fitted = metadata.get("calibration")
     if fitted and not fitted.get("refused"):

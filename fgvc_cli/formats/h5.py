@@ -427,6 +427,20 @@ class H5Rows:
                     data_set[start:] = columns[name]
         self._disk.check()
 
+    def put(self, row: int, columns: Mapping[str, Any]) -> None:
+        """Values of one row, each in a list, in place of those that it has."""
+        self._write_encoded(0)
+        for name, values in columns.items():
+            chunk = self._open.get(name)
+            if chunk and row >= chunk.start:
+                chunk.rows[row - chunk.start], chunk.blank = values[0], False
+            else:
+                self._sets[name][row] = values[0]
+
+    def read_again(self, name: str) -> None:
+        """Take notice of what was written into a data set but through ``append`` and ``put``."""
+        self._begin(name, self._sets[name])
+
     def _append_numbers(self, name: str, count: int, values: Any) -> None:
         """Fill chunks; whole ones go to the compressors. HDF5's own filters would take twice the time, in one
         thread."""

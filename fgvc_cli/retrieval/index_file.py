@@ -204,8 +204,7 @@ def add_to_index(
                             columns = _columns(block, [row], own, table)
                             before = table.file["class_index"][place].tolist()
                             added.relabelled += before != columns["class_index"][0]
-                            for name, values in columns.items():
-                                table.file[name][place] = values[0]
+                            table.put(place, columns)
                         added.replaced += len(same)
                         if on_block:
                             on_block(block)
@@ -227,6 +226,7 @@ def _widen(table: H5Rows, classes: Sequence[str], labels: int) -> None:
         _add_labels(table, labels)
         table.file["class_index"][:] = -1
         table.file["class_index"][:, : before.shape[1]] = before
+        table.read_again("class_index")
 
 
 def _same_rows(known: NearestIndex, block: Block, added: Added) -> dict[int, int]:
