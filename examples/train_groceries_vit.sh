@@ -2,7 +2,7 @@
 # The embedded model `groceries-vit`, from what was embedded under that name before (a ViT-Ti/16 from ImageNet
 # weights, 9 epochs, boxes of closed cells; test 90.4 %): five epochs with the new boxes, then five at 224 px.
 # The former one, the teacher of both, is in the history of weights/.
-# Measured 2026-11-28 on one core beside other work: 30 and 41 minutes; val top-1 90.5 and 91.2 % of 296, test
+# Measured 2026-11-28 on one core beside other work: 26 and 41 minutes; val top-1 90.5 and 91.2 % of 296, test
 # top-1 90.2 and 92.2 % of 2,485.
 #   usage: FGVC_DATA=/data examples/train_groceries_vit.sh former-groceries-vit.safetensors
 set -euo pipefail

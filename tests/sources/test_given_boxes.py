@@ -177,12 +177,12 @@ def test_a_region_is_read_upright(tmp_path):
     assert isinstance(gone, Failure) and gone.status == "missing"
 
 
-def boxes_for(names, path="/work/boxes/d.json"):
+def boxes_for(names, path="/data/boxes/d.json"):
     images = {name: Listed((GivenBox("0", (0, 0, 1, 1), True, image=name),), image=name) for name in names}
     return BoxFile(Path(path), BoxChoice(), images, "0", "megadetector")
 
 
-def matched(names, images, root="/data/photos", path="/work/boxes/d.json"):
+def matched(names, images, root="/data/photos", path="/data/boxes/d.json"):
     """What each image is called in the file; empty for none."""
     found = [Found(Path(root) / image, image) for image in images]
     match = BoxMatch(boxes_for(names, path), found)
