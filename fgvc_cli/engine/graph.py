@@ -6,6 +6,7 @@ map.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -118,15 +119,25 @@ class _OnnxRuntime:
         return dict(zip(names, self._session.run([*names], {INPUT: images}), strict=True))
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """One for the whole process, never freed.
+
+    Its CPU plugin gives signal handlers a stack of its own in the thread that first compiles. Freed in another
+    thread, as garbage is, it takes that memory away and leaves it in use: the next signal ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVino:
     place = Place("cpu")
 
     def __init__(self, path: Path, device: str, threads: int):
-        import openvino
-
         if device.startswith("cuda"):
             raise FgvcError(f"--device {device}: OpenVINO computes on the CPU here.", "--runtime onnxruntime")
-        self._core, self._threads = openvino.Core(), threads
+        self._core, self._threads = _openvino_core(), threads
         self._model = self._core.read_model(path)
         known = self._model.has_rt_info("framework")
         held = self._model.get_rt_info("framework").astype(dict) if known else {}

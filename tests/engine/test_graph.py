@@ -399,3 +399,23 @@ def test_a_graph_of_floats_takes_them(tmp_path, birds):
     expected = [*Predictor(checkpoint, workers=0, device="cpu").predict(birds)]
     for row, own in zip(Predictor(path, workers=0).predict(birds), expected, strict=True):
         assert row.probs == pytest.approx(own.probs, abs=1e-4)
+
+
+def test_a_signal_arrives_after_another_thread_has_let_go_of_openvino(plain):
+    """Its plugin gives signal handlers a stack, and took it away under their feet: Ctrl-C was a crash."""
+    pytest.importorskip("openvino")
+    code = (
+        "import gc, signal, sys, threading, numpy as np\n"
+        "from fgvc_cli.engine.graph import Graph\n"
+        "held = [Graph(sys.argv[1], runtime='openvino')]\n"
+        "px = held[0].preprocess.input_px\n"
+        "held[0].run(np.zeros((1, 3, px, px), 'uint8'), held[0].outputs)\n"
+        "def let_go():\n"
+        "    held.clear(), gc.collect()\n"
+        "thread = threading.Thread(target=let_go)\n"
+        "thread.start(), thread.join()\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('arrived'))\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(plain[1])], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "arrived\n"), ended.stderr
