@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -298,19 +299,32 @@ class World:
             else:
                 typed = [line for line in block.text.split("\n") if not line.startswith(INSTALLS)]
                 command = ["bash", "-euo", "pipefail", "-c", "\n".join(typed)]
-            ended = subprocess.run(
-                command,
-                cwd=folder,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=BLOCK_SECONDS,
-            )
-            if ended.returncode:
-                said = f"{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
-                return f"{block.name} ended with {ended.returncode}:\n{block.text}\n{said}"
+            code, said = self._type(command, folder)
+            if code:
+                return f"{block.name} ended with {code}:\n{block.text}\n{said}"
         return None
+
+    def _type(self, command: list[str], folder: Path) -> tuple[int | str, str]:
+        """The exit code, or that there was none, and the last of what was said."""
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        code: int | str
+        try:
+            said = process.communicate(timeout=BLOCK_SECONDS)[0]
+            code = process.returncode
+        except subprocess.TimeoutExpired:
+            # The shell alone would leave what it started, which holds the pipe: waiting for ever.
+            os.killpg(process.pid, signal.SIGKILL)
+            said, code = process.communicate()[0], f"no end within {BLOCK_SECONDS} s"
+        return code, said[-4000:]
 
     def _environment(self) -> dict[str, str]:
         commands = self.base / "bin"

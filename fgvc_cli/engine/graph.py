@@ -123,8 +123,9 @@ class _OnnxRuntime:
 def _openvino_core() -> Any:
     """One for the whole process, never freed.
 
-    Its CPU plugin gives signal handlers a stack of its own in the thread that first compiles. Freed in another
-    thread, as garbage is, it takes that memory away and leaves it in use: the next signal ends the process.
+    Its CPU plugin gives signal handlers a stack of its own in the thread that first compiles. Freed in
+    another thread, as garbage is, it takes that memory away and leaves it in use: the next signal ends the
+    process.
     """
     import openvino
 
