@@ -40,6 +40,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if cores > 1:
             option.numprocesses, option.dist = min(cores, MOST_PROCESSES), "loadfile"
+            # After a crash, the one that takes its place is given no work to end with, and all wait for ever.
+            option.maxworkerrestart = 0
 
 
 @pytest.fixture(autouse=True, scope="session")

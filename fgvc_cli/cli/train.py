@@ -38,7 +38,7 @@ def train(
         str | None,
         typer.Option(
             help="Class-per-folder folder (train/ val/ test/ optional), or CSV: path,label[,split]; "
-            "path,labels with a|b for several labels per image, or none."
+            "path,labels with a|b for several labels per image, or none; with x1,y1,x2,y2 a line is a box."
         ),
     ] = None,
     dataset: Annotated[

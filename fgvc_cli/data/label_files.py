@@ -5,8 +5,11 @@ makes the set multi-label: ``leaf.jpg,rust|scab``, where ``leaf.jpg,`` has none 
 column ``split``. Columns of a CSV may be separated by ``;`` or tabs instead. JSONL has one object per line
 and Parquet one row per image, with the same names; there ``labels`` may be a list.
 
-A review, which has a column ``old_label``, is read as it is: images marked as none of the classes, or as
-wrong without saying what they are, train nothing.
+Columns ``x1,y1,x2,y2`` make a line one box of its image, which may then have several lines; where the four
+are empty, the line is of the whole image.
+
+A review, which has a column ``old_label``, is read as it is: what was marked as none of the classes, or as
+wrong without saying what it is, trains nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from typing import Any, NamedTuple
 
 from fgvc_cli.data.listing import first_names, missing_images
 from fgvc_cli.data.names import FileFinder, from_cell, same_form
-from fgvc_cli.errors import FgvcError
+from fgvc_cli.errors import FgvcError, counted
+from fgvc_cli.sources.boxes import EDGE_COLUMNS, Edges, GivenBox, are_fractions, read_edges
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Names that are understood -> split."""
@@ -48,12 +52,19 @@ _NONE_FORM = "For images that may have no label, name the column labels."
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
+class Entry(NamedTuple):
+    """An image, or a box of one."""
+
+    path: str
+    box: GivenBox | None = None
+
+
 @dataclass
 class Labels:
     """What a source lists."""
 
-    images: dict[str | None, dict[tuple[str, ...], list[str]]] = field(default_factory=dict)
-    """Split -> class names of an image -> image paths; the key None holds everything where the source has
+    images: dict[str | None, dict[tuple[str, ...], list[Entry]]] = field(default_factory=dict)
+    """Split -> class names of an image -> images; the key None holds everything where the source has
     no splits."""
     multi_label: bool = False
     notes: list[str] = field(default_factory=list)
@@ -61,28 +72,30 @@ class Labels:
     reviewed: bool = False
     """The source is a review: it has the column ``old_label``."""
     boxes: int = 0
-    """Images of a review for which a box was drawn."""
+    """Entries that are a box."""
     groups: dict[str, str] = field(default_factory=dict)
     """Image path -> what the column that splits go by says of it; empty without one."""
 
-    def by_class(self) -> dict[str | None, dict[str, list[str]]]:
+    def by_class(self) -> dict[str | None, dict[str, list[Entry]]]:
         """Split -> class name -> the images that have it."""
-        result: dict[str | None, dict[str, list[str]]] = {}
+        result: dict[str | None, dict[str, list[Entry]]] = {}
         for split, by_names in self.images.items():
             own = result.setdefault(split, {})
-            for names, paths in by_names.items():
+            for names, entries in by_names.items():
                 for name in names:
-                    own.setdefault(name, []).extend(paths)
+                    own.setdefault(name, []).extend(entries)
         return result
 
     def rename(self, path_of: Mapping[str, str], class_of: Mapping[str, str]) -> None:
         """Give images and classes other names; those not named keep theirs."""
-        renamed: dict[str | None, dict[tuple[str, ...], list[str]]] = {}
+        renamed: dict[str | None, dict[tuple[str, ...], list[Entry]]] = {}
         for split, by_names in self.images.items():
             own = renamed.setdefault(split, {})
-            for names, paths in by_names.items():
+            for names, entries in by_names.items():
                 joined = tuple(dict.fromkeys(class_of.get(name, name) for name in names))
-                own.setdefault(joined, []).extend(path_of.get(path, path) for path in paths)
+                own.setdefault(joined, []).extend(
+                    e._replace(path=path_of.get(e.path, e.path)) for e in entries
+                )
         self.images = renamed
         self.groups = {path_of.get(path, path): group for path, group in self.groups.items()}
 
@@ -124,18 +137,19 @@ def read_label_file(path: Path, column: str | None = None) -> Labels:
 
 
 def _leave_out_undecided(path: Path, found: Labels, line_of: dict[str, int]) -> None:
-    """Take images out of a review that nobody gave a class, and say so."""
-    left_out = {
-        name: [image for by_names in found.images.values() for image in by_names.pop((name,), ())]
-        for name in (NONE_OF_THESE, WRONG)
-    }
-    for name, images in left_out.items():
-        for image in images:
-            del line_of[image]
-        if images:
-            found.notes.append(f"{path.name}: marked {name!r} and left out: {len(images):,} images.")
-    if found.boxes:
-        found.notes.append(f"{path.name}: boxes train nothing yet, whole images do: {found.boxes:,} boxes.")
+    """Take images and boxes out of a review that nobody gave a class, and say so."""
+    for name in (NONE_OF_THESE, WRONG):
+        left_out = [entry for by_names in found.images.values() for entry in by_names.pop((name,), ())]
+        boxes = sum(entry.box is not None for entry in left_out)
+        what = [
+            counted(n, *w) for n, w in ((len(left_out) - boxes, ("image",)), (boxes, ("box", "boxes"))) if n
+        ]
+        found.boxes -= boxes
+        if left_out:
+            found.notes.append(f"{path.name}: marked {name!r} and left out: {' and '.join(what)}.")
+    kept = {e.path for by_names in found.images.values() for entries in by_names.values() for e in entries}
+    for image in line_of.keys() - kept:
+        del line_of[image]
 
 
 def _find_missing(path: Path, found: Labels, missing: list[str], line_of: dict[str, int]) -> None:
@@ -248,7 +262,9 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
         )
     found.reviewed = {"label", "old_label"} <= set(columns)
     line_of: dict[str, int] = {}
-    places: dict[str, str] = {}
+    places: dict[str, tuple[str, dict[Edges | None, str], str | None]] = {}
+    boxed = set(EDGE_COLUMNS) <= set(columns)
+    read: list[tuple[str | None, tuple[str, ...], Entry]] = []
     root = os.path.abspath(path.parent)
     for number, row in table.rows:
         where = f"{path} {table.row_word} {number}"
@@ -256,20 +272,44 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
             row = row | {
                 name: from_cell(_text(row.get(name), f"{where}: the {name}")) for name in ("path", "label")
             }
-            found.boxes += bool(_text(row.get("x1"), f"{where}: x1"))
         image, labels, split = _read_row(row, label_column, where, root)
+        edges = None
+        if boxed:
+            edges = read_edges(
+                [_text(row.get(name), f"{where}: {name}", nan="") for name in EDGE_COLUMNS], where
+            )
         # One file, however its path is written: a/../a/x.jpg is a/x.jpg.
         place = os.path.normpath(os.path.join(root, image))
-        if (earlier := places.setdefault(place, image)) in line_of:
+        earlier, boxes, placed = places.setdefault(place, (image, {}, split))
+        if earlier in line_of and (earlier != image or edges in boxes or None in (edges, *boxes)):
             written = "" if earlier == image else f" as {earlier}"
             raise FgvcError(
                 f"{where}: {image} is on {table.row_word} {line_of[earlier]} too{written}; "
-                f"expected it once ({_MULTI_FORM})."
+                f"expected it once ({_MULTI_FORM}), or each with a box of its own."
             )
-        line_of[image] = number
-        found.images.setdefault(split, {}).setdefault(labels, []).append(image)
+        if split != placed:
+            message = (
+                f"{where}: this box of {image} is for {split}, the one on line {line_of[image]} for {placed}."
+            )
+            raise FgvcError(message, "Give all boxes of an image to one split.")
+        line_of.setdefault(image, number)
+        own_id = edges and (_text(row.get("box_id"), f"{where}: box_id", nan="") or str(len(boxes)))
+        if own_id and own_id in boxes.values():
+            raise FgvcError(
+                f"{where}: {image} has a box {own_id} on an earlier line too.", "Number its boxes."
+            )
+        boxes[edges] = own_id or ""
+        read.append(
+            (split, labels, Entry(image, edges and GivenBox(own_id or "", edges, False, image=image)))
+        )
         if column is not None:
             found.groups[image] = _text(row.get(column), f"{where}: the {column}", nan="")
+    relative = boxed and are_fractions(path, (entry.box.edges for _, _, entry in read if entry.box))
+    for split, labels, entry in read:
+        found.boxes += entry.box is not None
+        if entry.box is not None:
+            entry = entry._replace(box=entry.box._replace(relative=relative))
+        found.images.setdefault(split, {}).setdefault(labels, []).append(entry)
     # Each line alone may say that nothing is there; all of them together are a column that was not filled.
     if line_of and not any(labels for by_labels in found.images.values() for labels in by_labels):
         raise FgvcError(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from fgvc_cli.data.label_files import LABEL_FORM, SPLIT_NAMES, Labels, is_label_file, read_label_file
+from fgvc_cli.data.label_files import LABEL_FORM, SPLIT_NAMES, Entry, Labels, is_label_file, read_label_file
 from fgvc_cli.data.listing import NO_LABEL, SPLITS, Example, LabelledSet, first_names, natural_key
 from fgvc_cli.data.listing import missing_images as missing_images
 from fgvc_cli.data.names import code_points, join_forms, look_alikes
@@ -25,7 +25,7 @@ from fgvc_cli.sources.stored import Found, Pick, is_left_behind
 
 _EXPECTED = f"Give a folder with one folder of images per class, or a .csv file ({LABEL_FORM})."
 
-_ByClass = dict[str | None, dict[str, list[str]]]
+_ByClass = dict[str | None, dict[str, list[Entry]]]
 
 
 def load_labelled(
@@ -37,6 +37,7 @@ def load_labelled(
     for_training: bool = True,
     split_by: str | None = None,
     similar_names: Literal["refuse", "keep"] = "refuse",
+    box_margin: float | None = None,
 ) -> LabelledSet:
     """List a folder with one folder per class, or a CSV, JSONL or Parquet file.
 
@@ -45,7 +46,8 @@ def load_labelled(
     archives, other files, hidden names and what systems leave behind (``LEFT_BEHIND``) are passed over and
     counted in ``notes``, and so are images beside the class folders. CSV: ``path,label``
     and perhaps ``split``; UTF-8; relative paths start at the CSV's folder; ``path,labels`` with ``a|b``
-    makes a multi-label set, an empty field an image with none of the labels (see ``label_files``). Classes
+    makes a multi-label set, an empty field an image with none of the labels; with ``x1,y1,x2,y2`` a line is a
+    box, all of an image in one split (see ``label_files``). Classes
     are in natural order (``x2`` before ``x10``), examples ordered by class, then path.
 
     Without any split the images are dealt into train, val and test, seeded and per class. A val
@@ -66,6 +68,7 @@ def load_labelled(
             come into one split. See ``SplitBy``. Where a val split is given there is nothing to divide, which
             is refused; where only train (and test) is, val is taken out of train so.
         similar_names: whether classes whose names differ only by case or blanks are refused in training.
+        box_margin: what is cut round the boxes of a file that has them, as a fraction of their sides.
 
     Raises:
         FgvcError: nothing there, fewer than two classes, classes without enough images, classes
@@ -101,9 +104,11 @@ def load_labelled(
     index = {name: label for label, name in enumerate(classes)}
     listed = {
         split: [
-            Example(image, *_indices(names, index))
+            Example(
+                entry.path, *_indices(names, index), entry.box and entry.box._replace(margin=box_margin or 0)
+            )
             for names in sorted(by_names, key=lambda names: [natural_key(name) for name in names])
-            for image in sorted(by_names[names])
+            for entry in sorted(by_names[names])
         ]
         for split, by_names in found.images.items()
     }
@@ -127,6 +132,10 @@ def load_labelled(
                 groups, notes = group_images(by, root, undealt, found.groups, by_class_folders=path.is_dir())
                 division = deal_groups(undealt, classes, groups, val_share, test_part, seed)
                 found.notes += [*notes, _division_note(by, groups, division)]
+            elif found.boxes:
+                division = deal_groups(
+                    undealt, classes, [e.path for e in undealt], val_share, test_part, seed
+                )
             else:
                 division = deal(undealt, classes, val_share, test_part, seed)
             train, val = division[:2]
@@ -134,8 +143,24 @@ def load_labelled(
         found.notes += _untested(found, classes, val, test, asked=not given and test_share > 0)
     splits = {"train": train, "val": val, "test": test}
     undivided = None in listed and not for_training
+    if found.boxes:
+        count = counted(found.boxes, "line is a box", "lines are boxes")
+        found.notes.append(
+            f"{path.name}: {count}; each is an image of its own, cut out with a margin of "
+            f"{box_margin or 0:g} of its sides."
+        )
+    elif box_margin is not None:
+        message = f"--box-margin is for boxes, and {path} has none."
+        raise FgvcError(message, "Add --boxes FILE, or columns x1,y1,x2,y2.", EXIT_USAGE)
     return LabelledSet(
-        name, root, classes, splits, found.multi_label, undivided, (*pick.lines(), *found.notes)
+        name,
+        root,
+        classes,
+        splits,
+        found.multi_label,
+        undivided,
+        (*pick.lines(), *found.notes),
+        boxed=bool(found.boxes),
     )
 
 
@@ -147,6 +172,9 @@ def take_boxes(labelled: LabelledSet, boxes: BoxFile) -> LabelledSet:
     Raises:
         FgvcError: see ``BoxMatch``; no box in any split, or of a class of train; a category that is no class.
     """
+    if labelled.boxed:
+        message = f"{labelled.name} has boxes of its own, and --boxes {boxes.path} names others."
+        raise FgvcError(message, "Leave --boxes out, or the columns x1,y1,x2,y2.", EXIT_USAGE)
     by_category = labelled.by_category
     unique = {split: [*{e.path: e for e in part}.values()] for split, part in labelled.splits.items()}
     found = [Found(labelled.root / e.path, e.path) for part in unique.values() for e in part]
@@ -384,13 +412,13 @@ def _read_folder(root: Path, pick: Pick, for_training: bool = True) -> Labels:
             "Move the others away, or list the images in a .csv file.",
         )
     _count_beside(root, [p for p in root.iterdir() if not p.is_dir() and not pick.leaves(p.name)], pick)
-    images: dict[str | None, dict[tuple[str, ...], list[str]]] = {
+    images: dict[str | None, dict[tuple[str, ...], list[Entry]]] = {
         split: _list_classes(root, root / name, pick) for split, name in zip(splits, folders, strict=True)
     }
     return Labels(images)
 
 
-def _list_classes(root: Path, top: Path, pick: Pick) -> dict[tuple[str, ...], list[str]]:
+def _list_classes(root: Path, top: Path, pick: Pick) -> dict[tuple[str, ...], list[Entry]]:
     """Class folder of ``top`` -> its images, relative to ``root``."""
     below = [p for p in top.iterdir() if not pick.leaves(p.name)]
     folders = sorted(p.name for p in below if p.is_dir())
@@ -401,7 +429,7 @@ def _list_classes(root: Path, top: Path, pick: Pick) -> dict[tuple[str, ...], li
             "Move the images into folders named after their classes, or list them in a .csv file.",
         )
     walks = {name: _walk_images(top / name, pick) for name in folders}
-    return {(name,): [p.relative_to(root).as_posix() for p in walk] for name, walk in walks.items()}
+    return {(name,): [Entry(p.relative_to(root).as_posix()) for p in walk] for name, walk in walks.items()}
 
 
 def _count_beside(root: Path, files: Iterable[Path], pick: Pick) -> None:

@@ -65,6 +65,7 @@ class LabelledSet:
         caveat: what has to be said beside every score on it; empty where nothing has.
         taxonomy: what the classes hang on; None where nothing says it.
         by_category: whether it is one of boxes, each of its own category, not of the class of its image.
+        boxed: whether its own file says that examples are boxes.
     """
 
     name: str
@@ -77,6 +78,7 @@ class LabelledSet:
     caveat: str = ""
     taxonomy: Taxonomy | None = None
     by_category: bool = False
+    boxed: bool = False
 
     def counts(self) -> dict[str, int]:
         """Images per split."""

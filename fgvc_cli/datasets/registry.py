@@ -271,6 +271,7 @@ def _load_data(config: TrainConfig, for_training: bool) -> LabelledSet:
         for_training=for_training,
         split_by=config.split_by,
         similar_names=config.similar_names,
+        box_margin=config.box_margin if boxes is None else None,
         **divide,
     )
     return labelled if boxes is None else take_boxes(labelled, boxes)

@@ -42,6 +42,8 @@ it goes before ``unsure``."""
 WITH_PREDICTION = (OK, UNSURE, UNKNOWN)
 """Statuses of rows that have one, the most trusted first."""
 
+GIVEN_BOX = "given_box"
+"""Column of the box that a row is of."""
 NO_BOX = "no_box"
 """Status of an image of which no box was given, where boxes were; nothing has failed."""
 
@@ -120,7 +122,7 @@ COLUMNS = {
     column.name: column
     for column in (
         Column("box_id", "text", "of the given box within its image", behind_path=True),
-        Column("given_box", "box", "what was looked at, as box", decimals=1, edges="in", behind_path=True),
+        Column(GIVEN_BOX, "box", "what was looked at, as box", decimals=1, edges="in", behind_path=True),
         Column("given_label", "text", "what the detector takes it for", behind_path=True),
         Column("given_score", "number", "the detector's confidence", decimals=4, behind_path=True),
         Column("given_path", "text", "how the file of boxes calls the image", behind_path=True),
@@ -141,7 +143,7 @@ COLUMNS = {
 }
 """All there are, in the order of tables."""
 
-BOX_COLUMNS = ("box_id", "given_box", "given_label", "given_score", "given_path")
+BOX_COLUMNS = ("box_id", GIVEN_BOX, "given_label", "given_score", "given_path")
 """Of a run over given boxes."""
 
 

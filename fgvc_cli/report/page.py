@@ -14,10 +14,11 @@ import contextlib
 import gzip
 import hashlib
 import html
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -39,13 +40,14 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.h5 import open_h5, reading
 from fgvc_cli.formats.outputs import read_table
-from fgvc_cli.formats.rows import TOLD_ABOVE, Table, as_text
-from fgvc_cli.report.pictures import Picture, PictureMaker, choose_rows, recorded_images
+from fgvc_cli.formats.rows import GIVEN_BOX, TOLD_ABOVE, Table, as_text
+from fgvc_cli.report.pictures import Picture, PictureMaker, choose_rows, recorded_images, seen_region
 from fgvc_cli.report.review import (
     REVIEWED,
     Picked,
     Reviewed,
     ReviewServer,
+    box_ids,
     check_reviewable,
     image_folder,
     image_path,
@@ -119,6 +121,7 @@ def read_labels(
     path: Path,
     names: Sequence[str],
     *,
+    boxes: Sequence[str] = (),
     images: str | None = None,
     multi_label: bool = False,
     on_note: Callable[[str], None] = lambda note: None,
@@ -130,6 +133,7 @@ def read_labels(
             class. Of a file, no image needs to be there.
         names: paths of the rows; relative to the folder, or to that of the file, or starting with it. A path
             of a file may lack the ending.
+        boxes: id of the box that each row is of, where rows are of boxes; a file may label boxes or images.
         images: the folder that the rows' paths are relative to, where that is known: a file may write paths
             from its own folder, as a review does.
         multi_label: the file may have labels in place of label, with any number; else each row has one.
@@ -138,6 +142,7 @@ def read_labels(
     Raises:
         FgvcError: labels that cannot be read, or not one of them meets a row.
     """
+    labels_of: dict[str, dict[str, tuple[str, ...]]] = {}
     if path.is_file() and is_label_file(path):
         root = path.parent
         found, _ = read_listing(path)
@@ -146,13 +151,17 @@ def read_labels(
                 f"{path} has several labels per image, the predictions are of one class each.",
                 "Give a column label, with one.",
             )
-        by_labels = ((labels, images) for split in found.images.values() for labels, images in split.items())
-        labels_of = {_key(image): labels for labels, images in by_labels for image in images}
+        by_labels = (
+            (labels, entries) for split in found.images.values() for labels, entries in split.items()
+        )
+        for labels, entries in by_labels:
+            for entry in entries:
+                labels_of.setdefault(_key(entry.path), {})[entry.box.id if entry.box else ""] = labels
     else:
         root = path
         listed = load_labelled(path, for_training=False)
         examples = (example for split in listed.splits.values() for example in split)
-        labels_of = {_key(example.path): (listed.classes[example.label],) for example in examples}
+        labels_of = {_key(example.path): {"": (listed.classes[example.label],)} for example in examples}
     prefixes = tuple(
         same_form(prefix) for prefix in (f"{root.as_posix()}/", f"{Path(os.path.abspath(root)).as_posix()}/")
     )
@@ -167,7 +176,19 @@ def read_labels(
     unmet = sorted(labels_of.keys() - set(met))
     if unmet:
         on_note(f"{len(unmet):,} of {len(labels_of):,} labels met no row ({first_names(unmet, 3)}).")
-    return [labels_of[key] if key else None for key in met]
+    return [
+        _labels_of(labels_of[key], box) if key else None
+        for key, box in zip(met, boxes or itertools.repeat(""), strict=False)
+    ]
+
+
+def _labels_of(own: Mapping[str, tuple[str, ...]], box: str) -> tuple[str, ...] | None:
+    """Of what is said of an image and its boxes, by box, what counts for a row; "" is the whole image."""
+    if box in own:
+        return own[box]
+    if box:
+        return own.get("")
+    return next(iter(own.values())) if len(set(own.values())) == 1 else None
 
 
 def _key(image: str) -> str:
@@ -225,6 +246,8 @@ def row_columns(table: Table, truth: Truth | None) -> dict[str, np.ndarray]:
         "box": _tenths(rows.box),
         "parts": _tenths(rows.parts),
     }
+    if GIVEN_BOX in rows.more:
+        columns |= {"given": _tenths(np.asarray(rows.more[GIVEN_BOX])), "box_id": _texts(box_ids(table))}
     return columns | (truth.columns() if truth else {})
 
 
@@ -233,17 +256,22 @@ def statuses(table: Table) -> list[str]:
     return sorted(set(table.rows.status))
 
 
-def picture_columns(table: Table, rows: list[int], cropped: list[bool]) -> dict[str, np.ndarray]:
+def picture_columns(table: Table, pictures: list[Picture]) -> dict[str, np.ndarray]:
     """The columns of all T pictures, in the order in which they are stored.
 
-    ``picture_input`` (T, 4) is where the model's input lies, as ``box``.
+    ``picture_view`` (T, 4) is what of the image is shown, ``picture_input`` where the model's input lies, as
+    ``box``.
     """
-    corner = (0, 0, table.info.preprocess.input_px, table.info.preprocess.input_px)
-    sizes = table.rows.size[rows].tolist()
-    inputs = [input_geometry(w, h, table.info.preprocess).to_photo(corner) for w, h in sizes]
+    px = table.info.preprocess.input_px
+    inputs = []
+    for picture in pictures:
+        x, y, right, bottom = seen_region(table, picture.row)
+        x1, y1, x2, y2 = input_geometry(right - x, bottom - y, table.info.preprocess).to_photo((0, 0, px, px))
+        inputs.append((x + x1, y + y1, x + x2, y + y2))
     return {
-        "picture_row": np.array(rows, np.int32),
-        "picture_cropped": np.array(cropped, np.uint8),
+        "picture_row": np.array([picture.row for picture in pictures], np.int32),
+        "picture_cropped": np.array([picture.cropped for picture in pictures], np.uint8),
+        "picture_view": np.array([picture.view for picture in pictures], np.int32).reshape(-1, 4),
         "picture_input": _tenths(np.array(inputs, np.float64).reshape(-1, 4)),
     }
 
@@ -313,16 +341,16 @@ def write_page(
     for name, text in (("@POLICY@", policy), ("@STYLE@", style), ("@TITLE@", html.escape(title))):
         before = before.replace(name, text)
     stream.write(before.encode(errors="backslashreplace"))
-    written, rows, cropped = Written(), list[int](), list[bool]()
+    written, made = Written(), list[Picture]()
     with _maps(table, numbers) as maps:
-        lines = _lines(pictures, maps, written, rows, cropped)
+        lines = _lines(pictures, maps, written, made)
         while chunk := b"\n".join(line for line, _ in zip(lines, range(CHUNK_PICTURES), strict=False)):
             stream.write(b'<script type="text/plain" class="pictures">' + chunk + b"</script>\n")
-    written.pictures, written.cropped = len(rows), sum(cropped)
+    written.pictures, written.cropped = len(made), sum(picture.cropped for picture in made)
     header = _header(table, truth, title) | {"map": maps.size if maps and written.maps else None}
     header["review"] = review
     header["skipped"] = int(table.answered.sum()) - wanted
-    columns = row_columns(table, truth) | picture_columns(table, rows, cropped)
+    columns = row_columns(table, truth) | picture_columns(table, made)
     stream.write(b'<script type="text/plain" id="rows">' + pack(header, columns) + b"</script>\n")
     stream.write(after.replace("@SCRIPT@", script).encode())
     return written
@@ -332,13 +360,11 @@ def _lines(
     pictures: Iterable[Picture],
     maps: MapReader | None,
     written: Written,
-    rows: list[int],
-    cropped: list[bool],
+    made: list[Picture],
 ) -> Iterator[bytes]:
-    """Each picture as base64, and behind a space its map; what they are is noted in the lists."""
+    """Each picture as base64, and behind a space its map; what it is goes into the list, without pixels."""
     for picture in pictures:
-        rows.append(picture.row)
-        cropped.append(picture.cropped)
+        made.append(replace(picture, webp=b""))
         line = base64.b64encode(picture.webp)
         if maps and (heat := maps.read(picture.row)):
             written.maps += 1
@@ -493,9 +519,13 @@ def report(options: ReportOptions) -> Report:
                 held.callback(server.server_close)
         if options.labels:
             several = table.info.multi_label
-            paths = table.rows.path
             labels = read_labels(
-                options.labels, paths, images=images, multi_label=several, on_note=messages.note
+                options.labels,
+                table.rows.path,
+                boxes=box_ids(table),
+                images=images,
+                multi_label=several,
+                on_note=messages.note,
             )
             truth = build_truth(table, labels)
         rows = choose_rows(table, options.thumbs, truth.wrong(table) if truth else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import threading
@@ -19,8 +20,9 @@ from PIL import Image
 
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.h5 import reading
-from fgvc_cli.formats.rows import UNKNOWN, Table, as_text
+from fgvc_cli.formats.rows import GIVEN_BOX, UNKNOWN, Table, as_text
 from fgvc_cli.predict.decoding import BIG_PIXELS, TURNS
+from fgvc_cli.sources.boxes import GivenBox, Region
 from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.frames import FrameChoice, locate_frame
 from fgvc_cli.sources.images import Failure, Reading, read_image
@@ -29,6 +31,8 @@ from fgvc_cli.sources.stored import Stored, is_archive
 
 WEBP = {"quality": 70, "method": 2}
 """Two thirds of a JPEG that looks alike, at 2 ms a picture."""
+ROUND_BOX = 0.5
+"""Fraction of a given box's sides that a picture shows round it, so that a person sees what it is part of."""
 AHEAD = 4
 """Pictures on their way per worker."""
 
@@ -42,7 +46,9 @@ class Picture:
     row: int
     webp: bytes
     cropped: bool
-    """It shows the object's box rather than the image."""
+    """It is a stored crop, as the image was not at hand."""
+    view: tuple[int, int, int, int]
+    """What of the upright image it shows: x1, y1, x2, y2 in whole pixels, ends exclusive."""
 
 
 @dataclass
@@ -91,7 +97,7 @@ class PictureMaker:
     def _finish(self, row: int, future: Future[bytes | str], crops: h5py.Dataset | None) -> Iterator[Picture]:
         made = future.result()
         if isinstance(made, bytes):
-            yield Picture(row, made, cropped=False)
+            yield Picture(row, made, cropped=False, view=seen_region(self.table, row, ROUND_BOX))
             return
         self.failures[made] += 1
         if crops is None:
@@ -99,7 +105,7 @@ class PictureMaker:
         with reading(self.table.source):
             stored = crops[row].tobytes()
         if stored:
-            yield Picture(row, _reencode(stored, self.px), cropped=True)
+            yield Picture(row, _reencode(stored, self.px), cropped=True, view=_crop_view(self.table, row))
 
     def _locate(self, rows: Sequence[int]) -> Iterator[tuple[int, Where | None]]:
         names = self.table.rows.path
@@ -123,12 +129,15 @@ class PictureMaker:
         if where is None:
             return "missing"
         held: list[bool] = []
+        if (box := given_box(self.table, row, ROUND_BOX)) is not None:
+            where = Region(where, box)
         rule = Reading(raw=self.table.info.preprocess.raw)
         try:
             photo = read_image(where, partial(self._prepare, held), rule)
             if isinstance(photo, Failure):
                 return photo.status
-            if photo.size != tuple(self.table.rows.size[row].tolist()):
+            size = photo.placed.size if photo.placed else photo.size
+            if size != tuple(self.table.rows.size[row].tolist()):
                 return "changed"  # its box would lie somewhere else
             return _encode(photo.image, self.px)
         except (MemoryError, OSError, ValueError):
@@ -145,6 +154,38 @@ class PictureMaker:
         if image.width * image.height > BIG_PIXELS:
             self._turns.acquire()
             held.append(True)
+
+
+def given_box(table: Table, row: int, margin: float = 0.0) -> GivenBox | None:
+    """The box that a row is of; None for a whole image.
+
+    Args:
+        margin: least one, as a fraction of the sides.
+    """
+    if GIVEN_BOX not in table.rows.more:
+        return None
+    x1, y1, x2, y2 = np.asarray(table.rows.more[GIVEN_BOX])[row].tolist()
+    if math.isnan(x1):
+        return None
+    own = table.info.settings.get("boxes", {}).get("margin", 0.0)
+    name = str(table.rows.more["box_id"][row])
+    return GivenBox(name, (x1, y1, x2, y2), relative=False, margin=max(own, margin))
+
+
+def seen_region(table: Table, row: int, margin: float = 0.0) -> tuple[int, int, int, int]:
+    """What of its image the model saw of a row, or more where the margin is larger: whole pixels."""
+    width, height = table.rows.size[row].tolist()
+    box = given_box(table, row, margin)
+    return (0, 0, width, height) if box is None else Region(Path(), box).place(width, height).region
+
+
+def _crop_view(table: Table, row: int) -> tuple[int, int, int, int]:
+    """What a stored crop shows: the whole pixels that the object's box touches, or the given box."""
+    if given_box(table, row) is not None or not np.isfinite(table.rows.box[row]).all():
+        return seen_region(table, row)
+    width, height = table.rows.size[row].tolist()
+    edges = table.rows.box[row].tolist()
+    return Region(Path(), GivenBox("", tuple(edges), relative=False)).place(width, height).region
 
 
 def file_name(name: str) -> str:

@@ -4,10 +4,12 @@ The page (``page/review.js``) keeps decisions in the browser and offers them as 
 --serve`` shows it from a loopback address and writes the file beside it. Both write the same lines:
 
     path               where the image lies, from the folder of the file, or absolute: what fgvc train reads
-    x1 y1 x2 y2        a box that was drawn, pixels of the upright image, ends exclusive; else empty
+    x1 y1 x2 y2        a box that was drawn, pixels of the upright image, ends exclusive; else the box that
+                       the row is of; empty for a whole image
     label              what the image shows, or ``none of these``, or ``wrong``: not old_label, but what?
     old_label prob     the model's best class and its probability
     who when           a name, and a time in UTC
+    box_id             only where rows are of given boxes: which of the image's
 """
 
 from __future__ import annotations
@@ -44,9 +46,12 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.csv_rows import csv_lines
 from fgvc_cli.formats.rows import ARRAYS, TEXTS, Table, as_text
+from fgvc_cli.report.pictures import given_box
+from fgvc_cli.sources.boxes import GivenBox
 
 REVIEWED = "reviewed.csv"
 COLUMNS = ("path", "x1", "y1", "x2", "y2", "label", "old_label", "prob", "who", "when")
+BOX_ID = "box_id"
 MAX_BODY = 1 << 20
 """Bytes of a request: the page sends 200 decisions at most, of about 150 bytes each."""
 TEXT_MOST = 500
@@ -75,6 +80,16 @@ def image_folder(images: str | None, home: Path) -> str:
 def image_path(folder: str, path: str) -> str:
     """A row's path behind ``image_folder``; absolute ones stay."""
     return path if re.match(r"/|[A-Za-z]:", path) else f"{folder}{path}"
+
+
+def box_ids(table: Table) -> list[str]:
+    """The id of each row's given box, empty for a whole image; none at all where no boxes were given."""
+    return list(table.rows.more.get(BOX_ID, ()))
+
+
+def review_columns(table: Table) -> tuple[str, ...]:
+    """The columns of ``reviewed.csv``."""
+    return (*COLUMNS, BOX_ID) if box_ids(table) else COLUMNS
 
 
 def check_reviewable(table: Table) -> None:
@@ -107,7 +122,7 @@ def review_header(table: Table, folder: str, *, picked: bool) -> dict[str, Any]:
         digest.update(np.ascontiguousarray(array).tobytes())
     return {
         "key": digest.hexdigest()[:16],
-        "columns": COLUMNS,
+        "columns": review_columns(table),
         "none": NONE_OF_THESE,
         "wrong": WRONG,
         "starts": FORMULA_STARTS,
@@ -129,21 +144,24 @@ def pick_rows(
         raise FgvcError(
             f"{only} line 1: no column path in {','.join(header)[:80]!r}.", "fgvc select PREDS --out todo.csv"
         )
-    at = header.index("path")
-    rows_of: dict[str, list[int]] = {}
-    for row, path in enumerate(table.rows.path):
-        rows_of.setdefault(path, []).append(row)
-    wanted = dict.fromkeys(cells[at] for _, cells in lines if len(cells) > at)
-    numbers = [row for path in wanted for row in rows_of.get(path, ())]
-    unmet = [path for path in wanted if path not in rows_of]
+    ids = box_ids(table) if BOX_ID in header else []
+    columns = [header.index(name) for name in ("path", *([BOX_ID] if ids else []))]
+    rows_of: dict[tuple[str, ...], list[int]] = {}
+    for row, key in enumerate(zip(table.rows.path, ids, strict=True) if ids else zip(table.rows.path)):
+        rows_of.setdefault(key, []).append(row)
+    wanted = dict.fromkeys(
+        tuple(cells[i] for i in columns) for _, cells in lines if len(cells) > max(columns)
+    )
+    numbers = [row for key in wanted for row in rows_of.get(key, ())]
+    unmet = [" box ".join(key) for key in wanted if key not in rows_of]
     if not numbers:
         raise FgvcError(
-            f"{only} lists none of the {len(table.rows):,} rows: it has {next(iter(wanted), 'nothing')!r}, "
-            f"the rows have {table.rows.path[0]!r}.",
+            f"{only} lists none of the {len(table.rows):,} rows: "
+            f"it has {unmet[0] if unmet else 'nothing'!r}, the rows have {table.rows.path[0]!r}.",
             "Make it of the same predictions: fgvc select PREDS --out todo.csv",
         )
     if unmet:
-        say(f"{len(unmet):,} of {len(wanted):,} paths in {only} met no row (such as {unmet[0]}).")
+        say(f"{len(unmet):,} of {len(wanted):,} lines of {only} met no row (such as {unmet[0]}).")
     return take_rows(table, numbers), numbers
 
 
@@ -198,6 +216,8 @@ class Reviewed:
         self.out, self.table = out, table
         self.decisions: dict[int, Decision] = {}
         self._paths = [image_path(folder, path) for path in table.rows.path]
+        self._ids = box_ids(table)
+        self._columns = review_columns(table)
         self._others: list[list[str]] = []
         self._lock = threading.Lock()
         self._stamp: tuple[int, ...] | None = None
@@ -282,24 +302,27 @@ class Reviewed:
         others: list[list[str]] = []
         if stamp is not None:
             header, lines = _read_csv(self.out)
-            if tuple(header) != COLUMNS:
+            if tuple(header) != self._columns:
                 raise FgvcError(
-                    f"{self.out} is there and no review: line 1 is {','.join(header)[:80]!r}, expected "
-                    f"{','.join(COLUMNS)}.",
+                    f"{self.out} is there and no review of these rows: line 1 is {','.join(header)[:80]!r}, "
+                    f"expected {','.join(self._columns)}.",
                     "Move it away, or write the page into another folder: --out",
                 )
-            free: dict[str, list[int]] = {}
+            free: dict[tuple[str, ...], list[int]] = {}
             for row in reversed(range(len(self._paths))):
-                free.setdefault(self._paths[row], []).append(row)
+                free.setdefault((self._paths[row], *self._ids[row : row + 1]), []).append(row)
             for number, cells in lines:
-                if len(cells) != len(COLUMNS):
+                if len(cells) != len(self._columns):
                     raise FgvcError(
-                        f"{self.out} line {number}: {len(cells)} values, expected {len(COLUMNS)}.",
-                        f"They are {','.join(COLUMNS)}.",
+                        f"{self.out} line {number}: {len(cells)} values, expected {len(self._columns)}.",
+                        f"They are {','.join(self._columns)}.",
                     )
-                rows = free.get(cells[0])
+                rows = free.get((cells[0], *cells[len(COLUMNS) :]))
                 if rows and cells[5].strip():
-                    decisions[rows.pop()] = self._decision(cells, number)
+                    row = rows.pop()
+                    decision = self._decision(cells, number)
+                    drawn = decision.box and decision.box != _tenths(given_box(self.table, row))
+                    decisions[row] = decision if drawn else replace(decision, box=None)
                 else:
                     others.append(cells)
         self.decisions, self._others, self._stamp = decisions, others, stamp
@@ -323,12 +346,14 @@ class Reviewed:
 
     def _lines(self) -> Iterator[list[str]]:
         rows, classes = self.table.rows, self.table.info.classes
-        yield list(COLUMNS)
+        yield list(self._columns)
         for row, decision in sorted(self.decisions.items()):
-            edges = [f"{edge:.1f}" for edge in decision.box] if decision.box else [""] * 4
+            box = decision.box or _tenths(given_box(self.table, row))
+            edges = [f"{edge:.1f}" for edge in box] if box else [""] * 4
             best = int(rows.topk_index[row, 0])
             old = [classes[best], f"{rows.topk_prob[row, 0]:.6f}"] if best >= 0 else ["", ""]
-            yield [self._paths[row], *edges, decision.label, *old, decision.who, decision.when]
+            said = [decision.label, *old, decision.who, decision.when, *self._ids[row : row + 1]]
+            yield [self._paths[row], *edges, *said]
         yield from self._others
 
 
@@ -348,6 +373,14 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise FgvcError(f"{path} is not a UTF-8 CSV file: {error}.") from error
     return [name.strip().lower() for name in header], lines
+
+
+def _tenths(box: GivenBox | None) -> Box | None:
+    """Its edges as a review writes them."""
+    if box is None:
+        return None
+    x1, y1, x2, y2 = (float(f"{edge:.1f}") for edge in box.edges)
+    return x1, y1, x2, y2
 
 
 def _shown(value: Any) -> str:

@@ -21,7 +21,7 @@ from fgvc_cli.formats.outputs import read_embeddings, read_table
 from fgvc_cli.formats.rows import Table
 from fgvc_cli.report.page import read_labels
 from fgvc_cli.report.pictures import recorded_images
-from fgvc_cli.report.review import take_rows
+from fgvc_cli.report.review import box_ids, take_rows
 
 Doubt = Literal["margin", "entropy", "novelty"]
 
@@ -182,7 +182,12 @@ def _seen(table: Table, reviewed: Path | None, messages: Messages) -> np.ndarray
         return np.zeros(len(table.rows), bool)
     several = table.info.multi_label
     labels = read_labels(
-        reviewed, table.rows.path, images=recorded_images(table), multi_label=several, on_note=messages.note
+        reviewed,
+        table.rows.path,
+        boxes=box_ids(table),
+        images=recorded_images(table),
+        multi_label=several,
+        on_note=messages.note,
     )
     return np.array([label is not None for label in labels])
 

@@ -17,7 +17,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -29,6 +29,8 @@ from fgvc_cli.sources.stored import CannotRead, Found, Lost, Stored
 Edges = tuple[float, float, float, float]
 """x1, y1, x2, y2; ends exclusive."""
 
+EDGE_COLUMNS = ("x1", "y1", "x2", "y2")
+"""Of a box in a table."""
 _NONE: Edges = (math.nan,) * 4
 _FORMS = "MegaDetector JSON, COCO JSON, or a CSV with the columns path,x1,y1,x2,y2"
 _ABSOLUTE = re.compile("/|[A-Za-z]:/")
@@ -293,6 +295,40 @@ class _Found:
         return chosen
 
 
+def read_edges(cells: Sequence[str], where: str) -> Edges | None:
+    """The four cells of a box in a table; None where all are empty.
+
+    Args:
+        where: the file and the line, for people.
+
+    Raises:
+        FgvcError: they are not four numbers.
+    """
+    if not any(cells):
+        return None
+    try:
+        x1, y1, x2, y2 = (float(cell) for cell in cells)
+    except ValueError:
+        message = f"{where}: {','.join(cells)!r} is no box x1,y1,x2,y2."
+        raise FgvcError(message, "Leave all four empty for an image without a box.") from None
+    return x1, y1, x2, y2
+
+
+def are_fractions(path: Path, boxes: Iterable[Edges | None]) -> bool:
+    """Whether the boxes of a table are fractions of their images' sides, not pixels: no number is above 1.
+
+    Raises:
+        FgvcError: the largest is neither.
+    """
+    most = max((edge for edges in boxes for edge in edges or () if math.isfinite(edge)), default=-math.inf)
+    if 1 < most <= 2:
+        raise FgvcError(
+            f"{path}: the largest number of a box is {most:g}: too small for pixels, more than a fraction.",
+            "Write all in pixels, or all as fractions of the sides, 1 at most.",
+        )
+    return most <= 1
+
+
 def _edges(values: Any, *, sides: bool) -> Edges:
     """Four numbers, x y width height where ``sides``; NaN for anything else."""
     try:
@@ -397,29 +433,19 @@ def _read_results(results: list[Any]) -> _Found:
 
 
 def _read_csv(path: Path) -> _Found:
-    found, rows, most = _Found(), [], -math.inf
+    found, rows = _Found(), []
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         columns = [name.strip().lower() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
-        lacking = [name for name in ("path", "x1", "y1", "x2", "y2") if name not in columns]
+        lacking = [name for name in ("path", *EDGE_COLUMNS) if name not in columns]
         if lacking:
             message = f"{path} line 1: no column {lacking[0]} in {','.join(columns)!r}."
             raise FgvcError(message, "Expected path,x1,y1,x2,y2 and perhaps id,score,category.")
         for row in reader:
-            cells = [(row[name] or "").strip() for name in ("x1", "y1", "x2", "y2")]
-            try:
-                edges = _edges([float(cell) for cell in cells], sides=False) if any(cells) else None
-            except ValueError:
-                message = f"{path} line {reader.line_num}: {','.join(cells)!r} is no box x1,y1,x2,y2."
-                raise FgvcError(message, "Leave all four empty for an image without a box.") from None
-            rows.append((row, edges))
-            most = max([most, *(edge for edge in edges or () if math.isfinite(edge))])
-    if 1 < most <= 2:
-        raise FgvcError(
-            f"{path}: the largest number of a box is {most:g}: too small for pixels, more than a fraction.",
-            "Write all in pixels, or all as fractions of the sides, 1 at most.",
-        )
+            cells = [(row[name] or "").strip() for name in EDGE_COLUMNS]
+            rows.append((row, read_edges(cells, f"{path} line {reader.line_num}")))
+    relative = are_fractions(path, (edges for _, edges in rows))
     for row, edges in rows:
         # A review of fgvc, whose cells are no formulas.
         name = (row["path"] or "").removeprefix("'")
@@ -429,7 +455,7 @@ def _read_csv(path: Path) -> _Found:
         label = (row.get("category") or row.get("label") or "").strip()
         one = (row.get("id") or row.get("box_id") or "").strip() or str(len(boxes))
         score = _number(row.get("score") or row.get("conf"))
-        boxes.append(GivenBox(one, edges, most <= 1, label, score, image=name))
+        boxes.append(GivenBox(one, edges, relative, label, score, image=name))
     return found
 
 

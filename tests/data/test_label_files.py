@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fgvc_cli.data.label_files import read_listing
+from fgvc_cli.data.label_files import read_label_file, read_listing
 from fgvc_cli.data.labelled import Example, load_labelled
 from fgvc_cli.data.listing import LabelledSet
 from fgvc_cli.errors import FgvcError
@@ -204,7 +204,7 @@ def test_blank_lines_and_the_first_line_of_excel(tmp_path, text):
         (tmp_path / name).touch()
     (tmp_path / "l.csv").write_bytes(text.encode())
     found, line_of = read_listing(tmp_path / "l.csv")
-    assert found.by_class() == {None: {"x": ["a.jpg"], "y": ["b.jpg"]}}
+    assert found.by_class() == {None: {"x": [("a.jpg", None)], "y": [("b.jpg", None)]}}
     lines = text.splitlines()
     assert all(lines[line - 1].startswith(image) for image, line in line_of.items())
 
@@ -263,3 +263,73 @@ def test_a_path_twice_is_noticed_however_it_is_written(tmp_path, monkeypatch, se
     for path in (root / "l.csv", Path("../l.csv")):
         with pytest.raises(FgvcError, match="line 3: .*a.jpg is on line 2 too"):
             read_listing(path)
+
+
+def write_boxes(folder, *rows, header="path,label,x1,y1,x2,y2"):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (folder / name).touch()
+    (folder / "l.csv").write_text("\n".join((header, *rows)) + "\n")
+    return folder / "l.csv"
+
+
+def test_a_line_with_four_edges_is_a_box_and_an_image_may_have_several(tmp_path):
+    path = write_boxes(
+        tmp_path, "a.jpg,x,0,0,5,5", "a.jpg,y,5,0,9,5", "b.jpg,x,,,,", "c.jpg,y,1,1,4,4", "c.jpg,y,2,2,4,4"
+    )
+    found, line_of = read_listing(path)
+    assert found.boxes == 4 and line_of == {"a.jpg": 2, "b.jpg": 4, "c.jpg": 5}
+    x, y = (found.by_class()[None][name] for name in "xy")
+    assert [(e.path, e.box and (e.box.id, e.box.edges)) for e in x] == [
+        ("a.jpg", ("0", (0, 0, 5, 5))),
+        ("b.jpg", None),
+    ]
+    assert [(e.path, e.box.id) for e in y] == [("a.jpg", "1"), ("c.jpg", "0"), ("c.jpg", "1")]
+    assert not any(e.box.relative for e in y)
+    parts = write_boxes(tmp_path, "a.jpg,x,0,0,0.5,1", "a.jpg,y,0.5,0,1,1")
+    assert all(e.box.relative for own in read_listing(parts)[0].by_class()[None].values() for e in own)
+
+
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        (("a.jpg,x,0,0,5,5", "a.jpg,y,0,0,5,5"), "line 3: a.jpg is on line 2 too; expected it once"),
+        (("a.jpg,x,0,0,5,5", "a.jpg,y,,,,"), "line 3: a.jpg is on line 2 too; .* each with a box of its own"),
+        (("a.jpg,x,,,,", "a.jpg,y,0,0,5,5"), "line 3: a.jpg is on line 2 too"),
+        (("a.jpg,x,0,0,5,five",), "line 2: '0,0,5,five' is no box x1,y1,x2,y2"),
+        (("a.jpg,x,0,0,1.5,1",), "the largest number of a box is 1.5: too small for pixels"),
+    ],
+)
+def test_boxes_that_cannot_be(tmp_path, rows, said):
+    with pytest.raises(FgvcError, match=said):
+        read_listing(write_boxes(tmp_path, *rows))
+
+
+def test_boxes_of_an_image_in_two_splits_or_with_one_number(tmp_path):
+    split = write_boxes(
+        tmp_path, "a.jpg,x,train,0,0,5,5", "a.jpg,y,test,5,0,9,5", header="path,label,split,x1,y1,x2,y2"
+    )
+    with pytest.raises(FgvcError, match="line 3: this box of a.jpg is for test, the one on line 2 for train"):
+        read_listing(split)
+    twice = write_boxes(
+        tmp_path, "a.jpg,x,0,0,5,5,7", "a.jpg,y,5,0,9,5,7", header="path,label,x1,y1,x2,y2,box_id"
+    )
+    with pytest.raises(FgvcError, match="line 3: a.jpg has a box 7 on an earlier line too"):
+        read_listing(twice)
+
+
+def test_what_a_review_leaves_out_does_not_take_the_other_boxes_along(tmp_path):
+    header = "path,x1,y1,x2,y2,label,old_label"
+    path = write_boxes(
+        tmp_path,
+        "a.jpg,0,0,5,5,x,y",
+        "a.jpg,5,0,9,5,none of these,y",
+        "b.jpg,0,0,5,5,wrong,y",
+        "b.jpg,5,0,9,5,none of these,y",
+        header=header,
+    )
+    found = read_label_file(path)
+    assert [(e.path, e.box.id) for e in found.by_class()[None]["x"]] == [("a.jpg", "0")] and found.boxes == 1
+    assert found.notes == [
+        "l.csv: marked 'none of these' and left out: 2 boxes.",
+        "l.csv: marked 'wrong' and left out: 1 box.",
+    ]

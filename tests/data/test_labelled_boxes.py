@@ -189,3 +189,47 @@ def test_train_eval_index_and_explain_on_boxes(classes, tmp_path, monkeypatch):
         (str(n), "32.0", "64", table[n]["picture"]) for n in (0, 1)
     ]
     assert len({row["picture"] for row in table}) == 2
+
+
+def test_a_table_with_boxes_needs_no_other_file(shelf, tmp_path):
+    lines = (tmp_path / "shelf.csv").read_text().splitlines()
+    lines[0] = "path,x1,y1,x2,y2,label"
+    (tmp_path / "own.csv").write_text("\n".join([lines[0], *(f"shelf/{line}" for line in lines[1:])]))
+    labelled = load_labelled(tmp_path / "own.csv", box_margin=0.25)
+    assert labelled.classes == ("blue", "lime", "red") and sum(labelled.counts().values()) == 36
+    images = [{example.path for example in part} for part in labelled.splits.values()]
+    assert all(images) and sum(map(len, images)) == 12, "all boxes of an image are in one split"
+    assert {example.box.margin for example in labelled.splits["train"]} == {0.25}
+    assert (
+        "own.csv: 36 lines are boxes; each is an image of its own, cut out with a margin of 0.25"
+        in "".join(labelled.notes)
+    )
+    with pytest.raises(FgvcError, match="own has boxes of its own, and --boxes .* names others"):
+        load(tmp_path / "own.csv", tmp_path / "shelf.csv")
+    (tmp_path / "whole.csv").write_text("path,label\nshelf/00.png,a\nshelf/01.png,b\n")
+    with pytest.raises(FgvcError, match="--box-margin is for boxes, and .*whole.csv has none"):
+        load_labelled(tmp_path / "whole.csv", for_training=False, box_margin=0.1)
+
+    # Trained, measured and indexed by box, like a set with a file of boxes beside it.
+    out = tmp_path / "run"
+    train.run(
+        train_options(
+            model="timm-test_resnet",
+            data=str(tmp_path / "own.csv"),
+            box_margin=0.25,
+            epochs=1,
+            out=out,
+            pretrained=False,
+            input_px=32,
+            batch_size=8,
+            workers=0,
+            quiet=True,
+        )
+    )
+    quiet = {"weights": str(out), "quiet": True, "workers": 0}
+    measured = fgvc_cli.evaluate(**quiet, split="all", out=tmp_path / "measured")
+    assert measured.metrics["images"] == 36
+    rows = list(csv.DictReader((tmp_path / "measured/predictions.csv").open()))
+    assert {row["box_id"] for row in rows} == {"0", "1", "2"}
+    elsewhere = {"data": str(tmp_path / "own.csv"), "box_margin": 0.1, "split": "all"}
+    assert fgvc_cli.index(**quiet, out=tmp_path / "i.h5", **elsewhere).images == 36

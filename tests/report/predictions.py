@@ -95,6 +95,15 @@ def write_h5(path: Path, rows: Block, classes: tuple[str, ...] = CLASSES, **prep
     return path
 
 
+def write_boxed(path: Path, rows: Block) -> Path:
+    """Rows whose ``more`` says which given box each is of; no margin."""
+    info = replace(run_info(rows), columns=tuple(rows.more), settings={"boxes": {"margin": 0.0}})
+    with H5Sink(path, extras=frozenset(info.extras)) as sink:
+        sink.begin(info)
+        sink.write(rows)
+    return path
+
+
 def several_labels(folder: Path) -> tuple[Path, Path]:
     """Predictions of a multi-label model, and labels of all rows but the last.
 

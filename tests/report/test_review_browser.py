@@ -8,8 +8,9 @@ import json
 import threading
 import time
 
+import numpy as np
 import pytest
-from predictions import HOSTILE_CLASS, HOSTILE_FILE, block, jpeg, many, write_h5
+from predictions import HOSTILE_CLASS, HOSTILE_FILE, block, jpeg, many, write_boxed, write_h5
 
 from fgvc_cli.data.names import FORMULA_STARTS, as_cell, from_cell
 from fgvc_cli.formats.csv_rows import csv_lines
@@ -165,6 +166,41 @@ def test_filter_by_review_and_order_by_the_two_best(desk):
     desk.counts("6 images")
     desk.find("#order").send_keys("two best")
     assert desk.paths()[:3] == ["m/2.jpg", HOSTILE_FILE, "m/3.jpg"]  # -0.4, 0.2, 0.4
+
+
+def test_boxes_of_one_image_are_cards_of_their_own(reader, downloads, tmp_path):
+    rows = block([("ant", 0.9), ("bee", 0.8)], paths=["shelf.jpg", "shelf.jpg"])
+    rows.more["given_box"] = np.array([[0, 0, 30, 40], [50.25, 0, 90, 40]], "f4")
+    rows.more["box_id"] = ["0", "7"]
+    (tmp_path / "shelf.jpg").write_bytes(jpeg("blue"))
+    report(
+        write_boxed(tmp_path / "p.h5", rows),
+        tmp_path / "p.html",
+        images=str(tmp_path),
+        review=True,
+        quiet=True,
+    )
+    reader.open(tmp_path / "p.html")
+    reader.js("localStorage.clear()")
+    reader.open(tmp_path / "p.html")
+    assert sorted(reader.paths()) == ["shelf.jpg, box 0", "shelf.jpg, box 7"]
+    views = "[...document.querySelectorAll('#photos svg.photo')].map((one) => one.getAttribute('viewBox'))"
+    assert sorted(reader.js(views)) == ["0 0 45 60", "30 0 80 60"]
+    assert reader.js("document.querySelectorAll('#photos .given').length") == 2
+    reader.js("document.querySelector('#photos button[tabindex=\"0\"]').focus()")
+    reader.keys("n", "r")
+    head, *lines = save(reader, downloads)
+    assert head == [*COLUMNS, "box_id"]
+    assert [[*line[:6], line[-1]] for line in lines] == [
+        ["shelf.jpg", "0.0", "0.0", "30.0", "40.0", "ant", "0"],
+        ["shelf.jpg", "50.2", "0.0", "90.0", "40.0", "none of these", "7"],
+    ]
+    # The file is taken up again, box by box.
+    reader.js("localStorage.clear()")
+    reader.open(tmp_path / "p.html")
+    reader.browser.find_element("id", "review-file").send_keys(str(downloads / "reviewed.csv"))
+    reader.wait("document.querySelector('#reviewed').textContent === '2 of 2 reviewed'")
+    assert [line[-1] for line in save(reader, downloads)[1:]] == ["0", "7"]
 
 
 def test_a_box_is_dragged_in_pixels_of_the_image(desk, downloads):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import http.client
+import io
 import json
 import signal
 import subprocess
@@ -14,14 +15,24 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from predictions import block, jpeg, several_labels, write_csv, write_h5
+from predictions import block, jpeg, several_labels, write_boxed, write_csv, write_h5
 
 import fgvc_cli
 from fgvc_cli.data.label_files import NONE_OF_THESE, WRONG
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.outputs import read_table
-from fgvc_cli.report.review import COLUMNS, MAX_BODY, Reviewed, ReviewServer, image_folder, pick_rows
+from fgvc_cli.report.page import read_labels
+from fgvc_cli.report.pictures import PictureMaker
+from fgvc_cli.report.review import (
+    COLUMNS,
+    MAX_BODY,
+    Reviewed,
+    ReviewServer,
+    box_ids,
+    image_folder,
+    pick_rows,
+)
 
 WHEN = "2026-05-01T12:00:00Z"
 GUESSES = [("ant", 0.95), ("bee", 0.9), ("bee", 0.3), None]
@@ -181,7 +192,7 @@ def test_an_earlier_review_goes_on_and_other_images_stay_in_it(table, tmp_path):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("path,label\na.jpg,ant\n", "is there and no review: line 1 is 'path,label'"),
+        ("path,label\na.jpg,ant\n", "is there and no review of these rows: line 1 is 'path,label'"),
         (",".join(COLUMNS) + "\n000.jpg,ant\n", "line 2: 2 values, expected 10"),
         (",".join(COLUMNS) + "\n000.jpg,1,2,x,4,ant,bee,0.5,,\n", "line 2: '1,2,x,4' is no box"),
         (",".join(COLUMNS) + '\n"000.jpg', "is not a UTF-8 CSV file"),
@@ -213,7 +224,7 @@ def test_rows_that_a_list_names(table, tmp_path):
     picked, numbers = pick_rows(table, tmp_path / "todo.csv", said.append)
     assert numbers == [2, 0] and picked.rows.path == ["002.jpg", "000.jpg"]
     assert picked.rows.topk_prob[:, 0].tolist() == pytest.approx([0.3, 0.95])
-    assert "1 of 3 paths" in said[0] and "else.jpg" in said[0]
+    assert "1 of 3 lines" in said[0] and "else.jpg" in said[0]
     (tmp_path / "todo.csv").write_text("path\nelse.jpg\n")
     with pytest.raises(
         FgvcError, match="lists none of the 4 rows: it has 'else.jpg', the rows have '000.jpg'"
@@ -237,6 +248,81 @@ def test_only_some_rows_keep_their_own_maps_and_crops(tmp_path):
     webp, heat = re.search(r'class="pictures">([^<]*)</script>', text)[1].split(" ")
     red, green, _ = Image.open(io.BytesIO(base64.b64decode(webp))).convert("RGB").getpixel((20, 20))
     assert green > red + 60 and set(base64.b64decode(heat)) == {128}
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """Rows of three boxes, two of them in one image, and one of an image without."""
+    rows = block([("ant", 0.9), ("bee", 0.9), ("bee", 0.6), ("ant", 0.8)])
+    rows.path = ["a.jpg", "a.jpg", "b.jpg", "c.jpg"]
+    rows.more["given_box"] = np.array(
+        [[0, 0, 30, 40], [50.25, 0, 90, 40], [5, 5, 25, 25], [np.nan] * 4], "f4"
+    )
+    rows.more["box_id"] = ["0", "7", "0", ""]
+    return read_table(write_boxed(tmp_path / "shelf.h5", rows))
+
+
+def test_each_box_of_an_image_is_judged_by_itself(shelf, tmp_path):
+    out = tmp_path / "reviewed.csv"
+    reviewed = Reviewed(out, shelf, "images/")
+    reviewed.update([decision(0, "ant"), decision(1, "cat"), decision(2, "bee", [1, 2, 30, 30])])
+    reviewed.update([decision(3, "ant")])
+    assert lines(out)[0] == [*COLUMNS, "box_id"]
+    assert [[*line[:6], line[-1]] for line in lines(out)[1:]] == [
+        ["images/a.jpg", "0.0", "0.0", "30.0", "40.0", "ant", "0"],
+        ["images/a.jpg", "50.2", "0.0", "90.0", "40.0", "cat", "7"],
+        ["images/b.jpg", "1.0", "2.0", "30.0", "30.0", "bee", "0"],
+        ["images/c.jpg", "", "", "", "", "ant", ""],
+    ]
+    again = Reviewed(out, shelf, "images/")
+    boxes = {row: (one.label, one.box) for row, one in again.decisions.items()}
+    assert boxes == {0: ("ant", None), 1: ("cat", None), 2: ("bee", (1, 2, 30, 30)), 3: ("ant", None)}
+
+    # The boxes are what trains, each with its own class.
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        (tmp_path / f"images/{name}.jpg").write_bytes(jpeg("red"))
+    labelled = load_labelled(out, for_training=False, box_margin=0.1)
+    found = [(e.path[-5:], e.box and (e.box.id, e.box.edges[0]), e.label) for e in labelled.splits["test"]]
+    assert found == [
+        ("a.jpg", ("0", 0.0), 0),
+        ("c.jpg", None, 0),
+        ("b.jpg", ("0", 1.0), 1),
+        ("a.jpg", ("7", 50.2), 2),
+    ]
+    assert {e.box.margin for e in labelled.splits["test"] if e.box} == {0.1}
+
+    # The report reads them by box too, and a label of a whole image counts for all its boxes.
+    ids = box_ids(shelf)
+    assert read_labels(out, shelf.rows.path, boxes=ids, images=str(tmp_path / "images")) == [
+        ("ant",),
+        ("cat",),
+        ("bee",),
+        ("ant",),
+    ]
+    (tmp_path / "whole.csv").write_text("path,label\na.jpg,wasp\n")
+    found = read_labels(tmp_path / "whole.csv", shelf.rows.path, boxes=ids)
+    assert found == [("wasp",), ("wasp",), None, None]
+
+
+def test_a_list_names_boxes_where_it_says_which(shelf, tmp_path):
+    (tmp_path / "todo.csv").write_text("path,box_id\na.jpg,7\nb.jpg,0\na.jpg,9\n")
+    said = []
+    assert pick_rows(shelf, tmp_path / "todo.csv", said.append)[1] == [1, 2]
+    assert "(such as a.jpg box 9)" in said[0]
+    (tmp_path / "todo.csv").write_text("path\na.jpg\n")
+    assert pick_rows(shelf, tmp_path / "todo.csv")[1] == [0, 1]
+
+
+def test_the_picture_of_a_box_shows_what_is_round_it(shelf, tmp_path):
+    image = Image.new("RGB", (120, 80), "blue")
+    image.paste((255, 0, 0), (0, 0, 30, 40))
+    image.save(tmp_path / "a.jpg", quality=95)
+    pictures = list(PictureMaker(shelf, str(tmp_path), px=60).make([0, 1], None))
+    assert [picture.view for picture in pictures] == [(0, 0, 45, 60), (30, 0, 110, 60)]
+    shown = Image.open(io.BytesIO(pictures[0].webp)).convert("RGB")
+    assert shown.size == (45, 60)
+    assert shown.getpixel((10, 10))[0] > 200 and shown.getpixel((40, 50))[2] > 200
 
 
 def test_what_a_page_cannot_ask_for(tmp_path):
@@ -275,9 +361,11 @@ def test_a_review_is_a_labelled_table(reviewed, tmp_path):
     paths = {example.path for split in labelled.splits.values() for example in split}
     assert "images/=10.jpg" in paths and "images/008.jpg" not in paths
     notes = "\n".join(labelled.notes)
-    assert "reviewed.csv: marked 'none of these' and left out: 1 images." in notes
-    assert "reviewed.csv: marked 'wrong' and left out: 1 images." in notes
-    assert "boxes train nothing yet, whole images do: 1 boxes." in notes
+    assert "reviewed.csv: marked 'none of these' and left out: 1 image." in notes
+    assert "reviewed.csv: marked 'wrong' and left out: 1 image." in notes
+    drawn = [example for split in labelled.splits.values() for example in split if example.box]
+    assert [(example.path, example.box.edges) for example in drawn] == [("images/002.jpg", (1, 1, 9, 9))]
+    assert "reviewed.csv: 1 line is a box; each is an image of its own, cut out with a margin of 0" in notes
     # In a table that is no review these are classes as any other.
     (tmp_path / "plain.csv").write_text("path,label\nimages/000.jpg,wrong\nimages/001.jpg,ant\n")
     assert load_labelled(tmp_path / "plain.csv", for_training=False).classes == ("ant", "wrong")

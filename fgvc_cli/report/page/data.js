@@ -50,6 +50,7 @@ class Rows {
     const texts = (bytes) => new TextDecoder().decode(bytes).split("\0");
     this.path = texts(columns.path);
     this.error = texts(columns.error);
+    this.boxId = this.given ? texts(columns.box_id) : null;
     this.lowered = this.path.map((path) => path.toLowerCase());
     if (columns.truth_count) {
       this.truthAt = new Int32Array(this.count + 1);
@@ -62,6 +63,16 @@ class Rows {
     this.blocks = [...document.querySelectorAll("script.pictures")];
     this.lines = [];
     this.colors = bytesOf(header.colors);
+  }
+
+  /** What a row is of, in words. */
+  sourceOf(row) {
+    return this.givenOf(row) ? `${this.path[row]}, box ${this.boxId[row]}` : this.path[row];
+  }
+
+  /** The box that a row is of; null for a whole image. */
+  givenOf(row) {
+    return this.given ? this.boxAt(this.given, row) : null;
   }
 
   answered(row) {

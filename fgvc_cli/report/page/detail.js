@@ -86,6 +86,7 @@ class Detail {
     else if (rows.pictureAt[row] >= 0) {
       const parts = rows.partsOf(row).length;
       text = rows.picture_cropped[rows.pictureAt[row]] ? "The object, as it was stored" : "The image";
+      if (rows.givenOf(row)) text += " round the given box,";
       if (rows.boxAt(rows.box, row))
         text += parts ? " with the boxes of the object and its parts" : " with the object's box";
     }
@@ -128,7 +129,7 @@ class Detail {
     const { rows } = this;
     const box = rows.boxAt(rows.box, row);
     const facts = [
-      ["File", rows.path[row]],
+      ["File", rows.sourceOf(row)],
       ["Status", statusText(rows.statusOf(row))],
     ];
     if (rows.labelled) {
@@ -136,11 +137,9 @@ class Detail {
       facts.push([rows.several ? "Labels" : "Label", names ? names.join(" + ") || "none" : "not known"]);
     }
     if (rows.answered(row)) facts.push(["Size", `${rows.size[row * 2]} × ${rows.size[row * 2 + 1]} px`]);
-    if (box)
-      facts.push([
-        "Object's box",
-        `${box.map((edge) => edge.toFixed(1)).join(", ")} px (left, top, right, bottom)`,
-      ]);
+    const edges = (of) => `${of.map((edge) => edge.toFixed(1)).join(", ")} px (left, top, right, bottom)`;
+    if (rows.givenOf(row)) facts.push(["Given box", edges(rows.givenOf(row))]);
+    if (box) facts.push(["Object's box", edges(box)]);
     return el("dl", {}, ...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
   }
 }

@@ -114,7 +114,7 @@ class Labels {
                 type: "button",
                 class: "thumb",
                 "aria-haspopup": "dialog",
-                "aria-label": `${label}: ${rows.path[row]}, ${percent(rows.sure(row))}`,
+                "aria-label": `${label}: ${rows.sourceOf(row)}, ${percent(rows.sure(row))}`,
                 onclick: () => this.detail.open(shown, i),
               },
               this.thumb(row),

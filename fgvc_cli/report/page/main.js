@@ -15,7 +15,7 @@ function buildCard(rows, pictures, row, review) {
   const name = answered ? rows.nameOf(row) : statusText(rows.statusOf(row));
   const sure = answered ? percent(rows.sure(row)) : rows.error[row];
   const chip = remark(rows, row);
-  const path = rows.path[row];
+  const path = rows.sourceOf(row);
   const drawn = pictures.draw(row, { heat: $("maps").checked });
   const mark = review?.mark(row);
   review?.addBox(drawn, row);

@@ -15,12 +15,8 @@ class Pictures {
     const { rows } = this;
     const [width, height] = rows.size.subarray(row * 2, row * 2 + 2);
     const number = rows.pictureAt[row];
-    const box = rows.boxAt(rows.box, row);
-    if (number < 0 || !rows.picture_cropped[number] || !box) return [0, 0, width || 4, height || 3];
-    // As predict/crops.py cuts: whole pixels that the box touches.
-    const [x1, y1] = [Math.min(Math.floor(box[0]), width - 1), Math.min(Math.floor(box[1]), height - 1)];
-    const x2 = Math.max(x1 + 1, Math.min(Math.ceil(box[2]), width));
-    const y2 = Math.max(y1 + 1, Math.min(Math.ceil(box[3]), height));
+    if (number < 0) return [0, 0, width || 4, height || 3];
+    const [x1, y1, x2, y2] = rows.picture_view.subarray(number * 4, number * 4 + 4);
     return [x1, y1, x2 - x1, y2 - y1];
   }
 
@@ -36,10 +32,11 @@ class Pictures {
           ? "Object in"
           : "Image";
     const boxes = [
+      rows.givenOf(row) && "the given box",
       rows.boxAt(rows.box, row) && "the object's box",
       parts && plural(parts, "part box", "part boxes"),
     ];
-    return [`${what} ${rows.path[row]}`, ...boxes.filter(Boolean)].join(", ");
+    return [`${what} ${rows.sourceOf(row)}`, ...boxes.filter(Boolean)].join(", ");
   }
 
   draw(row, { heat = false } = {}) {
@@ -63,6 +60,8 @@ class Pictures {
     rows.partsOf(row).forEach((part, i) => drawn.append(this.frame(part, colors[i % colors.length], "part")));
     const box = rows.boxAt(rows.box, row);
     if (box) drawn.append(this.frame(box, own, "object"));
+    const given = rows.givenOf(row);
+    if (given) drawn.append(this.frame(given, colors[0], "given"));
     return drawn;
   }
 

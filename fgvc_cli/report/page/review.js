@@ -234,9 +234,10 @@ class Decisions {
     for (const row of [...this.of.keys()].sort((a, b) => a - b)) {
       const { label, box, who, when } = this.of.get(row);
       if (label === null) continue;
-      const edges = box ? box.map((edge) => edge.toFixed(1)) : ["", "", "", ""];
+      const edges = (box ?? this.rows.givenOf(row))?.map((edge) => edge.toFixed(1)) ?? ["", "", "", ""];
       const prob = this.rows.answered(row) ? this.rows.sure(row).toFixed(6) : "";
       const said = [label, this.oldLabel(row), prob, who ?? "", when];
+      if (this.rows.boxId) said.push(this.rows.boxId[row]);
       lines.push(csvLine([this.imagePath(row), ...edges, ...said], starts));
     }
     return lines.join("");
@@ -256,24 +257,29 @@ class Decisions {
     const missing = ["path", "label"].filter((name) => !(name in at));
     if (missing.length)
       throw new Error(`it has no column ${missing.join(" and ")}; expected ${columns.join(",")}`);
+    const { boxId } = this.rows;
+    if (boxId && !("box_id" in at)) throw new Error("it does not say which box a line is of (box_id)");
+    const key = (path, box) => (boxId ? `${path}\0${box}` : path);
     const rowOf = new Map();
     for (let row = this.rows.count - 1; row >= 0; row--) {
-      rowOf.set(this.rows.path[row], row);
-      rowOf.set(this.imagePath(row), row);
+      rowOf.set(key(this.rows.path[row], boxId?.[row]), row);
+      rowOf.set(key(this.imagePath(row), boxId?.[row]), row);
     }
     let [met, unmet] = [0, 0];
     for (const cells of lines) {
-      const row = rowOf.get(cells[at.path]);
+      const row = rowOf.get(key(cells[at.path], cells[at.box_id]));
       const label = cells[at.label]?.trim();
       if (row === undefined || !label) {
         unmet++;
         continue;
       }
       const edges = ["x1", "y1", "x2", "y2"].map((name) => Number(cells[at[name]] || NaN));
+      const given = this.rows.givenOf(row);
+      const drawn = edges.every(Number.isFinite) && !edges.every((edge, i) => edge === given?.[i]);
       this.past.push([row, this.of.get(row) ?? null]);
       this.put(row, {
         label,
-        box: edges.every(Number.isFinite) ? edges : null,
+        box: drawn ? edges : null,
         who: cells[at.who] ?? "",
         when: cells[at.when] ?? "",
       });
