@@ -7,7 +7,7 @@ A block of shell commands or Python runs unless an HTML comment in front of it s
     <!-- same as README.md -->    README has these lines and runs them
 
 and once on a page, ``<!-- continues: README.md -->``: its commands run in the folder that README's have left;
-or ``<!-- data: NAME -->``: they need a published data set, which the folder then has, or the page does not run.
+or ``<!-- data: NAME -->``: they need a published data set, which the folder then has; else they do not run.
 Lines that start with ``pip`` are left to ``.ci/run``, which installs.
 """
 

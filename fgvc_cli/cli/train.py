@@ -75,8 +75,8 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Start from these weights, named as for --weights. Without --model: go on with that model; its "
-            "classifiers of classes that the data have are kept."
+            help="Start from these weights, named as for --weights. Without --model: go on with that model. "
+            "Its classifiers of classes that the data have are kept."
         ),
     ] = None,
     pretrained: Annotated[

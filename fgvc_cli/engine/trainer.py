@@ -559,8 +559,8 @@ class Trainer:
         return join_judged(self.world.gather(part.judged(temperature))).metrics()
 
     def _fit_branches(self, validation: Evaluation) -> Evaluation:
-        """Weigh the branches as makes val most likely, unless that costs right answers there: the surest branch
-        is not always the best one."""
+        """Weigh the branches as makes val most likely, unless that costs right answers there: the surest
+        branch is not always the best one."""
         weights = self.learner.kept.get_buffer("heads.fuse_weights")
         before = weights.clone()
         weights.copy_(self._fuse_weights(validation))
