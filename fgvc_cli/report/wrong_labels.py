@@ -198,7 +198,7 @@ class _Answers:
             top_k=1,
             extras=("embedding",) if options.folds else ("logits",),
         )
-        images = (Found(data.root / example.path, example.path) for example in examples)
+        images = (Found(example.where(data.root), example.path) for example in examples)
         kept, sizes, boxes, values = [], [], [], []
         with (
             messages.bar("judging labels", len(examples), lines=True) as advance,
@@ -264,8 +264,8 @@ def _places(checkpoint: Checkpoint, data: LabelledSet) -> list[int]:
 
 def _groups(paths: Sequence[str], together: Sequence[Sequence[str]]) -> np.ndarray:
     """A number for each image, the same for those that are one."""
-    number = {path: i for i, path in enumerate(paths)}
-    groups = np.arange(len(paths))
+    number = {path: i for i, path in reversed([*enumerate(paths)])}
+    groups = np.array([number[path] for path in paths], int)  # boxes of one image are together
     for own in together:
         places = [number[path] for path in own if path in number]
         groups[np.isin(groups, groups[places])] = min(groups[places], default=0)
