@@ -24,7 +24,7 @@ from fgvc_cli.attention.objects import THRESHOLDS, locate_object
 from fgvc_cli.aviary.dataset import PARTS, SPECIES, Truth, differing_parts, read_boxes, slug
 from fgvc_cli.data.geometry import Box
 from fgvc_cli.engine.weights import open_weights
-from fgvc_cli.evaluate.localisation import ENOUGH, best_iou, centred_box, inside
+from fgvc_cli.evaluate.evaluator import ENOUGH, best_iou, centred_box, inside
 from fgvc_cli.explain.explainer import Explanation, explain_photo
 from fgvc_cli.explain.methods import HEAT
 from fgvc_cli.sources.images import DecodedImage, read_image

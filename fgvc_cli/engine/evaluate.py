@@ -57,10 +57,9 @@ from fgvc_cli.evaluate.calibration import (
     fit_calibration,
     reliability,
 )
-from fgvc_cli.evaluate.evaluator import Evaluation
+from fgvc_cli.evaluate.evaluator import Evaluation, Located, best_iou, localisation_metrics
 from fgvc_cli.evaluate.evaluator import evaluate as evaluate_model
 from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED, compare
-from fgvc_cli.evaluate.localisation import Located, best_iou, localisation_metrics
 from fgvc_cli.evaluate.metrics import (
     Confusion,
     class_figures,

@@ -35,8 +35,7 @@ from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.device import Precision, computing, is_out_of_memory, usual_precision
 from fgvc_cli.engine.distributed import ALONE, ProcessLost, World
-from fgvc_cli.engine.learner import Learner, Meter, Teacher, out_of_memory
-from fgvc_cli.engine.losses import fit_fuse_weights
+from fgvc_cli.engine.learner import Learner, Meter, Teacher, fit_fuse_weights, out_of_memory
 from fgvc_cli.engine.run_state import (
     CHECKPOINT,
     CONFIG,

@@ -24,8 +24,7 @@ from fgvc_cli.attention.crops import (
     resize,
     sample_boxes,
 )
-from fgvc_cli.attention.objects import locate_objects
-from fgvc_cli.attention.parts import cut_map, locate_parts
+from fgvc_cli.attention.objects import cut_map, locate_objects, locate_parts
 from fgvc_cli.config import MultiStageVitConfig
 from fgvc_cli.models.backbones import checkpoint_gradients
 from fgvc_cli.models.output import (

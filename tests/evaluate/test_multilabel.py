@@ -22,7 +22,7 @@ from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.engine.checkpoint import load_checkpoint
 from fgvc_cli.engine.distributed import Silent
-from fgvc_cli.engine.losses import label_loss, part_loss
+from fgvc_cli.engine.learner import label_loss, part_loss
 from fgvc_cli.engine.run_state import finished_run
 from fgvc_cli.engine.trainer import Trainer
 from fgvc_cli.errors import FgvcError
