@@ -30,7 +30,7 @@ from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, co
 
 if TYPE_CHECKING:
     from fgvc_cli.engine.evaluate import Calibrated
-    from fgvc_cli.evaluate.rejection import Novelty, Thresholds
+    from fgvc_cli.evaluate.confidence import Novelty, Thresholds
 
 ALPHA = 0.05
 """A p value below it, and an interval without 0: together they show a difference."""
@@ -170,7 +170,7 @@ def _calibrated_text(calibrated: Calibrated) -> str:
 
 
 def _fitted_text(fit: Novelty | Thresholds) -> str:
-    from fgvc_cli.evaluate.rejection import FEW_IMAGES, KEPT, Novelty
+    from fgvc_cli.evaluate.confidence import FEW_IMAGES, KEPT, Novelty
 
     if isinstance(fit, Novelty):
         size = sum(tensor.nbytes for tensor in fit.tensors().values()) / 1000

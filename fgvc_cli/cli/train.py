@@ -178,8 +178,7 @@ def train(
 def run(options: TrainOptions, *, show_config: bool = False) -> int:
     """Train, or only print the settings; print the result."""
     from fgvc_cli.engine.distributed import EndedByAnother, find_world
-    from fgvc_cli.engine.settings import plain_values, resolved_config
-    from fgvc_cli.engine.train import train, with_default_model
+    from fgvc_cli.engine.train import plain_values, resolved_config, train, with_default_model
 
     if show_config:
         from fgvc_cli.command import Messages

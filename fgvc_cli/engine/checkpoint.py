@@ -23,8 +23,7 @@ from fgvc_cli.data.names import same_form
 from fgvc_cli.data.taxonomy import Taxonomy
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
-from fgvc_cli.evaluate.rejection import TENSORS, Novelty, stored_novelty
+from fgvc_cli.evaluate.confidence import TENSORS, Calibration, Novelty, stored_novelty
 from fgvc_cli.files import AtomicFile, file_sha256
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import create_model, resolve

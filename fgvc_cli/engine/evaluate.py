@@ -51,10 +51,18 @@ from fgvc_cli.engine.weights import (
     resolve_weights,
 )
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.calibration import (
+from fgvc_cli.evaluate.confidence import (
+    NO_NOVELTY,
+    THRESHOLD_COLUMNS,
     Calibration,
+    Novelty,
+    Thresholds,
     apply_temperature,
+    embed,
     fit_calibration,
+    fit_examples,
+    fit_novelty,
+    fit_thresholds,
     reliability,
 )
 from fgvc_cli.evaluate.evaluator import Evaluation, Located, best_iou, localisation_metrics
@@ -67,16 +75,6 @@ from fgvc_cli.evaluate.metrics import (
     label_slots,
     most_confused,
     taxonomy_figures,
-)
-from fgvc_cli.evaluate.rejection import (
-    NO_NOVELTY,
-    THRESHOLD_COLUMNS,
-    Novelty,
-    Thresholds,
-    embed,
-    fit_examples,
-    fit_novelty,
-    fit_thresholds,
 )
 from fgvc_cli.files import AtomicFile, check_folder, check_writable, whole_folder
 from fgvc_cli.formats.csv_rows import csv_lines

@@ -22,7 +22,7 @@ from fgvc_cli import __version__
 from fgvc_cli.command import Messages, command, options
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.checkpoint import read_metadata
-from fgvc_cli.engine.settings import settings_text
+from fgvc_cli.engine.train import settings_text
 from fgvc_cli.engine.weights import HUB, LOGIN, MODEL_FILE, REPO, first_line, resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.evaluate.intervals import LEVEL, share_interval

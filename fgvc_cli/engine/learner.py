@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fgvc_cli.config import Loss, Preprocess, TrainConfig
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.data.names import class_order
-from fgvc_cli.data.transforms import mix_transform, normalize
+from fgvc_cli.data.transforms import mix_transform
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import (
     Precision,
@@ -36,7 +36,7 @@ from fgvc_cli.engine.device import (
 from fgvc_cli.engine.distributed import ALONE, World
 from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.models.output import FgvcModel, ModelOutput, summarize_stats
+from fgvc_cli.models.output import FgvcModel, ModelOutput, normalize, summarize_stats
 
 
 def total_loss(

@@ -23,12 +23,11 @@ from torchvision.ops import box_iou
 
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.geometry import Box
-from fgvc_cli.data.transforms import normalize
 from fgvc_cli.datasets.entries import TrueBoxes
-from fgvc_cli.evaluate.calibration import apply_temperature, mean_probs, reliability_of
+from fgvc_cli.evaluate.confidence import apply_temperature, mean_probs, reliability_of
 from fgvc_cli.evaluate.intervals import Interval, macro_f1_interval, mean_interval, share_interval
 from fgvc_cli.evaluate.metrics import exact_matches, in_top, multilabel_metrics
-from fgvc_cli.models.output import Want, class_probs, summarize_stats
+from fgvc_cli.models.output import Want, class_probs, normalize, summarize_stats
 
 
 @dataclass

@@ -18,7 +18,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError
 if TYPE_CHECKING:
     from fgvc_cli.explain.explainer import Explainer
     from fgvc_cli.explain.outputs import MapsFile, PartsFolder
-    from fgvc_cli.retrieval.search import NearestIndex
+    from fgvc_cli.retrieval.index_file import NearestIndex
 
 NEIGHBOURS = 6
 """With ``--index`` alone; as many as a page shows in a row."""
@@ -208,7 +208,7 @@ class ExplainOptions(BoxOptions):
         path = self.index_path
         if path is None:
             return nullcontext()
-        from fgvc_cli.retrieval.search import NearestIndex
+        from fgvc_cli.retrieval.index_file import NearestIndex
 
         return NearestIndex(path, weights_sha256=sha256)
 
@@ -266,7 +266,7 @@ def _expand(text: str) -> list[ModelRow]:
 
 def _table_rows(folder: Path) -> list[ModelRow]:
     """The ended trainings of a table with its first seed, in the table's order."""
-    from fgvc_cli.engine.ablations import order_variants
+    from fgvc_cli.engine.ablate import order_variants
     from fgvc_cli.engine.run_state import finished_run
 
     seeds: dict[int, list[str]] = {}

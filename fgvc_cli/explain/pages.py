@@ -60,7 +60,7 @@ from fgvc_cli.explain.panels import (
     whole_pixels,
 )
 from fgvc_cli.predict.decoding import surroundings
-from fgvc_cli.retrieval.search import Nearest, Neighbour
+from fgvc_cli.retrieval.index_file import Nearest, Neighbour
 
 PHOTO_SLOT = (880, 690)
 CELL_ASPECT = 1.8

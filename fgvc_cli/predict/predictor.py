@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from fgvc_cli.data.taxonomy import Taxonomy
     from fgvc_cli.engine.checkpoint import Checkpoint
     from fgvc_cli.engine.index_classes import By
+    from fgvc_cli.evaluate.confidence import Novelty
     from fgvc_cli.evaluate.metrics import RollUp
-    from fgvc_cli.evaluate.rejection import Novelty
     from fgvc_cli.predict.forward import Answers, Forward, Launched, Member
 
 AUTO: Literal["auto"] = "auto"
@@ -734,7 +734,7 @@ def _possible(classes: str | Path | Sequence[str] | None, known: Sequence[str]) 
     if classes is None:
         return None
     if isinstance(classes, str | Path):
-        from fgvc_cli.evaluate.rejection import read_named
+        from fgvc_cli.evaluate.confidence import read_named
 
         classes = read_named(Path(classes), "--classes").splitlines()
     return find_names([line.strip() for line in classes if line.strip()], known, "--classes")
@@ -751,7 +751,7 @@ def _thresholds(
             EXIT_USAGE,
         )
     if not isinstance(thresholds, Mapping):
-        from fgvc_cli.evaluate.rejection import read_thresholds
+        from fgvc_cli.evaluate.confidence import read_thresholds
 
         thresholds = read_thresholds(Path(thresholds))
     given = thresholds

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fgvc_cli.charts import figures as charts
 from fgvc_cli.charts.figures import draw_confusion, draw_curves, draw_reliability
-from fgvc_cli.evaluate.calibration import reliability
+from fgvc_cli.evaluate.confidence import reliability
 
 ROWS = [
     {"epoch": 1, "loss": 2.0, "loss_stage3": 1.5, "lr_backbone": 0.01, "val_top1": 0.2, "val_nll": 2.0},

@@ -21,7 +21,7 @@ from fgvc_cli.cli import app
 from fgvc_cli.engine.checkpoint import load_checkpoint
 from fgvc_cli.engine.evaluate import REPORT_FILES
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.evaluate.confidence import Calibration
 from fgvc_cli.models.weights import read_tensors, rewrite_checkpoint
 
 
@@ -264,7 +264,7 @@ def test_too_few_images_write_no_calibrated_copy(world, tmp_path):
 
 def test_calibrate_writes_a_copy_with_the_temperature_of_the_training(world, tmp_path, monkeypatch):
     for name in ("LEAST_IMAGES", "SURE_IMAGES"):
-        monkeypatch.setattr(f"fgvc_cli.evaluate.calibration.{name}", 0)
+        monkeypatch.setattr(f"fgvc_cli.evaluate.confidence.{name}", 0)
     source = world / "first/model.safetensors"
     trained = load_checkpoint(source)
     forgotten = tmp_path / "interrupted.safetensors"

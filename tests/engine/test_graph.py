@@ -21,7 +21,7 @@ from fgvc_cli.cli import app
 from fgvc_cli.engine.export import FORMATS, describe, quantize, trace
 from fgvc_cli.engine.graph import Graph, GraphForward, pick_runtime
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.evaluate.confidence import Calibration
 from fgvc_cli.models.weights import CHECKPOINT_KEY
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import find_images

@@ -20,7 +20,7 @@ from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.weights import open_weights, resolve_weights
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.evaluate.confidence import Calibration
 from fgvc_cli.evaluate.intervals import share_interval
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.retrieval.index_file import default_index

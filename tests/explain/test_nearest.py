@@ -26,7 +26,7 @@ from fgvc_cli.explain.pages import (
     shorten_start,
 )
 from fgvc_cli.explain.panels import BOX_LINE
-from fgvc_cli.retrieval.search import Nearest, Neighbour
+from fgvc_cli.retrieval.index_file import Nearest, Neighbour
 
 RED, GREEN, BLUE = (200, 20, 20), (20, 180, 20), (20, 20, 200)
 

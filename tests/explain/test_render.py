@@ -11,7 +11,7 @@ from PIL import Image
 from fgvc_cli.charts import drawing
 from fgvc_cli.charts.drawing import ACCENT, ELLIPSIS, INNER, MUTED, WIDTH, Face, color_table
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.transforms import input_geometry
+from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.explain.explainer import Explanation
 from fgvc_cli.explain.methods import HEAT
 from fgvc_cli.explain.pages import draw_bars, draw_branches, draw_question, render

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fgvc_cli.charts.drawing import INNER, WIDTH, color_table
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.transforms import input_geometry
+from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.explain.explainer import Explanation
 from fgvc_cli.explain.pages import render
 from fgvc_cli.explain.panels import (

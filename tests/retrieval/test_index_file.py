@@ -17,16 +17,15 @@ from torch import nn
 from fgvc_cli.config import Preprocess
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import Example
-from fgvc_cli.data.transforms import EvalTransform, normalize
+from fgvc_cli.data.transforms import EvalTransform
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.index_classes import unit
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats import h5
-from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.models.output import ModelOutput, normalize
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict.decoding import CROP_PX, surroundings
-from fgvc_cli.retrieval.index_file import index_path, index_predictor, left_out, write_index
-from fgvc_cli.retrieval.search import NearestIndex
+from fgvc_cli.retrieval.index_file import NearestIndex, index_path, index_predictor, left_out, write_index
 from fgvc_cli.sources.images import read_image
 
 CLASSES = ("blue", "green", "red")

@@ -10,8 +10,8 @@ import pytest
 
 from fgvc_cli.engine.index_classes import FORMAT, METRIC, SCHEMA_VERSION, unit
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.retrieval import search
-from fgvc_cli.retrieval.search import NearestIndex
+from fgvc_cli.retrieval import index_file
+from fgvc_cli.retrieval.index_file import NearestIndex
 
 CLASSES = ("ant", "bee", "cat", "dog")
 ROWS, WIDTH = 157, 24
@@ -58,7 +58,7 @@ def brute_force(stored: np.ndarray, query: np.ndarray, rows: np.ndarray, count: 
 @pytest.mark.parametrize("held", [True, False])
 def test_rows_are_those_of_comparing_with_everything(tmp_path, monkeypatch, count, chunk, held):
     embeddings, labels, queries = world()
-    monkeypatch.setattr(search, "HELD_BYTES", 1 << 20 if held else 0)
+    monkeypatch.setattr(index_file, "HELD_BYTES", 1 << 20 if held else 0)
     targets = [[0, 1], [2], [], [1, 3], [0]]
     with NearestIndex(write(tmp_path / "i.h5", embeddings, labels)) as index:
         for _ in range(2):  # the second time from memory
