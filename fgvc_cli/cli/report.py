@@ -61,28 +61,11 @@ def report(
     quiet: Quiet = False,
 ) -> int:
     """Make one HTML page of predictions, to look through, filter and hand on; it needs no network."""
+    given = dict(locals())
     from fgvc_cli.cli.progress import ConsoleMessages
-    from fgvc_cli.report.page import ReportOptions
     from fgvc_cli.report.page import report as write
 
-    write.run(
-        ReportOptions(
-            predictions,
-            out=out,
-            images=images,
-            labels=labels,
-            thumbs=thumbs,
-            thumb_px=thumb_px,
-            review=review,
-            serve=serve,
-            port=port,
-            only=only,
-            title=title,
-            workers=workers,
-            overwrite=overwrite,
-            messages=ConsoleMessages(quiet=quiet),
-        )
-    )
+    write(**given, messages=ConsoleMessages(quiet=quiet))
     return EXIT_OK
 
 
@@ -118,20 +101,9 @@ def select(
     quiet: Quiet = False,
 ) -> int:
     """Pick what to look at next: rows that the model doubts and that differ from each other."""
+    given = dict(locals())
     from fgvc_cli.cli.progress import ConsoleMessages
-    from fgvc_cli.report.select import SelectOptions
     from fgvc_cli.report.select import select as run
 
-    run.run(
-        SelectOptions(
-            predictions,
-            count=count,
-            out=out,
-            doubt=doubt,
-            pool=pool,
-            reviewed=reviewed,
-            overwrite=overwrite,
-            messages=ConsoleMessages(quiet=quiet),
-        )
-    )
+    run(**given, messages=ConsoleMessages(quiet=quiet))
     return EXIT_OK

@@ -345,7 +345,7 @@ def ablate(options: AblateOptions) -> Ablated:
         )
     folder = choose_run_dir(options.out, base, data.name, overwrite=True)
     folder = folder if options.out else folder.with_name(f"{folder.name}-{ablation.name}")
-    table = Table(ablation, cells, folder, options, options.messages or Messages(quiet=options.quiet))
+    table = Table(ablation, cells, folder, options, options.speaker)
     if not options.overwrite:
         for cell in cells:
             _check_folder(table.run_dir(cell), configs[cell.name], data.sha256())

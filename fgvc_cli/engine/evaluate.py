@@ -157,7 +157,7 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
             labels the checkpoint does not know, an output that is there already.
     """
     _check(options)
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     if not options.weights:
         messages.note(default_notice())
     checkpoint, *more = _open_all(options)

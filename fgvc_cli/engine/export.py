@@ -378,7 +378,7 @@ def export(options: ExportOptions) -> Exported:
         FgvcError: an ending, option or file that cannot be; a model that cannot be exported; a graph that
             answers otherwise than the model, which is not written.
     """
-    messages, out = options.messages or Messages(quiet=options.quiet), options.out
+    messages, out = options.speaker, options.out
     form = pick_format(out)
     check_writable(out, overwrite=options.overwrite)
     found = None if options.check is None else find_images([options.check])

@@ -246,7 +246,7 @@ def train(options: TrainOptions) -> Trained:
         Interrupted: Ctrl-C or SIGTERM; what was done is saved.
         EndedByAnother: one of several processes failed, and has said why.
     """
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     if options.resume is not None:
         _check_resume_options(options)
         given = {name: getattr(options, name) for name in _MAY_DIFFER if getattr(options, name) is not None}

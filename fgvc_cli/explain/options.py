@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from fgvc_cli.command import BoxOptions, Messages, Several, options
+from fgvc_cli.command import BoxOptions, MessageOptions, Several, options
 from fgvc_cli.engine.weights import MODEL_FILE
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
@@ -25,7 +25,7 @@ NEIGHBOURS = 6
 
 
 @options
-class ExplainOptions(BoxOptions):
+class ExplainOptions(MessageOptions, BoxOptions):
     """What ``fgvc explain`` is asked for."""
 
     image: Path
@@ -65,10 +65,6 @@ class ExplainOptions(BoxOptions):
     """Their index; None: that of the weights, see ``default_index``."""
     overwrite: bool = False
     """Replace the picture, or the .h5, if it is there; a folder never is."""
-    quiet: bool = False
-    """Say nothing but errors."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
     @property
     def many(self) -> bool:

@@ -39,7 +39,7 @@ import h5py
 import numpy as np
 from pydantic import Field
 
-from fgvc_cli.command import BoxOptions, Messages, command, options
+from fgvc_cli.command import BoxOptions, MessageOptions, command, options
 from fgvc_cli.data.listing import Example, LabelledSet, first_names
 from fgvc_cli.data.names import same_form
 from fgvc_cli.engine.checkpoint import choose_data, given_data, known_examples
@@ -318,7 +318,7 @@ class Indexed:
 
 
 @options
-class IndexOptions(BoxOptions):
+class IndexOptions(MessageOptions, BoxOptions):
     """What ``fgvc index`` is asked for."""
 
     weights: str | None = None
@@ -343,10 +343,6 @@ class IndexOptions(BoxOptions):
     """auto, cpu, cuda or cuda:N."""
     add: str | None = None
     """Labelled folder or CSV whose images, of known and of new classes, come into the index ``out``."""
-    quiet: bool = False
-    """Say nothing but errors."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
     def __post_init__(self) -> None:
         """Raise FgvcError where options exclude each other."""
@@ -371,7 +367,7 @@ def index(options: IndexOptions) -> Indexed:
             labels that the checkpoint does not know (but with ``add``), a model without embeddings; with
             ``add``, no index or one of other weights.
     """
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     out = options.out or default_index(options.weights)
     if options.add:
         require_index(out, options.weights)
