@@ -17,7 +17,7 @@ from skimage.filters import threshold_li, threshold_mean, threshold_otsu, thresh
 from skimage.measure import label
 from torch import Tensor
 
-from fgvc_cli.attention.crops import cut_boxes, resize
+from fgvc_cli.attention.crops import cut_boxes
 from fgvc_cli.errors import FgvcError
 
 CONSTANT_SPAN = 1e-6
@@ -37,6 +37,25 @@ CUDA_ROUNDS = 10
 """Rounds of labelling on a card, where a look at the result would make the host wait. Each joins pieces of a
 component to a higher neighbour and so at least halves their number; blobs, spirals, mazes and noise of single
 pixels take four to seven (tests/attention/test_components.py)."""
+
+
+def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (B, C, H, W) to ``size`` (rows, columns): bilinear, antialiased, in the type of ``values``."""
+    if torch.compiler.is_exporting():
+        # Runtimes differ in which antialiasing they have, and for which types; all multiply matrices.
+        height, width = values.shape[-2:]
+        return _resize_weights(height, size[0], values) @ values @ _resize_weights(width, size[1], values).T
+    return F.interpolate(values, size, mode="bilinear", antialias=True)
+
+
+def _resize_weights(pixels: int, side: int, like: Tensor) -> Tensor:
+    """(side, pixels): what each pixel along an axis gives to each of the new ones, a triangle around it."""
+    scale = pixels / side
+    cells, places = (
+        torch.arange(count, dtype=like.dtype, device=like.device) + 0.5 for count in (side, pixels)
+    )
+    weights = (1 - (places - scale * cells[:, None]).abs() / max(scale, 1)).clamp_min(0)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -351,7 +351,7 @@ def taxonomy_figures(
 
 
 def rank_rows(figures: dict[str, Any]) -> Iterator[Sequence[object]]:
-    """A table of ``taxonomy_figures``, its header first: rank by rank, from fine to coarse; the last two columns
+    """A table of ``taxonomy_figures``, its header first: rank by rank, from fine to coarse; the last two
     where answers were rolled up."""
     shares = ["accuracy", "low", "high", *(["coverage", "answer_accuracy"] if figures["rollup"] else [])]
     yield ["rank", "images", *shares]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import IMAGENET_MEAN, IMAGENET_STD, BackboneOptions, Preprocess, Triple
 
 Want = Literal[
@@ -140,6 +141,13 @@ class FgvcModel(nn.Module, ABC):
     def for_inference(self) -> Self:
         """Evaluation mode, without what only training needs."""
         return self.eval()
+
+    def locate(self, heat: Tensor, size: Sequence[int], threshold: str = "mean") -> Tensor:
+        """Object boxes by the rule of the model's config, see ``locate_objects``."""
+        rule = self.config
+        return locate_objects(
+            heat, size, threshold, closing=rule.closing, closing_px=rule.closing_px, min_area=rule.min_area
+        )
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As torch's; then ``align``."""

@@ -424,15 +424,15 @@ class RecordRollout(RecordAttention):
 
 
 @contextlib.contextmanager
-def record_rollout(net: nn.Module, images: Tensor, *, wanted: bool) -> Iterator[RecordRollout | None]:
-    """While active, what a plain ViT attends with is kept; None for other networks, or where not wanted.
+def record_rollout(net: nn.Module, images: Tensor) -> Iterator[RecordRollout | None]:
+    """While active, what a plain ViT attends with is kept; None for other networks.
 
     Args:
         images: (B, 3, H, W) that the network is about to take, for the size of its grid.
     """
     embed, blocks = getattr(net, "patch_embed", None), getattr(net, "blocks", ())
     size_of = getattr(embed, "dynamic_feat_size", None)
-    if not wanted or size_of is None or not len(blocks) or not hasattr(net, "num_prefix_tokens"):
+    if size_of is None or not len(blocks) or not hasattr(net, "num_prefix_tokens"):
         yield None
         return
     show_attention(net)

@@ -586,9 +586,8 @@ class Predictor:
         for item in loaded:
             now = time.monotonic()
             waited += now - begun
-            spare = usable_cpus() - self._workers
             if now - start > WAIT_SECONDS and not self._told_of_waiting and self._workers:
-                self._told_of_waiting = True
+                self._told_of_waiting, spare = True, usable_cpus() - self._workers
                 if waited > WAITS * (now - start) and spare > 0:
                     self._tell(
                         f"The model waited for images {100 * waited / (now - start):.0f} % of the time: "
