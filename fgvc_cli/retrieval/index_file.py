@@ -8,7 +8,7 @@ image with most of them (1 but for multi-label data).
     size         (N, 2) int32: width, height of the upright image, pixels
     box          (N, 4) float32: the model's object box, see the attribute ``box_convention``; NaN without one
     embedding    (N, D) float16, ``ModelOutput.embedding`` scaled to length 1
-    thumbnail    (N,) bytes of a JPEG as uint8 of any length, ``crops.CROP_PX`` pixels at most: the square
+    thumbnail    (N,) bytes of a JPEG as uint8 of any length, ``data.geometry.CROP_PX`` pixels at most: the square
                  about the object with room round it, since what tells look-alikes apart is small in the whole
                  image and may lie just outside the box
 
@@ -40,6 +40,7 @@ import numpy as np
 from pydantic import Field
 
 from fgvc_cli.command import BoxOptions, MessageOptions, command, options
+from fgvc_cli.data.geometry import surroundings
 from fgvc_cli.data.listing import Example, LabelledSet, first_names
 from fgvc_cli.data.names import same_form
 from fgvc_cli.engine.checkpoint import choose_data, given_data, known_examples
@@ -58,7 +59,6 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.files import AtomicFile, check_writable
 from fgvc_cli.formats.h5 import H5Rows, ragged, root_attributes
 from fgvc_cli.formats.rows import Block, as_text, has_prediction
-from fgvc_cli.predict.decoding import surroundings
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
 from fgvc_cli.sources.find import Found
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from fgvc_cli.config import Preprocess
+from fgvc_cli.data.geometry import CROP_PX, surroundings
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import Example
 from fgvc_cli.data.transforms import EvalTransform
@@ -24,7 +25,6 @@ from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats import h5
 from fgvc_cli.models.output import ModelOutput, normalize
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.predict.decoding import CROP_PX, surroundings
 from fgvc_cli.retrieval.index_file import NearestIndex, index_path, index_predictor, left_out, write_index
 from fgvc_cli.sources.images import read_image
 
