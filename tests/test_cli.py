@@ -226,7 +226,7 @@ def test_bad_input_is_one_line_with_its_exit_code(arguments, code, names, tmp_pa
     assert not left, "something half-written is left behind"
 
 
-def test_unreadable_photographs_are_rows_and_exit_code_3(tmp_path):
+def test_unreadable_images_are_rows_and_exit_code_3(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.new("RGB", (60, 40), (200, 30, 30)).save(folder / "a.jpg")

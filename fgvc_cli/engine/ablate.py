@@ -348,7 +348,7 @@ def ablate(options: AblateOptions) -> Ablated:
     table = Table(ablation, cells, folder, options, options.speaker)
     if not options.overwrite:
         for cell in cells:
-            _check_folder(table.run_dir(cell), configs[cell.name], data.sha256())
+            _check_run_dir(table.run_dir(cell), configs[cell.name], data.sha256())
     if not all(finished_run(table.run_dir(cell)) for cell in cells) or options.overwrite:
         # Once for all of them: they train on the same images.
         for note in look_before_training(data):
@@ -397,7 +397,7 @@ def _read_seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _check_folder(run_dir: Path, config: TrainConfig, data_sha256: str) -> None:
+def _check_run_dir(run_dir: Path, config: TrainConfig, data_sha256: str) -> None:
     """Whether a folder is this training, finished or cut, or free.
 
     Raises:

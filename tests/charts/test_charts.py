@@ -154,7 +154,7 @@ def test_no_display_and_no_pyplot():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_confused_pairs_of_any_number_and_without_photographs(count):
+def test_confused_pairs_of_any_number_and_without_images(count):
     from fgvc_cli.charts.drawing import WIDTH
     from fgvc_cli.charts.figures import ConfusedPair, draw_confused
 

@@ -53,7 +53,7 @@ def make(out, colours, trained: Checkpoint, examples=None, **options):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_indexed_and_each_photograph_finds_itself(tmp_path, colours, name):
+def test_every_family_is_indexed_and_each_image_finds_itself(tmp_path, colours, name):
     trained = checkpoint(name)
     assert make(tmp_path / "i.h5", colours, trained) == 30
     examples = load_labelled(colours, for_training=False).splits["test"]
@@ -100,7 +100,7 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("boxes", [True, False])
-def test_thumbnails_show_the_object_with_room_or_the_whole_photograph(tmp_path, boxes):
+def test_thumbnails_show_the_object_with_room_or_the_whole_image(tmp_path, boxes):
     (tmp_path / "set").mkdir()
     gradient = np.arange(720 * 360, dtype=np.uint32).reshape(360, 720) % 720
     photo = Image.fromarray((gradient * 255 / 719).astype(np.uint8)).convert("RGB")
@@ -132,11 +132,11 @@ def test_thumbnails_show_the_object_with_room_or_the_whole_photograph(tmp_path, 
         (None, (0, 0, 400, 300)),
     ],
 )
-def test_surroundings_are_square_and_inside_the_photograph(box, expected):
+def test_surroundings_are_square_and_inside_the_image(box, expected):
     assert surroundings(box, (400, 300)) == pytest.approx(expected)
 
 
-def test_what_cannot_be_read_is_left_out_and_labels_stay_with_their_photographs(tmp_path, colours):
+def test_what_cannot_be_read_is_left_out_and_labels_stay_with_their_images(tmp_path, colours):
     (colours / "blue" / "003.png").write_bytes(b"no image")
     (colours / "red" / "000.png").unlink()
     examples = [

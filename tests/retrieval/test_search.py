@@ -71,7 +71,7 @@ def test_rows_are_those_of_comparing_with_everything(tmp_path, monkeypatch, coun
             assert similarities.tolist() == exact
 
 
-def test_equal_photographs_come_in_the_order_of_their_rows(tmp_path):
+def test_equal_images_come_in_the_order_of_their_rows(tmp_path):
     embeddings = np.tile([[3.0, 4.0]], (50, 1))
     with NearestIndex(write(tmp_path / "i.h5", embeddings, np.zeros(50))) as index:
         ((found, similarities),) = index.find_rows(embeddings[:1], [[]], 4, chunk=7)[0]
@@ -93,7 +93,7 @@ def test_neighbours_have_names_pictures_and_similarities_up_to_one(tmp_path):
     assert last.by_class["dog"] == () and last.photographs == ROWS and last.source == "zoo, train"
 
 
-def test_a_photograph_of_several_labels_is_found_under_each(tmp_path):
+def test_a_image_of_several_labels_is_found_under_each(tmp_path):
     labels = np.array([[0, 2], [1, -1], [2, 3]])
     with NearestIndex(write(tmp_path / "i.h5", np.eye(3), labels)) as index:
         (nearest,) = index.search(np.array([[1.0, 0.5, 0.1]]), [["ant", "cat"]], count=9)
