@@ -8,7 +8,7 @@ image with most of them (1 but for multi-label data).
     size         (N, 2) int32: width, height of the upright image, pixels
     box          (N, 4) float32: the model's object box, see the attribute ``box_convention``; NaN without one
     embedding    (N, D) float16, ``ModelOutput.embedding`` scaled to length 1
-    thumbnail    (N,) bytes of a JPEG as uint8 of any length, ``data.geometry.CROP_PX`` pixels at most: the square
+    thumbnail    (N,) bytes of a JPEG as uint8 of any length, ``geometry.CROP_PX`` pixels at most: the square
                  about the object with room round it, since what tells look-alikes apart is small in the whole
                  image and may lie just outside the box
 
