@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -281,15 +280,6 @@ def locate_objects(
     # Multiplied first, so that the far border comes out as exactly the image's.
     x, y = found[:, ::2].double() * width / work[1], found[:, 1::2].double() * height / work[0]
     return torch.stack((x, y), 2).flatten(1).float().to(heat.device)
-
-
-def locate_object(
-    heat: np.ndarray, size: Sequence[int], threshold: str = "mean", **settings: Any
-) -> tuple[float, float, float, float]:
-    """The box of one map (h, w); see ``locate_objects``."""
-    maps = torch.from_numpy(np.array(heat, np.float32))[None]
-    x1, y1, x2, y2 = locate_objects(maps, size, threshold, **settings)[0].tolist()
-    return x1, y1, x2, y2
 
 
 @torch.library.custom_op(

@@ -82,10 +82,6 @@ class Cell:
         return f"{self.variant}-s{self.seed}"
 
 
-def _option(name: str, value: Any) -> dict[str, Any]:
-    return {"options": {name: value}}
-
-
 def _sweep(section: str, field_name: str, values: tuple[Any, ...]) -> tuple[Variant, ...]:
     return tuple(Variant(f"{field_name}={value}", {section: {field_name: value}}) for value in values)
 
