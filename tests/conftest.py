@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from fgvc_cli.cli import app
 from fgvc_cli.engine.options import TrainOptions
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -67,6 +69,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the shared folder with real images and weights, which is not here")
     return SHARED
+
+
+def fgvc(*arguments: object) -> Any:
+    """A command as it is typed, in this process."""
+    return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
 def write_colours(root: Path, per_class: int, size_px: int = 48) -> Path:

@@ -12,10 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import fgvc
 from PIL import Image
-from typer.testing import CliRunner
-
-from fgvc_cli.cli import app
 
 ROOT = Path(__file__).parents[1]
 TRAIN = [
@@ -30,10 +28,6 @@ TRAIN = [
     "--workers",
     "0",
 ]
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

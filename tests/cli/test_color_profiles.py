@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 
+import conftest
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from fgvc_cli.cli import app
 from fgvc_cli.config import Preprocess, TrainConfig, stored_config, stored_preprocess
 from fgvc_cli.data import loaders
 from fgvc_cli.data.labelled import load_labelled
@@ -26,7 +25,7 @@ CPU = ("--device", "cpu", "--workers", 0)
 
 
 def fgvc(*arguments: object):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    result = conftest.fgvc(*arguments)
     assert result.exit_code == 0, result.output
     return result
 

@@ -12,21 +12,16 @@ from dataclasses import asdict
 import h5py
 import numpy as np
 import pytest
+from conftest import fgvc
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import fgvc_cli
-from fgvc_cli.cli import app
 from fgvc_cli.engine.checkpoint import load_checkpoint
 from fgvc_cli.engine.evaluate import REPORT_FILES
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.evaluate.confidence import Calibration
 from fgvc_cli.models.weights import read_tensors, rewrite_checkpoint
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def evaluate(*arguments: object):

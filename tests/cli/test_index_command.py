@@ -12,11 +12,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import fgvc
 from PIL import Image
-from typer.testing import CliRunner
 
 import fgvc_cli
-from fgvc_cli.cli import app
 from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.engine.checkpoint import file_sha256, load_checkpoint, save_checkpoint
@@ -25,10 +24,6 @@ from fgvc_cli.models.registry import create_model
 from fgvc_cli.retrieval import index_file
 
 CPU = ("--device", "cpu", "--workers", 0)
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def save(path: Path, data: Path, seed: int = 0, name: str = "timm-resnet10t", **options: object) -> Path:

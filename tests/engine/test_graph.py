@@ -12,12 +12,11 @@ import h5py
 import numpy as np
 import onnx
 import pytest
+from conftest import fgvc
 from safetensors.torch import save
 from test_export import CLASSES, checkpoint_of
-from typer.testing import CliRunner
 
 from fgvc_cli.aviary.dataset import SPECIES, render_bird
-from fgvc_cli.cli import app
 from fgvc_cli.engine.export import FORMATS, describe, quantize, trace
 from fgvc_cli.engine.graph import Graph, GraphForward, pick_runtime
 from fgvc_cli.errors import FgvcError
@@ -35,10 +34,6 @@ RUNTIMES = [
         ),
     ),
 ]
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import fgvc
 from PIL import Image
 from safetensors.torch import save
-from typer.testing import CliRunner
 
-from fgvc_cli.cli import app
 from fgvc_cli.command import Messages
 from fgvc_cli.config import Loss, Preprocess, TrainConfig
 from fgvc_cli.data.labelled import load_labelled
@@ -164,10 +163,6 @@ def test_a_model_of_one_class_refuses_several_labels(tmp_path: Path) -> None:
 
 
 # -- the whole way --------------------------------------------------------------------------------
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from conftest import fgvc
 
 import fgvc_cli
-from fgvc_cli.cli import app
 from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.engine.checkpoint import save_checkpoint
@@ -23,10 +22,6 @@ from fgvc_cli.models.registry import create_model
 from fgvc_cli.report.wrong_labels import _groups, out_of_fold
 
 CPU = ("--device", "cpu", "--workers", 0)
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture
