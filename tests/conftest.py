@@ -106,3 +106,41 @@ def colours(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def module_colours(tmp_path_factory) -> Path:
     return write_colours(tmp_path_factory.mktemp("module") / "colours", 10)
+
+
+def save_trained(
+    path: Path,
+    data: Path,
+    *,
+    seed: int = 0,
+    model: str = "timm-resnet10t",
+    preprocess: Any = (),
+    **options: Any,
+) -> Path:
+    """A small checkpoint as a training on ``data``, of three classes, would leave it.
+
+    Args:
+        preprocess: settings beside the sizes.
+        options: of the model.
+    """
+    import torch
+
+    from fgvc_cli.config import Preprocess, TrainConfig
+    from fgvc_cli.data.labelled import load_labelled
+    from fgvc_cli.engine.checkpoint import save_checkpoint
+    from fgvc_cli.models.registry import create_model
+
+    torch.manual_seed(seed)
+    listing = load_labelled(data)
+    own = Preprocess(input_px=32, resize_px=36, **dict(preprocess))
+    path.parent.mkdir(exist_ok=True)
+    save_checkpoint(
+        path,
+        create_model(model, len(listing.classes), input_px=32, options=options),
+        config=TrainConfig(model=model, data=str(data), preprocess=own),
+        classes=listing.classes,
+        dataset=listing.name,
+        data_sha256=listing.sha256(),
+        metrics={},
+    )
+    return path
