@@ -73,7 +73,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="Start from these weights, named as for --weights, without their classifier."),
+        typer.Option(
+            help="Start from these weights, named as for --weights. Without --model: go on with that model. "
+            "Its classifiers of classes that the data have are kept."
+        ),
     ] = None,
     pretrained: Annotated[
         bool | None,

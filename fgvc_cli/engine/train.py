@@ -6,6 +6,7 @@ One training; ``engine.ablate`` trains tables of them.
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 
 from fgvc_cli.command import Messages, box_settings, command
-from fgvc_cli.config import SetText, TrainConfig, apply_sets, build, merge
+from fgvc_cli.config import SetText, TrainConfig, apply_sets, build, merge, stored_options
 from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.datasets.check import look_before_training
 from fgvc_cli.datasets.registry import ENTRIES, load_data
+from fgvc_cli.engine.checkpoint import read_metadata
 from fgvc_cli.engine.device import keep_freed_memory, pick_device, pick_devices
 from fgvc_cli.engine.distributed import (
     ALONE,
@@ -35,6 +37,7 @@ from fgvc_cli.engine.learner import seed_everything
 from fgvc_cli.engine.options import (
     DEFAULT,
     PAPER,
+    REFINE,
     AblateOptions,
     Setup,
     TrainOptions,
@@ -58,6 +61,7 @@ from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted, counted
 from fgvc_cli.evaluate.metrics import check_labels, headline
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.registry import backbone_traits, check_input_px, create_model, resolve
+from fgvc_cli.models.weights import check_weight_file, load_classifiers, shared_classes
 
 _SECTION_HINT = "For example: --set preprocess.input_px=224"
 _FIELDS = (
@@ -272,32 +276,76 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
     if options.model or not (options.data or options.dataset):
         check_model_given(options)
         return options
-    images = load_data(_data_config(options)).counts()["train"]
+    data = load_data(_data_config(options))
+    images = data.counts()["train"]
     on_cuda = pick_device(options.device).type == "cuda"
     init = options.init or ("groceries-vit" if on_cuda else "groceries")
-    entry = read_manifest().entries.get(init)
-    if entry is None:
-        raise FgvcError(
-            f"--init {init} without --model: only an embedded model says what it is.",
-            f"Give --model NAME too, or --init with one of {', '.join(read_manifest().entries)}.",
-            EXIT_USAGE,
-        )
+    document = _read_document(init)
+    if known := len(shared_classes(document["classes"], data.classes)):
+        return _refined(options, document, known, data, messages)
     chosen = replace(
         options,
-        model=entry.model,
+        model=document["model"],
         init=init,
         recipe=options.recipe or DEFAULT,
         input_px=options.input_px or DEFAULT_MODEL_PX,
         epochs=options.epochs or max(5, min(30, round(DEFAULT_MODEL_IMAGES / max(images, 1)))),
     )
     reason = "accurate for its size, for a GPU" if on_cuda else "light enough for a CPU"
+    origin = f"from the embedded {init} (no download)" if init in read_manifest().entries else f"from {init}"
+    reason = f", {reason}, {origin}" if options.init is None else f" {origin}, none of whose classes are here"
     messages.note(
-        f"No --model given: {chosen.model}, {reason}, from the embedded {init} (no download), "
+        f"No --model given: {chosen.model}{reason}, "
         f"{chosen.input_px} px, recipe {chosen.recipe}, {chosen.epochs} epochs for "
         f"{counted(images, 'training image')}. Larger, with ImageNet weights from the net: --model "
         "crasmra-r50; fgvc models lists others."
     )
     return chosen
+
+
+def _read_document(init: str) -> dict[str, Any]:
+    """What a checkpoint says of itself: see ``Checkpoint.metadata``.
+
+    Raises:
+        FgvcError: no such file, or weights that do not say which model they are of.
+    """
+    path, _ = resolve_weights(init, option="--init")
+    check_weight_file(path)
+    try:
+        return read_metadata(path)
+    except FgvcError as error:
+        message = f"--init {init} without --model: {error.message.removesuffix('.')}, and names no model."
+        hint = f"Give --model NAME too, or --init RUN, or one of {', '.join(read_manifest().entries)}."
+        raise FgvcError(message, hint, EXIT_USAGE) from error
+
+
+def _refined(
+    options: TrainOptions, document: dict[str, Any], known: int, data: LabelledSet, messages: Messages
+) -> TrainOptions:
+    """A training that goes on from a model which knows some of the classes: its network and its input."""
+    stored, trained = document["preprocess"], document["config"]
+    own = {
+        f"options.{name}": value
+        for name, value in stored_options(document["options"]).items()
+        if name not in ("multi_label", "pretrained_tag")
+    }
+    if options.input_px in (None, stored["input_px"]):
+        own |= {"preprocess.resize_px": stored["resize_px"], "preprocess.resize_rule": stored["resize_rule"]}
+        if trained.get("augment", {}).get("train_px"):
+            own["augment.train_px"] = trained["augment"]["train_px"]
+    recipe = options.recipe or REFINE
+    classes, px = counted(len(data.classes), "class", "classes"), options.input_px or stored["input_px"]
+    messages.note(
+        f"Going on from {options.init}, which knows {known:,} of the {classes}: {document['model']}, "
+        f"{px} px, recipe {recipe}."
+    )
+    return replace(
+        options,
+        model=document["model"],
+        recipe=recipe,
+        input_px=px,
+        set=(*(f"{name}={json.dumps(value).strip(chr(34))}" for name, value in own.items()), *options.set),
+    )
 
 
 def _data_config(options: TrainOptions) -> TrainConfig:
@@ -367,6 +415,10 @@ def start(
         init=config.init,
         options=config.options,
     )
+    if config.init and (kept := load_classifiers(model, Path(config.init), data.classes)) and world.is_main:
+        messages.note(
+            f"{kept:,} of {len(data.classes):,} classes begin with what {Path(config.init).name} knows."
+        )
     config = with_statistics(config, values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
     return _train(model, config, data, run_dir, target, world, messages)

@@ -487,9 +487,7 @@ class Trainer:
         metrics = {"val": self.best.scores}
         validation = self.best.validation or self._evaluate("val")
         if self.config.options.get("fuse") == "weighted":
-            weights = self._fuse_weights(validation)
-            self.learner.kept.get_buffer("heads.fuse_weights").copy_(weights)
-            validation = self._evaluate("val")
+            validation = self._fit_branches(validation)
         # One temperature belongs to one softmax: several labels are left as the model gives them.
         calibration = None if self.data.multi_label else self._calibrate(validation)
         temperature = calibration.temperature if calibration else None
@@ -566,6 +564,18 @@ class Trainer:
     def _metrics(self, part: Evaluation, temperature: float | None = None) -> dict[str, float]:
         """Of the parts of all processes, which send what they made of each image, not of each class."""
         return join_judged(self.world.gather(part.judged(temperature))).metrics()
+
+    def _fit_branches(self, validation: Evaluation) -> Evaluation:
+        """Weigh the branches as makes val most likely, unless that costs right answers there: the surest
+        branch is not always the best one."""
+        weights = self.learner.kept.get_buffer("heads.fuse_weights")
+        before = weights.clone()
+        weights.copy_(self._fuse_weights(validation))
+        fitted = self._evaluate("val")
+        if self._metrics(fitted)["top1"] >= self._metrics(validation)["top1"]:
+            return fitted
+        weights.copy_(before)
+        return validation
 
     def _fuse_weights(self, part: Evaluation) -> torch.Tensor:
         """Of the branches, from how likely each finds the true classes."""
