@@ -218,12 +218,11 @@ def run(options: PredictOptions) -> int:
     Raises:
         FgvcError: as ``predict_folder``.
     """
-    # Decoders share the cores: by default a thread of the model that waits for another spins and takes
-    # theirs. Read once, as torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from dataclasses import replace
 
-    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.cli.progress import ConsoleMessages, spare_cores
+
+    spare_cores()
     from fgvc_cli.formats.csv_rows import StdoutSink, TerminalSink
     from fgvc_cli.run.predict import predict_folder
 

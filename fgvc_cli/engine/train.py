@@ -485,15 +485,23 @@ def _train(
     messages: Messages,
     state: RunState | None = None,
 ) -> Trained:
+    def trainer(device: torch.device) -> Trainer:
+        keep_freed_memory()
+        observer = TrainProgress(messages, config.epochs, run_dir) if world.is_main else Silent(messages)
+        made = Trainer(model, config, data, run_dir, device, observer, state, world)
+        if world.is_main and not state:
+            make_run_dir(run_dir)
+        return made
+
     if config.devices > 1 and world == ALONE:
         messages.note(settings_text(config))
         # This process only starts the others: on a card it would take memory from the first of them.
-        _trainer(model, config, data, run_dir, torch.device("cpu"), world, messages).prepare()
+        trainer(torch.device("cpu")).prepare()
         return _launch(run_dir, config.devices, ["--device", target.type])
     if restarts() and gave_up(run_dir):
         raise EndedByAnother
     with joined(world, target), errors_end_all(run_dir) if config.devices > 1 else contextlib.nullcontext():
-        return _run(_trainer(model, config, data, run_dir, target, world, messages, state), messages, state)
+        return _run(trainer(target), messages, state)
 
 
 def _launch(run_dir: Path, devices: int, arguments: list[str]) -> Trained:
@@ -502,24 +510,6 @@ def _launch(run_dir: Path, devices: int, arguments: list[str]) -> Trained:
     if ended is None:
         raise FgvcError(f"{run_dir} is not finished, though its processes have ended.", None)
     return replace(ended, told=True)
-
-
-def _trainer(
-    model: FgvcModel,
-    config: TrainConfig,
-    data: LabelledSet,
-    run_dir: Path,
-    target: torch.device,
-    world: World,
-    messages: Messages,
-    state: RunState | None = None,
-) -> Trainer:
-    keep_freed_memory()
-    observer = TrainProgress(messages, config.epochs, run_dir) if world.is_main else Silent(messages)
-    trainer = Trainer(model, config, data, run_dir, target, observer, state, world)
-    if world.is_main and not state:
-        make_run_dir(run_dir)
-    return trainer
 
 
 def _run(trainer: Trainer, messages: Messages, state: RunState | None) -> Trained:

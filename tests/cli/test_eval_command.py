@@ -128,15 +128,6 @@ def test_a_notebook_gets_what_the_command_prints(world, report, capsys):
         fgvc_cli.evaluate(weights, split="tset")
 
 
-def test_many_classes_are_a_long_table(report, monkeypatch):
-    from fgvc_cli.engine import evaluate as eval_report
-
-    monkeypatch.setattr(eval_report, "WIDE_CLASSES", 1)
-    matrix = np.array([[3, 0], [1, 2]])
-    table = [[*row] for row in eval_report._confusion_rows(matrix, ["a", "b"])]
-    assert table == [["label", "guess", "images"], ["a", "a", 3], ["b", "a", 1], ["b", "b", 2]]
-
-
 def test_boxes_are_those_that_predict_writes(world, report):
     """The same geometry: predict's boxes against boxes.csv give the IoU of each image."""
     folder, document = report
