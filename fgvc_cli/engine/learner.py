@@ -110,7 +110,7 @@ def _branch_weight(name: str, config: Loss) -> float:
     return config.beta if name == "concat" else 1.0
 
 
-def fit_fuse_weights(probs: Tensor, labels: Tensor, iterations: int = 500) -> Tensor:
+def fit_fuse_weights(probs: Tensor, labels: Tensor) -> Tensor:
     """Mixture weights that make the true labels most likely.
 
     Expectation maximisation of a mixture with fixed components: the likelihood is concave in the weights
@@ -126,7 +126,7 @@ def fit_fuse_weights(probs: Tensor, labels: Tensor, iterations: int = 500) -> Te
     """
     likelihood = probs[:, torch.arange(len(labels)), labels].double().clamp_min(1e-12)
     weights = torch.full((len(probs), 1), 1 / len(probs), dtype=torch.float64)
-    for _ in range(iterations):
+    for _ in range(500):
         responsibility = weights * likelihood
         weights = (responsibility / responsibility.sum(dim=0)).mean(dim=1, keepdim=True)
     return weights.squeeze(1).float()
@@ -406,16 +406,15 @@ class Learner:
         if self.ema:
             self.ema.update(self.model, step=self.updates)
 
-    def seconds_per_image(self, side: int, images: int = 8) -> float | None:
+    def seconds_per_image(self, side: int) -> float | None:
         """What a step takes, by the second of two on a copy of the model; None where it cannot be tried.
 
         Nothing of the learner changes, randomness included.
 
         Args:
             side: of the input, pixels.
-            images: of the batch that is tried; of large batches each takes about as long.
         """
-        images = min(images, max(self.config.batch_size, 2))
+        images = min(8, max(self.config.batch_size, 2))  # of larger batches each takes about as long
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             batch = torch.zeros(images, 3, side, side, device=self.device)
             batch = batch.contiguous(memory_format=torch.channels_last)

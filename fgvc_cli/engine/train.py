@@ -141,7 +141,7 @@ def with_data(config: TrainConfig, data: LabelledSet) -> TrainConfig:
     return config.model_copy(update={"options": options | {"multi_label": multi_label}})
 
 
-def with_statistics(config: TrainConfig, values: dict[str, Any], model: FgvcModel) -> TrainConfig:
+def with_statistics(values: dict[str, Any], model: FgvcModel) -> TrainConfig:
     """Normalise as the starting weights expect, unless the user set it; record the options in full."""
     preprocess = {"mean": model.input_mean, "std": model.input_std} | values["preprocess"]
     options = model.config.model_dump()
@@ -158,7 +158,7 @@ def resolved_config(values: dict[str, Any]) -> TrainConfig:
     model = create_model(
         config.model, 2, input_px=config.preprocess.input_px, init=config.init, options=config.options
     )
-    config = with_statistics(config, values, model)
+    config = with_statistics(values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
     return config
 
@@ -419,7 +419,7 @@ def start(
         messages.note(
             f"{kept:,} of {len(data.classes):,} classes begin with what {Path(config.init).name} knows."
         )
-    config = with_statistics(config, values, model)
+    config = with_statistics(values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
     return _train(model, config, data, run_dir, target, world, messages)
 

@@ -415,12 +415,12 @@ class RecordRollout(RecordAttention):
         self.prefix_tokens = tokens - grid[0] * grid[1]
 
     @torch.no_grad()
-    def map(self, *, class_token: bool, residual: float = 0.5) -> Tensor | None:
+    def map(self, *, class_token: bool) -> Tensor | None:
         """(B, h, w) in [0, 1], for the class token or all patches; None where a block hid its attention."""
         if len(self.layers) != self.blocks:
             return None
         read = slice(0, 1) if class_token else slice(self.prefix_tokens, self.tokens)
-        return patch_map(rollout(self.layers, read, residual), self.prefix_tokens, self.grid)
+        return patch_map(rollout(self.layers, read), self.prefix_tokens, self.grid)
 
 
 @contextlib.contextmanager
