@@ -76,13 +76,15 @@ def fgvc(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
-def write_colours(root: Path, per_class: int, size_px: int = 48) -> Path:
+def write_colours(
+    root: Path, per_class: int, size_px: int = 48, classes: Iterable[str] = tuple(COLOURS)
+) -> Path:
     """A class-per-folder set that any model learns at once: noisy squares of three colours."""
     rng = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
+    for name in classes:
         (root / name).mkdir(parents=True)
         for i in range(per_class):
-            pixels = rng.normal(colour, 25, (size_px, size_px, 3)).clip(0, 255).astype("uint8")
+            pixels = rng.normal(COLOURS[name], 25, (size_px, size_px, 3)).clip(0, 255).astype("uint8")
             Image.fromarray(pixels).save(root / name / f"{i:03d}.png")
     return root
 
