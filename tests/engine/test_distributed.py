@@ -222,11 +222,12 @@ def test_the_process_that_starts_the_others_leaves_the_cards_alone(monkeypatch, 
     """A context on the first card would take its memory from the process that trains there."""
     made, started = [], []
 
-    def trainer(model, config, data, run_dir, target, *_):
-        made.append(target)
+    def trainer(model, config, data, run_dir, device, *_):
+        made.append(device)
         return SimpleNamespace(prepare=lambda: None)
 
-    monkeypatch.setattr(training, "_trainer", trainer)
+    monkeypatch.setattr(training, "Trainer", trainer)
+    monkeypatch.setattr(training, "make_run_dir", lambda run_dir: None)
     monkeypatch.setattr(training, "_launch", lambda *words: started.append(words))
     config = TrainConfig(model="timm-test_vit", devices=2)
     training._train(torch.nn.Linear(2, 2), config, None, tmp_path, torch.device("cuda"), ALONE, Messages())
