@@ -29,7 +29,7 @@ from wrong_labels import imagenet, read_split
 
 from fgvc_cli import Predictor, load_checkpoint
 from fgvc_cli.engine.index_classes import KnownImages, unit
-from fgvc_cli.evaluate.calibration import expected_calibration_error
+from fgvc_cli.evaluate.confidence import expected_calibration_error
 from fgvc_cli.models.weights import CHECKPOINT_KEY, read_tensors
 from fgvc_cli.sources.find import Found
 

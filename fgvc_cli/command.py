@@ -151,6 +151,21 @@ def _expected(error: ErrorDetails) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MessageOptions:
+    """How much a command says, and to whom."""
+
+    quiet: bool = False
+    """Say nothing but warnings."""
+    messages: Messages | None = None
+    """Who says what happens; None: lines on stderr."""
+
+    @property
+    def speaker(self) -> Messages:
+        """Who says it."""
+        return self.messages or Messages(quiet=self.quiet)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BoxOptions:
     """Boxes from a detector or by hand: what every command that reads images takes them from."""
 

@@ -140,7 +140,7 @@ def load_labelled(
                 division = deal(undealt, classes, val_share, test_part, seed)
             train, val = division[:2]
             test = test if given else division[2]
-        found.notes += _untested(found, classes, val, test, asked=not given and test_share > 0)
+        found.notes += _untested(classes, val, test, asked=not given and test_share > 0)
     splits = {"train": train, "val": val, "test": test}
     undivided = None in listed and not for_training
     if found.boxes:
@@ -337,7 +337,6 @@ def _division_note(by: SplitBy, groups: Sequence[str], division: Division) -> st
 
 
 def _untested(
-    found: Labels,
     classes: Sequence[str],
     val: Sequence[Example],
     test: Sequence[Example],

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor, nn
 
 from fgvc_cli import __version__
 from fgvc_cli.command import NO_BOXES, BoxOptions, box_settings
@@ -22,11 +25,11 @@ from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.names import same_form
 from fgvc_cli.data.taxonomy import Taxonomy
 from fgvc_cli.datasets.registry import load_data
+from fgvc_cli.engine.graph import Graph
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
-from fgvc_cli.evaluate.rejection import TENSORS, Novelty, stored_novelty
+from fgvc_cli.evaluate.confidence import TENSORS, Calibration, Novelty, apply_temperature, stored_novelty
 from fgvc_cli.files import AtomicFile, file_sha256
-from fgvc_cli.models.output import FgvcModel
+from fgvc_cli.models.output import FgvcModel, ModelOutput, Want
 from fgvc_cli.models.registry import create_model, resolve
 from fgvc_cli.models.weights import CHECKPOINT_KEY, check_weight_file, read_tensors
 from fgvc_cli.sources.boxes import open_boxes
@@ -199,6 +202,45 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
         metadata={k: v for k, v in document.items() if k not in ("classes", "preprocess")},
         temperature=document.get("calibration", {}).get("temperature", 1.0),
         novelty=stored_novelty(tensors, document.get("novelty")),
+    )
+
+
+class GraphModel(nn.Module):
+    """An exported graph in a model's place, to be measured as one."""
+
+    takes_pixels = True
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.graph, self.precision = graph, graph.precision("auto")
+
+    def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
+        """uint8 (B, 3, S, S) -> what the model says, its probabilities before the temperature."""
+        names = {"boxes": "box", "heat": "heat", "parts": "parts"}
+        given = self.graph.run(images.cpu().numpy(), self.graph.outputs, self.precision)
+        answers = {name: torch.from_numpy(values) for name, values in given.items()}
+        # The graph applies its temperature, which figures are told without: its inverse takes it away.
+        probs = apply_temperature(answers["probs"], 1 / self.graph.temperature)
+        logits = {
+            name.removeprefix("logits_"): v for name, v in answers.items() if name.startswith("logits_")
+        }
+        kept: dict[str, Any] = {
+            asked: answers[name] for asked, name in names.items() if asked in want and name in answers
+        }
+        return ModelOutput(logits=logits, probs=probs, **kept)
+
+
+def graph_checkpoint(graph: Graph) -> Checkpoint:
+    """An exported graph as a checkpoint to measure."""
+    metadata = {"config": {"data": None, "dataset": None}, **graph.training, "options": graph.options}
+    return Checkpoint(
+        cast(FgvcModel, GraphModel(graph)),
+        graph.name,
+        graph.classes,
+        graph.preprocess,
+        graph.sha256,
+        metadata=metadata,
+        temperature=graph.temperature,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fgvc_cli.command import BoxOptions, Messages, Several, options
+from fgvc_cli.command import BoxOptions, MessageOptions, Several, options
 from fgvc_cli.config import PAPER_INPUT_PX, PAPER_RESIZE_PX
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 
@@ -29,7 +29,7 @@ Stages = Literal["main", "main+object", "all"]
 
 
 @options
-class ExportOptions:
+class ExportOptions(MessageOptions):
     """What ``fgvc export`` is asked for."""
 
     out: Path
@@ -50,10 +50,6 @@ class ExportOptions:
     """Images like those to come, from which ``int8`` takes its ranges."""
     overwrite: bool = False
     """Replace a file that is there."""
-    quiet: bool = False
-    """Say nothing but warnings."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
     def __post_init__(self) -> None:
         """Raise FgvcError where options exclude each other."""
@@ -67,7 +63,7 @@ class ExportOptions:
 
 
 @options
-class EvalOptions(BoxOptions):
+class EvalOptions(MessageOptions, BoxOptions):
     """What ``fgvc eval`` is asked for."""
 
     weights: Several = ()
@@ -120,14 +116,10 @@ class EvalOptions(BoxOptions):
     """With the val split and ``thresholds``: the precision that rows above them are to have."""
     thresholds: Path | None = None
     """CSV to appear: the least probability of each class at which it is reached."""
-    quiet: bool = False
-    """Say nothing but warnings."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
 
 @options
-class TrainOptions(BoxOptions):
+class TrainOptions(MessageOptions, BoxOptions):
     """What ``fgvc train`` is asked for; None: not given, so that the recipe or the default counts."""
 
     model: str | None = None
@@ -177,10 +169,6 @@ class TrainOptions(BoxOptions):
     resume: Path | None = None
     """Go on with this interrupted run folder, by its own settings; only ``device``, ``workers`` and where the
     data lie may be given."""
-    quiet: bool = False
-    """Say nothing but warnings."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
 
 @options

@@ -35,8 +35,7 @@ from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.device import Precision, computing, is_out_of_memory, usual_precision
 from fgvc_cli.engine.distributed import ALONE, ProcessLost, World
-from fgvc_cli.engine.learner import Learner, Meter, Teacher, out_of_memory
-from fgvc_cli.engine.losses import fit_fuse_weights
+from fgvc_cli.engine.learner import Learner, Meter, Teacher, fit_fuse_weights, out_of_memory
 from fgvc_cli.engine.run_state import (
     CHECKPOINT,
     CONFIG,
@@ -54,10 +53,18 @@ from fgvc_cli.engine.run_state import (
 )
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
-from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
+from fgvc_cli.evaluate.confidence import (
+    NO_NOVELTY,
+    TENSORS,
+    Calibration,
+    Novelty,
+    embed,
+    fit_calibration,
+    fit_examples,
+    fit_novelty,
+)
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
 from fgvc_cli.evaluate.metrics import check_labels, rank
-from fgvc_cli.evaluate.rejection import NO_NOVELTY, TENSORS, Novelty, embed, fit_examples, fit_novelty
 from fgvc_cli.files import AtomicFile, FolderLock
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.weights import read_tensors

@@ -30,7 +30,7 @@ from pydantic import Field
 
 from fgvc_cli import __version__
 from fgvc_cli.charts.drawing import color_table
-from fgvc_cli.command import Messages, command, options
+from fgvc_cli.command import MessageOptions, command, options
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.label_files import is_label_file, read_listing
 from fgvc_cli.data.labelled import load_labelled
@@ -443,7 +443,7 @@ def _source(text: str) -> str:
 
 
 @options
-class ReportOptions:
+class ReportOptions(MessageOptions):
     """What ``fgvc report`` is asked for."""
 
     predictions: Path
@@ -473,10 +473,6 @@ class ReportOptions:
     """Threads that make pictures; 0 is one."""
     overwrite: bool = False
     """Replace the page if it is there."""
-    quiet: bool = False
-    """Say nothing."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
 
 @dataclass(frozen=True)
@@ -497,7 +493,7 @@ def report(options: ReportOptions) -> Report:
         FgvcError: a page that cannot be written (found out first), predictions, images or labels that are not
             there or cannot be read; with ``serve``, a ``reviewed.csv`` that is of no review, or a taken port.
     """
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     predictions, page = options.predictions, options.out or Path(f"{options.predictions.stem}.html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise FgvcError(f"--out got {str(page)!r}, expected a name ending in .html.", None, EXIT_USAGE)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from fgvc_cli.command import Messages, command, options
+from fgvc_cli.command import MessageOptions, Messages, command, options
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.csv_rows import csv_cells, csv_columns, csv_lines
@@ -27,7 +27,7 @@ Doubt = Literal["margin", "entropy", "novelty"]
 
 
 @options
-class SelectOptions:
+class SelectOptions(MessageOptions):
     """What ``fgvc select`` is asked for."""
 
     predictions: Path
@@ -45,10 +45,6 @@ class SelectOptions:
     """Labels that are known, such as ``reviewed.csv``: these rows are left out, rows like them come last."""
     overwrite: bool = False
     """Replace ``out`` if it is there."""
-    quiet: bool = False
-    """Say nothing."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,7 @@ def select(options: SelectOptions) -> Selection:
         FgvcError: predictions or labels that cannot be read, no row that is left to look at, an output that
             is there already.
     """
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     if options.out is not None and options.out.suffix.lower() != ".csv":
         raise FgvcError(f"--out got {str(options.out)!r}, expected a name ending in .csv.", None, EXIT_USAGE)
     table = read_table(options.predictions)

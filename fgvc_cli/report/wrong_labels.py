@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from fgvc_cli.command import BoxOptions, Messages, command, options
+from fgvc_cli.command import BoxOptions, MessageOptions, Messages, command, options
 from fgvc_cli.data.listing import SPLITS, Example, LabelledSet
 from fgvc_cli.data.names import same_form
 from fgvc_cli.datasets.check import open_source
@@ -42,7 +42,7 @@ INVERSE_PENALTY = 30.0
 
 
 @options
-class WrongLabelOptions:
+class WrongLabelOptions(MessageOptions):
     """What ``fgvc datasets check --weights`` is asked for."""
 
     data: str
@@ -65,10 +65,6 @@ class WrongLabelOptions:
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
     """Replace ``out`` if it is there."""
-    quiet: bool = False
-    """Say nothing but errors."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ def wrong_labels(options: WrongLabelOptions) -> WrongLabels:
         FgvcError: cleanlab is not there; weights or data that cannot be read; images with several labels; one
             fold; too few images; without folds, labels that the model does not know.
     """
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     require_cleanlab()
     if options.folds == 1:
         raise FgvcError("--folds got 1, expected 2 or more, or 0 for the model's own probabilities.")

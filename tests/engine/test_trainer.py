@@ -20,10 +20,10 @@ from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import known_examples, load_checkpoint, save_checkpoint
 from fgvc_cli.engine.options import TrainOptions
-from fgvc_cli.engine.settings import plain_values
+from fgvc_cli.engine.train import plain_values
 from fgvc_cli.engine.trainer import Trainer, unread_text
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.evaluate.confidence import Calibration
 from fgvc_cli.models.registry import create_model
 
 TINY = {"model": "crasmra-mobilenetv2_035", "input_px": 32, "epochs": 2, "batch_size": 8, "workers": 0}

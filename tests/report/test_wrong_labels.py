@@ -10,45 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from conftest import fgvc, save_trained
 from PIL import Image
-from typer.testing import CliRunner
 
 import fgvc_cli
-from fgvc_cli.cli import app
-from fgvc_cli.config import Preprocess, TrainConfig
-from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.engine.checkpoint import save_checkpoint
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.models.registry import create_model
 from fgvc_cli.report.wrong_labels import _groups, out_of_fold
 
 CPU = ("--device", "cpu", "--workers", 0)
 
 
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
 @pytest.fixture
 def weights(tmp_path, colours) -> Path:
     """As a training on the colours would leave it."""
-    torch.manual_seed(0)
-    config = TrainConfig(
-        model="timm-resnet10t", data=str(colours), preprocess=Preprocess(input_px=32, resize_px=36)
-    )
-    path = tmp_path / "model.safetensors"
-    data = load_labelled(colours)
-    save_checkpoint(
-        path,
-        create_model("timm-resnet10t", 3, input_px=32),
-        config=config,
-        classes=data.classes,
-        dataset="colours",
-        data_sha256=data.sha256(),
-        metrics={},
-    )
-    return path
+    return save_trained(tmp_path / "model.safetensors", colours)
 
 
 @pytest.fixture
