@@ -73,6 +73,8 @@ class Labels:
     """The source is a review: it has the column ``old_label``."""
     boxes: int = 0
     """Entries that are a box."""
+    box_ids: bool = False
+    """The source numbers the boxes itself."""
     groups: dict[str, str] = field(default_factory=dict)
     """Image path -> what the column that splits go by says of it; empty without one."""
 
@@ -264,6 +266,7 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
     line_of: dict[str, int] = {}
     places: dict[str, tuple[str, dict[str, Edges | None], str | None]] = {}
     boxed = set(EDGE_COLUMNS) <= set(columns)
+    found.box_ids = "box_id" in columns
     read: list[tuple[str | None, tuple[str, ...], Entry]] = []
     root = os.path.abspath(path.parent)
     for number, row in table.rows:

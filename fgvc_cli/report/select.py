@@ -20,8 +20,8 @@ from fgvc_cli.formats.csv_rows import csv_cells, csv_columns, csv_lines
 from fgvc_cli.formats.outputs import read_embeddings, read_table
 from fgvc_cli.formats.rows import Table
 from fgvc_cli.report.page import read_labels
-from fgvc_cli.report.pictures import recorded_images
-from fgvc_cli.report.review import box_ids, take_rows
+from fgvc_cli.report.pictures import given_boxes, recorded_images
+from fgvc_cli.report.review import take_rows
 
 Doubt = Literal["margin", "entropy", "novelty"]
 
@@ -180,7 +180,7 @@ def _seen(table: Table, reviewed: Path | None, messages: Messages) -> np.ndarray
     labels = read_labels(
         reviewed,
         table.rows.path,
-        boxes=box_ids(table),
+        boxes=given_boxes(table),
         images=recorded_images(table),
         multi_label=several,
         on_note=messages.note,
