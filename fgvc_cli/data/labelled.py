@@ -150,8 +150,7 @@ def load_labelled(
             f"{box_margin or 0:g} of its sides."
         )
     elif box_margin is not None:
-        message = f"--box-margin is for boxes, and {path} has none."
-        raise FgvcError(message, "Add --boxes FILE, or columns x1,y1,x2,y2.", EXIT_USAGE)
+        raise _no_boxes(str(path))
     return LabelledSet(
         name,
         root,
@@ -162,6 +161,26 @@ def load_labelled(
         (*pick.lines(), *found.notes),
         boxed=bool(found.boxes),
     )
+
+
+def with_margin(labelled: LabelledSet, margin: float) -> LabelledSet:
+    """The boxes of a set with another margin than its training cut round them.
+
+    Raises:
+        FgvcError: it is one of whole images.
+    """
+    if not any(example.box for part in labelled.splits.values() for example in part):
+        raise _no_boxes(labelled.name)
+    splits = {
+        split: tuple(e._replace(box=e.box and e.box._replace(margin=margin)) for e in part)
+        for split, part in labelled.splits.items()
+    }
+    return replace(labelled, splits=splits)
+
+
+def _no_boxes(name: str) -> FgvcError:
+    message = f"--box-margin is for boxes, and {name} has none."
+    return FgvcError(message, "Add --boxes FILE, or columns x1,y1,x2,y2.", EXIT_USAGE)
 
 
 def take_boxes(labelled: LabelledSet, boxes: BoxFile) -> LabelledSet:

@@ -31,7 +31,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fgvc_cli.data.label_files import SPLIT_NAMES
 from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.data.listing import SPLITS, Example, LabelledSet, first_names
+from fgvc_cli.data.listing import SPLITS, Example, LabelledSet, first_names, whole_images
 from fgvc_cli.data.split import find_bursts, read_time
 from fgvc_cli.datasets.registry import default_root, find_known, known_names, read_official
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
@@ -374,6 +374,7 @@ def check_set(
         minutes: images of one folder with no longer gaps are a burst; 0: bursts are not looked for.
         on_image: called after each.
     """
+    data = whole_images(data)
     members = [Member(split, example) for split in SPLITS for example in data.splits[split]]
     report = Report(data, tiny=_tiny_classes(data, min_images))
     prints: list[Fingerprint] = []
@@ -658,7 +659,8 @@ def look_before_training(data: LabelledSet, seconds: float = SECONDS) -> list[st
     Raises:
         FgvcError: classes none of whose training images can be read.
     """
-    return [*_check_classes(data, seconds), *_copies(data, seconds), *_near_copies(data, seconds)]
+    images = whole_images(data)
+    return [*_check_classes(data, seconds), *_copies(images, seconds), *_near_copies(images, seconds)]
 
 
 def _check_classes(data: LabelledSet, seconds: float) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fgvc_cli import __version__
 from fgvc_cli.command import NO_BOXES, BoxOptions, box_settings
 from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256, stored_options, stored_preprocess
-from fgvc_cli.data.labelled import take_boxes
+from fgvc_cli.data.labelled import take_boxes, with_margin
 from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.names import same_form
 from fgvc_cli.data.taxonomy import Taxonomy
@@ -278,7 +278,9 @@ def choose_data(
 
 def _in_boxes(labelled: LabelledSet, asked: BoxOptions) -> LabelledSet:
     boxes = open_boxes(asked)
-    return labelled if boxes is None else take_boxes(labelled, boxes)
+    if boxes is not None:
+        return take_boxes(labelled, boxes)
+    return labelled if asked.box_margin is None else with_margin(labelled, asked.box_margin)
 
 
 def is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | None) -> bool:

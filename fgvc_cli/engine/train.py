@@ -281,7 +281,8 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
     on_cuda = pick_device(options.device).type == "cuda"
     init = options.init or ("groceries-vit" if on_cuda else "groceries")
     document = _read_document(init)
-    if known := len(shared_classes(document["classes"], data.classes)):
+    known = len(shared_classes(document["classes"], data.classes)) if options.init else 0
+    if known:
         return _refined(options, document, known, data, messages)
     chosen = replace(
         options,
@@ -327,8 +328,11 @@ def _refined(
     own = {
         f"options.{name}": value
         for name, value in stored_options(document["options"]).items()
-        if name not in ("multi_label", "pretrained_tag")
+        # Stochastic depth is a recipe's.
+        if name not in ("multi_label", "pretrained_tag", "drop_path")
     }
+    if own.get("options.fuse") == "weighted" and (data.multi_label or not data.splits["val"]):
+        del own["options.fuse"]  # as ``with_data``: there is nothing to fit the weights on
     if options.input_px in (None, stored["input_px"]):
         own |= {"preprocess.resize_px": stored["resize_px"], "preprocess.resize_rule": stored["resize_rule"]}
         if trained.get("augment", {}).get("train_px"):
@@ -415,10 +419,15 @@ def start(
         init=config.init,
         options=config.options,
     )
-    if config.init and (kept := load_classifiers(model, Path(config.init), data.classes)) and world.is_main:
-        messages.note(
-            f"{kept:,} of {len(data.classes):,} classes begin with what {Path(config.init).name} knows."
-        )
+    if config.init:
+        kept, source = load_classifiers(model, Path(config.init), data.classes), Path(config.init).name
+        if kept and world.is_main:
+            messages.note(f"{kept:,} of {len(data.classes):,} classes begin with what {source} knows.")
+        elif config.recipe == REFINE and world.is_main:
+            messages.warn(
+                f"No classifier of {source} fits this model and these classes: they begin anew, at the "
+                f"small rates of {REFINE}. --recipe {DEFAULT} trains a new one."
+            )
     config = with_statistics(values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
     return _train(model, config, data, run_dir, target, world, messages)

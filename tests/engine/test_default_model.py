@@ -64,6 +64,7 @@ def trained(colours, tmp_path):
         "augment.train_px=48",
         "options.neck_channels=16",
         "options.fuse=weighted",
+        "options.drop_path=0.1",
     ]
     run(train_options(sets, data=str(colours), **given, workers=0, device="cpu", out=tmp_path / "first"))
     return tmp_path / "first"
@@ -83,11 +84,41 @@ def test_a_model_that_knows_the_classes_is_gone_on_with(trained, colours, tmp_pa
     assert "knows 2 of the 3 classes: crasmra-resnet10t, 32 px, recipe refine." in said
     assert "2 of 3 classes begin with what model.safetensors knows." in said
     first, second = (read_metadata(folder / "model.safetensors") for folder in (trained, tmp_path / "again"))
-    assert second["options"] == first["options"] and second["preprocess"] == first["preprocess"]
+    assert second["options"] == first["options"] | {"drop_path": 0}
+    assert second["preprocess"] == first["preprocess"]
     assert second["config"]["augment"]["train_px"] == 48 and not second["config"]["augment"]["flip"]
     assert second["config"]["optim"]["lr_heads"] == pytest.approx(
         config_of("crasmra-resnet10t", recipe="strong", batch_size=32).optim.lr_heads / 20
     )
+
+
+def test_without_init_a_class_of_the_embedded_model_changes_nothing(colours, capsys):
+    (colours / "blue").rename(colours / "Banana")  # which groceries knows
+    chosen = with_default_model(TrainOptions(data=str(colours), device="cpu"), Messages())
+    assert (chosen.init, chosen.recipe, chosen.set) == ("groceries", "strong", ())
+    assert "No --model given" in capsys.readouterr().err
+
+
+def test_going_on_takes_what_goes_with_the_data_and_with_the_recipe(trained, colours, tmp_path):
+    first = read_metadata(trained / "model.safetensors")["options"]
+    assert first["drop_path"] and first["fuse"] == "weighted"
+    rows = [f"{p.as_posix()},{p.parent.name}" for p in sorted(colours.rglob("*.png"))]
+    (tmp_path / "several.csv").write_text("\n".join(["path,labels", *rows]))
+    given = {"init": str(trained), "epochs": 1, "batch_size": 8, "workers": 0, "device": "cpu"}
+    several = {"data": str(tmp_path / "several.csv"), "out": tmp_path / "several"}
+    whole = {"data": str(colours), "set": ("val_share=0",), "out": tmp_path / "whole"}
+    for own in (several, whole):
+        assert run(TrainOptions(**given, **own)) == 0
+        options = read_metadata(own["out"] / "model.safetensors")["options"]
+        assert (options["fuse"], options["drop_path"]) == ("mean", 0)
+        assert options["neck_channels"] == first["neck_channels"]
+
+
+def test_classifiers_that_do_not_fit_are_said_where_the_steps_are_small(trained, colours, tmp_path, capsys):
+    given = {"data": str(colours), "init": str(trained), "epochs": 1, "workers": 0, "device": "cpu"}
+    assert run(TrainOptions(**given, set=("options.neck_channels=8",), out=tmp_path / "again")) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "No classifier of model.safetensors fits this model and these classes" in said
 
 
 def test_a_model_that_knows_none_of_the_classes_lends_its_network(trained, colours, tmp_path, capsys):

@@ -222,16 +222,17 @@ def test_the_process_that_starts_the_others_leaves_the_cards_alone(monkeypatch, 
     """A context on the first card would take its memory from the process that trains there."""
     made, started = [], []
 
-    def trainer(model, config, data, run_dir, target, *_):
-        made.append(target)
+    def trainer(model, config, data, run_dir, device, *_):
+        made.append(device)
         return SimpleNamespace(prepare=lambda: None)
 
     monkeypatch.setattr(training, "Trainer", trainer)
+    monkeypatch.setattr(training, "make_run_dir", lambda run_dir: None)
     monkeypatch.setattr(training, "_launch", lambda *words: started.append(words))
-    config, run = TrainConfig(model="timm-test_vit", devices=2), tmp_path / "run"
-    training._train(torch.nn.Linear(2, 2), config, None, run, torch.device("cuda"), ALONE, Messages())
+    config = TrainConfig(model="timm-test_vit", devices=2)
+    training._train(torch.nn.Linear(2, 2), config, None, tmp_path, torch.device("cuda"), ALONE, Messages())
     assert made == [torch.device("cpu")]
-    assert started == [(run, 2, ["--device", "cuda"])]
+    assert started == [(tmp_path, 2, ["--device", "cuda"])]
 
 
 @pytest.mark.parametrize("world", [ALONE, World(1, 2, 1)])
