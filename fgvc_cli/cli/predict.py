@@ -39,6 +39,7 @@ from fgvc_cli.cli.options import (
     Workers,
 )
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
+from fgvc_cli.files import as_path
 
 if TYPE_CHECKING:
     from fgvc_cli.run.predict import PredictOptions
@@ -201,7 +202,7 @@ def predict(
         box_conf=box_conf,
         box_margin=box_margin,
         box_category=tuple(box_category or ()),
-        out=tuple(out or ()),
+        out=tuple(map(as_path, out or ())),
         top_k=top_k,
         batch_size=None if batch_size is None else parse_batch_size(batch_size),
         workers=workers,
@@ -242,7 +243,7 @@ def predict(
         raw=raw,
         frames=frames,
         every=every,
-        per_file=per_file,
+        per_file=as_path(per_file) if per_file else None,
         quiet=quiet,
     )
     return run(options)
@@ -321,7 +322,7 @@ def _abandon_stdout() -> None:
 
 def merge(
     out: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             help="The output as it was named to predict --shard; the run knows the others, with maps, crops "
             "and folders. Several, or options: these in place of what the run was begun for."
@@ -343,14 +344,14 @@ def merge(
     from fgvc_cli.run.merge import merge as run
 
     options = MergeOptions(
-        out=tuple(out),
+        out=tuple(map(as_path, out)),
         maps=maps,
         crops=crops,
         embeddings=embeddings,
         logits=logits,
         crops_dir=crops_dir,
         maps_dir=maps_dir,
-        per_file=per_file,
+        per_file=as_path(per_file) if per_file else None,
         overwrite=overwrite,
         quiet=quiet,
         messages=ConsoleMessages(quiet=quiet),

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.files import check_writable, reason, sync_folder
+from fgvc_cli.files import as_path, check_writable, is_url, real_path, reason, sync_folder
 from fgvc_cli.formats.rows import (
     HOW_TO,
     TRY_AGAIN,
@@ -118,7 +118,7 @@ class Outputs:
         def text(path: Path | None) -> str | None:
             if path is None:
                 return None
-            real, base = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+            real, base = as_path(real_path(path)), as_path(real_path(folder))
             return str(real.relative_to(base) if real.is_relative_to(base) else real)
 
         alone = {"crops_dir": self.crops_dir, "maps_dir": self.maps_dir, "per_file": self.per_file}
@@ -133,9 +133,13 @@ class Outputs:
     def from_record(cls, record: dict[str, Any], folder: Path) -> Outputs:
         """Back from ``record``."""
         base = Path(os.path.relpath(folder)) if folder.is_relative_to(os.path.realpath(".")) else folder
+
+        def path(text: str) -> Path:
+            return as_path(text) if is_url(text) or os.path.isabs(text) else base / text
+
         names = ("crops_dir", "maps_dir", "per_file")
-        alone = {name: base / record[name] if record[name] else None for name in names}
-        return cls(tuple(base / path for path in record["files"]), frozenset(record["extras"]), **alone)
+        alone = {name: path(record[name]) if record[name] else None for name in names}
+        return cls(tuple(map(path, record["files"])), frozenset(record["extras"]), **alone)
 
     def text(self) -> str:
         """As they are typed, behind ``--out``."""
@@ -151,7 +155,7 @@ class Outputs:
 
     def targets(self) -> list[str]:
         """The real paths of all files and folders."""
-        return [os.path.realpath(path) for path in self.paths()]
+        return [real_path(path) for path in self.paths()]
 
     def paths(self) -> list[Path]:
         """All files and folders, as typed."""
@@ -191,7 +195,7 @@ class Outputs:
                 )
         self._check_extras()
         for out in self.tables():
-            check_writable(out, overwrite=overwrite or os.path.realpath(out) in allowed)
+            check_writable(out, overwrite=overwrite or real_path(out) in allowed)
         for _, folder in self.folders():
             check_output_folder(folder, placed=os.path.realpath(folder) in allowed)
 
@@ -291,6 +295,9 @@ def check_output_folder(folder: Path, *, placed: bool = False) -> None:
     Raises:
         FgvcError: it cannot.
     """
+    if is_url(str(folder).replace(":/", "://", 1)):  # a Path has made one slash of two
+        message = f"A folder of pictures is written to a disk, not to {folder}."
+        raise FgvcError(message, "Name a folder here; an .h5 or .parquet takes crops and maps to a store.")
     if os.path.lexists(folder) and not folder.is_dir():
         raise FgvcError(f"{folder} exists and is not a folder.", "Name a new folder.")
     if folder.is_dir() and holds_anything(folder) and not placed:

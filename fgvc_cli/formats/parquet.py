@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import readable
 from fgvc_cli.formats.csv_rows import csv_columns, read_layout
 from fgvc_cli.formats.rows import (
     COLUMNS,
@@ -216,7 +217,7 @@ def read_embeddings(path: Path, rows: np.ndarray) -> np.ndarray | None:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(readable(path))
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
 

@@ -16,12 +16,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PlainValidator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Messages
 from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, FgvcError, counted
+from fgvc_cli.files import as_path
 from fgvc_cli.formats.rows import NO_BOX, UNKNOWN, UNSURE, Block, Row, has_failed
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -44,8 +45,11 @@ def _several(value: Any) -> tuple[str, ...]:
         raise ValueError("a path, or several") from None
 
 
-Paths = Annotated[tuple[Path, ...], BeforeValidator(_several)]
-"""Files; in Python one alone will do."""
+Paths = Annotated[tuple[Path, ...], PlainValidator(lambda value: tuple(map(as_path, _several(value))))]
+"""Files, on a disk or as URLs; in Python one alone will do."""
+
+MaybePath = Annotated[Path | None, PlainValidator(lambda value: None if value is None else as_path(value))]
+"""A file, on a disk or as a URL."""
 
 Sources = Annotated[tuple[str, ...], BeforeValidator(_several)]
 """Folders, files, globs, archives, URLs, lists; in Python one alone will do, and paths too."""
