@@ -90,8 +90,9 @@ Outs = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FILE",
-        help="File or URL (s3://...) to write: .csv, .jsonl, .h5, .parquet; for other programs .md.json "
-        "(MegaDetector), .coco.json, .ls.json (Label Studio). Repeatable. Default: CSV rows on stdout.",
+        help="File or URL (s3://...) to write: .csv, .jsonl, .h5, .parquet, FOLDER/ for Parquet parts; for "
+        "others .md.json (MegaDetector), .coco.json, .ls.json (Label Studio). Repeatable. Default: CSV rows "
+        "on stdout.",
     ),
 ]
 Maps = Annotated[bool, typer.Option("--maps", help="Store attention maps in the .h5 or .parquet.")]

@@ -202,7 +202,7 @@ def predict(
         box_conf=box_conf,
         box_margin=box_margin,
         box_category=tuple(box_category or ()),
-        out=tuple(map(as_path, out or ())),
+        out=out or (),  # type: ignore[arg-type]  # checked with all options
         top_k=top_k,
         batch_size=None if batch_size is None else parse_batch_size(batch_size),
         workers=workers,
@@ -344,7 +344,7 @@ def merge(
     from fgvc_cli.run.merge import merge as run
 
     options = MergeOptions(
-        out=tuple(map(as_path, out)),
+        out=out,  # type: ignore[arg-type]
         maps=maps,
         crops=crops,
         embeddings=embeddings,

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -26,7 +27,17 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.files import as_path, check_writable, is_url, real_path, reason, sync_folder
+from fgvc_cli.files import (
+    StorePath,
+    as_path,
+    check_folder,
+    check_store,
+    check_writable,
+    is_url,
+    real_path,
+    reason,
+    sync_folder,
+)
 from fgvc_cli.formats.rows import (
     HOW_TO,
     TRY_AGAIN,
@@ -46,17 +57,19 @@ SINKS = {
     ".h5": ("h5", "H5Sink"),
     ".hdf5": ("h5", "H5Sink"),
     ".parquet": ("parquet", "ParquetSink"),
+    "": ("parquet", "ParquetFolderSink"),
     ".md.json": ("detections", "MegaDetectorSink"),
     ".coco.json": ("detections", "CocoSink"),
     ".ls.json": ("detections", "LabelStudioSink"),
 }
-"""Ending of a file -> module and class of its sink, see ``FileSink``. But for ``FOR_OTHERS``, each module
+"""Ending of a file -> module and class of its sink, see ``FileSink``; a name without one is a folder of
+Parquet parts, typed with a slash behind it (``run.progress.Paths``). But for ``FOR_OTHERS``, each module
 reads its files too: ``read_table(path)`` and ``read_blocks(path, info)``."""
 
 FOR_OTHERS = (".md.json", ".coco.json", ".ls.json")
 """Files for other programs, which say less than a row does."""
 
-HOLDS_EXTRAS = (".h5", ".hdf5", ".parquet")
+HOLDS_EXTRAS = (".h5", ".hdf5", ".parquet", "")
 
 FLAGS: dict[Extra, tuple[str, str | None]] = {
     "attention": ("--maps", "--maps-dir"),
@@ -146,7 +159,8 @@ class Outputs:
         flags = [FLAGS[extra][0] for extra in FLAGS if extra in self.extras]
         alone = [("--per-file", self.per_file)] if self.per_file else []
         named = [f"{flag} {path}" for flag, path in (*self.folders(), *alone)]
-        return " ".join([*map(str, self.files), *flags, *named])
+        files = [f"{path}/" if ending_of(path) == "" else str(path) for path in self.files]
+        return " ".join([*files, *flags, *named])
 
     def needed(self) -> tuple[Extra, ...]:
         """What each row must carry, for ``Predictor(extras=...)``."""
@@ -195,7 +209,8 @@ class Outputs:
                 )
         self._check_extras()
         for out in self.tables():
-            check_writable(out, overwrite=overwrite or real_path(out) in allowed)
+            check = check_parts if ending_of(out) == "" else check_writable
+            check(out, overwrite=overwrite or real_path(out) in allowed)
         for _, folder in self.folders():
             check_output_folder(folder, placed=os.path.realpath(folder) in allowed)
 
@@ -241,10 +256,10 @@ def read_table(path: Path) -> Table:
         FgvcError: no such file, another kind of file, damaged, without a row, or of more than ``MAX_ROWS``.
     """
     if ending_of(path) not in SINKS or ending_of(path) in FOR_OTHERS:
-        readable = ", ".join(ending for ending in SINKS if ending not in FOR_OTHERS)
+        readable = ", ".join(ending for ending in SINKS if ending and ending not in FOR_OTHERS)
         hint = f"Give one of {readable}; of an .h5 the attention maps and crops are shown too."
         raise FgvcError(f"fgvc report does not read {path.name}.", hint, EXIT_USAGE)
-    if not path.is_file():
+    if not (path.is_dir() if ending_of(path) == "" else path.is_file()):
         what = "is not a file" if path.exists() else "does not exist"
         raise FgvcError(f"{path} {what}.", HOW_TO)
     return format_of(path).read_table(path)
@@ -280,10 +295,38 @@ def ending_of(path: Path) -> str:
 def _check_ending(out: Path) -> None:
     ending = ending_of(out)
     if ending not in SINKS:
-        known = ", ".join(SINKS)
-        raise FgvcError(f"Cannot write {out.name}: expected a name ending in {known}.", None, EXIT_USAGE)
-    if ending == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        known = ", ".join(filter(None, SINKS))
+        message = f"Cannot write {out.name}: expected a name ending in {known}, or FOLDER/ for Parquet parts."
+        raise FgvcError(message, None, EXIT_USAGE)
+    if ending in (".parquet", "") and importlib.util.find_spec("pyarrow") is None:
         raise FgvcError(f"{out.name} needs pyarrow, which is not installed.", "pip install 'fgvc[parquet]'")
+
+
+PART = re.compile(r"part-\d{5,}\.parquet")
+SUCCESS = "_SUCCESS"
+"""Of a folder of Parquet parts, as Spark writes it: there once all parts are."""
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The Parquet parts of a folder, in the order of the rows."""
+    return sorted((path for path in folder.glob("part-*.parquet") if PART.fullmatch(path.name)), key=str)
+
+
+def check_parts(folder: Path, *, overwrite: bool) -> None:
+    """Raise FgvcError unless a folder of Parquet parts can be made there, without touching anything.
+
+    Args:
+        overwrite: replace one that is there, if nothing else than parts lies in it.
+    """
+    replaceable = (SUCCESS, *(path.name for path in part_files(folder)))
+    if not isinstance(folder, StorePath):
+        return check_folder(folder, overwrite=overwrite, replaceable=replaceable)
+    check_store(folder)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if names and not overwrite:
+        raise FgvcError(f"{folder}/ exists.", "Add --overwrite to replace it, or name another folder.")
+    if strange := [name for name in names if name not in replaceable]:
+        raise FgvcError(f"{folder}/ holds other files too, such as {strange[0]}.", "Name another folder.")
 
 
 def check_output_folder(folder: Path, *, placed: bool = False) -> None:

@@ -77,7 +77,7 @@ def repaired_outputs(outputs: Outputs, root: Path, placed: Collection[str]) -> s
                 f"Leave {flag} out to repair the other outputs; or name a new folder, which gets all of them "
                 f"where an .h5 or .parquet among the outputs holds the {flag.split('-')[2]}.",
             )
-    return {real_path(path) for path in outputs.tables() if path.is_file()}
+    return {real_path(path) for path in outputs.tables() if path.exists()}
 
 
 def finished_setting(outs: Sequence[Path], name: str) -> Any:
@@ -112,7 +112,7 @@ def take_apart(outputs: Outputs, folder: RunFolder, info: RunInfo, *, overwrite:
     if info.extras and out.suffix.lower() not in HOLDS_EXTRAS:
         message = f"--retry-failed: {out} does not hold the {', '.join(info.extras)} of its rows."
         raise FgvcError(message, "Name the run's .h5 or .parquet as --out too, or run anew with --overwrite.")
-    copies = [path for path in outputs.tables() if path != out and path.is_file()]
+    copies = [path for path in outputs.tables() if path != out and path.exists()]
     if not overwrite:
         for path in copies:
             _check_copy(path, out, info, per_file=path == outputs.per_file)
@@ -163,7 +163,7 @@ def _check_names(pairs: Iterable[tuple[str | None, str | None]]) -> None:
 
 def _check_extras_stay(path: Path, outputs: Outputs) -> None:
     """Raise FgvcError where a file holds maps, crops, ... that it would lose."""
-    if path.suffix.lower() not in HOLDS_EXTRAS or not path.is_file():
+    if path.suffix.lower() not in HOLDS_EXTRAS or not path.exists():
         return
     if lost := [extra for extra in format_of(path).read_extras(path) if extra not in outputs.extras]:
         flags = " ".join(FLAGS[extra][0] for extra in lost)

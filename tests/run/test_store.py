@@ -333,7 +333,7 @@ def test_a_bucket_is_a_source_as_a_folder_is(model, photos, bucket, tmp_path, ca
         ("nonsense://b/p.csv", "no store called nonsense.*s3://"),
         ("s3://p.csv", "names no file in a bucket.*s3://BUCKET/p.csv"),
         ("s3://photos/p.txt", "expected a name ending in"),
-        ("zip://a.csv::s3://photos/a", "chained"),
+        ("zip://a.csv::s3://photos/a.csv", "chained"),
     ],
 )
 def test_an_output_that_cannot_be_is_one_line(model, photos, bucket, out, words):
@@ -426,3 +426,19 @@ def test_workers_of_a_cluster_leave_their_rows_in_the_bucket(bucket, tmp_path):
         merge_run(root, outputs)
     assert bucket.names() == ["runs/preds.csv"]
     assert bucket.get("runs/preds.csv") == (tmp_path / "p.csv").read_bytes()
+
+
+def test_a_folder_of_parts_is_whole_with_its_mark_and_may_be_replaced(model, many, bucket):
+    parquet = pytest.importorskip("fgvc_cli.formats.parquet", reason="needs pyarrow")
+    out = "s3://photos/preds/"
+    (many / "zz.png").write_text("broken")
+    assert run(many, out=out, crops=True) == 3
+    assert bucket.names() == ["preds/_SUCCESS", "preds/part-00000.parquet"]
+    Image.new("RGB", (8, 8), "red").save(many / "zz.png")
+    assert run(many, out=out, crops=True, retry_failed=True) == 0
+    assert set(parquet.read_table(as_path(out)).rows.status) == {"ok"}
+    with pytest.raises(FgvcError, match="s3://photos/preds/ exists"):
+        run(many, out=out)
+    bucket.put("preds/holiday.jpg", b"")
+    with pytest.raises(FgvcError, match="holds other files too, such as holiday.jpg"):
+        run(many, out=out, overwrite=True)
