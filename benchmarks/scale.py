@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py --images 100000 1000000 --workers 1 8 64 --merge ""
     python benchmarks/scale.py --images 100000 --workers 8 --merge .h5
+    python benchmarks/scale.py --images 200 40000 --store
 
 Images, decoder and model are made up; the walk, the parts, their bookkeeping and the merge are those of
 ``fgvc predict --ray``. Workers are simulated: each is taken to answer ``--rate`` images a second, and the
@@ -10,20 +11,26 @@ all. CPU time, as a shared machine would make waiting of it. What the workers ne
 own nodes, is left out.
 
 Each case runs in a process of its own, so that its peak of memory is its own.
+
+With ``--store`` a CSV on the disk and one in a bucket take turns, twice each, in one process: the first
+number of images through the embedded ``aviary``, the others with the model made up, wall time and merge
+included. The S3 server is moto's, a process of this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +38,13 @@ import h5py
 import numpy as np
 
 from fgvc_cli.config import Preprocess
+from fgvc_cli.files import as_path
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Block, RunInfo
 from fgvc_cli.run.cluster import Lost, Part, Worker, WorkerPool
 from fgvc_cli.run.folder import RunFolder, partial_folder, run_identity
 from fgvc_cli.run.merge import merge_run
+from fgvc_cli.run.parts import PartWriter
 from fgvc_cli.sources.find import Found
 
 CLASSES = tuple(f"class {i}" for i in range(200))
@@ -225,6 +234,81 @@ def measure(images: int, workers: int, rate: float, ending: str) -> dict[str, fl
         return found
 
 
+@contextmanager
+def s3_bucket() -> Iterator[str]:
+    """A bucket of an S3 server in a process of its own; the URL of the bucket."""
+    import boto3
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    keys = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= keys | {"AWS_ENDPOINT_URL": address}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.2)
+        boto3.client("s3").create_bucket(Bucket="bench")
+        yield "s3://bench"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def predict_made_up(images: int, out: str) -> None:
+    """What ``fgvc predict`` does with rows that are there at once."""
+    outputs, predictor = Outputs((as_path(out),)), InstantPredictor(())
+    root = partial_folder(outputs.files[0])
+    with RunFolder(root, run_identity(predictor.info, ["made up"])) as run:
+        run.survey()
+        for task in run.tasks(made_up_images(images)):
+            with PartWriter(run.path, first=task.first) as writer:
+                for block in predictor.blocks(task.images, first=task.first):
+                    writer.add(block)
+                    run.count(len(block), block.status)
+                writer.flush()
+        run.finish()
+        merge_run(root, outputs)
+
+
+def predict_really(images: int, out: str) -> None:
+    """``fgvc predict`` of the photos of the examples, again and again."""
+    from fgvc_cli.run.predict import predict_folder
+
+    photos = sorted((Path(__file__).parents[1] / "examples" / "photos").glob("*.jpg"))
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as listed:
+        listed.writelines(f"{photos[i % len(photos)]}\n" for i in range(images))
+        listed.flush()
+        predict_folder(f"@{listed.name}", weights="aviary", out=out, amp="none", quiet=True)
+
+
+def measure_store(images: list[int]) -> Iterator[dict[str, float]]:
+    """Rows a second into a CSV on the disk and into one in a bucket, by turns."""
+    with s3_bucket() as bucket, tempfile.TemporaryDirectory(dir=".") as folder:
+        for which, count in enumerate(images):
+            predict = predict_made_up if which else predict_really
+            predict(16, f"{folder}/warm.csv"), predict(16, f"{bucket}/warm{which}.csv")
+            Path(folder, "warm.csv").unlink()
+            seconds = dict.fromkeys((folder, bucket), 0.0)
+            for turn in range(2):
+                for where in seconds:
+                    begun = time.perf_counter()
+                    predict(count, f"{where}/{which}-{turn}.csv")
+                    seconds[where] += time.perf_counter() - begun
+            rates = {f"{name}_rows_per_s": 2 * count / seconds[where]
+                     for name, where in (("disk", folder), ("bucket", bucket))}  # fmt: skip
+            yield {"images": count, **rates}
+
+
+def show(found: dict[str, float]) -> None:
+    print("  ".join(f"{name} {value:,.4g}" if value < 10 else f"{name} {value:,.0f}"
+                    for name, value in found.items()), flush=True)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000])
@@ -232,7 +316,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=500.0, help="images a second of each worker")
     parser.add_argument("--merge", default=".csv", choices=(".csv", ".h5", ""), help="output, or none at all")
     parser.add_argument("--case", action="store_true", help="one case, in this process")
+    parser.add_argument("--store", action="store_true", help="a CSV on the disk and one in a bucket")
     options = parser.parse_args()
+    if options.store:
+        for found in measure_store(options.images):
+            show(found)
+        return
     if options.case:
         print(json.dumps(measure(options.images[0], options.workers[0], options.rate, options.merge)))
         return
@@ -242,8 +331,7 @@ def main() -> None:
             command = [sys.executable, __file__, *case, "--rate", str(options.rate)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found = json.loads(done.stdout)
-            print("  ".join(f"{name} {value:,.4g}" if value < 10 else f"{name} {value:,.0f}"
-                            for name, value in found.items()), flush=True)  # fmt: skip
+            show(found)
 
 
 if __name__ == "__main__":

@@ -87,10 +87,12 @@ IndexBy = Annotated[
     ),
 ]
 Outs = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
-        help="File to write: .csv, .jsonl, .h5, .parquet; for other programs .md.json (MegaDetector), "
-        ".coco.json, .ls.json (Label Studio). Repeatable. Default: CSV rows on stdout."
+        metavar="FILE",
+        help="File or URL (s3://...) to write: .csv, .jsonl, .h5, .parquet, FOLDER/ for Parquet parts; for "
+        "others .md.json (MegaDetector), .coco.json, .ls.json (Label Studio). Repeatable. Default: CSV rows "
+        "on stdout.",
     ),
 ]
 Maps = Annotated[bool, typer.Option("--maps", help="Store attention maps in the .h5 or .parquet.")]
@@ -100,8 +102,10 @@ Logits = Annotated[bool, typer.Option("--logits", help="Store the scores of all 
 CropsDir = Annotated[Path | None, typer.Option(help="New folder for a JPEG of each object.")]
 MapsDir = Annotated[Path | None, typer.Option(help="New folder for a 16-bit PNG of each attention map.")]
 PerFile = Annotated[
-    Path | None,
-    typer.Option(help="One more .csv, a row per file: of its frames, the mean of their probabilities."),
+    str | None,
+    typer.Option(
+        metavar="FILE", help="One more .csv, a row per file: of its frames, the mean of their probabilities."
+    ),
 ]
 Boxes = Annotated[
     Path | None,

@@ -271,7 +271,7 @@ def _abandon_stdout() -> None:
 
 def merge(
     out: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             help="The output as it was named to predict --shard; the run knows the others, with maps, crops "
             "and folders. Several, or options: these in place of what the run was begun for."

@@ -38,6 +38,7 @@ import numpy as np
 
 from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import readable
 from fgvc_cli.formats.rows import (
     ARRAYS,
     COLUMNS,
@@ -70,6 +71,8 @@ DESCRIPTIONS = {
 
 class H5Sink(FileSink):
     """HDF5 into a file."""
+
+    by_name = True
 
     def _begin(self, info: RunInfo) -> None:
         self._rows = H5Rows(self._stream.name)
@@ -152,7 +155,7 @@ def open_h5(path: Path) -> h5py.File:
         FgvcError: it cannot be opened.
     """
     with reading(path):
-        return h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
+        return h5py.File(readable(path), "r", rdcc_nbytes=CACHE_BYTES)
 
 
 @contextlib.contextmanager

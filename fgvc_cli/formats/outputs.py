@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -26,7 +27,17 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.files import check_writable, reason, sync_folder
+from fgvc_cli.files import (
+    StorePath,
+    as_path,
+    check_folder,
+    check_store,
+    check_writable,
+    is_url,
+    real_path,
+    reason,
+    sync_folder,
+)
 from fgvc_cli.formats.rows import (
     HOW_TO,
     TRY_AGAIN,
@@ -46,17 +57,19 @@ SINKS = {
     ".h5": ("h5", "H5Sink"),
     ".hdf5": ("h5", "H5Sink"),
     ".parquet": ("parquet", "ParquetSink"),
+    "": ("parquet", "ParquetFolderSink"),
     ".md.json": ("detections", "MegaDetectorSink"),
     ".coco.json": ("detections", "CocoSink"),
     ".ls.json": ("detections", "LabelStudioSink"),
 }
-"""Ending of a file -> module and class of its sink, see ``FileSink``. But for ``FOR_OTHERS``, each module
+"""Ending of a file -> module and class of its sink, see ``FileSink``; a name without one is a folder of
+Parquet parts, typed with a slash behind it (``run.progress.Paths``). But for ``FOR_OTHERS``, each module
 reads its files too: ``read_table(path)`` and ``read_blocks(path, info)``."""
 
 FOR_OTHERS = (".md.json", ".coco.json", ".ls.json")
 """Files for other programs, which say less than a row does."""
 
-HOLDS_EXTRAS = (".h5", ".hdf5", ".parquet")
+HOLDS_EXTRAS = (".h5", ".hdf5", ".parquet", "")
 
 FLAGS: dict[Extra, tuple[str, str | None]] = {
     "attention": ("--maps", "--maps-dir"),
@@ -118,7 +131,7 @@ class Outputs:
         def text(path: Path | None) -> str | None:
             if path is None:
                 return None
-            real, base = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+            real, base = as_path(real_path(path)), as_path(real_path(folder))
             return str(real.relative_to(base) if real.is_relative_to(base) else real)
 
         alone = {"crops_dir": self.crops_dir, "maps_dir": self.maps_dir, "per_file": self.per_file}
@@ -133,16 +146,21 @@ class Outputs:
     def from_record(cls, record: dict[str, Any], folder: Path) -> Outputs:
         """Back from ``record``."""
         base = Path(os.path.relpath(folder)) if folder.is_relative_to(os.path.realpath(".")) else folder
+
+        def path(text: str) -> Path:
+            return as_path(text) if is_url(text) or os.path.isabs(text) else base / text
+
         names = ("crops_dir", "maps_dir", "per_file")
-        alone = {name: base / record[name] if record[name] else None for name in names}
-        return cls(tuple(base / path for path in record["files"]), frozenset(record["extras"]), **alone)
+        alone = {name: path(record[name]) if record[name] else None for name in names}
+        return cls(tuple(map(path, record["files"])), frozenset(record["extras"]), **alone)
 
     def text(self) -> str:
         """As they are typed, behind ``--out``."""
         flags = [FLAGS[extra][0] for extra in FLAGS if extra in self.extras]
         alone = [("--per-file", self.per_file)] if self.per_file else []
         named = [f"{flag} {path}" for flag, path in (*self.folders(), *alone)]
-        return " ".join([*map(str, self.files), *flags, *named])
+        files = [f"{path}/" if ending_of(path) == "" else str(path) for path in self.files]
+        return " ".join([*files, *flags, *named])
 
     def needed(self) -> tuple[Extra, ...]:
         """What each row must carry, for ``Predictor(extras=...)``."""
@@ -151,7 +169,7 @@ class Outputs:
 
     def targets(self) -> list[str]:
         """The real paths of all files and folders."""
-        return [os.path.realpath(path) for path in self.paths()]
+        return [real_path(path) for path in self.paths()]
 
     def paths(self) -> list[Path]:
         """All files and folders, as typed."""
@@ -191,7 +209,8 @@ class Outputs:
                 )
         self._check_extras()
         for out in self.tables():
-            check_writable(out, overwrite=overwrite or os.path.realpath(out) in allowed)
+            check = check_parts if ending_of(out) == "" else check_writable
+            check(out, overwrite=overwrite or real_path(out) in allowed)
         for _, folder in self.folders():
             check_output_folder(folder, placed=os.path.realpath(folder) in allowed)
 
@@ -237,10 +256,10 @@ def read_table(path: Path) -> Table:
         FgvcError: no such file, another kind of file, damaged, without a row, or of more than ``MAX_ROWS``.
     """
     if ending_of(path) not in SINKS or ending_of(path) in FOR_OTHERS:
-        readable = ", ".join(ending for ending in SINKS if ending not in FOR_OTHERS)
+        readable = ", ".join(ending for ending in SINKS if ending and ending not in FOR_OTHERS)
         hint = f"Give one of {readable}; of an .h5 the attention maps and crops are shown too."
         raise FgvcError(f"fgvc report does not read {path.name}.", hint, EXIT_USAGE)
-    if not path.is_file():
+    if not (path.is_dir() if ending_of(path) == "" else path.is_file()):
         what = "is not a file" if path.exists() else "does not exist"
         raise FgvcError(f"{path} {what}.", HOW_TO)
     return format_of(path).read_table(path)
@@ -276,10 +295,38 @@ def ending_of(path: Path) -> str:
 def _check_ending(out: Path) -> None:
     ending = ending_of(out)
     if ending not in SINKS:
-        known = ", ".join(SINKS)
-        raise FgvcError(f"Cannot write {out.name}: expected a name ending in {known}.", None, EXIT_USAGE)
-    if ending == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        known = ", ".join(filter(None, SINKS))
+        message = f"Cannot write {out.name}: expected a name ending in {known}, or FOLDER/ for Parquet parts."
+        raise FgvcError(message, None, EXIT_USAGE)
+    if ending in (".parquet", "") and importlib.util.find_spec("pyarrow") is None:
         raise FgvcError(f"{out.name} needs pyarrow, which is not installed.", "pip install 'fgvc[parquet]'")
+
+
+PART = re.compile(r"part-\d{5,}\.parquet")
+SUCCESS = "_SUCCESS"
+"""Of a folder of Parquet parts, as Spark writes it: there once all parts are."""
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The Parquet parts of a folder, in the order of the rows."""
+    return sorted((path for path in folder.glob("part-*.parquet") if PART.fullmatch(path.name)), key=str)
+
+
+def check_parts(folder: Path, *, overwrite: bool) -> None:
+    """Raise FgvcError unless a folder of Parquet parts can be made there, without touching anything.
+
+    Args:
+        overwrite: replace one that is there, if nothing else than parts lies in it.
+    """
+    replaceable = (SUCCESS, *(path.name for path in part_files(folder)))
+    if not isinstance(folder, StorePath):
+        return check_folder(folder, overwrite=overwrite, replaceable=replaceable)
+    check_store(folder)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if names and not overwrite:
+        raise FgvcError(f"{folder}/ exists.", "Add --overwrite to replace it, or name another folder.")
+    if strange := [name for name in names if name not in replaceable]:
+        raise FgvcError(f"{folder}/ holds other files too, such as {strange[0]}.", "Name another folder.")
 
 
 def check_output_folder(folder: Path, *, placed: bool = False) -> None:
@@ -291,6 +338,9 @@ def check_output_folder(folder: Path, *, placed: bool = False) -> None:
     Raises:
         FgvcError: it cannot.
     """
+    if is_url(str(folder).replace(":/", "://", 1)):  # a Path has made one slash of two
+        message = f"A folder of pictures is written to a disk, not to {folder}."
+        raise FgvcError(message, "Name a folder here; an .h5 or .parquet takes crops and maps to a store.")
     if os.path.lexists(folder) and not folder.is_dir():
         raise FgvcError(f"{folder} exists and is not a folder.", "Name a new folder.")
     if folder.is_dir() and holds_anything(folder) and not placed:

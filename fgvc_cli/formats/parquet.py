@@ -8,10 +8,13 @@ JSON under the key ``fgvc`` of the file's metadata.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_args
+from types import TracebackType
+from typing import Any, Self, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,20 +22,25 @@ import pyarrow.parquet as pq
 
 from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import AtomicFile, StorePath, readable, whole_folder
 from fgvc_cli.formats.csv_rows import csv_columns, read_layout
+from fgvc_cli.formats.outputs import SUCCESS, check_parts, part_files
 from fgvc_cli.formats.rows import (
     COLUMNS,
     READ_ROWS,
     TEXTS,
+    TRY_AGAIN,
     Block,
     Column,
     Extra,
     FileSink,
     Layout,
+    Origin,
     OtherRun,
     RunInfo,
     Table,
     as_text,
+    block_bytes,
     box_headers,
     check_count,
     check_same_run,
@@ -47,6 +55,13 @@ EXTRA_TYPES = {
     "embedding": pa.list_(pa.float32()),
     "logits": pa.list_(pa.float32()),
 }
+FOLDER_TYPES = EXTRA_TYPES | {"attention": pa.binary()}
+"""Of a folder of parts: many programs know no lists of float16, so a map is the bytes of an .npy file."""
+
+PART_ROWS = 100_000
+PART_BYTES = 256 << 20
+"""Of a part of a folder: it ends behind the block that reaches one of them."""
+
 HOW_TO_PARQUET = "fgvc predict PHOTOS --out preds.parquet"
 _TYPES = {"path": pa.string(), "status": pa.string(), "error": pa.string()}
 _TYPES |= {"width": pa.int32(), "height": pa.int32()}
@@ -60,13 +75,15 @@ _TYPES |= {
 class ParquetSink(FileSink):
     """Parquet into a file, zstd-compressed, one row group per block."""
 
+    types = EXTRA_TYPES
+
     def _begin(self, info: RunInfo) -> None:
         self._info = info
         fields = []
         for name in csv_columns(info.layout):
             labelled = pa.string() if name.startswith("label") else pa.float32()
             fields.append(pa.field(name, _TYPES.get(name, labelled)))
-        fields += [pa.field(name, kind) for name, kind in EXTRA_TYPES.items() if name in self.extras]
+        fields += [pa.field(name, kind) for name, kind in self.types.items() if name in self.extras]
         self._schema = pa.schema(fields, metadata={"fgvc": json.dumps(shared_by_rows(info))})
         self._writer = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
 
@@ -106,7 +123,7 @@ class ParquetSink(FileSink):
 
     def _extra_columns(self, block: Block) -> list[pa.Array]:
         columns = []
-        for name, kind in EXTRA_TYPES.items():
+        for name, kind in self.types.items():
             if name not in self.extras:
                 continue
             values: Any = getattr(block, name)
@@ -114,6 +131,8 @@ class ParquetSink(FileSink):
                 columns.append(pa.nulls(len(block), kind))
             elif name == "crop":
                 columns.append(pa.array([crop or None for crop in values], kind))
+            elif kind == pa.binary():
+                columns.append(pa.array(map(_npy, values), kind))
             else:
                 columns.append(_lists(values))
         return columns
@@ -121,6 +140,92 @@ class ParquetSink(FileSink):
     def _close(self, *, complete: bool) -> None:
         if hasattr(self, "_writer"):
             self._writer.close()
+
+
+class _PartSink(ParquetSink):
+    types = FOLDER_TYPES
+
+
+class ParquetFolderSink:
+    """A folder ``part-00000.parquet, ..., _SUCCESS``, read as one data set; args as ``FileSink``.
+
+    On a disk it appears whole. In a store its parts appear one after another, and ``_SUCCESS`` is the last.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        overwrite: bool = False,
+        extras: Collection[Extra] = (),
+        origin: Origin | None = None,
+    ):
+        self.out = out
+        self._overwrite, self._extras, self._origin = overwrite, extras, origin
+        self._held = ExitStack()
+        self._folder: Path = out
+        self._part: _PartSink | None = None
+        self._parts = 0
+
+    def __enter__(self) -> Self:
+        check_parts(self.out, overwrite=self._overwrite)
+        if isinstance(self.out, StorePath):
+            for name in (SUCCESS, *(path.name for path in part_files(self.out))):
+                (self.out / name).unlink(missing_ok=True)
+        else:
+            names = (SUCCESS, *(path.name for path in part_files(self.out)))
+            whole = whole_folder(self.out, overwrite=True, replaceable=names)
+            self._folder = self._held.enter_context(whole)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            part, self._part = self._part, None
+            if part:
+                part.__exit__(kind, error, trace)
+            if kind is None:
+                with AtomicFile(self._folder / SUCCESS, overwrite=True, again=TRY_AGAIN):
+                    """Empty."""
+        except BaseException as failure:
+            self._held.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._held.__exit__(kind, error, trace)
+
+    def begin(self, info: RunInfo) -> None:
+        """Begin the first part, which is there without rows too."""
+        self._info = info
+        self._begin_part()
+
+    def write(self, block: Block) -> None:
+        """The next rows."""
+        if self._part is None:
+            self._begin_part()
+        assert self._part is not None
+        self._part.write(block)
+        self._rows += len(block)
+        self._bytes += block_bytes(block)
+        if self._rows >= PART_ROWS or self._bytes >= PART_BYTES:
+            part, self._part = self._part, None
+            part.__exit__(None, None, None)
+
+    def _begin_part(self) -> None:
+        self._rows = self._bytes = 0
+        path = self._folder / f"part-{self._parts:05d}.parquet"
+        self._parts += 1
+        self._part = _PartSink(path, overwrite=True, extras=self._extras, origin=self._origin)
+        self._part.__enter__()
+        self._part.begin(self._info)
+
+
+def _npy(values: np.ndarray) -> bytes | None:
+    """An array as the bytes of an .npy file; None where it has no value."""
+    if np.isnan(values).any():
+        return None
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
 
 
 def _ranks(top_k: int) -> list[str]:
@@ -145,10 +250,11 @@ def read_table(path: Path) -> Table:
     Raises:
         FgvcError: damaged, not written by fgvc, or too many rows.
     """
-    with _open(path) as file:
-        info = _read_info(path, file)
-        check_count(path, file.metadata.num_rows)
-        return Table(path, join(list(_read_blocks(path, file, info))), info)
+    with ExitStack() as stack:
+        files = [(part, stack.enter_context(_open(part))) for part in _parts_of(path)]
+        info = _read_info(*files[0])
+        check_count(path, sum(file.metadata.num_rows for _, file in files))
+        return Table(path, join(list(_chained(files, info))), info)
 
 
 def read_setting(path: Path, name: str) -> Any:
@@ -157,8 +263,9 @@ def read_setting(path: Path, name: str) -> Any:
     Raises:
         FgvcError: damaged, not written by fgvc.
     """
-    with _open(path) as file:
-        return _read_info(path, file).settings.get(name)
+    first = _parts_of(path)[0]
+    with _open(first) as file:
+        return _read_info(first, file).settings.get(name)
 
 
 def read_extras(path: Path) -> tuple[Extra, ...]:
@@ -167,7 +274,7 @@ def read_extras(path: Path) -> tuple[Extra, ...]:
     Raises:
         FgvcError: damaged.
     """
-    with _open(path) as file:
+    with _open(_parts_of(path)[0]) as file:
         return tuple(extra for extra in get_args(Extra) if extra in file.schema_arrow.names)
 
 
@@ -178,16 +285,19 @@ def read_blocks(path: Path, info: RunInfo) -> Iterator[Block]:
         FgvcError: as ``read_table``.
         OtherRun: as ``check_same_run``; other extras or columns.
     """
-    with _open(path) as file:
-        _read_info(path, file)
-        check_same_run(json.loads(file.schema_arrow.metadata[b"fgvc"]), info)
-        names = file.schema_arrow.names
-        if missing := [extra for extra in info.extras if extra not in names]:
-            raise OtherRun(f"it holds no {missing[0]}")
-        columns = csv_columns(info.layout)
-        if names[: len(columns)] != columns:
-            raise OtherRun("its columns are not those of this run")
-        yield from _read_blocks(path, file, info)
+    first = 0
+    for part in _parts_of(path):
+        with _open(part) as file:
+            _read_info(part, file)
+            check_same_run(json.loads(file.schema_arrow.metadata[b"fgvc"]), info)
+            names = file.schema_arrow.names
+            if missing := [extra for extra in info.extras if extra not in names]:
+                raise OtherRun(f"it holds no {missing[0]}")
+            columns = csv_columns(info.layout)
+            if names[: len(columns)] != columns:
+                raise OtherRun("its columns are not those of this run")
+            yield from _read_blocks(part, file, info, first)
+            first += file.metadata.num_rows
 
 
 def read_embeddings(path: Path, rows: np.ndarray) -> np.ndarray | None:
@@ -196,27 +306,51 @@ def read_embeddings(path: Path, rows: np.ndarray) -> np.ndarray | None:
     Raises:
         FgvcError: damaged.
     """
-    with _open(path) as file:
-        if "embedding" not in file.schema_arrow.names:
-            return None
-        found, first = None, 0
-        try:
-            for batch in file.iter_batches(READ_ROWS, columns=["embedding"]):
-                here = (rows >= first) & (rows < first + len(batch))
-                values = _array(batch.column(0), np.float32) if here.any() else None
-                if values is not None:
-                    if found is None:
-                        found = np.full((len(rows), values.shape[1]), np.nan, np.float32)
-                    found[here] = values[rows[here] - first]
-                first += len(batch)
-        except pa.ArrowException as error:
-            raise _damaged(path, error) from error
-        return found
+    found, first = None, 0
+    for part in _parts_of(path):
+        with _open(part) as file:
+            if "embedding" not in file.schema_arrow.names:
+                return None
+            try:
+                for batch in file.iter_batches(READ_ROWS, columns=["embedding"]):
+                    here = (rows >= first) & (rows < first + len(batch))
+                    values = _array(batch.column(0), np.float32) if here.any() else None
+                    if values is not None:
+                        if found is None:
+                            found = np.full((len(rows), values.shape[1]), np.nan, np.float32)
+                        found[here] = values[rows[here] - first]
+                    first += len(batch)
+            except pa.ArrowException as error:
+                raise _damaged(part, error) from error
+    return found
+
+
+def _parts_of(path: Path) -> list[Path]:
+    """The file, or those of a folder of parts.
+
+    Raises:
+        FgvcError: a folder that is not whole.
+    """
+    if path.suffix:
+        return [path]
+    parts = part_files(path)
+    if not parts or not (path / SUCCESS).exists():
+        lacks = SUCCESS if parts else "part-00000.parquet"
+        message = f"{path} is no whole folder of Parquet parts: it lacks {lacks}."
+        raise FgvcError(message, "fgvc predict PHOTOS --out preds/")
+    return parts
+
+
+def _chained(files: Sequence[tuple[Path, pq.ParquetFile]], info: RunInfo) -> Iterator[Block]:
+    first = 0
+    for path, file in files:
+        yield from _read_blocks(path, file, info, first)
+        first += file.metadata.num_rows
 
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(readable(path))
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
 
@@ -250,11 +384,10 @@ def _read_info(path: Path, file: pq.ParquetFile) -> RunInfo:
     return info
 
 
-def _read_blocks(path: Path, file: pq.ParquetFile, info: RunInfo) -> Iterator[Block]:
-    """The rows, with the extras of ``info``."""
+def _read_blocks(path: Path, file: pq.ParquetFile, info: RunInfo, first: int = 0) -> Iterator[Block]:
+    """The rows, with the extras of ``info``; ``first`` is the number of the first one."""
     index = {name: i for i, name in enumerate(info.classes)} | {None: -1}
     wanted = [*csv_columns(info.layout), *info.extras]
-    first = 0
     try:
         for batch in file.iter_batches(READ_ROWS, columns=wanted):
             block = _read_block(batch, info, index, first)
@@ -309,6 +442,11 @@ def _array(column: pa.Array, dtype: Any) -> np.ndarray | None:
     there = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
     if not len(there):
         return None
+    if pa.types.is_binary(column.type):
+        values = [np.load(io.BytesIO(column[int(row)].as_py())) for row in there]
+        array = np.full((len(column), *values[0].shape), np.nan, dtype)
+        array[there] = values
+        return array
     shape = np.shape(column[int(there[0])].as_py())
     flat = column
     while isinstance(flat, pa.ListArray):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +23,8 @@ from fgvc_cli import __version__
 from fgvc_cli.config import Preprocess, stored_options, stored_preprocess
 from fgvc_cli.data.geometry import Box
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import AtomicFile
+from fgvc_cli.files import AtomicFile, without_secrets
 from fgvc_cli.sources.images import OK
-from fgvc_cli.sources.remote import is_url
 
 Extra = Literal["attention", "crop", "embedding", "logits"]
 """What a run stores beside its predictions, on request."""
@@ -603,14 +601,8 @@ class Origin:
     @classmethod
     def of(cls, sources: Sequence[str], boxes: Path | None = None) -> Origin:
         """Of sources typed in the folder where this process works."""
-        texts = tuple(as_text(_without_secrets(source)) for source in sources)
+        texts = tuple(as_text(without_secrets(source)) for source in sources)
         return cls(texts, as_text(os.getcwd()), as_text(str(boxes or "")))
-
-
-def _without_secrets(source: str) -> str:
-    if not is_url(source):
-        return source
-    return re.sub(r"://[^/@]*@", "://", source).partition("?")[0]
 
 
 TRY_AGAIN = "The rows are kept: free space or check the folder, then type the same command again."
@@ -646,6 +638,9 @@ class FileSink(ABC):
         FgvcError: the file exists and may not be replaced, or cannot be written: a full disk, a lost folder.
     """
 
+    by_name = False
+    """Whether the format writes by the name of the file, as HDF5 does, and not a stream from end to end."""
+
     def __init__(
         self,
         out: Path,
@@ -656,7 +651,7 @@ class FileSink(ABC):
     ):
         self.extras = frozenset(extras)
         self.origin = origin
-        self._file = AtomicFile(out, overwrite=overwrite, again=TRY_AGAIN)
+        self._file = AtomicFile(out, overwrite=overwrite, again=TRY_AGAIN, by_name=self.by_name)
 
     def __enter__(self) -> Self:
         self._stream: IO[bytes] = self._file.__enter__()

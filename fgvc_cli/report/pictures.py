@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import local_path
 from fgvc_cli.formats.h5 import reading
 from fgvc_cli.formats.rows import GIVEN_BOX, UNKNOWN, Table, as_text
 from fgvc_cli.predict.decoding import BIG_PIXELS, TURNS
@@ -26,7 +27,6 @@ from fgvc_cli.sources.boxes import GivenBox, Region
 from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.frames import FrameChoice, locate_frame
 from fgvc_cli.sources.images import Failure, Reading, read_image
-from fgvc_cli.sources.remote import local_path
 from fgvc_cli.sources.stored import Stored, is_archive
 
 WEBP = {"quality": 70, "method": 2}

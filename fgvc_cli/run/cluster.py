@@ -28,7 +28,7 @@ from typing import Any, Protocol, Self
 
 from fgvc_cli import __version__
 from fgvc_cli.errors import EXIT_ERROR, EXIT_USAGE, FgvcError
-from fgvc_cli.files import sync_folder
+from fgvc_cli.files import as_path, real_path, sync_folder
 from fgvc_cli.formats.rows import Block, RunInfo, block_bytes, first_change, join
 from fgvc_cli.run.folder import STORAGE, RunFolder, Task, run_identity
 from fgvc_cli.run.parts import PART_BYTES, part_name, write_part
@@ -160,7 +160,7 @@ class Worker:
         """Whether a folder is the one that the run writes into."""
         for left in (1, 0):
             with contextlib.suppress(OSError):
-                if (Path(folder) / STORAGE).read_text() == token:
+                if (as_path(folder) / STORAGE).read_text() == token:
                     return True
             time.sleep(left * LOOK_SECONDS)  # a network storage may have remembered that it was not there
         return False
@@ -168,7 +168,7 @@ class Worker:
     @answered
     def complete(self, folder: str, part: Part) -> Done:
         """Predict a part and leave its rows in the folder; the next part may begin while they are written."""
-        path, statuses, rows = Path(folder), Counter[str](), 0
+        path, statuses, rows = as_path(folder), Counter[str](), 0
         held: list[Block] = []
         files: list[tuple[int, str]] = []
 
@@ -277,7 +277,7 @@ class WorkerPool:
         Raises:
             FgvcError: a worker that does not fit the run; a part that ends its workers; what a worker says.
         """
-        self._folder, self._identity = os.path.abspath(folder.path), folder.identity
+        self._folder, self._identity = real_path(folder.path), folder.identity
         (folder.path / STORAGE).write_text(self._token)
         self._options = self._options | {"restart": False}
         assert self._info is not None

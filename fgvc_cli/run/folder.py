@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import threading
 import time
@@ -29,7 +28,20 @@ from typing import Any, Self
 from fgvc_cli import __version__
 from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.files import LOCK, TEMPORARY, FolderLock, read_document, reason, sync_folder, write_document
+from fgvc_cli.files import (
+    LOCK,
+    TEMPORARY,
+    FolderLock,
+    StorePath,
+    as_path,
+    read_document,
+    real_path,
+    reason,
+    remove_folder,
+    sync_folder,
+    without_secrets,
+    write_document,
+)
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Origin, RunInfo, as_text, first_change, has_failed
 from fgvc_cli.run.parts import list_parts, part_name, read_names
@@ -37,6 +49,7 @@ from fgvc_cli.sources.find import Found
 
 RUN = "run.json"
 STORAGE = "storage"
+REMOVED = "removed"
 FORMAT = 2
 """Of the folder; 1 had several files in place of ``run.json``."""
 FORMAT_1 = ("done.json", "merging.json", "origin.json", "list.json")
@@ -148,7 +161,8 @@ def run_identity(info: RunInfo, sources: Sequence[str]) -> dict[str, Any]:
     if not info.columns:
         # Rows of a run begun before there were any belong to one without them.
         del shared["columns"]
-    return json.loads(json.dumps({"fgvc_version": __version__, "sources": list(sources), **shared}))
+    sources = list(map(without_secrets, sources))
+    return json.loads(json.dumps({"fgvc_version": __version__, "sources": sources, **shared}))
 
 
 def info_of(identity: dict[str, Any]) -> RunInfo:
@@ -161,7 +175,7 @@ def info_of(identity: dict[str, Any]) -> RunInfo:
 
 def partial_folder(out: Path) -> Path:
     """Where the rows of OUT wait; beside the target where OUT is a link."""
-    target = Path(os.path.realpath(out))
+    target = as_path(real_path(out))
     return target.with_name(f"{target.name}{PARTIAL}")
 
 
@@ -579,7 +593,7 @@ def discard(folder: Path, *, keep_folder: bool = False) -> None:
     for name in (*FORMAT_1, RUN, STORAGE):
         (folder / name).unlink(missing_ok=True)
     if not keep_folder and {path.name for path in folder.iterdir()} <= {LOCK}:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 def _discard_locked(folder: Path, *, keep_folder: bool = False) -> None:
@@ -603,8 +617,14 @@ def _discard_locked(folder: Path, *, keep_folder: bool = False) -> None:
 
 
 def remove_run(root: Path) -> None:
-    """Take away a run whose outputs are in place: at once by its name, then file by file."""
+    """Take away a run whose outputs are in place: at once by its name, then file by file.
+
+    A folder of a store cannot be renamed at once; it gets a mark instead, which goes last.
+    """
     sweep_removed(root)
+    if isinstance(root, StorePath):
+        (root / REMOVED).write_text("")
+        return sweep_removed(root)
     root.replace(root.with_name(f".{root.name}.done"))
     sync_folder(root.parent)
     sweep_removed(root)
@@ -612,6 +632,13 @@ def remove_run(root: Path) -> None:
 
 def sweep_removed(root: Path) -> None:
     """Remove what a kill in ``remove_run`` left."""
+    if isinstance(root, StorePath):
+        if (root / REMOVED).exists():
+            for path in list(root.iterdir()):
+                if path.name not in (REMOVED, LOCK):
+                    path.remove()
+            (root / REMOVED).unlink()
+        return
     shutil.rmtree(root.with_name(f".{root.name}.done"), ignore_errors=True)
 
 

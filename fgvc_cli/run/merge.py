@@ -21,7 +21,7 @@ import numpy as np
 from fgvc_cli.command import Messages, command, options
 from fgvc_cli.data.split import order_bursts
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.files import FolderLock
+from fgvc_cli.files import FolderLock, check_store, store_failures
 from fgvc_cli.formats.csv_rows import MeanAnswer
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import COLUMNS, Block, cut, first_change, interleave, join
@@ -40,7 +40,7 @@ from fgvc_cli.run.folder import (
     write_record,
 )
 from fgvc_cli.run.parts import list_parts, read_blocks, read_names
-from fgvc_cli.run.progress import Paths, PredictProgress, RunResult
+from fgvc_cli.run.progress import MaybePath, Paths, PredictProgress, RunResult
 from fgvc_cli.sources.metadata import clock_seconds
 
 MERGE_ROWS = 2000
@@ -339,7 +339,7 @@ def merge_shards(
         folders = complete_folders(root)
         for folder in {root, *folders}:
             stack.enter_context(FolderLock(folder))
-        if isinstance(outputs, Path):
+        if not isinstance(outputs, Outputs):
             recorded = _recorded(folders, root)
             outputs = dataclasses.replace(recorded, files=(outputs, *recorded.files[1:]))
         return merge_run(root, outputs, overwrite=overwrite), outputs
@@ -376,7 +376,7 @@ class MergeOptions:
     """New folder for a JPEG of each object."""
     maps_dir: Path | None = None
     """New folder for a 16-bit PNG of each attention map."""
-    per_file: Path | None = None
+    per_file: MaybePath = None
     """CSV with one row per file where rows are frames."""
     overwrite: bool = False
     """Replace output files that exist."""
@@ -407,13 +407,16 @@ def merge(options: MergeOptions) -> RunResult:
     if not options.out:
         raise FgvcError("No output given.", "fgvc merge OUT, as it was named to predict", EXIT_USAGE)
     first = options.out[0]
-    if first.name.endswith(PARTIAL) and first.is_dir():
-        first = first.with_name(first.name.removesuffix(PARTIAL))
-    root = partial_folder(first)
-    given = Outputs.of((first, *options.out[1:]), options)
-    alone = given == Outputs((first,))
-    placed = placed_outputs(root)
-    if not alone or not root.is_dir():
-        given.check(overwrite=options.overwrite, allowed=placed)
-    statuses, outputs = merge_shards(root, first if alone else given, overwrite=options.overwrite)
+    for out in options.out:
+        check_store(out)
+    with store_failures(first):
+        if first.name.endswith(PARTIAL) and first.is_dir():
+            first = first.with_name(first.name.removesuffix(PARTIAL))
+        root = partial_folder(first)
+        given = Outputs.of((first, *options.out[1:]), options)
+        alone = given == Outputs((first,))
+        placed = placed_outputs(root)
+        if not alone or not root.is_dir():
+            given.check(overwrite=options.overwrite, allowed=placed)
+        statuses, outputs = merge_shards(root, first if alone else given, overwrite=options.overwrite)
     return progress.merged(statuses, outputs.paths())

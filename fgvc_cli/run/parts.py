@@ -6,6 +6,7 @@ keeps a CRC of each. ``rows-000000002000.npz`` begins with row 2000 of its folde
 
 from __future__ import annotations
 
+import io
 import time
 import zipfile
 import zlib
@@ -18,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import reason, whole_file
+from fgvc_cli.files import StorePath, reason, whole_file
 from fgvc_cli.formats.rows import ARRAYS, COLUMNS, OPTIONAL_ARRAYS, TEXTS, Block, as_text, block_bytes, join
 
 PART_ROWS = 1000
@@ -121,7 +122,9 @@ class _Part:
 
     def __enter__(self) -> Self:
         try:
-            self._file = np.load(self._path, allow_pickle=False)
+            # Of a store the whole part, in one request rather than one for each array.
+            where = io.BytesIO(self._path.read_bytes()) if isinstance(self._path, StorePath) else self._path
+            self._file = np.load(where, allow_pickle=False)
         except BaseException as error:
             self._explain(error)
             raise

@@ -24,6 +24,7 @@ from fgvc_cli.config import usable_cpus
 from fgvc_cli.data.taxonomy import read_taxonomy
 from fgvc_cli.engine.graph import Graph, check_runtime, is_graph, refuse
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
+from fgvc_cli.files import check_store, is_url, store_failures
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import BOX_COLUMNS, Block, Origin, Row, RunInfo
 from fgvc_cli.run.folder import (
@@ -41,12 +42,19 @@ from fgvc_cli.run.folder import (
 )
 from fgvc_cli.run.merge import GROUP_COLUMNS, group_minutes, merge_run, merge_shards
 from fgvc_cli.run.parts import PartWriter, write_part
-from fgvc_cli.run.progress import Paths, PipeProgress, PredictProgress, RunResult, Sources, run_processes
+from fgvc_cli.run.progress import (
+    MaybePath,
+    Paths,
+    PipeProgress,
+    PredictProgress,
+    RunResult,
+    Sources,
+    run_processes,
+)
 from fgvc_cli.run.retry import finished_setting, repaired_outputs, repaired_part, take_apart
 from fgvc_cli.sources.boxes import BoxFile, BoxMatch, each_box, open_boxes
 from fgvc_cli.sources.find import STDIN, Found, Images, check_named, find_images
 from fgvc_cli.sources.frames import FrameChoice, parse_frames
-from fgvc_cli.sources.remote import is_url
 
 if TYPE_CHECKING:
     from fgvc_cli.engine.checkpoint import Checkpoint
@@ -118,7 +126,7 @@ class PredictOptions(BoxOptions):
     """New folder for a JPEG of each object."""
     maps_dir: Path | None = None
     """New folder for a 16-bit PNG of each attention map."""
-    per_file: Path | None = None
+    per_file: MaybePath = None
     """CSV with one row per file where rows are frames (``frames``, ``every``)."""
     min_prob: Annotated[float, Field(ge=0, le=1)] | None = None
     """Rows less sure than this get the status ``unsure``."""
@@ -252,7 +260,10 @@ def predict_folder(options: PredictOptions) -> RunResult:
     messages = options.messages or Messages(quiet=options.quiet)
     progress = PredictProgress(messages, live=bool(options.out) or not _shows_rows(options))
     try:
-        return _to_files(options, progress) if options.out else _hand_on(options, progress)
+        if not options.out:
+            return _hand_on(options, progress)
+        with store_failures(options.out[0]):
+            return _to_files(options, progress)
     except KeyboardInterrupt:
         out = options.out[0] if options.out else None
         progress.interrupted(out, kept=out is not None and partial_folder(out).is_dir())
@@ -303,6 +314,8 @@ def _hand_on(options: PredictOptions, progress: PredictProgress) -> RunResult:
 def _to_files(options: PredictOptions, progress: PredictProgress) -> RunResult:
     shard = pick_shard(options, os.environ)
     outputs, root = options.outputs, partial_folder(options.out[0])
+    for out in outputs.tables():
+        check_store(out)
     sweep_removed(root)
     _check_outputs(options, root)
     if options.devices:
@@ -374,7 +387,7 @@ def _run_ray(options: PredictOptions, progress: PredictProgress) -> RunResult:
 
     assert options.ray
     images = open_images(options, progress)
-    outs = tuple(Path(os.path.abspath(out)) for out in options.out)
+    outs = tuple(out if is_url(str(out)) else Path(os.path.abspath(out)) for out in options.out)
     given = dataclasses.asdict(dataclasses.replace(options, out=outs, messages=None, on_rows=None))
     given["working_folder"] = os.getcwd()
     with (

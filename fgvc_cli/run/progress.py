@@ -16,12 +16,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PlainValidator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Messages
-from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, FgvcError, counted, duration
+from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, counted, duration
+from fgvc_cli.files import as_path
 from fgvc_cli.formats.rows import NO_BOX, UNKNOWN, UNSURE, Block, Row, has_failed
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -44,8 +45,39 @@ def _several(value: Any) -> tuple[str, ...]:
         raise ValueError("a path, or several") from None
 
 
-Paths = Annotated[tuple[Path, ...], BeforeValidator(_several)]
-"""Files; in Python one alone will do."""
+def _outputs(value: Any) -> tuple[Path, ...]:
+    """Files, and folders of Parquet parts, which alone have no ending and are typed with a slash.
+
+    Raises:
+        FgvcError: one of both is missing.
+    """
+    given = value if isinstance(value, list | tuple) else _several(value)
+    paths = []
+    for each in given:
+        try:
+            path = as_path(each)
+        except TypeError:
+            raise ValueError("a path, or several") from None
+        # A path object has lost its slash; what is typed has it.
+        if isinstance(each, str) and each.endswith("/") != (path.suffix == ""):
+            raise _slash(each)
+        paths.append(path)
+    return tuple(paths)
+
+
+def _slash(text: str) -> FgvcError:
+    if text.endswith("/"):
+        message = f"{text} is a folder of Parquet parts, whose name has no dot."
+        return FgvcError(message, f"Type {text.rstrip('/').rpartition('.')[0]}/", EXIT_USAGE)
+    message = f"Cannot write {text}: expected a name with an ending, such as {text}.csv."
+    return FgvcError(message, f"Type {text}/ for a folder of Parquet parts.", EXIT_USAGE)
+
+
+Paths = Annotated[tuple[Path, ...], PlainValidator(_outputs)]
+"""Files, and folders of parts, on a disk or as URLs; in Python one alone will do."""
+
+MaybePath = Annotated[Path | None, PlainValidator(lambda value: None if value is None else as_path(value))]
+"""A file, on a disk or as a URL."""
 
 Sources = Annotated[tuple[str, ...], BeforeValidator(_several)]
 """Folders, files, globs, archives, URLs, lists; in Python one alone will do, and paths too."""

@@ -10,13 +10,13 @@ of the run are written anew from the same rows.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import real_path
 from fgvc_cli.formats.csv_rows import FileStarts, read_per_file
 from fgvc_cli.formats.outputs import (
     FLAGS,
@@ -71,13 +71,13 @@ def repaired_outputs(outputs: Outputs, root: Path, placed: Collection[str]) -> s
     if is_apart(root) or finished_output(outputs.files) is None:
         return set()
     for flag, folder in outputs.folders():
-        if holds_anything(folder) and os.path.realpath(folder) not in placed:
+        if holds_anything(folder) and real_path(folder) not in placed:
             raise FgvcError(
                 f"--retry-failed does not repair a folder: {folder} exists.",
                 f"Leave {flag} out to repair the other outputs; or name a new folder, which gets all of them "
                 f"where an .h5 or .parquet among the outputs holds the {flag.split('-')[2]}.",
             )
-    return {os.path.realpath(path) for path in outputs.tables() if path.is_file()}
+    return {real_path(path) for path in outputs.tables() if path.exists()}
 
 
 def finished_setting(outs: Sequence[Path], name: str) -> Any:
@@ -112,7 +112,7 @@ def take_apart(outputs: Outputs, folder: RunFolder, info: RunInfo, *, overwrite:
     if info.extras and out.suffix.lower() not in HOLDS_EXTRAS:
         message = f"--retry-failed: {out} does not hold the {', '.join(info.extras)} of its rows."
         raise FgvcError(message, "Name the run's .h5 or .parquet as --out too, or run anew with --overwrite.")
-    copies = [path for path in outputs.tables() if path != out and path.is_file()]
+    copies = [path for path in outputs.tables() if path != out and path.exists()]
     if not overwrite:
         for path in copies:
             _check_copy(path, out, info, per_file=path == outputs.per_file)
@@ -129,7 +129,7 @@ def take_apart(outputs: Outputs, folder: RunFolder, info: RunInfo, *, overwrite:
         raise
     if head is not None:
         write_part(folder.path, head)
-    repaired = {os.path.realpath(path) for path in (out, *copies)}
+    repaired = {real_path(path) for path in (out, *copies)}
     folder.update(placed=tuple(sorted(repaired.union(folder.record.placed))))
 
 
@@ -163,7 +163,7 @@ def _check_names(pairs: Iterable[tuple[str | None, str | None]]) -> None:
 
 def _check_extras_stay(path: Path, outputs: Outputs) -> None:
     """Raise FgvcError where a file holds maps, crops, ... that it would lose."""
-    if path.suffix.lower() not in HOLDS_EXTRAS or not path.is_file():
+    if path.suffix.lower() not in HOLDS_EXTRAS or not path.exists():
         return
     if lost := [extra for extra in format_of(path).read_extras(path) if extra not in outputs.extras]:
         flags = " ".join(FLAGS[extra][0] for extra in lost)

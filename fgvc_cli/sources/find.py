@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.files import StorePath, as_path, is_url, local_path, without_secrets
 from fgvc_cli.sources.archives import archive_source, nested_images
 from fgvc_cli.sources.frames import FrameChoice, each_frame
-from fgvc_cli.sources.remote import RemoteFile, is_url, local_path, remote_source
+from fgvc_cli.sources.remote import RemoteFile, remote_source
 from fgvc_cli.sources.stored import EXTENSIONS as EXTENSIONS
 from fgvc_cli.sources.stored import Found, Pick, Source, is_archive, no_image
 
@@ -94,8 +95,8 @@ def find_images(
       is walked and also yielded, so that nothing called an image is without a row.
     - A file, and each file that a glob matches, keeps its path as its name. The matches of a glob are held.
     - An archive: see ``archive_source``. A URL: see ``remote_source``.
-    - ``@FILE`` is a list in a file, and ``-``, alone, one on stdin: see ``read_list``. What it names is
-      relative to the working directory, not to the list.
+    - ``@FILE`` is a list in a file or at a URL, and ``-``, alone, one on stdin: see ``read_list``. What it
+      names is relative to the working directory, not to the list.
 
     What exists under exactly the text of a source is that file or folder, so ``@eaDir`` may be one. Sources
     that overlap give an image one row for each time it is met: telling would take memory for all of them.
@@ -133,7 +134,8 @@ def _open_source(text: str, several: bool, on_unreadable: Unreadable, null: bool
         raise FgvcError("An image source is empty text.", "Name a folder, a file or a glob.", EXIT_USAGE)
     if is_url(text):
         if is_archive(text):
-            raise FgvcError(f"Archives are not read over a network: {text}.", "Copy it here first.")
+            message = f"Archives are not read over a network: {without_secrets(text)}."
+            raise FgvcError(message, "Copy it here first.")
         return [remote_source(text, on_unreadable, several=several, pick=pick)]
     path = Path(text)
     if path.is_dir():
@@ -143,7 +145,7 @@ def _open_source(text: str, several: bool, on_unreadable: Unreadable, null: bool
     if os.path.lexists(text):
         return [_open_file(text, several, pick)]
     if text.startswith(LIST):
-        return [list_source(text, Path(text.removeprefix(LIST)), null=null)]
+        return [list_source(text, as_path(text.removeprefix(LIST)), null=null)]
     if glob.has_magic(text):
         return _open_glob(text, pick)
     raise _missing(text)
@@ -250,7 +252,7 @@ def _follow(target: str, root: str, followed: set[str]) -> bool:
 def as_given(text: str) -> Found:
     """A file under the name the user gave it; nothing is looked up."""
     if is_url(text):
-        return Found(RemoteFile(text), text)
+        return Found(RemoteFile(text), without_secrets(text))
     path = Path(local_path(text))
     return Found(path, path.as_posix())
 
@@ -285,7 +287,7 @@ def list_source(text: str, path: Path, *, null: bool) -> Source:
     """
     try:
         with path.open("rb") as stream:
-            regular = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+            regular = isinstance(path, StorePath) or stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
             total = sum(1 for _ in _entries(stream, null)) if regular else None
     except OSError as error:
         hint = "Name the list as @FILE, one path per line."

@@ -10,14 +10,14 @@ import errno
 import glob
 import io
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import open_store, store_reason, without_secrets
 from fgvc_cli.sources.stored import (
     MAX_BYTES,
     CannotRead,
@@ -28,21 +28,7 @@ from fgvc_cli.sources.stored import (
     no_image,
 )
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
 TellUnreadable = Callable[[Any, OSError], None]
-
-
-def is_url(text: str) -> bool:
-    """Whether this is ``protocol://...`` of a store; a local file stays one, which a FIFO cannot hold up."""
-    return _URL.match(text) is not None and not text.startswith(("file://", "local://"))
-
-
-def local_path(text: str) -> str:
-    """The path in a ``file:///...`` URL; any other text as it is."""
-    if not text.startswith("file:///"):
-        return text
-    return unquote(text.removeprefix("file://"), errors="surrogateescape")
 
 
 @contextlib.contextmanager
@@ -79,7 +65,21 @@ class RemoteFile(Stored):
 
     def open(self) -> BinaryIO:
         """Its bytes; see ``Stored.open``."""
-        files, path = _store(self.url)
+        try:
+            return self._fetch()
+        except (CannotRead, FileNotFoundError):
+            raise
+        except FgvcError as error:
+            raise CannotRead("unreadable", f"{error.message} {error.hint}") from error
+        except Exception as error:
+            if without_secrets(self.url) == self.url:
+                raise
+            denied = isinstance(error, PermissionError)
+            reason = store_reason(error, self.url)
+            raise CannotRead("no_access" if denied else "unreadable", reason) from error
+
+    def _fetch(self) -> BinaryIO:
+        files, path = open_store(self.url)
         path = self.path or path
         size = self.size
         if size is None:
@@ -98,7 +98,7 @@ class RemoteFile(Stored):
         return io.BytesIO(data)
 
     def __str__(self) -> str:
-        return self.path or self.url
+        return self.path or without_secrets(self.url)
 
 
 class _Listed(NamedTuple):
@@ -121,60 +121,29 @@ def remote_source(
         FgvcError: at the call: nothing is there, it holds no image, it cannot be listed, or the package for
             its protocol is missing.
     """
-    try:
-        files, path = _store(url)
-    except CannotRead as error:
-        raise FgvcError(f"Cannot read {url}: {error}.") from error
+    files, path = open_store(url)
+    shown = without_secrets(url)
     try:
         if files.isdir(path):
             pick = pick or Pick()
-            walk = _walk(files, url, path, f"{url.rstrip('/')}/" if several else "", on_unreadable, pick)
+            walk = _walk(files, url, path, f"{shown.rstrip('/')}/" if several else "", on_unreadable, pick)
             silent = Pick(pick.all_files, videos=pick.videos)
             if next(_walk(files, url, path, "", lambda *_: None, silent), None) is None:
                 files.ls(path, detail=True)  # says why, where the walk did not
-                raise FgvcError(*no_image(url))
+                raise FgvcError(*no_image(shown))
             return Source(walk)
         if files.exists(path):
-            return Source(iter([Found(RemoteFile(url), url)]), 1)
+            return Source(iter([Found(RemoteFile(url), shown)]), 1)
         matches = _matches(files, url, path) if glob.has_magic(path) else []
     except FgvcError:
         raise
     except Exception as error:  # each store has exceptions of its own
         hint = "Check the URL, the network and the credentials."
-        raise FgvcError(f"Cannot list {url}: {_reason(error)}.", hint) from error
+        raise FgvcError(f"Cannot list {shown}: {store_reason(error, url)}.", hint) from error
     if not matches:
-        raise FgvcError(f"Nothing lies at {url}.", "Name a folder, a file or a glob.")
+        hint = "Name a folder, a file or a glob; check the name of the bucket, and whether you may read it."
+        raise FgvcError(f"Nothing lies at {shown}.", hint)
     return Source(iter(matches), len(matches))
-
-
-def _store(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path in it. Listings are not kept: they would grow with the walk."""
-    try:
-        import fsspec.core
-    except ImportError as error:
-        raise CannotRead("unreadable", "it needs a package: pip install fsspec") from error
-    if "::" in url:
-        raise CannotRead("unreadable", "chained URLs (::) are not read")
-    try:
-        files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except ImportError as error:
-        raise CannotRead("unreadable", f"it needs a package: {_package(url, error)}") from error
-    except Exception as error:  # an unknown protocol, or what the store's client says of the URL
-        raise CannotRead("unreadable", _reason(error)) from error
-    return files, path
-
-
-def _package(url: str, error: ImportError) -> str:
-    """What to type for the protocol of a URL."""
-    from fsspec.registry import known_implementations
-
-    known = known_implementations.get(url.split("://")[0].lower(), {})
-    package = known.get("class", "fsspec").split(".")[0]
-    return known.get("err") or str(error) if package == "fsspec" else f"pip install {package}"
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".: ")
 
 
 def _matches(files: Any, url: str, path: str) -> list[Found]:
@@ -209,7 +178,7 @@ def _list_folder(files: Any, url: str, path: str, on_unreadable: TellUnreadable,
         infos = files.ls(path, detail=True)
     except Exception as error:  # each store has exceptions of its own
         code = getattr(error, "errno", None) or errno.EIO
-        on_unreadable(f"{url} ({path})", OSError(code, _reason(error)))
+        on_unreadable(f"{without_secrets(url)} ({path})", OSError(code, store_reason(error, url)))
         return []
     entries = []
     for info in infos:

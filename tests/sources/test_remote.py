@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.files import open_store
 from fgvc_cli.sources import remote
 from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.images import DecodedImage, read_image
@@ -168,7 +169,7 @@ def test_folders_are_listed_when_reached_and_their_listings_are_not_kept(memory,
     )
     assert next(walk).name == "a/1.png"
     assert listed == ["/p", "/p/a"]
-    assert not remote._store("memory://p")[0].dircache.use_listings_cache
+    assert not open_store("memory://p")[0].dircache.use_listings_cache
 
 
 def test_a_folder_that_cannot_be_listed_is_told_and_the_walk_goes_on(memory, monkeypatch, caplog):
