@@ -48,10 +48,10 @@ from fgvc_cli.config import Augment, Loss, Preprocess, TrainConfig, usable_cpus
 from fgvc_cli.config import build as build_section
 from fgvc_cli.data.geometry import cut_input
 from fgvc_cli.data.loaders import Batch
-from fgvc_cli.data.transforms import normalize, train_transform
-from fgvc_cli.engine.learner import Learner, Meter
-from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.data.transforms import train_transform
+from fgvc_cli.engine.learner import Learner, Meter, total_loss
 from fgvc_cli.engine.weights import open_weights
+from fgvc_cli.models.output import normalize
 from fgvc_cli.models.registry import count_gmac, create_model
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import Found, find_images

@@ -20,7 +20,7 @@ import numpy as np
 from fgvc_cli import Predictor
 from fgvc_cli.data.geometry import Box
 from fgvc_cli.engine.weights import open_weights
-from fgvc_cli.evaluate.localisation import ENOUGH, best_iou, centred_box
+from fgvc_cli.evaluate.evaluator import ENOUGH, best_iou, centred_box
 from fgvc_cli.sources.images import DecodedImage, read_image
 
 MARKS = Path(__file__).with_name("grocery_boxes.csv")

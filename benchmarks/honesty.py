@@ -42,15 +42,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgvc_cli.aviary.dataset import PARTS, SPECIES, Truth, differing_parts, read_boxes, slug
-from fgvc_cli.data.geometry import Box
-from fgvc_cli.data.transforms import eval_transform, input_geometry, normalize
+from fgvc_cli.data.geometry import Box, input_geometry
+from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.explain.methods import METHODS, Case, Heats, Occlusion, Question
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
-from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.models.output import ModelOutput, normalize
 from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.images import DecodedImage, read_image
 

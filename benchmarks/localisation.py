@@ -20,11 +20,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fgvc_cli.attention.objects import THRESHOLDS, locate_object
+from fgvc_cli.attention.objects import THRESHOLDS, locate_objects
 from fgvc_cli.aviary.dataset import PARTS, SPECIES, Truth, differing_parts, read_boxes, slug
 from fgvc_cli.data.geometry import Box
 from fgvc_cli.engine.weights import open_weights
-from fgvc_cli.evaluate.localisation import ENOUGH, best_iou, centred_box, inside
+from fgvc_cli.evaluate.evaluator import ENOUGH, best_iou, centred_box, inside
 from fgvc_cli.explain.explainer import Explanation, explain_photo
 from fgvc_cli.explain.methods import HEAT
 from fgvc_cli.sources.images import DecodedImage, read_image
@@ -53,7 +53,8 @@ def main() -> None:
         correct += explanation.top[0][0] == truth.label
         for name, heat in _maps(explanation).items():
             for threshold in THRESHOLDS:
-                box = locate_object(heat, (explanation.input_px, explanation.input_px), threshold)
+                size = (explanation.input_px, explanation.input_px)
+                box = locate_objects(torch.from_numpy(heat)[None], size, threshold)[0].tolist()
                 boxes.setdefault(f"{name}, {threshold}", []).append(explanation.geometry.to_photo(box))
         if explanation.parts and explanation.box:
             thrown = _throw(explanation.box, explanation.parts, generator)

@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from fgvc_cli.attention.crops import cut_boxes
-from fgvc_cli.attention.objects import locate_objects
-from fgvc_cli.attention.parts import cut_map, locate_parts
+from fgvc_cli.attention.objects import cut_map, locate_objects, locate_parts
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.registry import create_model

@@ -29,7 +29,7 @@ from wrong_labels import imagenet, read_split
 
 from fgvc_cli import Predictor, load_checkpoint
 from fgvc_cli.engine.index_classes import KnownImages, unit
-from fgvc_cli.evaluate.calibration import expected_calibration_error
+from fgvc_cli.evaluate.confidence import reliability
 from fgvc_cli.models.weights import CHECKPOINT_KEY, read_tensors
 from fgvc_cli.sources.find import Found
 
@@ -91,7 +91,7 @@ def judge(name: str, probs: np.ndarray, labels: np.ndarray, new: np.ndarray) -> 
     """Accuracies on old and new classes, how many old images go to a new class, and the ECE; in %."""
     guess = probs.argmax(axis=1)
     right, is_new = guess == labels, new[labels]
-    ece = expected_calibration_error(torch.from_numpy(probs).float(), torch.from_numpy(labels))
+    ece = reliability(torch.from_numpy(probs).float(), torch.from_numpy(labels)).error
     return [100 * v for v in (right[~is_new].mean(), right[is_new].mean(), new[guess[~is_new]].mean(), ece)]
 
 

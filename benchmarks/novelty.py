@@ -30,12 +30,12 @@ from sklearn.metrics import roc_auc_score
 from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.data.listing import Example, LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader
-from fgvc_cli.data.transforms import eval_transform, normalize
+from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine.checkpoint import known_examples, trained_data
 from fgvc_cli.engine.weights import open_weights
-from fgvc_cli.evaluate.calibration import apply_temperature
-from fgvc_cli.evaluate.rejection import KEPT, fit_novelty, fit_thresholds
+from fgvc_cli.evaluate.confidence import KEPT, apply_temperature, fit_novelty, fit_thresholds
+from fgvc_cli.models.output import normalize
 from fgvc_cli.sources.find import find_images
 
 NEIGHBOURS = 5

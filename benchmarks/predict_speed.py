@@ -45,11 +45,12 @@ from torchvision.transforms import v2
 
 from fgvc_cli import create_model
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.transforms import EvalTransform, normalize
+from fgvc_cli.data.transforms import EvalTransform
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import keep_freed_memory, pick_device
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.formats.outputs import Outputs
+from fgvc_cli.models.output import normalize
 from fgvc_cli.predict.decoding import DecodePool, DecodeSettings, Rule, in_order
 from fgvc_cli.predict.predictor import Predictor, TrainedModel
 from fgvc_cli.run.folder import RunFolder, run_identity

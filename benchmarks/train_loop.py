@@ -26,11 +26,12 @@ from PIL import Image
 from fgvc_cli.config import Optim, Preprocess, TrainConfig
 from fgvc_cli.data.labelled import Example
 from fgvc_cli.data.loaders import Batch, EpochDraws, LabelledImages, build_train_loader
-from fgvc_cli.data.transforms import normalize, train_transform
+from fgvc_cli.data.transforms import train_transform
 from fgvc_cli.engine.device import keep_freed_memory
 from fgvc_cli.engine.learner import Learner
 from fgvc_cli.engine.run_state import Progress
 from fgvc_cli.engine.trainer import TrainLoop
+from fgvc_cli.models.output import normalize
 from fgvc_cli.models.registry import create_model
 
 CLASSES = 81

@@ -59,7 +59,7 @@ def _measure(arguments: argparse.Namespace) -> float:
 
     from fgvc_cli.config import Loss
     from fgvc_cli.engine.device import keep_freed_memory
-    from fgvc_cli.engine.losses import total_loss
+    from fgvc_cli.engine.learner import total_loss
     from fgvc_cli.models.registry import create_model
 
     if arguments.keep:

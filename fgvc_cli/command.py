@@ -151,6 +151,21 @@ def _expected(error: ErrorDetails) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MessageOptions:
+    """How much a command says, and to whom."""
+
+    quiet: bool = False
+    """Say nothing but warnings."""
+    messages: Messages | None = None
+    """Who says what happens; None: lines on stderr."""
+
+    @property
+    def speaker(self) -> Messages:
+        """Who says it."""
+        return self.messages or Messages(quiet=self.quiet)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BoxOptions:
     """Boxes from a detector or by hand: what every command that reads images takes them from."""
 
@@ -167,7 +182,7 @@ class BoxOptions:
         """Raise FgvcError where there is a choice of boxes and none are given."""
         for name in ("box_conf", "box_margin", "box_category"):
             # A labelled table may have boxes of its own, which need a margin.
-            of_data = name == "box_margin" and getattr(self, "data", None)
+            of_data = name == "box_margin" and (getattr(self, "data", None) or getattr(self, "add", None))
             if self.boxes is None and not of_data and getattr(self, name) not in (None, ()):
                 message = f"--{name.replace('_', '-')} chooses among boxes, and there are none."
                 raise FgvcError(message, "Add --boxes FILE", EXIT_USAGE)

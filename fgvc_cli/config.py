@@ -191,11 +191,6 @@ class BackboneOptions(Section):
             raise ValueError(f"closing_px {self.closing_px} is even; an odd number has a middle")
         return self
 
-    @property
-    def locating(self) -> dict[str, Any]:
-        """What ``attention.objects.locate_objects`` takes of these settings."""
-        return {"closing": self.closing, "closing_px": self.closing_px, "min_area": self.min_area}
-
 
 _OPTIONS_BEFORE = {"closing": "cells", "min_area": 0.01}
 _VIT_BEFORE = {"rollout_first": 1, "rollout_weight": "attention"}

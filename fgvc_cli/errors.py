@@ -45,3 +45,11 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
 def counted(count: int, one: str, many: str | None = None) -> str:
     """``1 image``, ``2,500 images``; ``many`` where an s at the end does not make it."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -402,10 +402,7 @@ def check_writable(out: Path, *, overwrite: bool) -> None:
             raise FgvcError(f"{out} exists and is not a regular file.", "Name a new file.")
         if not overwrite:
             raise FgvcError(f"{out} exists.", "Add --overwrite to replace it, or name another file.")
-    if not target.parent.is_dir():
-        raise FgvcError(f"There is no folder {out.parent}.", f"mkdir -p {out.parent}")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise FgvcError(f"Cannot write into {out.parent}.", "Check its permissions, or name another file.")
+    _check_parent(out, "file")
 
 
 def check_store(out: Path) -> None:
@@ -489,10 +486,15 @@ def check_folder(out: Path, *, overwrite: bool, replaceable: Collection[str]) ->
     strange = [name for name in names if name not in replaceable]
     if strange:
         raise FgvcError(f"{out} holds other files too, such as {strange[0]}.", "Name another folder.")
-    if not target.parent.is_dir():
+    _check_parent(out, "folder")
+
+
+def _check_parent(out: Path, kind: str) -> None:
+    folder = Path(os.path.realpath(out)).parent
+    if not folder.is_dir():
         raise FgvcError(f"There is no folder {out.parent}.", f"mkdir -p {out.parent}")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise FgvcError(f"Cannot write into {out.parent}.", "Check its permissions, or name another folder.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FgvcError(f"Cannot write into {out.parent}.", f"Check its permissions, or name another {kind}.")
 
 
 def reason(error: OSError) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from fgvc_cli.cli import app
 from fgvc_cli.engine.options import TrainOptions
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -69,13 +71,20 @@ def shared() -> Path:
     return SHARED
 
 
-def write_colours(root: Path, per_class: int, size_px: int = 48) -> Path:
+def fgvc(*arguments: object) -> Any:
+    """A command as it is typed, in this process."""
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def write_colours(
+    root: Path, per_class: int, size_px: int = 48, classes: Iterable[str] = tuple(COLOURS)
+) -> Path:
     """A class-per-folder set that any model learns at once: noisy squares of three colours."""
     rng = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
+    for name in classes:
         (root / name).mkdir(parents=True)
         for i in range(per_class):
-            pixels = rng.normal(colour, 25, (size_px, size_px, 3)).clip(0, 255).astype("uint8")
+            pixels = rng.normal(COLOURS[name], 25, (size_px, size_px, 3)).clip(0, 255).astype("uint8")
             Image.fromarray(pixels).save(root / name / f"{i:03d}.png")
     return root
 
@@ -99,3 +108,41 @@ def colours(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def module_colours(tmp_path_factory) -> Path:
     return write_colours(tmp_path_factory.mktemp("module") / "colours", 10)
+
+
+def save_trained(
+    path: Path,
+    data: Path,
+    *,
+    seed: int = 0,
+    model: str = "timm-resnet10t",
+    preprocess: Any = (),
+    **options: Any,
+) -> Path:
+    """A small checkpoint as a training on ``data``, of three classes, would leave it.
+
+    Args:
+        preprocess: settings beside the sizes.
+        options: of the model.
+    """
+    import torch
+
+    from fgvc_cli.config import Preprocess, TrainConfig
+    from fgvc_cli.data.labelled import load_labelled
+    from fgvc_cli.engine.checkpoint import save_checkpoint
+    from fgvc_cli.models.registry import create_model
+
+    torch.manual_seed(seed)
+    listing = load_labelled(data)
+    own = Preprocess(input_px=32, resize_px=36, **dict(preprocess))
+    path.parent.mkdir(exist_ok=True)
+    save_checkpoint(
+        path,
+        create_model(model, len(listing.classes), input_px=32, options=options),
+        config=TrainConfig(model=model, data=str(data), preprocess=own),
+        classes=listing.classes,
+        dataset=listing.name,
+        data_sha256=listing.sha256(),
+        metrics={},
+    )
+    return path

@@ -12,10 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import fgvc
 from PIL import Image
-from typer.testing import CliRunner
-
-from fgvc_cli.cli import app
 
 ROOT = Path(__file__).parents[1]
 TRAIN = [
@@ -30,10 +28,6 @@ TRAIN = [
     "--workers",
     "0",
 ]
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +220,7 @@ def test_bad_input_is_one_line_with_its_exit_code(arguments, code, names, tmp_pa
     assert not left, "something half-written is left behind"
 
 
-def test_unreadable_photographs_are_rows_and_exit_code_3(tmp_path):
+def test_unreadable_images_are_rows_and_exit_code_3(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.new("RGB", (60, 40), (200, 30, 30)).save(folder / "a.jpg")

@@ -6,7 +6,8 @@ A block of shell commands or Python runs unless an HTML comment in front of it s
     <!-- needs: MODULE ... -->    it runs where these modules can be imported
     <!-- same as README.md -->    README has these lines and runs them
 
-and once on a page, ``<!-- continues: README.md -->``: its commands run in the folder that README's have left.
+and once on a page, ``<!-- continues: README.md -->``: its commands run in the folder that README's have left;
+or ``<!-- data: NAME -->``: they need a published data set, which the folder then has; else they do not run.
 Lines that start with ``pip`` are left to ``.ci/run``, which installs.
 """
 
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from conftest import SHARED
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))]
@@ -134,6 +136,12 @@ def continues(page: str) -> str | None:
     """The page whose folder the commands of a page need."""
     found = re.search(r"<!--\s*continues:\s*(\S+)\s*-->", page_text(page))
     return found[1] if found else None
+
+
+def published(page: str) -> Path | None:
+    """The data set that the commands of a page need."""
+    found = re.search(r"<!--\s*data:\s*(\S+)\s*-->", page_text(page))
+    return SHARED / "data" / found[1] if found else None
 
 
 # What is typed
@@ -288,6 +296,8 @@ class World:
         folder.mkdir()
         for name in ("examples", "weights"):
             (folder / name).symlink_to(ROOT / name)
+        if data := published(page):
+            (folder / data.name).symlink_to(data)
         return folder
 
     def _run_blocks(self, page: str, folder: Path) -> str | None:
@@ -353,6 +363,9 @@ def world(tmp_path_factory):
 @pytest.mark.skipif(not shutil.which("bash"), reason="the commands are typed into bash")
 @pytest.mark.parametrize("page", RUN_PAGES)
 def test_commands_run_as_typed(world, page):
+    data = published(page)
+    if data and not data.is_dir():
+        pytest.skip(f"needs the data set {data.name}, which is not here")
     failed = world.run(page)
     assert failed is None, failed
 

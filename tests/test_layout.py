@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 import pytest
+from conftest import save_trained, write_colours
 
 PACKAGE = Path(__file__).parents[1] / "fgvc_cli"
 
@@ -120,3 +124,45 @@ def test_public_face_is_lazy_and_whole():
     assert all(callable(getattr(fgvc_cli, name)) for name in fgvc_cli.__all__ if name != "__version__")
     with pytest.raises(AttributeError):
         fgvc_cli.nothing  # noqa: B018
+
+
+def called_for(images: int, weights: Path, folder: Path) -> Counter[tuple[str, str]]:
+    """(file, function) -> how often it is called while so many images are predicted one by one."""
+    import fgvc_cli
+
+    write_colours(folder / "photos", images, classes=("red",))
+    calls: Counter[tuple[str, str]] = Counter()
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(f"{PACKAGE}/"):
+            calls[code.co_filename.removeprefix(f"{PACKAGE}/"), code.co_qualname] += 1
+
+    threading.setprofile(count)
+    sys.setprofile(count)
+    try:
+        fgvc_cli.predict_folder(
+            folder / "photos",
+            weights=weights,
+            out=folder / "out.csv",
+            batch_size=1,
+            workers=0,
+            amp="none",
+            device="cpu",
+            quiet=True,
+        )
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    return calls
+
+
+def test_one_image_passes_few_files_on_its_way_to_a_row(tmp_path):
+    """Those of its decoder among them, which in a run is a process of its own."""
+    weights = save_trained(
+        tmp_path / "model.safetensors", write_colours(tmp_path / "data", 4), model="crasmra-resnet10t"
+    )
+    three, six = (called_for(images, weights, tmp_path / str(images)) for images in (3, 6))
+    passed = {file for (file, function), times in six.items() if times >= three[file, function] + 3}
+    assert {"sources/images.py", "predict/forward.py", "formats/csv_rows.py"} < passed
+    assert len(passed) <= 22, sorted(passed)

@@ -16,25 +16,6 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 
-def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (B, C, H, W) to ``size`` (rows, columns): bilinear, antialiased, in the type of ``values``."""
-    if torch.compiler.is_exporting():
-        # Runtimes differ in which antialiasing they have, and for which types; all multiply matrices.
-        height, width = values.shape[-2:]
-        return _resize_weights(height, size[0], values) @ values @ _resize_weights(width, size[1], values).T
-    return F.interpolate(values, size, mode="bilinear", antialias=True)
-
-
-def _resize_weights(pixels: int, side: int, like: Tensor) -> Tensor:
-    """(side, pixels): what each pixel along an axis gives to each of the new ones, a triangle around it."""
-    scale = pixels / side
-    cells, places = (
-        torch.arange(count, dtype=like.dtype, device=like.device) + 0.5 for count in (side, pixels)
-    )
-    weights = (1 - (places - scale * cells[:, None]).abs() / max(scale, 1)).clamp_min(0)
-    return weights / weights.sum(dim=1, keepdim=True)
-
-
 def cut_boxes(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Cut boxes and resize each to a square.
 

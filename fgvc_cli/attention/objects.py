@@ -1,13 +1,13 @@
-"""Heat map -> object box (Conde & Turgutlu 2021, their object stage).
+"""Heat map -> object box, and inside it part boxes (Conde & Turgutlu 2021, section 2.2).
 
-Legend: B batch, h w rows and columns of a map, H W of the image the box is for.
+Legend: B batch, h w rows and columns of a map, H W of the image the box is for, S side of the grid that parts
+are scored on, P parts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from skimage.filters import threshold_li, threshold_mean, threshold_otsu, thresh
 from skimage.measure import label
 from torch import Tensor
 
-from fgvc_cli.attention.crops import resize
+from fgvc_cli.attention.crops import cut_boxes
 from fgvc_cli.errors import FgvcError
 
 CONSTANT_SPAN = 1e-6
@@ -36,6 +36,25 @@ CUDA_ROUNDS = 10
 """Rounds of labelling on a card, where a look at the result would make the host wait. Each joins pieces of a
 component to a higher neighbour and so at least halves their number; blobs, spirals, mazes and noise of single
 pixels take four to seven (tests/attention/test_components.py)."""
+
+
+def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (B, C, H, W) to ``size`` (rows, columns): bilinear, antialiased, in the type of ``values``."""
+    if torch.compiler.is_exporting():
+        # Runtimes differ in which antialiasing they have, and for which types; all multiply matrices.
+        height, width = values.shape[-2:]
+        return _resize_weights(height, size[0], values) @ values @ _resize_weights(width, size[1], values).T
+    return F.interpolate(values, size, mode="bilinear", antialias=True)
+
+
+def _resize_weights(pixels: int, side: int, like: Tensor) -> Tensor:
+    """(side, pixels): what each pixel along an axis gives to each of the new ones, a triangle around it."""
+    scale = pixels / side
+    cells, places = (
+        torch.arange(count, dtype=like.dtype, device=like.device) + 0.5 for count in (side, pixels)
+    )
+    weights = (1 - (places - scale * cells[:, None]).abs() / max(scale, 1)).clamp_min(0)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -263,15 +282,6 @@ def locate_objects(
     return torch.stack((x, y), 2).flatten(1).float().to(heat.device)
 
 
-def locate_object(
-    heat: np.ndarray, size: Sequence[int], threshold: str = "mean", **settings: Any
-) -> tuple[float, float, float, float]:
-    """The box of one map (h, w); see ``locate_objects``."""
-    maps = torch.from_numpy(np.array(heat, np.float32))[None]
-    x1, y1, x2, y2 = locate_objects(maps, size, threshold, **settings)[0].tolist()
-    return x1, y1, x2, y2
-
-
 @torch.library.custom_op(
     "fgvc::reference_boxes",
     mutates_args=(),
@@ -348,3 +358,96 @@ def close_mask(mask: np.ndarray, side: int) -> np.ndarray:
         for start in range(1, side):
             join(wide, down[:, start : start + columns], out=wide)
     return wide
+
+
+def cut_map(heat: Tensor, boxes: Tensor, size: Sequence[int], side: int) -> Tensor:
+    """The object's part of the full map, resized: (B, h, w) and boxes (B, 4) of an image -> (B, S, S).
+
+    Args:
+        size: (H, W) of the image that ``boxes`` are in pixels of.
+        side: S.
+    """
+    rows, columns = heat.shape[-2:]
+    # Numbers, not a tensor of them: a card would be waited for to take it.
+    cells = torch.stack([boxes[:, ::2] * (columns / size[1]), boxes[:, 1::2] * (rows / size[0])], 2).flatten(
+        1
+    )
+    return cut_boxes(heat[:, None].float(), cells[:, None], side)[:, 0]
+
+
+def locate_parts(
+    maps: Tensor,
+    boxes: Tensor,
+    *,
+    window: float = 112 / 384,
+    count: int = 2,
+    max_iou: float = 0.1,
+    score: str = "mean",
+    aspect: float = 1.0,
+    stride: int = 1,
+) -> Tensor:
+    """The windows of an object that gather most attention and hardly overlap.
+
+    Every position of a window is scored, by its mean attention in the paper; non-maximum suppression keeps
+    the best ``count``. Where windows are too large for that many within ``max_iou``, the next one is
+    the window that overlaps the chosen ones least, the better scored among equals: there are always
+    ``count`` boxes.
+
+    Args:
+        maps: (B, S, S), attention inside the object box; the paper's S is 384.
+        boxes: object boxes (B, 4), xyxy.
+        window: side of a window as a share of the object's side; the paper's is 112 of 384.
+        count: P.
+        max_iou: overlap up to which two windows are two parts.
+        score: ``mean``, ``gem`` (generalised mean, exponent 3) or ``max`` of the attention in a window.
+        aspect: width of a window over its height, at the same area.
+        stride: distance between windows, cells of ``maps``.
+
+    Returns:
+        (B, P, 4) in the coordinates of ``boxes``, best first.
+    """
+    side = maps.shape[-1]
+    width = min(side, max(1, round(window * aspect**0.5 * side)))
+    height = min(side, max(1, round(window / aspect**0.5 * side)))
+    scores = _window_scores(maps.detach(), height, width, score)[:, ::stride, ::stride]
+    places = scores.shape[-1]
+    down, across = (torch.arange(length, device=maps.device) * stride for length in scores.shape[1:])
+    worst = torch.zeros_like(scores)
+    chosen = []
+    for _ in range(count):
+        # First the windows within the limit; failing these, the least overlap; then the score.
+        over = worst.where(worst > max_iou, 0)
+        allowed = over == over.amin(dim=(-2, -1), keepdim=True)
+        best = scores.where(allowed, -torch.inf).flatten(1).argmax(dim=1)
+        row, column = best // places * stride, best % places * stride
+        chosen.append(torch.stack([column, row, column + width, row + height], dim=-1))
+        inter = (height - (down - row[:, None]).abs()).clamp_min(0)[:, :, None]
+        inter = inter * (width - (across - column[:, None]).abs()).clamp_min(0)[:, None, :]
+        worst = torch.maximum(worst, inter / (2 * width * height - inter))
+    return _place(torch.stack(chosen, dim=1) / side, boxes)
+
+
+def _window_scores(maps: Tensor, height: int, width: int, score: str) -> Tensor:
+    """What each window scores: (B, S, S) -> (B, S - height + 1, S - width + 1)."""
+    if score == "max":
+        return F.max_pool2d(maps[:, None].float(), (height, width), stride=1)[:, 0]
+    if score == "gem":
+        return _window_means(maps.clamp_min(0) ** 3, height, width).clamp_min(0) ** (1 / 3)
+    return _window_means(maps, height, width)
+
+
+def _window_means(maps: Tensor, height: int, width: int) -> Tensor:
+    """Mean of each window: (B, S, S) -> (B, S - height + 1, S - width + 1)."""
+    # Differences of running sums: as cheap for large windows as for small; in float32 they would lose digits.
+    sums = maps.double().cumsum(dim=1).cumsum(dim=2)
+    sums = F.pad(sums, (1, 0, 1, 0))
+    corner = sums[:, height:, width:] - sums[:, :-height, width:] - sums[:, height:, :-width]
+    # Back in float32, windows of equal attention are equal again, and the first of them wins.
+    return ((corner + sums[:, :-height, :-width]) / (height * width)).float()
+
+
+def _place(shares: Tensor, boxes: Tensor) -> Tensor:
+    """Boxes in shares of an object's sides (B, P, 4) -> the coordinates of the object boxes (B, 4)."""
+    origin = boxes[:, None, :2].repeat(1, 1, 2)
+    sides = (boxes[:, None, 2:] - boxes[:, None, :2]).repeat(1, 1, 2)
+    return origin + shares * sides

@@ -24,8 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fgvc_cli.aviary.bird import PARTS, Species, draw_bird, locate_landmarks, sample_look, sample_pose
-from fgvc_cli.aviary.brush import Plane, bounds
+from fgvc_cli.aviary.bird import (
+    PARTS,
+    Plane,
+    Species,
+    bounds,
+    draw_bird,
+    locate_landmarks,
+    sample_look,
+    sample_pose,
+)
 from fgvc_cli.aviary.scene import HABITATS, draw_backdrop, draw_occluder, draw_perch, light_scene
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 

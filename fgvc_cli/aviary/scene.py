@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from fgvc_cli.aviary.bird import Pose
-from fgvc_cli.aviary.brush import (
+from fgvc_cli.aviary.bird import (
     Canvas,
     Colour,
     Light,
     Plane,
     Points,
+    Pose,
     blur,
     cover,
     curve,

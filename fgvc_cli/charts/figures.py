@@ -41,7 +41,7 @@ from fgvc_cli.charts.drawing import (
     spoken,
     stack,
 )
-from fgvc_cli.evaluate.calibration import Reliability
+from fgvc_cli.evaluate.confidence import Reliability
 from fgvc_cli.evaluate.intervals import mean_and_deviation, share_interval
 from fgvc_cli.evaluate.metrics import Matrix, mistakes
 

@@ -16,8 +16,7 @@ from fgvc_cli.cli.index import index
 from fgvc_cli.cli.models import models, recipes
 from fgvc_cli.cli.options import guarded
 from fgvc_cli.cli.predict import merge, predict
-from fgvc_cli.cli.report import report
-from fgvc_cli.cli.select import select
+from fgvc_cli.cli.report import report, select
 from fgvc_cli.cli.train import train
 from fgvc_cli.models.catalog import IN_WORDS
 

@@ -241,6 +241,7 @@ def make_aviary(
     seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
 ) -> int:
     """Render birds that differ only in their parts: class folders, with every box in boxes.csv."""
+    given = dict(locals())
     from fgvc_cli.aviary.dataset import write_aviary
     from fgvc_cli.cli.progress import ConsoleMessages
 
@@ -252,16 +253,7 @@ def make_aviary(
             advance(now - done, total=total)
             done = now
 
-        count = write_aviary(
-            out,
-            species=species,
-            train=train,
-            val=val,
-            test=test,
-            size_px=size_px,
-            seed=seed,
-            on_progress=show,
-        )
+        count = write_aviary(**given, on_progress=show)
     print(f"{count:,} pictures in {out}, object and part boxes in {out / 'boxes.csv'}")
     return EXIT_OK
 

@@ -30,7 +30,7 @@ from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, co
 
 if TYPE_CHECKING:
     from fgvc_cli.engine.evaluate import Calibrated
-    from fgvc_cli.evaluate.rejection import Novelty, Thresholds
+    from fgvc_cli.evaluate.confidence import Novelty, Thresholds
 
 ALPHA = 0.05
 """A p value below it, and an interval without 0: together they show a difference."""
@@ -110,6 +110,7 @@ def evaluate(
     Where a set has boxes (a boxes.csv with path,x1,y1,x2,y2; CUB, Dogs, Aircraft), where the model looked is
     compared with them.
     """
+    given = dict(locals())
     from fgvc_cli.cli.progress import ConsoleMessages
     from fgvc_cli.engine.options import EvalOptions
 
@@ -117,37 +118,8 @@ def evaluate(
     for name, path in fits.items():
         if path is not None and as_json:
             raise FgvcError(f"{name} does not go with --json.", "Leave --json out.", EXIT_USAGE)
-    options = EvalOptions(
-        weights=tuple(weights or ()),
-        data=data,
-        dataset=dataset,
-        data_root=data_root,
-        boxes=boxes,
-        box_conf=box_conf,
-        box_margin=box_margin,
-        box_category=tuple(box_category or ()),
-        split=split,
-        against=against,
-        index=index,
-        by=by,
-        out=out,
-        overwrite=overwrite,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        amp=amp,
-        runtime=runtime,
-        stages=stages,
-        cascade=cascade,
-        tta=tta,
-        taxonomy=taxonomy,
-        rollup=rollup,
-        calibrate=calibrate,
-        fit_novelty=fit_novelty,
-        target_precision=target_precision,
-        thresholds=thresholds,
-        messages=ConsoleMessages(),
-    )
+    del given["as_json"]
+    options = EvalOptions(**given, messages=ConsoleMessages())
     from fgvc_cli.engine.evaluate import Calibrated, Fitted
     from fgvc_cli.engine.evaluate import evaluate as run
 
@@ -172,7 +144,7 @@ def _calibrated_text(calibrated: Calibrated) -> str:
 
 
 def _fitted_text(fit: Novelty | Thresholds) -> str:
-    from fgvc_cli.evaluate.rejection import FEW_IMAGES, KEPT, Novelty
+    from fgvc_cli.evaluate.confidence import FEW_IMAGES, KEPT, Novelty
 
     if isinstance(fit, Novelty):
         size = sum(tensor.nbytes for tensor in fit.tensors().values()) / 1000

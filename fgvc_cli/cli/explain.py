@@ -91,32 +91,11 @@ def explain(
     quiet: Quiet = False,
 ) -> int:
     """Show where the model looked: its box, the maps of its stages or of a method, its best guesses."""
+    given = dict(locals())
     from fgvc_cli.cli.progress import ConsoleMessages, spare_cores
     from fgvc_cli.explain.options import ExplainOptions
 
-    options = ExplainOptions(
-        image,
-        weights=tuple(weights or ()),
-        out=out,
-        boxes=boxes,
-        box_conf=box_conf,
-        box_margin=box_margin,
-        box_category=tuple(box_category or ()),
-        method=tuple(method or ()),
-        target=target,
-        against=against,
-        page=page,
-        parts_dir=parts_dir,
-        top_k=top_k,
-        device=device,
-        stages=stages,
-        cascade=cascade,
-        batch_size=batch_size,
-        workers=workers,
-        nearest=nearest,
-        index=index,
-        overwrite=overwrite,
-    )
+    options = ExplainOptions(**given)
     spare_cores()
     return run(options, ConsoleMessages(quiet=quiet))
 

@@ -38,21 +38,11 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> int:
     """Write a model as one graph: pixels in, calibrated probabilities, object box and heat map out."""
+    given = dict(locals())
     from fgvc_cli.cli.progress import ConsoleMessages
     from fgvc_cli.engine.options import ExportOptions
 
-    options = ExportOptions(
-        out=out,
-        weights=weights,
-        check=check,
-        pixels=pixels,
-        stages=stages,
-        tolerance=tolerance,
-        int8=int8,
-        calibrate=calibrate,
-        overwrite=overwrite,
-        messages=ConsoleMessages(),
-    )
+    options = ExportOptions(**given, messages=ConsoleMessages())
     from fgvc_cli.engine.export import export as run
 
     print(_report(run.run(options)))
@@ -101,18 +91,9 @@ def push(
     The card tells data, split sizes, figures with their intervals, classes, limits and the training command.
     Log in once with hf auth login, or set HF_TOKEN.
     """
+    given = dict(locals())
     from fgvc_cli.cli.progress import ConsoleMessages
-    from fgvc_cli.engine.hub import PushOptions
     from fgvc_cli.engine.hub import push as run
 
-    options = PushOptions(
-        weights=weights,
-        repo=repo,
-        license=license,
-        private=private,
-        dry_run=dry_run,
-        out=out,
-        messages=ConsoleMessages(quiet=quiet),
-    )
-    print(run.run(options).url)
+    print(run(**given, messages=ConsoleMessages(quiet=quiet)).url)
     return EXIT_OK

@@ -59,28 +59,12 @@ def index(
     --add brings classes that the model was not trained on, from a few images each and without training;
     fgvc predict --index tells them from the known ones. An image that is in the index already is replaced.
     """
+    given = dict(locals())
     from fgvc_cli.cli.progress import ConsoleMessages, spare_cores
     from fgvc_cli.retrieval.index_file import IndexOptions
 
     messages = ConsoleMessages(quiet=quiet)
-    options = IndexOptions(
-        weights=weights,
-        data=data,
-        dataset=dataset,
-        data_root=data_root,
-        boxes=boxes,
-        box_conf=box_conf,
-        box_margin=box_margin,
-        box_category=tuple(box_category or ()),
-        split=split,
-        add=add,
-        out=out,
-        overwrite=overwrite,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        messages=messages,
-    )
+    options = IndexOptions(**given, messages=messages)
     spare_cores()
     from fgvc_cli.retrieval.index_file import index as run
 

@@ -123,112 +123,38 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors on stderr.")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder that holds known sets. Default: $FGVC_DATA.")]
 
 
-PANELS: dict[str, tuple[str, ...]] = {
-    "Input": (
-        "--data",
-        "--dataset",
-        "--data-root",
-        "--split-by",
-        "--split",
-        "--add",
-        "--images",
-        "--labels",
-        "--boxes",
-        "--box-conf",
-        "--box-margin",
-        "--box-category",
-        "--only",
-        "--classes",
-        "--reviewed",
-        "--null",
-        "--all-files",
-        "--nested",
-        "--frames",
-        "--every",
-        "--raw",
-        "--formats",
-    ),
-    "Output": (
-        "--out",
-        "--overwrite",
-        "--dry-run",
-        "--top-k",
-        "--min-prob",
-        "--unknown",
-        "--thresholds",
-        "--maps",
-        "--crops",
-        "--embeddings",
-        "--logits",
-        "--crops-dir",
-        "--maps-dir",
-        "--per-file",
-        "--exif",
-        "--group",
-        "--parts-dir",
-        "--page",
-        "--title",
-        "--thumbs",
-        "--thumb-px",
-        "--review",
-        "--serve",
-        "--port",
-        "--pixels",
-        "--json",
-        "--quiet",
-    ),
-    "Model": (
-        "--model",
-        "--weights",
-        "--init",
-        "--pretrained",
-        "--license",
-        "--private",
-        "--stages",
-        "--cascade",
-        "predict --index",
-        "eval --index",
-        "--by",
-        "--calibrate",
-        "--tta",
-        "--fit-novelty",
-        "--target-precision",
-        "eval --against",
-        "--input-px",
-        "--taxonomy",
-        "--rollup",
-    ),
-    "Training": (
-        "--recipe",
-        "--epochs",
-        "train --batch-size",
-        "--seed",
-        "--set",
-        "--show-config",
-        "--ablate",
-        "--seeds",
-    ),
-    "Explanation": ("--method", "--target", "explain --against", "--nearest", "--index"),
-    "Selection": ("--count", "--doubt", "--pool"),
-    "Checks": ("--check", "--tolerance", "--max-bits", "--min-images", "--minutes", "--folds", "--suspects"),
-    "Quantisation": ("--int8", "export --calibrate"),
-    "Images": ("--species", "--train", "--val", "--test", "--size-px", "aviary --seed"),
-    "Speed": (
-        "--device",
-        "--devices",
-        "--workers",
-        "--batch-size",
-        "--amp",
-        "--runtime",
-        "--compile",
-        "--fast-decode",
-        "--ray",
-        "--ray-gpus-per-worker",
-        "--ray-cpus-per-worker",
-    ),
-    "Resuming": ("--resume", "--shard", "--restart", "--retry-failed", "--accept-list"),
+PANELS = {
+    panel: tuple(options.split())
+    for panel, options in {
+        "Input": """
+            --data --dataset --data-root --split-by --split --add --images --labels --boxes --box-conf
+            --box-margin --box-category --only --classes --reviewed --null --all-files --nested --frames
+            --every --raw --formats
+        """,
+        "Output": """
+            --out --overwrite --dry-run --top-k --min-prob --unknown --thresholds --maps --crops
+            --embeddings --logits --crops-dir --maps-dir --per-file --exif --group --parts-dir --page
+            --title --thumbs --thumb-px --review --serve --port --pixels --json --quiet
+        """,
+        "Model": """
+            --model --weights --init --pretrained --license --private --stages --cascade predict:--index
+            eval:--index --by --calibrate --tta --fit-novelty --target-precision eval:--against --input-px
+            --taxonomy --rollup
+        """,
+        "Training": "--recipe --epochs train:--batch-size --seed --set --show-config --ablate --seeds",
+        "Explanation": "--method --target explain:--against --nearest --index",
+        "Selection": "--count --doubt --pool",
+        "Checks": "--check --tolerance --max-bits --min-images --minutes --folds --suspects",
+        "Quantisation": "--int8 export:--calibrate",
+        "Images": "--species --train --val --test --size-px aviary:--seed",
+        "Speed": """
+            --device --devices --workers --batch-size --amp --runtime --compile --fast-decode --ray
+            --ray-gpus-per-worker --ray-cpus-per-worker
+        """,
+        "Resuming": "--resume --shard --restart --retry-failed --accept-list",
+    }.items()
 }
-"""Panel of a help page -> its options. ``COMMAND --option`` goes before ``--option``."""
+"""Panel of a help page -> its options. ``COMMAND:--option`` goes before ``--option``."""
 
 VALUE_NAMES = {
     "--data": "DATA",
@@ -282,7 +208,7 @@ def panel_of(command: str, names: Iterable[str]) -> str:
         command: the last word of it, e.g. ``predict`` or ``aviary``.
     """
     for name in names:
-        panel = _PANEL_OF.get(f"{command} {name}") or _PANEL_OF.get(name)
+        panel = _PANEL_OF.get(f"{command}:{name}") or _PANEL_OF.get(name)
         if panel:
             return panel
     return OTHER_PANEL
@@ -305,22 +231,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fgvc predict photos/ --weights groceries --out preds.csv --min-prob 0.6",
         "fgvc predict photos/ --weights runs/birds --out preds.h5 --maps --crops",
     ),
-    "merge": (
-        "fgvc merge preds.csv",
-        "fgvc merge preds.h5 --overwrite",
-    ),
-    "index": (
-        "fgvc index --weights runs/birds",
-        "fgvc index --weights runs/birds --add new_species/",
-    ),
+    "merge": ("fgvc merge preds.csv", "fgvc merge preds.h5 --overwrite"),
+    "index": ("fgvc index --weights runs/birds", "fgvc index --weights runs/birds --add new_species/"),
     "explain": (
         "fgvc explain bird.jpg --weights runs/birds",
         "fgvc explain photos/ --weights groceries --out explained --nearest 6",
     ),
-    "report": (
-        "fgvc report preds.h5 --out report.html",
-        "fgvc report preds.h5 --serve --only todo.csv",
-    ),
+    "report": ("fgvc report preds.h5 --out report.html", "fgvc report preds.h5 --serve --only todo.csv"),
     "select": (
         "fgvc select preds.h5 --count 200 --out todo.csv",
         "fgvc select preds.h5 --reviewed reviewed.csv --out next.csv",
@@ -333,34 +250,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fgvc push runs/birds owner/birds --license cc-by-4.0",
         "fgvc push runs/birds owner/birds --license mit --dry-run --out card",
     ),
-    "models": (
-        "fgvc models",
-        "fgvc models crasmra-convnext_tiny vitms-vit_small_patch16_224 --input-px 224",
-    ),
-    "recipes": (
-        "fgvc recipes",
-        "fgvc recipes strong",
-    ),
-    "datasets": (
-        "fgvc datasets",
-        "fgvc datasets get pets --data-root /data",
-    ),
-    "datasets list": (
-        "fgvc datasets list",
-        "fgvc datasets list --data-root /data --json",
-    ),
-    "datasets get": (
-        "fgvc datasets get pets --data-root /data",
-        "fgvc datasets get cub --data-root /data",
-    ),
+    "models": ("fgvc models", "fgvc models crasmra-convnext_tiny vitms-vit_small_patch16_224 --input-px 224"),
+    "recipes": ("fgvc recipes", "fgvc recipes strong"),
+    "datasets": ("fgvc datasets", "fgvc datasets get pets --data-root /data"),
+    "datasets list": ("fgvc datasets list", "fgvc datasets list --data-root /data --json"),
+    "datasets get": ("fgvc datasets get pets --data-root /data", "fgvc datasets get cub --data-root /data"),
     "datasets check": (
         "fgvc datasets check my_classes/",
         "fgvc datasets check labels.csv --weights runs/birds --suspects suspects.csv",
     ),
-    "datasets make": (
-        "fgvc datasets make aviary birds",
-        "fgvc datasets make aviary birds --species 6",
-    ),
+    "datasets make": ("fgvc datasets make aviary birds", "fgvc datasets make aviary birds --species 6"),
     "datasets make aviary": (
         "fgvc datasets make aviary birds --species 6 --train 30 --val 8 --test 10",
         "fgvc datasets make aviary large --size-px 512 --seed 1",

@@ -39,7 +39,6 @@ from fgvc_cli.cli.options import (
     Workers,
 )
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
-from fgvc_cli.files import as_path
 
 if TYPE_CHECKING:
     from fgvc_cli.run.predict import PredictOptions
@@ -191,62 +190,13 @@ def predict(
     Interrupted runs resume with the same command. Exit code 0: every row is ok; 3: finished,
     but some images failed; 130: interrupted.
     """
+    given = dict(locals())
     from fgvc_cli.run.predict import PredictOptions
 
-    options = PredictOptions(
-        sources=tuple(sources),
-        weights=tuple(weights or ()),
-        index=index,
-        by=by,
-        boxes=boxes,
-        box_conf=box_conf,
-        box_margin=box_margin,
-        box_category=tuple(box_category or ()),
-        out=out or (),  # type: ignore[arg-type]  # checked with all options
-        top_k=top_k,
-        batch_size=None if batch_size is None else parse_batch_size(batch_size),
-        workers=workers,
-        device=device,
-        devices=devices,
-        shard=shard,
-        ray=ray,
-        ray_gpus_per_worker=ray_gpus_per_worker,
-        ray_cpus_per_worker=ray_cpus_per_worker,
-        stages=stages,
-        cascade=cascade,
-        tta=tta,
-        taxonomy=taxonomy,
-        rollup=rollup,
-        exif=exif,
-        group=group,
-        maps=maps,
-        crops=crops,
-        embeddings=embeddings,
-        logits=logits,
-        crops_dir=crops_dir,
-        maps_dir=maps_dir,
-        min_prob=min_prob,
-        thresholds=thresholds,
-        unknown=unknown,  # type: ignore[arg-type]  # checked with all options
-        classes=None if classes is None else str(classes),
-        amp=amp,
-        runtime=runtime,
-        compile=compile,
-        fast_decode=fast_decode,
-        overwrite=overwrite,
-        restart=restart,
-        retry_failed=retry_failed,
-        accept_list=accept_list,
-        null=null,
-        all_files=all_files,
-        nested=nested,
-        raw=raw,
-        frames=frames,
-        every=every,
-        per_file=as_path(per_file) if per_file else None,
-        quiet=quiet,
-    )
-    return run(options)
+    del given["formats"]
+    given["batch_size"] = None if batch_size is None else parse_batch_size(batch_size)
+    given["classes"] = None if classes is None else str(classes)
+    return run(PredictOptions(**given))
 
 
 def parse_batch_size(text: str) -> int | Literal["auto"]:
@@ -268,12 +218,11 @@ def run(options: PredictOptions) -> int:
     Raises:
         FgvcError: as ``predict_folder``.
     """
-    # Decoders share the cores: by default a thread of the model that waits for another spins and takes
-    # theirs. Read once, as torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from dataclasses import replace
 
-    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.cli.progress import ConsoleMessages, spare_cores
+
+    spare_cores()
     from fgvc_cli.formats.csv_rows import StdoutSink, TerminalSink
     from fgvc_cli.run.predict import predict_folder
 
@@ -339,21 +288,8 @@ def merge(
     quiet: Quiet = False,
 ) -> int:
     """Put the complete shards of fgvc predict --shard I/N together, in the order of the images."""
+    given = dict(locals())
     from fgvc_cli.cli.progress import ConsoleMessages
-    from fgvc_cli.run.merge import MergeOptions
     from fgvc_cli.run.merge import merge as run
 
-    options = MergeOptions(
-        out=out,  # type: ignore[arg-type]
-        maps=maps,
-        crops=crops,
-        embeddings=embeddings,
-        logits=logits,
-        crops_dir=crops_dir,
-        maps_dir=maps_dir,
-        per_file=as_path(per_file) if per_file else None,
-        overwrite=overwrite,
-        quiet=quiet,
-        messages=ConsoleMessages(quiet=quiet),
-    )
-    return run.run(options).exit_code
+    return run(**given, messages=ConsoleMessages(quiet=quiet)).exit_code

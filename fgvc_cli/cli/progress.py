@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Advance, Messages
-from fgvc_cli.errors import counted
+from fgvc_cli.errors import counted, duration
 
 NO_FAILURE = ("ok", "unsure", "unknown", "no_box")
 PLAIN_EVERY_SECONDS = 10.0
@@ -112,11 +112,3 @@ def _pace(done: int, total: float | None, seconds: float, unit: str) -> str:
         return shown
     left = max(0.0, total - done) * seconds / done
     return f"{shown}, {done / total:.0%} of {total / scale:,.0f}, {duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h 20 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

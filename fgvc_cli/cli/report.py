@@ -1,9 +1,9 @@
-"""``fgvc report``: names, options and help."""
+"""``fgvc report`` and ``fgvc select``: names, options and help."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -61,26 +61,49 @@ def report(
     quiet: Quiet = False,
 ) -> int:
     """Make one HTML page of predictions, to look through, filter and hand on; it needs no network."""
+    given = dict(locals())
     from fgvc_cli.cli.progress import ConsoleMessages
-    from fgvc_cli.report.page import ReportOptions
     from fgvc_cli.report.page import report as write
 
-    write.run(
-        ReportOptions(
-            predictions,
-            out=out,
-            images=images,
-            labels=labels,
-            thumbs=thumbs,
-            thumb_px=thumb_px,
-            review=review,
-            serve=serve,
-            port=port,
-            only=only,
-            title=title,
-            workers=workers,
-            overwrite=overwrite,
-            messages=ConsoleMessages(quiet=quiet),
-        )
-    )
+    write(**given, messages=ConsoleMessages(quiet=quiet))
+    return EXIT_OK
+
+
+def select(
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            help="What fgvc predict wrote; .h5 or .parquet with --embeddings, for rows that differ."
+        ),
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Rows to pick.")] = 200,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV to write, for fgvc report --only. Default: stdout.")
+    ] = None,
+    doubt: Annotated[
+        Literal["margin", "entropy", "novelty"],
+        typer.Option(
+            help="margin: the two best classes are close; entropy: many classes are likely; novelty: unlike "
+            "the training images."
+        ),
+    ] = "margin",
+    pool: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Choose among POOL times COUNT most doubtful rows those that differ; 1: doubt alone."
+        ),
+    ] = 2,
+    reviewed: Annotated[
+        Path | None,
+        typer.Option(help="Labels that are known, such as reviewed.csv: these rows are left out."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the CSV.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Pick what to look at next: rows that the model doubts and that differ from each other."""
+    given = dict(locals())
+    from fgvc_cli.cli.progress import ConsoleMessages
+    from fgvc_cli.report.select import select as run
+
+    run(**given, messages=ConsoleMessages(quiet=quiet))
     return EXIT_OK

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,7 +74,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="Start from these weights, named as for --weights, without their classifier."),
+        typer.Option(
+            help="Start from these weights, named as for --weights. Without --model: go on with that model. "
+            "Its classifiers of classes that the data have are kept."
+        ),
     ] = None,
     pretrained: Annotated[
         bool | None,
@@ -128,6 +130,7 @@ def train(
     ] = None,
 ) -> int:
     """Train a model on labelled images; the best epoch on validation is kept, then tested once."""
+    given = dict(locals())
     from fgvc_cli.cli.progress import ConsoleMessages
     from fgvc_cli.engine.options import AblateOptions, TrainOptions
 
@@ -141,51 +144,20 @@ def train(
             )
     if seeds and not ablate:
         raise FgvcError("--seeds goes with --ablate.", "One training takes --seed.", EXIT_USAGE)
-    options = TrainOptions(
-        model=model,
-        data=data,
-        dataset=dataset,
-        data_root=data_root,
-        boxes=boxes,
-        box_conf=box_conf,
-        box_margin=box_margin,
-        box_category=tuple(box_category or ()),
-        split_by=split_by,
-        taxonomy=taxonomy,
-        out=out,
-        recipe=recipe,
-        epochs=epochs,
-        batch_size=batch_size,
-        input_px=input_px,
-        seed=seed,
-        init=init,
-        pretrained=pretrained,
-        stages=stages,
-        amp=amp,
-        workers=workers,
-        device=device,
-        devices=devices,
-        set=tuple(sets or ()),
-        overwrite=overwrite,
-        resume=resume,
-        messages=ConsoleMessages(),
-    )
+    del given["show_config"], given["ablate"], given["seeds"]
+    given |= {"set": given.pop("sets"), "messages": ConsoleMessages()}
     if ablate:
-        named = {field.name: getattr(options, field.name) for field in fields(options)}
-        return run_table(AblateOptions(**named, ablate=ablate, seeds=seeds), show_config=show_config)
-    return run(options, show_config=show_config)
+        return run_table(AblateOptions(**given, ablate=ablate, seeds=seeds), show_config=show_config)
+    return run(TrainOptions(**given), show_config=show_config)
 
 
 def run(options: TrainOptions, *, show_config: bool = False) -> int:
     """Train, or only print the settings; print the result."""
     from fgvc_cli.engine.distributed import EndedByAnother, find_world
-    from fgvc_cli.engine.settings import plain_values, resolved_config
-    from fgvc_cli.engine.train import train, with_default_model
+    from fgvc_cli.engine.train import plain_values, resolved_config, train, with_default_model
 
     if show_config:
-        from fgvc_cli.command import Messages
-
-        options = with_default_model(options, options.messages or Messages())
+        options = with_default_model(options, options.speaker)
         config = resolved_config(plain_values(options, find_world().size))
         print(json.dumps(config.model_dump(), indent=2))
         return EXIT_OK

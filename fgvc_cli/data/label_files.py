@@ -73,6 +73,8 @@ class Labels:
     """The source is a review: it has the column ``old_label``."""
     boxes: int = 0
     """Entries that are a box."""
+    box_ids: bool = False
+    """The source numbers the boxes itself."""
     groups: dict[str, str] = field(default_factory=dict)
     """Image path -> what the column that splits go by says of it; empty without one."""
 
@@ -262,8 +264,9 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
         )
     found.reviewed = {"label", "old_label"} <= set(columns)
     line_of: dict[str, int] = {}
-    places: dict[str, tuple[str, dict[Edges | None, str], str | None]] = {}
+    places: dict[str, tuple[str, dict[str, Edges | None], str | None]] = {}
     boxed = set(EDGE_COLUMNS) <= set(columns)
+    found.box_ids = "box_id" in columns
     read: list[tuple[str | None, tuple[str, ...], Entry]] = []
     root = os.path.abspath(path.parent)
     for number, row in table.rows:
@@ -281,7 +284,10 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
         # One file, however its path is written: a/../a/x.jpg is a/x.jpg.
         place = os.path.normpath(os.path.join(root, image))
         earlier, boxes, placed = places.setdefault(place, (image, {}, split))
-        if earlier in line_of and (earlier != image or edges in boxes or None in (edges, *boxes)):
+        own_id = from_cell(_text(row.get("box_id"), f"{where}: box_id", nan="")) if edges else ""
+        # A detector may give one box twice, as two things; it then says which is which.
+        again = not own_id and edges in boxes.values()
+        if boxes and (earlier != image or again or None in (edges, *boxes.values())):
             written = "" if earlier == image else f" as {earlier}"
             raise FgvcError(
                 f"{where}: {image} is on {table.row_word} {line_of[earlier]} too{written}; "
@@ -289,21 +295,27 @@ def _read_table(path: Path, table: _Table, form: str, column: str | None) -> tup
             )
         if split != placed:
             message = (
-                f"{where}: this box of {image} is for {split}, the one on line {line_of[image]} for {placed}."
+                f"{where}: this box of {image} is for {split or 'no split'}, the one on {table.row_word} "
+                f"{line_of[image]} for {placed or 'no split'}."
             )
             raise FgvcError(message, "Give all boxes of an image to one split.")
         line_of.setdefault(image, number)
-        own_id = edges and (_text(row.get("box_id"), f"{where}: box_id", nan="") or str(len(boxes)))
-        if own_id and own_id in boxes.values():
+        own_id = own_id or (str(len(boxes)) if edges else "")
+        if own_id in boxes:
             raise FgvcError(
-                f"{where}: {image} has a box {own_id} on an earlier line too.", "Number its boxes."
+                f"{where}: {image} has a box {own_id} on an earlier {table.row_word} too.",
+                "Number its boxes.",
             )
-        boxes[edges] = own_id or ""
-        read.append(
-            (split, labels, Entry(image, edges and GivenBox(own_id or "", edges, False, image=image)))
-        )
+        boxes[own_id] = edges
+        read.append((split, labels, Entry(image, edges and GivenBox(own_id, edges, False, image=image))))
         if column is not None:
-            found.groups[image] = _text(row.get(column), f"{where}: the {column}", nan="")
+            group = _text(row.get(column), f"{where}: the {column}", nan="")
+            if found.groups.setdefault(image, group) != group:
+                raise FgvcError(
+                    f"{where}: {column} is {group!r} for this box of {image}, {found.groups[image]!r} on "
+                    f"{table.row_word} {line_of[image]}.",
+                    "Give all boxes of an image one value: they are kept in one split.",
+                )
     relative = boxed and are_fractions(path, (entry.box.edges for _, _, entry in read if entry.box))
     for split, labels, entry in read:
         found.boxes += entry.box is not None

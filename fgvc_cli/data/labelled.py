@@ -165,7 +165,7 @@ def load_labelled(
                 division = deal(undealt, classes, val_share, test_part, seed)
             train, val = division[:2]
             test = test if given else division[2]
-        found.notes += _untested(found, classes, val, test, asked=not given and test_share > 0)
+        found.notes += _untested(classes, val, test, asked=not given and test_share > 0)
     splits = {"train": train, "val": val, "test": test}
     undivided = None in listed and not for_training
     if found.boxes:
@@ -175,8 +175,7 @@ def load_labelled(
             f"{box_margin or 0:g} of its sides."
         )
     elif box_margin is not None:
-        message = f"--box-margin is for boxes, and {path} has none."
-        raise FgvcError(message, "Add --boxes FILE, or columns x1,y1,x2,y2.", EXIT_USAGE)
+        raise _no_boxes(str(path))
     return LabelledSet(
         name,
         root,
@@ -187,6 +186,26 @@ def load_labelled(
         (*pick.lines(), *found.notes),
         boxed=bool(found.boxes),
     )
+
+
+def with_margin(labelled: LabelledSet, margin: float) -> LabelledSet:
+    """The boxes of a set with another margin than its training cut round them.
+
+    Raises:
+        FgvcError: it is one of whole images.
+    """
+    if not any(example.box for part in labelled.splits.values() for example in part):
+        raise _no_boxes(labelled.name)
+    splits = {
+        split: tuple(e._replace(box=e.box and e.box._replace(margin=margin)) for e in part)
+        for split, part in labelled.splits.items()
+    }
+    return replace(labelled, splits=splits)
+
+
+def _no_boxes(name: str) -> FgvcError:
+    message = f"--box-margin is for boxes, and {name} has none."
+    return FgvcError(message, "Add --boxes FILE, or columns x1,y1,x2,y2.", EXIT_USAGE)
 
 
 def take_boxes(labelled: LabelledSet, boxes: BoxFile) -> LabelledSet:
@@ -343,7 +362,6 @@ def _division_note(by: SplitBy, groups: Sequence[str], division: Division) -> st
 
 
 def _untested(
-    found: Labels,
     classes: Sequence[str],
     val: Sequence[Example],
     test: Sequence[Example],

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +97,21 @@ class LabelledSet:
         """Hex digest of which image or box has which labels in which split; pixels do not count."""
         lines = [f"{s}\0{e.path}\0{self.label_text(e)}{_box_text(e)}" for s in SPLITS for e in self.splits[s]]
         return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def whole_images(data: LabelledSet) -> LabelledSet:
+    """The images of a set of boxes, each once in its split, with the labels of all of its boxes."""
+    if not any(example.box for part in data.splits.values() for example in part):
+        return data
+    splits: dict[str, tuple[Example, ...]] = {}
+    for split, part in data.splits.items():
+        images: dict[str, Example] = {}
+        for example in part:
+            known = images.get(example.path, example)
+            first, *more = sorted({*known.labels, *example.labels}) or [NO_LABEL]
+            images[example.path] = example._replace(label=first, more=tuple(more), box=None)
+        splits[split] = tuple(images.values())
+    return replace(data, splits=splits)
 
 
 def _box_text(example: Example) -> str:

@@ -1,7 +1,7 @@
 """Image -> model input, as tensors; ``geometry`` says where the input lies and brings boxes back.
 
-Images travel as uint8 (3, S, S); normalisation happens where the model is (``normalize``), which moves a
-quarter of the bytes. Legend: S side of the input, B batch.
+Images travel as uint8 (3, S, S); normalisation happens where the model is (``models.output.normalize``),
+which moves a quarter of the bytes. Legend: S side of the input, B batch.
 """
 
 from __future__ import annotations
@@ -15,19 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from fgvc_cli.config import Augment, Preprocess
-from fgvc_cli.data.geometry import Geometry, cut_input, input_geometry, resized_size
-
-__all__ = [
-    "EvalTransform",
-    "Geometry",
-    "Transform",
-    "eval_transform",
-    "input_geometry",
-    "mix_transform",
-    "normalize",
-    "resized_size",
-    "train_transform",
-]
+from fgvc_cli.data.geometry import cut_input, resized_size
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -127,11 +115,3 @@ def mix_transform(augment: Augment, classes: int) -> Mix | None:
     if not kinds:
         return None
     return kinds[0] if len(kinds) == 1 else v2.RandomChoice(kinds)
-
-
-def normalize(images: Tensor, preprocess: Preprocess) -> Tensor:
-    """uint8 (B, 3, S, S) -> float32 with the checkpoint's mean and std, on the tensor's own device."""
-    # Few bytes, copied at once to where the driver takes them from: the host does not wait for the device.
-    scale = torch.tensor([preprocess.mean, preprocess.std]).to(images.device, non_blocking=True)
-    mean, std = scale.view(2, 3, 1, 1) * 255
-    return (images.float() - mean) / std

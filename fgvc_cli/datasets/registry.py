@@ -16,14 +16,12 @@ from fgvc_cli.data.labelled import has_class_folders, load_boxes_by_category, lo
 from fgvc_cli.data.listing import LabelledSet, missing_images
 from fgvc_cli.data.split import hold_out_validation
 from fgvc_cli.data.taxonomy import read_taxonomy
-from fgvc_cli.datasets import catalogue, published
+from fgvc_cli.datasets import published
 from fgvc_cli.datasets.entries import KnownSet, TrueBoxes, counts_text
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, nearest
 from fgvc_cli.sources.boxes import open_boxes
 
-ENTRIES = {
-    entry.key: entry for entry in sorted((*catalogue.ENTRIES, *published.ENTRIES), key=lambda e: e.key)
-}
+ENTRIES = {entry.key: entry for entry in sorted(published.ENTRIES, key=lambda entry: entry.key)}
 """Every known set by the name that users type, in alphabetical order."""
 
 _DEALT_TEST_SEED = 2021

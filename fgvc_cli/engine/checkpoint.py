@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor, nn
 
 from fgvc_cli import __version__
 from fgvc_cli.command import NO_BOXES, BoxOptions, box_settings
 from fgvc_cli.config import Preprocess, TrainConfig, build, config_sha256, stored_options, stored_preprocess
-from fgvc_cli.data.labelled import take_boxes
+from fgvc_cli.data.labelled import take_boxes, with_margin
 from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.names import same_form
 from fgvc_cli.data.taxonomy import Taxonomy
 from fgvc_cli.datasets.registry import load_data
+from fgvc_cli.engine.graph import Graph
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
-from fgvc_cli.evaluate.rejection import TENSORS, Novelty, stored_novelty
+from fgvc_cli.evaluate.confidence import TENSORS, Calibration, Novelty, apply_temperature, stored_novelty
 from fgvc_cli.files import AtomicFile, file_sha256
-from fgvc_cli.models.output import FgvcModel
+from fgvc_cli.models.output import FgvcModel, ModelOutput, Want
 from fgvc_cli.models.registry import create_model, resolve
 from fgvc_cli.models.weights import CHECKPOINT_KEY, check_weight_file, read_tensors
 from fgvc_cli.sources.boxes import open_boxes
@@ -202,6 +205,45 @@ def load_checkpoint(path: Path | str, *, options: dict[str, Any] | None = None) 
     )
 
 
+class GraphModel(nn.Module):
+    """An exported graph in a model's place, to be measured as one."""
+
+    takes_pixels = True
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.graph, self.precision = graph, graph.precision("auto")
+
+    def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
+        """uint8 (B, 3, S, S) -> what the model says, its probabilities before the temperature."""
+        names = {"boxes": "box", "heat": "heat", "parts": "parts"}
+        given = self.graph.run(images.cpu().numpy(), self.graph.outputs, self.precision)
+        answers = {name: torch.from_numpy(values) for name, values in given.items()}
+        # The graph applies its temperature, which figures are told without: its inverse takes it away.
+        probs = apply_temperature(answers["probs"], 1 / self.graph.temperature)
+        logits = {
+            name.removeprefix("logits_"): v for name, v in answers.items() if name.startswith("logits_")
+        }
+        kept: dict[str, Any] = {
+            asked: answers[name] for asked, name in names.items() if asked in want and name in answers
+        }
+        return ModelOutput(logits=logits, probs=probs, **kept)
+
+
+def graph_checkpoint(graph: Graph) -> Checkpoint:
+    """An exported graph as a checkpoint to measure."""
+    metadata = {"config": {"data": None, "dataset": None}, **graph.training, "options": graph.options}
+    return Checkpoint(
+        cast(FgvcModel, GraphModel(graph)),
+        graph.name,
+        graph.classes,
+        graph.preprocess,
+        graph.sha256,
+        metadata=metadata,
+        temperature=graph.temperature,
+    )
+
+
 def _check_options(name: str, options: dict[str, Any]) -> None:
     fields = resolve(name).family.config.model_fields
     for option, value in options.items():
@@ -236,7 +278,9 @@ def choose_data(
 
 def _in_boxes(labelled: LabelledSet, asked: BoxOptions) -> LabelledSet:
     boxes = open_boxes(asked)
-    return labelled if boxes is None else take_boxes(labelled, boxes)
+    if boxes is not None:
+        return take_boxes(labelled, boxes)
+    return labelled if asked.box_margin is None else with_margin(labelled, asked.box_margin)
 
 
 def is_trained_data(checkpoint: Checkpoint, data: str | None, dataset: str | None) -> bool:

@@ -8,17 +8,16 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from fgvc_cli.charts.figures import ConfusedPair, draw_confused, draw_confusion, draw_reliability
 from fgvc_cli.command import Messages, command
@@ -30,7 +29,14 @@ from fgvc_cli.data.taxonomy import Taxonomy, read_taxonomy
 from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.entries import TrueBoxes
 from fgvc_cli.datasets.registry import load_boxes
-from fgvc_cli.engine.checkpoint import FORMAT, Checkpoint, choose_data, known_examples
+from fgvc_cli.engine.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    GraphModel,
+    choose_data,
+    graph_checkpoint,
+    known_examples,
+)
 from fgvc_cli.engine.device import (
     Amp,
     Precision,
@@ -51,38 +57,36 @@ from fgvc_cli.engine.weights import (
     resolve_weights,
 )
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.calibration import (
-    Calibration,
-    apply_temperature,
-    fit_calibration,
-    reliability,
-)
-from fgvc_cli.evaluate.evaluator import Evaluation
-from fgvc_cli.evaluate.evaluator import evaluate as evaluate_model
-from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED, compare
-from fgvc_cli.evaluate.localisation import Located, best_iou, localisation_metrics
-from fgvc_cli.evaluate.metrics import (
-    Confusion,
-    class_figures,
-    confusion,
-    label_slots,
-    most_confused,
-    taxonomy_figures,
-)
-from fgvc_cli.evaluate.rejection import (
+from fgvc_cli.evaluate.confidence import (
     NO_NOVELTY,
     THRESHOLD_COLUMNS,
+    Calibration,
     Novelty,
     Thresholds,
+    apply_temperature,
     embed,
+    fit_calibration,
     fit_examples,
     fit_novelty,
     fit_thresholds,
+    reliability,
+)
+from fgvc_cli.evaluate.evaluator import Evaluation, Located, best_iou, localisation_metrics
+from fgvc_cli.evaluate.evaluator import evaluate as evaluate_model
+from fgvc_cli.evaluate.intervals import DRAWS, LEVEL, SEED, compare
+from fgvc_cli.evaluate.metrics import (
+    Confusion,
+    class_rows,
+    confusion,
+    confusion_rows,
+    label_slots,
+    most_confused,
+    rank_rows,
+    taxonomy_figures,
 )
 from fgvc_cli.files import AtomicFile, check_folder, check_writable, whole_folder
 from fgvc_cli.formats.csv_rows import csv_lines
 from fgvc_cli.formats.rows import as_text
-from fgvc_cli.models.output import FgvcModel, ModelOutput, Want
 from fgvc_cli.models.weights import rewrite_checkpoint
 from fgvc_cli.sources.boxes import Region
 from fgvc_cli.sources.images import DecodedImage, ReadRule, read_image
@@ -98,8 +102,6 @@ REPORT_FILES = (
 
 PAIRS = 6
 """Most confused pairs that are shown in images."""
-WIDE_CLASSES = 200
-"""Up to so many classes confusion.csv is the whole matrix; beyond, a line for each pair that occurs."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def evaluate(options: EvalOptions) -> Evaluated | Calibrated | Fitted:
             labels the checkpoint does not know, an output that is there already.
     """
     _check(options)
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     if not options.weights:
         messages.note(default_notice())
     checkpoint, *more = _open_all(options)
@@ -219,31 +221,6 @@ def _source(options: EvalOptions) -> Path:
     return resolve_weights(options.weights[0] if options.weights else None)[0]
 
 
-class GraphModel(nn.Module):
-    """An exported graph in a model's place."""
-
-    takes_pixels = True
-
-    def __init__(self, graph: Graph):
-        super().__init__()
-        self.graph, self.precision = graph, graph.precision("auto")
-
-    def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
-        """uint8 (B, 3, S, S) -> what the model says, its probabilities before the temperature."""
-        names = {"boxes": "box", "heat": "heat", "parts": "parts"}
-        given = self.graph.run(images.cpu().numpy(), self.graph.outputs, self.precision)
-        answers = {name: torch.from_numpy(values) for name, values in given.items()}
-        # The graph applies its temperature, which figures are told without: its inverse takes it away.
-        probs = apply_temperature(answers["probs"], 1 / self.graph.temperature)
-        logits = {
-            name.removeprefix("logits_"): v for name, v in answers.items() if name.startswith("logits_")
-        }
-        kept: dict[str, Any] = {
-            asked: answers[name] for asked, name in names.items() if asked in want and name in answers
-        }
-        return ModelOutput(logits=logits, probs=probs, **kept)
-
-
 def _open_all(options: EvalOptions) -> list[Checkpoint]:
     """The models, or the one graph, of ``weights``."""
     looks = _stage_options(options)
@@ -266,24 +243,9 @@ def _open(options: EvalOptions, weights: str | None, looks: dict[str, Any]) -> C
             raise refuse(name, weights)
     graph = Graph(weights or "", runtime=options.runtime, device=options.device)
     if not graph.training and not (options.data or options.dataset):
-        raise FgvcError(
-            f"{graph.path.name} does not say what it was trained on.", "Name images with --data.", EXIT_USAGE
-        )
-    return Checkpoint(
-        cast(FgvcModel, GraphModel(graph)),
-        graph.name,
-        graph.classes,
-        graph.preprocess,
-        graph.sha256,
-        metadata={"config": {"data": None, "dataset": None}, **graph.training, "options": graph.options},
-        temperature=graph.temperature,
-    )
-
-
-def _runtime(checkpoint: Checkpoint) -> str | None:
-    """What computes a graph, and its version."""
-    model: object = checkpoint.model
-    return model.graph.settings["runtime"] if isinstance(model, GraphModel) else None
+        message = f"{graph.path.name} does not say what it was trained on."
+        raise FgvcError(message, "Name images with --data.", EXIT_USAGE)
+    return graph_checkpoint(graph)
 
 
 def _stage_options(options: EvalOptions) -> dict[str, Any]:
@@ -535,6 +497,7 @@ def _document(
 ) -> dict[str, Any]:
     """Everything that ``--json`` prints."""
     checkpoint = measured.checkpoint
+    model: object = checkpoint.model
     calibration = _calibration(checkpoint, options.split if own_data else None, _stage_options(options))
     # The figures of several passes are of their calibrated mean alone.
     fused = bool(measured.others) or options.tta is not None
@@ -553,7 +516,7 @@ def _document(
         "train_images": checkpoint.metadata.get("train_images"),
         "caveat": labelled.caveat or None,
         "precision": measured.precision,
-        "runtime": _runtime(checkpoint),
+        "runtime": model.graph.settings["runtime"] if isinstance(model, GraphModel) else None,
         "metrics": measured.result.metrics(checkpoint.temperature if calibration else None),
         "intervals": measured.result.intervals(),
         "interval": {"method": "percentile bootstrap, images", "level": LEVEL, "draws": DRAWS, "seed": SEED},
@@ -759,46 +722,17 @@ def write_report(out: Path, measured: Measured, document: dict[str, Any], *, ove
     about = f"{document['model']} on {document['dataset']}, {document['split']} split"
     with whole_folder(out, overwrite=overwrite, replaceable=REPORT_FILES) as folder:
         (folder / METRICS).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        _write_csv(folder / PER_CLASS, _class_rows(matrix, classes))
-        _write_csv(folder / CONFUSION, _confusion_rows(matrix, classes))
+        _write_csv(folder / PER_CLASS, class_rows(matrix, classes))
+        _write_csv(folder / CONFUSION, confusion_rows(matrix, classes))
         _write_csv(folder / PREDICTIONS, _prediction_rows(measured))
         if document["taxonomy"]:
-            _write_csv(folder / RANKS, _rank_rows(document["taxonomy"]))
+            _write_csv(folder / RANKS, rank_rows(document["taxonomy"]))
         (folder / CONFUSION_PNG).write_bytes(draw_confusion(matrix, classes, about))
         (folder / RELIABILITY_PNG).write_bytes(_reliability(measured, document, about))
         pairs = most_confused(matrix, PAIRS)
         if pairs:
             picture = draw_confused(_with_photos(measured, matrix, pairs), about, "most confused")
             picture.save(folder / CONFUSED_PNG, format="PNG")
-
-
-def _class_rows(matrix: np.ndarray, classes: Sequence[str]) -> Iterable[Sequence[object]]:
-    yield ["class", "images", "recall", "precision", "f1", "most_confused_with", "confused_images"]
-    for name, row in zip(classes, class_figures(matrix), strict=True):
-        shares = ["" if value is None else f"{value:.4f}" for value in (row.recall, row.precision, row.f1)]
-        taken = "" if row.taken_for is None else classes[row.taken_for]
-        yield [name, row.images, *shares, taken, row.taken_count]
-
-
-def _confusion_rows(matrix: np.ndarray, classes: Sequence[str]) -> Iterable[Sequence[object]]:
-    if len(classes) <= WIDE_CLASSES:
-        yield ["label", *classes]
-        for name, counts in zip(classes, matrix.tolist(), strict=True):
-            yield [name, *counts]
-        return
-    yield ["label", "guess", "images"]
-    for label, guess in zip(*np.nonzero(matrix), strict=True):
-        yield [classes[label], classes[guess], int(matrix[label, guess])]
-
-
-def _rank_rows(figures: dict[str, Any]) -> Iterable[Sequence[object]]:
-    """Rank by rank, from fine to coarse; the last two columns where answers were rolled up."""
-    shares = ["accuracy", "low", "high", *(["coverage", "answer_accuracy"] if figures["rollup"] else [])]
-    yield ["rank", "images", *shares]
-    for line in figures["ranks"]:
-        line = line | dict(zip(("low", "high"), line["interval"] or (None, None), strict=True))
-        values = ["" if line[name] is None else f"{line[name]:.4f}" for name in shares]
-        yield [line["rank"], line["images"], *values]
 
 
 def _prediction_rows(measured: Measured) -> Iterable[Sequence[object]]:

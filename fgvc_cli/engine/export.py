@@ -34,15 +34,15 @@ from torch.export import Dim, ExportedProgram
 from fgvc_cli import __version__
 from fgvc_cli.aviary.dataset import SPECIES, render_bird
 from fgvc_cli.command import Messages, command
-from fgvc_cli.data.transforms import eval_transform, normalize
+from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.graph import INPUT, Graph
 from fgvc_cli.engine.options import ExportOptions, Pixels
 from fgvc_cli.engine.weights import default_notice, open_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.calibration import apply_temperature
+from fgvc_cli.evaluate.confidence import apply_temperature
 from fgvc_cli.files import AtomicFile, check_writable
-from fgvc_cli.models.output import Want
+from fgvc_cli.models.output import Want, normalize
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import Failure, ReadRule, read_image
 
@@ -378,7 +378,7 @@ def export(options: ExportOptions) -> Exported:
         FgvcError: an ending, option or file that cannot be; a model that cannot be exported; a graph that
             answers otherwise than the model, which is not written.
     """
-    messages, out = options.messages or Messages(quiet=options.quiet), options.out
+    messages, out = options.speaker, options.out
     form = pick_format(out)
     check_writable(out, overwrite=options.overwrite)
     found = None if options.check is None else find_images([options.check])

@@ -19,10 +19,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from fgvc_cli import __version__
-from fgvc_cli.command import Messages, command, options
+from fgvc_cli.command import MessageOptions, command, options
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.checkpoint import read_metadata
-from fgvc_cli.engine.settings import settings_text
+from fgvc_cli.engine.train import settings_text
 from fgvc_cli.engine.weights import HUB, LOGIN, MODEL_FILE, REPO, first_line, resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.evaluate.intervals import LEVEL, share_interval
@@ -36,7 +36,7 @@ _SHOWN_CLASSES = 1000
 
 
 @options
-class PushOptions:
+class PushOptions(MessageOptions):
     """What ``fgvc push`` is asked for."""
 
     weights: str
@@ -51,10 +51,6 @@ class PushOptions:
     """Write the folder that would be uploaded to ``out``, and upload nothing."""
     out: Path | None = None
     """With ``dry_run``: new folder."""
-    quiet: bool = False
-    """Say nothing but errors."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
     def __post_init__(self) -> None:
         """Raise FgvcError for what can be known to fail."""
@@ -94,7 +90,7 @@ def push(options: PushOptions) -> Pushed:
         FgvcError: no checkpoint; no right to write there, no network; a public repository where a private one
             was asked for; a folder that is there already.
     """
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     file, _ = resolve_weights(options.weights)
     metadata = read_metadata(file)
     public = _without_paths(metadata)

@@ -26,7 +26,7 @@ from fgvc_cli.data.listing import first_names
 from fgvc_cli.engine.checkpoint import Checkpoint, file_sha256
 from fgvc_cli.engine.device import computing
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.calibration import fit_temperature
+from fgvc_cli.evaluate.confidence import fit_temperature
 from fgvc_cli.models.output import ModelOutput, Want
 
 FORMAT = "fgvc index"
@@ -44,7 +44,7 @@ CHUNK_ROWS = 8192
 def unit(embeddings: np.ndarray) -> np.ndarray:
     """Embeddings (B, D) as they are stored and compared: scaled to length 1, then float16.
 
-    float16 moves a cosine by 0.001 at most, and makes the search exact (see ``retrieval.search``).
+    float16 moves a cosine by 0.001 at most, and makes the search exact (see ``retrieval.index_file``).
     """
     values = np.asarray(embeddings, np.float64)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)

@@ -1,4 +1,7 @@
-"""What learns, and one update of it: model, optimiser, schedule, averages; and the memory that takes."""
+"""What learns, and one update of it: losses, model, optimiser, schedule, averages; and the memory that takes.
+
+Legend: B batch, K classes, P parts, L branches.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from fgvc_cli.config import Preprocess, TrainConfig
+from fgvc_cli.config import Loss, Preprocess, TrainConfig
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.data.names import class_order
-from fgvc_cli.data.transforms import mix_transform, normalize
+from fgvc_cli.data.transforms import mix_transform
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import (
     Precision,
@@ -31,10 +34,102 @@ from fgvc_cli.engine.device import (
     usual_precision,
 )
 from fgvc_cli.engine.distributed import ALONE, World
-from fgvc_cli.engine.losses import total_loss
 from fgvc_cli.engine.optim import build_optimizer, build_schedule, largest_rates
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.models.output import FgvcModel, ModelOutput, summarize_stats
+from fgvc_cli.models.output import FgvcModel, ModelOutput, normalize, summarize_stats
+
+
+def total_loss(
+    output: ModelOutput, labels: Tensor, config: Loss, multi_label: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of each branch's cross entropy and of the model's penalties, and these terms by name.
+
+    CRA-SMRA, Eq. 12: L = alpha * sum_i L_i + beta * L_all + gamma * L_div, where a branch called ``stage...``
+    is an L_i (Eq. 10) and ``concat`` is L_all (Eq. 11). Any other branch weighs 1: the looks of a multi-stage
+    ViT, L = L_a + L_b + sum_i L_ci (Eq. 1 of Conde & Turgutlu 2021), and the one answer of a plain baseline.
+
+    Args:
+        labels: class indices (B,), targets (B, K) of mixed images, or those of a multi-label set.
+        multi_label: whether each class is a yes or no of its own, see ``label_loss``.
+
+    Returns:
+        The loss, a scalar, and the unweighted terms, detached. Where ``output.part_logits`` is there, the
+        term ``parts`` comes from it, see ``part_loss``.
+    """
+    terms = {
+        name: label_loss(logits, labels, config.label_smoothing, multi_label)
+        for name, logits in output.logits.items()
+    }
+    if output.part_logits is not None:
+        terms["parts"] = part_loss(output.part_logits, labels, config, multi_label)
+    weights = {name: _branch_weight(name, config) for name in terms}
+    for name, penalty in output.penalties.items():
+        terms[name] = penalty
+        weights[name] = config.gamma
+    loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return loss, {name: term.detach() for name, term in terms.items()}
+
+
+def label_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, multi_label: bool = False) -> Tensor:
+    """Cross entropy of one branch, a scalar, averaged over the batch.
+
+    Args:
+        logits: (B, K).
+        labels: int64 (B,), or float (B, K) in [0, 1]: shares of the classes of mixed images, or one target
+            for each label.
+        smoothing: share of the target that is spread over all K classes, or over yes and no of each label.
+        multi_label: binary cross entropy of each label by itself, averaged over the labels, in place of the
+            softmax over the classes.
+    """
+    if not multi_label:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    targets = labels * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits.float(), targets)
+
+
+def part_loss(part_logits: Tensor, labels: Tensor, config: Loss, multi_label: bool = False) -> Tensor:
+    """Loss of each part crop as an input of its own, averaged over the batch.
+
+    Args:
+        part_logits: (B, P, K).
+        labels, multi_label: as for ``total_loss``.
+
+    Returns:
+        A scalar: summed over the P parts (Eq. 1 of Conde & Turgutlu 2021), or averaged, by
+        ``config.part_loss``.
+    """
+    parts = part_logits.shape[1]
+    repeated = labels.repeat_interleave(parts, dim=0)
+    mean = label_loss(part_logits.flatten(0, 1), repeated, config.label_smoothing, multi_label)
+    return mean * parts if config.part_loss == "sum" else mean
+
+
+def _branch_weight(name: str, config: Loss) -> float:
+    if name.startswith("stage"):
+        return config.alpha
+    return config.beta if name == "concat" else 1.0
+
+
+def fit_fuse_weights(probs: Tensor, labels: Tensor) -> Tensor:
+    """Mixture weights that make the true labels most likely.
+
+    Expectation maximisation of a mixture with fixed components: the likelihood is concave in the weights
+    and never falls, so no step size is to be chosen.
+
+    Args:
+        probs: (L, N, K), each branch's probabilities on validation images; those of the true classes alone
+            will do, with labels of 0.
+        labels: (N,).
+
+    Returns:
+        (L,), non-negative, summing to 1.
+    """
+    likelihood = probs[:, torch.arange(len(labels)), labels].double().clamp_min(1e-12)
+    weights = torch.full((len(probs), 1), 1 / len(probs), dtype=torch.float64)
+    for _ in range(500):
+        responsibility = weights * likelihood
+        weights = (responsibility / responsibility.sum(dim=0)).mean(dim=1, keepdim=True)
+    return weights.squeeze(1).float()
 
 
 class Meter:
@@ -311,16 +406,15 @@ class Learner:
         if self.ema:
             self.ema.update(self.model, step=self.updates)
 
-    def seconds_per_image(self, side: int, images: int = 8) -> float | None:
+    def seconds_per_image(self, side: int) -> float | None:
         """What a step takes, by the second of two on a copy of the model; None where it cannot be tried.
 
         Nothing of the learner changes, randomness included.
 
         Args:
             side: of the input, pixels.
-            images: of the batch that is tried; of large batches each takes about as long.
         """
-        images = min(images, max(self.config.batch_size, 2))
+        images = min(8, max(self.config.batch_size, 2))  # of larger batches each takes about as long
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             batch = torch.zeros(images, 3, side, side, device=self.device)
             batch = batch.contiguous(memory_format=torch.channels_last)

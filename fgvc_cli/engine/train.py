@@ -6,6 +6,7 @@ One training; ``engine.ablate`` trains tables of them.
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 
 from fgvc_cli.command import Messages, box_settings, command
-from fgvc_cli.config import TrainConfig, apply_sets, build
+from fgvc_cli.config import SetText, TrainConfig, apply_sets, build, merge, stored_options
 from fgvc_cli.data.labelled import LabelledSet
 from fgvc_cli.datasets.check import look_before_training
 from fgvc_cli.datasets.registry import ENTRIES, load_data
+from fgvc_cli.engine.checkpoint import read_metadata
 from fgvc_cli.engine.device import keep_freed_memory, pick_device, pick_devices
 from fgvc_cli.engine.distributed import (
     ALONE,
@@ -34,8 +36,14 @@ from fgvc_cli.engine.distributed import (
 from fgvc_cli.engine.learner import seed_everything
 from fgvc_cli.engine.options import (
     DEFAULT,
+    PAPER,
+    REFINE,
+    AblateOptions,
+    Setup,
     TrainOptions,
+    find_recipe,
     given_options,
+    source_px,
 )
 from fgvc_cli.engine.run_state import (
     CHECKPOINT,
@@ -47,13 +55,145 @@ from fgvc_cli.engine.run_state import (
     make_run_dir,
     state_path,
 )
-from fgvc_cli.engine.settings import plain_values, settings_text, with_data, with_statistics
 from fgvc_cli.engine.trainer import Trainer
-from fgvc_cli.engine.weights import read_manifest
+from fgvc_cli.engine.weights import read_manifest, resolve_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, Interrupted, counted
-from fgvc_cli.evaluate.metrics import headline
+from fgvc_cli.evaluate.metrics import check_labels, headline
 from fgvc_cli.models.output import FgvcModel
-from fgvc_cli.models.registry import check_input_px, create_model
+from fgvc_cli.models.registry import backbone_traits, check_input_px, create_model, resolve
+from fgvc_cli.models.weights import check_weight_file, load_classifiers, shared_classes
+
+_SECTION_HINT = "For example: --set preprocess.input_px=224"
+_FIELDS = (
+    *("model", "recipe", "data", "dataset", "data_root", "split_by", "epochs", "batch_size", "seed", "init"),
+    *("pretrained", "amp", "workers", "devices", "taxonomy"),
+)
+"""Options that are fields of ``TrainConfig``."""
+_SAID_ELSEWHERE = ("model", "data", "boxes", "dataset", "data_root", "recipe", "workers")
+"""Fields that the block of settings leaves out: the line above it says them, or they change no result."""
+
+
+def plain_values(options: TrainOptions, processes: int = 1) -> dict[str, Any]:
+    """What the user gave, laid over the recipe: nested plain values of ``TrainConfig``.
+
+    Where none is named the recipe is ``strong``, and for a table of an ablation that of the model's paper.
+
+    Args:
+        processes: that train together, where others started them; else ``devices`` says it.
+
+    Raises:
+        FgvcError: an unknown model or recipe, a recipe of another family, an assignment that is none, weights
+            to start from that are not there.
+    """
+    given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
+    given |= box_settings(options)
+    given = apply_sets(given, list(options.set))
+    sections = (("preprocess", "input_px", options.input_px), ("options", "stages", options.stages))
+    for section, field, value in sections:
+        inside = given.setdefault(section, {})
+        if not isinstance(inside, dict):
+            raise FgvcError(f"{section} is a section, got {inside!r}.", _SECTION_HINT, EXIT_USAGE)
+        if value is not None:
+            inside.setdefault(field, value)
+    if processes > 1:
+        given["devices"] = processes
+    if str(given.get("init", "none")).lower() not in ("none", "null"):
+        given["init"] = str(resolve_weights(str(given["init"]), option="--init")[0])
+    resolved = resolve(str(given["model"]))
+    family = resolved.name.partition("-")[0]
+    usual = PAPER if isinstance(options, AblateOptions) else DEFAULT
+    recipe = find_recipe(str(given.pop("recipe", usual)), family)
+    traits = backbone_traits(resolved.backbone)._asdict() if recipe.asks_backbone else {}
+    setup = Setup(
+        family=family,
+        backbone=resolved.backbone,
+        dataset=str(given.get("dataset") or ""),
+        input_px=_count(given["preprocess"].get("input_px"))
+        or source_px(family, str(given.get("dataset") or "")),
+        epochs=_count(given.get("epochs")),
+        batch_size=_count(given.get("batch_size")),
+        batches=(_count(given.get("devices")) or 1) * (_count(given.get("accumulate")) or 1),
+        **traits,
+    )
+    return merge(recipe.settings(setup), given) | {"recipe": recipe.name}
+
+
+def _count(value: Any) -> int | None:
+    """A number from 1 as given; None for what is none, which validation refuses later in its own words."""
+    text = str(value)
+    return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def with_data(config: TrainConfig, data: LabelledSet) -> TrainConfig:
+    """The config of a model that tells as many labels per image as the data has.
+
+    Branch weights are fitted on a val split to one class per image. Where a recipe wants them and the data
+    has no such split, all branches count equally; what the user has set stays, to be refused.
+
+    Raises:
+        FgvcError: settings that say otherwise, or that several labels do not go with.
+    """
+    multi_label, options = data.multi_label, config.options
+    check_labels(options.get("multi_label", multi_label), multi_label, config.sampling)
+    fuse = options.get("fuse")
+    if fuse == "weighted" and not isinstance(fuse, SetText) and (multi_label or not data.splits["val"]):
+        options = options | {"fuse": "mean"}
+    return config.model_copy(update={"options": options | {"multi_label": multi_label}})
+
+
+def with_statistics(values: dict[str, Any], model: FgvcModel) -> TrainConfig:
+    """Normalise as the starting weights expect, unless the user set it; record the options in full."""
+    preprocess = {"mean": model.input_mean, "std": model.input_std} | values["preprocess"]
+    options = model.config.model_dump()
+    return build(TrainConfig, values | {"preprocess": preprocess, "options": options})
+
+
+def resolved_config(values: dict[str, Any]) -> TrainConfig:
+    """What ``config.json`` of a run with these values holds, without its data; nothing is downloaded.
+
+    Raises:
+        FgvcError: settings or a model that do not work.
+    """
+    config: TrainConfig = build(TrainConfig, values)
+    model = create_model(
+        config.model, 2, input_px=config.preprocess.input_px, init=config.init, options=config.options
+    )
+    config = with_statistics(values, model)
+    check_input_px(model, config.augment.train_px or config.preprocess.input_px)
+    return config
+
+
+def settings_text(config: TrainConfig) -> str:
+    """The recipe and, a line per section, what is not the default, each as ``--set`` takes it."""
+    given, usual = config.model_dump(), TrainConfig(model=config.model).model_dump()
+    usual["options"] = resolve(config.model).family.config().model_dump()
+    lines = []
+    single = _changed("", given, usual, skip=_SAID_ELSEWHERE)
+    for section in (name for name, value in usual.items() if isinstance(value, dict)):
+        changed = _changed(f"{section}.", given[section], usual[section])
+        lines += [f"  {changed}"] if changed else []
+    lines += [f"  {single}"] if single else []
+    head = f"Recipe {config.recipe}" if config.recipe else "No recipe"
+    what = "; what is not the default:" if lines else "; every setting is the default."
+    return "\n".join([head + what, *lines])
+
+
+def _changed(prefix: str, given: dict[str, Any], usual: dict[str, Any], skip: tuple[str, ...] = ()) -> str:
+    return " ".join(
+        f"{prefix}{name}={_text(value)}"
+        for name, value in given.items()
+        if name not in skip and not isinstance(value, dict) and value != usual.get(name)
+    )
+
+
+def _text(value: Any) -> str:
+    """As ``--set`` reads it."""
+    if isinstance(value, tuple | list):
+        return ",".join(_text(part) for part in value)
+    if value is None:
+        return "none"
+    return format(value, ".6g") if isinstance(value, float) else str(value)
+
 
 _MAY_DIFFER = ("workers", "data", "data_root")
 """Options that may differ when a run is gone on with: none of them changes what it computes."""
@@ -110,7 +250,7 @@ def train(options: TrainOptions) -> Trained:
         Interrupted: Ctrl-C or SIGTERM; what was done is saved.
         EndedByAnother: one of several processes failed, and has said why.
     """
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     if options.resume is not None:
         _check_resume_options(options)
         given = {name: getattr(options, name) for name in _MAY_DIFFER if getattr(options, name) is not None}
@@ -136,32 +276,80 @@ def with_default_model(options: TrainOptions, messages: Messages) -> TrainOption
     if options.model or not (options.data or options.dataset):
         check_model_given(options)
         return options
-    images = load_data(_data_config(options)).counts()["train"]
+    data = load_data(_data_config(options))
+    images = data.counts()["train"]
     on_cuda = pick_device(options.device).type == "cuda"
     init = options.init or ("groceries-vit" if on_cuda else "groceries")
-    entry = read_manifest().entries.get(init)
-    if entry is None:
-        raise FgvcError(
-            f"--init {init} without --model: only an embedded model says what it is.",
-            f"Give --model NAME too, or --init with one of {', '.join(read_manifest().entries)}.",
-            EXIT_USAGE,
-        )
+    document = _read_document(init)
+    known = len(shared_classes(document["classes"], data.classes)) if options.init else 0
+    if known:
+        return _refined(options, document, known, data, messages)
     chosen = replace(
         options,
-        model=entry.model,
+        model=document["model"],
         init=init,
         recipe=options.recipe or DEFAULT,
         input_px=options.input_px or DEFAULT_MODEL_PX,
         epochs=options.epochs or max(5, min(30, round(DEFAULT_MODEL_IMAGES / max(images, 1)))),
     )
     reason = "accurate for its size, for a GPU" if on_cuda else "light enough for a CPU"
+    origin = f"from the embedded {init} (no download)" if init in read_manifest().entries else f"from {init}"
+    reason = f", {reason}, {origin}" if options.init is None else f" {origin}, none of whose classes are here"
     messages.note(
-        f"No --model given: {chosen.model}, {reason}, from the embedded {init} (no download), "
+        f"No --model given: {chosen.model}{reason}, "
         f"{chosen.input_px} px, recipe {chosen.recipe}, {chosen.epochs} epochs for "
         f"{counted(images, 'training image')}. Larger, with ImageNet weights from the net: --model "
         "crasmra-r50; fgvc models lists others."
     )
     return chosen
+
+
+def _read_document(init: str) -> dict[str, Any]:
+    """What a checkpoint says of itself: see ``Checkpoint.metadata``.
+
+    Raises:
+        FgvcError: no such file, or weights that do not say which model they are of.
+    """
+    path, _ = resolve_weights(init, option="--init")
+    check_weight_file(path)
+    try:
+        return read_metadata(path)
+    except FgvcError as error:
+        message = f"--init {init} without --model: {error.message.removesuffix('.')}, and names no model."
+        hint = f"Give --model NAME too, or --init RUN, or one of {', '.join(read_manifest().entries)}."
+        raise FgvcError(message, hint, EXIT_USAGE) from error
+
+
+def _refined(
+    options: TrainOptions, document: dict[str, Any], known: int, data: LabelledSet, messages: Messages
+) -> TrainOptions:
+    """A training that goes on from a model which knows some of the classes: its network and its input."""
+    stored, trained = document["preprocess"], document["config"]
+    own = {
+        f"options.{name}": value
+        for name, value in stored_options(document["options"]).items()
+        # Stochastic depth is a recipe's.
+        if name not in ("multi_label", "pretrained_tag", "drop_path")
+    }
+    if own.get("options.fuse") == "weighted" and (data.multi_label or not data.splits["val"]):
+        del own["options.fuse"]  # as ``with_data``: there is nothing to fit the weights on
+    if options.input_px in (None, stored["input_px"]):
+        own |= {"preprocess.resize_px": stored["resize_px"], "preprocess.resize_rule": stored["resize_rule"]}
+        if trained.get("augment", {}).get("train_px"):
+            own["augment.train_px"] = trained["augment"]["train_px"]
+    recipe = options.recipe or REFINE
+    classes, px = counted(len(data.classes), "class", "classes"), options.input_px or stored["input_px"]
+    messages.note(
+        f"Going on from {options.init}, which knows {known:,} of the {classes}: {document['model']}, "
+        f"{px} px, recipe {recipe}."
+    )
+    return replace(
+        options,
+        model=document["model"],
+        recipe=recipe,
+        input_px=px,
+        set=(*(f"{name}={json.dumps(value).strip(chr(34))}" for name, value in own.items()), *options.set),
+    )
 
 
 def _data_config(options: TrainOptions) -> TrainConfig:
@@ -231,7 +419,16 @@ def start(
         init=config.init,
         options=config.options,
     )
-    config = with_statistics(config, values, model)
+    if config.init:
+        kept, source = load_classifiers(model, Path(config.init), data.classes), Path(config.init).name
+        if kept and world.is_main:
+            messages.note(f"{kept:,} of {len(data.classes):,} classes begin with what {source} knows.")
+        elif config.recipe == REFINE and world.is_main:
+            messages.warn(
+                f"No classifier of {source} fits this model and these classes: they begin anew, at the "
+                f"small rates of {REFINE}. --recipe {DEFAULT} trains a new one."
+            )
+    config = with_statistics(values, model)
     check_input_px(model, config.augment.train_px or config.preprocess.input_px)
     return _train(model, config, data, run_dir, target, world, messages)
 
@@ -297,15 +494,23 @@ def _train(
     messages: Messages,
     state: RunState | None = None,
 ) -> Trained:
+    def trainer(device: torch.device) -> Trainer:
+        keep_freed_memory()
+        observer = TrainProgress(messages, config.epochs, run_dir) if world.is_main else Silent(messages)
+        made = Trainer(model, config, data, run_dir, device, observer, state, world)
+        if world.is_main and not state:
+            make_run_dir(run_dir)
+        return made
+
     if config.devices > 1 and world == ALONE:
         messages.note(settings_text(config))
         # This process only starts the others: on a card it would take memory from the first of them.
-        _trainer(model, config, data, run_dir, torch.device("cpu"), world, messages).prepare()
+        trainer(torch.device("cpu")).prepare()
         return _launch(run_dir, config.devices, ["--device", target.type])
     if restarts() and gave_up(run_dir):
         raise EndedByAnother
     with joined(world, target), errors_end_all(run_dir) if config.devices > 1 else contextlib.nullcontext():
-        return _run(_trainer(model, config, data, run_dir, target, world, messages, state), messages, state)
+        return _run(trainer(target), messages, state)
 
 
 def _launch(run_dir: Path, devices: int, arguments: list[str]) -> Trained:
@@ -314,24 +519,6 @@ def _launch(run_dir: Path, devices: int, arguments: list[str]) -> Trained:
     if ended is None:
         raise FgvcError(f"{run_dir} is not finished, though its processes have ended.", None)
     return replace(ended, told=True)
-
-
-def _trainer(
-    model: FgvcModel,
-    config: TrainConfig,
-    data: LabelledSet,
-    run_dir: Path,
-    target: torch.device,
-    world: World,
-    messages: Messages,
-    state: RunState | None = None,
-) -> Trainer:
-    keep_freed_memory()
-    observer = TrainProgress(messages, config.epochs, run_dir) if world.is_main else Silent(messages)
-    trainer = Trainer(model, config, data, run_dir, target, observer, state, world)
-    if world.is_main and not state:
-        make_run_dir(run_dir)
-    return trainer
 
 
 def _run(trainer: Trainer, messages: Messages, state: RunState | None) -> Trained:

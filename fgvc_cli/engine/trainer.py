@@ -35,8 +35,7 @@ from fgvc_cli.data.transforms import eval_transform, train_transform
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.device import Precision, computing, is_out_of_memory, usual_precision
 from fgvc_cli.engine.distributed import ALONE, ProcessLost, World
-from fgvc_cli.engine.learner import Learner, Meter, Teacher, out_of_memory
-from fgvc_cli.engine.losses import fit_fuse_weights
+from fgvc_cli.engine.learner import Learner, Meter, Teacher, fit_fuse_weights, out_of_memory
 from fgvc_cli.engine.run_state import (
     CHECKPOINT,
     CONFIG,
@@ -54,10 +53,18 @@ from fgvc_cli.engine.run_state import (
 )
 from fgvc_cli.engine.weights import open_weights
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
-from fgvc_cli.evaluate.calibration import Calibration, fit_calibration
+from fgvc_cli.evaluate.confidence import (
+    NO_NOVELTY,
+    TENSORS,
+    Calibration,
+    Novelty,
+    embed,
+    fit_calibration,
+    fit_examples,
+    fit_novelty,
+)
 from fgvc_cli.evaluate.evaluator import Evaluation, evaluate, join_judged
 from fgvc_cli.evaluate.metrics import check_labels, rank
-from fgvc_cli.evaluate.rejection import NO_NOVELTY, TENSORS, Novelty, embed, fit_examples, fit_novelty
 from fgvc_cli.files import AtomicFile, FolderLock
 from fgvc_cli.models.output import FgvcModel
 from fgvc_cli.models.weights import read_tensors
@@ -480,9 +487,7 @@ class Trainer:
         metrics = {"val": self.best.scores}
         validation = self.best.validation or self._evaluate("val")
         if self.config.options.get("fuse") == "weighted":
-            weights = self._fuse_weights(validation)
-            self.learner.kept.get_buffer("heads.fuse_weights").copy_(weights)
-            validation = self._evaluate("val")
+            validation = self._fit_branches(validation)
         # One temperature belongs to one softmax: several labels are left as the model gives them.
         calibration = None if self.data.multi_label else self._calibrate(validation)
         temperature = calibration.temperature if calibration else None
@@ -559,6 +564,18 @@ class Trainer:
     def _metrics(self, part: Evaluation, temperature: float | None = None) -> dict[str, float]:
         """Of the parts of all processes, which send what they made of each image, not of each class."""
         return join_judged(self.world.gather(part.judged(temperature))).metrics()
+
+    def _fit_branches(self, validation: Evaluation) -> Evaluation:
+        """Weigh the branches as makes val most likely, unless that costs right answers there: the surest
+        branch is not always the best one."""
+        weights = self.learner.kept.get_buffer("heads.fuse_weights")
+        before = weights.clone()
+        weights.copy_(self._fuse_weights(validation))
+        fitted = self._evaluate("val")
+        if self._metrics(fitted)["top1"] >= self._metrics(validation)["top1"]:
+            return fitted
+        weights.copy_(before)
+        return validation
 
     def _fuse_weights(self, part: Evaluation) -> torch.Tensor:
         """Of the branches, from how likely each finds the true classes."""

@@ -8,7 +8,7 @@ Legend: N images, K classes or labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,6 +27,9 @@ TOP = 5
 
 DENSE_CLASSES = 512
 """Up to so many classes a confusion matrix is an array; that of 10,000 would take 0.8 GB, almost all 0."""
+
+WIDE_CLASSES = 200
+"""Up to so many classes a confusion table is the whole matrix; beyond, a line for each pair that occurs."""
 
 Matrix: TypeAlias = np.ndarray | csr_array
 
@@ -103,6 +106,27 @@ def class_figures(matrix: Matrix) -> list[ClassFigures]:
             )
         )
     return rows
+
+
+def class_rows(matrix: Matrix, classes: Sequence[str]) -> Iterator[Sequence[object]]:
+    """A table of ``class_figures``, its header first."""
+    yield ["class", "images", "recall", "precision", "f1", "most_confused_with", "confused_images"]
+    for name, row in zip(classes, class_figures(matrix), strict=True):
+        shares = ["" if value is None else f"{value:.4f}" for value in (row.recall, row.precision, row.f1)]
+        taken = "" if row.taken_for is None else classes[row.taken_for]
+        yield [name, row.images, *shares, taken, row.taken_count]
+
+
+def confusion_rows(matrix: Matrix, classes: Sequence[str]) -> Iterator[Sequence[object]]:
+    """A ``confusion`` matrix as a table, its header first; of many classes a line per pair that occurs."""
+    if len(classes) <= WIDE_CLASSES:
+        yield ["label", *classes]
+        for name, counts in zip(classes, matrix.tolist(), strict=True):
+            yield [name, *counts]
+        return
+    yield ["label", "guess", "images"]
+    for label, guess in zip(*np.nonzero(matrix), strict=True):
+        yield [classes[label], classes[guess], int(matrix[label, guess])]
 
 
 def most_confused(matrix: Matrix, limit: int) -> list[Confusion]:
@@ -324,3 +348,14 @@ def taxonomy_figures(
             "accuracy": _share(right_answers, answered),
         }
     return figures
+
+
+def rank_rows(figures: dict[str, Any]) -> Iterator[Sequence[object]]:
+    """A table of ``taxonomy_figures``, its header first: rank by rank, from fine to coarse; the last two
+    where answers were rolled up."""
+    shares = ["accuracy", "low", "high", *(["coverage", "answer_accuracy"] if figures["rollup"] else [])]
+    yield ["rank", "images", *shares]
+    for line in figures["ranks"]:
+        line = line | dict(zip(("low", "high"), line["interval"] or (None, None), strict=True))
+        values = ["" if line[name] is None else f"{line[name]:.4f}" for name in shares]
+        yield [line["rank"], line["images"], *values]

@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fgvc_cli.data.geometry import Box
-from fgvc_cli.data.transforms import Geometry, eval_transform, input_geometry, normalize
+from fgvc_cli.data.geometry import Box, Geometry, input_geometry
+from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.calibration import apply_temperature
+from fgvc_cli.evaluate.confidence import apply_temperature
 from fgvc_cli.explain.methods import Case, Heats, Method, build_question, stage_maps, unlike
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
-from fgvc_cli.models.output import SUPPRESSED, ModelOutput, Want, class_probs, summarize_stats
-from fgvc_cli.retrieval.search import Nearest, NearestIndex
+from fgvc_cli.models.output import SUPPRESSED, ModelOutput, Want, class_probs, normalize, summarize_stats
+from fgvc_cli.retrieval.index_file import Nearest, NearestIndex
 from fgvc_cli.sources.images import Reading
 
 

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from fgvc_cli.command import BoxOptions, Messages, Several, options
+from fgvc_cli.command import BoxOptions, MessageOptions, Several, options
 from fgvc_cli.engine.weights import MODEL_FILE
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 if TYPE_CHECKING:
     from fgvc_cli.explain.explainer import Explainer
     from fgvc_cli.explain.outputs import MapsFile, PartsFolder
-    from fgvc_cli.retrieval.search import NearestIndex
+    from fgvc_cli.retrieval.index_file import NearestIndex
 
 NEIGHBOURS = 6
 """With ``--index`` alone; as many as a page shows in a row."""
 
 
 @options
-class ExplainOptions(BoxOptions):
+class ExplainOptions(MessageOptions, BoxOptions):
     """What ``fgvc explain`` is asked for."""
 
     image: Path
@@ -65,10 +65,6 @@ class ExplainOptions(BoxOptions):
     """Their index; None: that of the weights, see ``default_index``."""
     overwrite: bool = False
     """Replace the picture, or the .h5, if it is there; a folder never is."""
-    quiet: bool = False
-    """Say nothing but errors."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
     @property
     def many(self) -> bool:
@@ -208,7 +204,7 @@ class ExplainOptions(BoxOptions):
         path = self.index_path
         if path is None:
             return nullcontext()
-        from fgvc_cli.retrieval.search import NearestIndex
+        from fgvc_cli.retrieval.index_file import NearestIndex
 
         return NearestIndex(path, weights_sha256=sha256)
 
@@ -266,7 +262,7 @@ def _expand(text: str) -> list[ModelRow]:
 
 def _table_rows(folder: Path) -> list[ModelRow]:
     """The ended trainings of a table with its first seed, in the table's order."""
-    from fgvc_cli.engine.ablations import order_variants
+    from fgvc_cli.engine.ablate import order_variants
     from fgvc_cli.engine.run_state import finished_run
 
     seeds: dict[int, list[str]] = {}

@@ -41,6 +41,7 @@ from fgvc_cli.charts.drawing import (
     spoken,
     stack,
 )
+from fgvc_cli.data.geometry import surroundings
 from fgvc_cli.explain.explainer import Explanation, LabelledExplanation
 from fgvc_cli.explain.methods import HEAT
 from fgvc_cli.explain.panels import (
@@ -59,8 +60,7 @@ from fgvc_cli.explain.panels import (
     map_label,
     whole_pixels,
 )
-from fgvc_cli.predict.decoding import surroundings
-from fgvc_cli.retrieval.search import Nearest, Neighbour
+from fgvc_cli.retrieval.index_file import Nearest, Neighbour
 
 PHOTO_SLOT = (880, 690)
 CELL_ASPECT = 1.8

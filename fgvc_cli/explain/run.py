@@ -103,7 +103,7 @@ def explain(options: ExplainOptions) -> Explained:
             an image, weights or a device that are not there, a class or a method that is not known.
     """
     options.check()
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     return _explain_many(options, messages) if options.many else _explain_one(options, messages)
 
 

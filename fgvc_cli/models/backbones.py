@@ -181,8 +181,9 @@ def plan_stages(net: nn.Module, depths: tuple[int, ...] | None = None, *, trim: 
     return _plan_modules(net, trim=trim)
 
 
-def _plan_modules(net: nn.Module, count: int = 3, *, trim: bool = True) -> ModuleStagePlan:
-    """Cut a network at the last ``count`` of the boundaries that timm's own ``feature_info`` names."""
+def _plan_modules(net: nn.Module, *, trim: bool) -> ModuleStagePlan:
+    """Cut a network at the last three of the boundaries that timm's own ``feature_info`` names."""
+    count = 3
     info = getattr(net, "feature_info", None)
     if not info or len(list(info)) < count:
         raise not_staged(net, f"it names fewer than {count} feature stages")

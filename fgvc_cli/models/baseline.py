@@ -6,12 +6,12 @@ Legend: B batch, K classes, D feature width, h w rows and columns of the last fe
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor, nn
 
-from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import BaselineConfig
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.backbones import align_maps, cell_shift, checkpoint_gradients, leaves, plan_stages
@@ -54,7 +54,8 @@ class Baseline(FgvcModel):
         """Normalised images (B, 3, H, W) -> ``ModelOutput`` with the one branch ``main``."""
         # One after another where something of the stages is asked for; else as timm runs them.
         plan = self._stage_plan if {"stages", "features"} & {*want} else None
-        with record_rollout(self.backbone, images, wanted="rollout" in want) as record:
+        recording = record_rollout(self.backbone, images) if "rollout" in want else nullcontext()
+        with recording as record:
             features, apart = self._features(images, plan, apart="features" in want)
         pooled = self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
         logits = self.heads(pooled)
@@ -67,7 +68,7 @@ class Baseline(FgvcModel):
             output.heat = heat if "heat" in want else None
             output.stages = self._stage_maps(apart, heat) if "stages" in want else None
             if "boxes" in want:
-                output.boxes = locate_objects(heat, images.shape[-2:], **self.config.locating)
+                output.boxes = self.locate(heat, images.shape[-2:])
         output.features = apart if "features" in want else None
         if record:
             pooled_token = getattr(self.backbone, "global_pool", "token") == "token"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from itertools import combinations
 from typing import NamedTuple, Self
 
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from timm.layers.cbam import CbamModule
 from torch import Tensor, nn
 
-from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import CraSmraConfig
 from fgvc_cli.models.backbones import align_maps, plan_stages
 from fgvc_cli.models.output import (
@@ -290,7 +290,8 @@ class CraSmra(FgvcModel):
 
     def forward(self, images: Tensor, want: Collection[Want] = ()) -> ModelOutput:
         """Normalised images (B, 3, H, W) -> ``ModelOutput`` with branches stage3, stage4, stage5, concat."""
-        with record_rollout(self.backbone, images, wanted="rollout" in want) as record:
+        recording = record_rollout(self.backbone, images) if "rollout" in want else nullcontext()
+        with recording as record:
             maps_before, stages = self._stages(images)
         enhanced = [stage.enhanced for stage in stages]
         pooled = [pool_features(x, self.config.head_pool) for x in enhanced]
@@ -304,7 +305,7 @@ class CraSmra(FgvcModel):
             heat = object_heat(maps, floor=self.config.heat_floor, smooth=self.config.heat_smooth)
             output.heat = heat if "heat" in want else None
             if "boxes" in want:
-                output.boxes = locate_objects(heat, images.shape[-2:], **self.config.locating)
+                output.boxes = self.locate(heat, images.shape[-2:])
         if "features" in want:
             named = zip(BRANCHES, maps_before, self.plan.shifts, strict=False)
             output.features = {name: StageMap(x, shift) for name, x, shift in named}

@@ -21,11 +21,9 @@ from fgvc_cli.attention.crops import (
     erase_pixels,
     follow_map,
     place_mask,
-    resize,
     sample_boxes,
 )
-from fgvc_cli.attention.objects import locate_objects
-from fgvc_cli.attention.parts import cut_map, locate_parts
+from fgvc_cli.attention.objects import cut_map, locate_parts, resize
 from fgvc_cli.config import MultiStageVitConfig
 from fgvc_cli.models.backbones import checkpoint_gradients
 from fgvc_cli.models.output import (
@@ -196,7 +194,7 @@ class MultiStageVit(FgvcModel):
     ) -> None:
         """Boxes from the map, the object and the parts look; what is wanted of them goes into ``output``."""
         size = (images.shape[-2], images.shape[-1])
-        boxes = locate_objects(heat, size, self.config.threshold, **self.config.locating)
+        boxes = self.locate(heat, size, self.config.threshold)
         output.boxes = boxes if "boxes" in want else None
         output.heat = heat.detach() if "heat" in want else None
         output.stages = {"main": heat.detach()} if "stages" in want else None

@@ -1,13 +1,14 @@
-"""What every model is and answers: a base class and one small named structure, the same for all families.
+"""What every model takes, is and answers: a base class and one small named structure, for all families.
 
-Legend: B batch, K classes, h w rows and columns of a map, P parts, D embedding width.
+Legend: B batch, K classes, h w rows and columns of a map, P parts, D embedding width, S side of the
+input.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -15,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgvc_cli.config import IMAGENET_MEAN, IMAGENET_STD, BackboneOptions, Triple
+from fgvc_cli.attention.objects import locate_objects
+from fgvc_cli.config import IMAGENET_MEAN, IMAGENET_STD, BackboneOptions, Preprocess, Triple
 
 Want = Literal[
     "heat", "boxes", "parts", "stages", "object_heat", "erased", "embedding", "stats", "features", "rollout"
@@ -140,6 +142,13 @@ class FgvcModel(nn.Module, ABC):
         """Evaluation mode, without what only training needs."""
         return self.eval()
 
+    def locate(self, heat: Tensor, size: Sequence[int], threshold: str = "mean") -> Tensor:
+        """Object boxes by the rule of the model's config, see ``locate_objects``."""
+        rule = self.config
+        return locate_objects(
+            heat, size, threshold, closing=rule.closing, closing_px=rule.closing_px, min_area=rule.min_area
+        )
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As torch's; then ``align``."""
         result = super().load_state_dict(*args, **kwargs)
@@ -185,3 +194,11 @@ def over_maximum(maps: Tensor) -> Tensor:
     top = positive.amax(dim=(-2, -1), keepdim=True)
     # Evidence may be as small as the gradient of a branch that hardly counts; only nothing is nothing.
     return positive / torch.where(top > 0, top, 1)
+
+
+def normalize(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """uint8 (B, 3, S, S) -> float32 with the checkpoint's mean and std, on the tensor's own device."""
+    # Few bytes, copied at once to where the driver takes them from: the host does not wait for the device.
+    scale = torch.tensor([preprocess.mean, preprocess.std]).to(images.device, non_blocking=True)
+    mean, std = scale.view(2, 3, 1, 1) * 255
+    return (images.float() - mean) / std

@@ -192,16 +192,17 @@ def _check_own_size(name: str, backbone: nn.Module, side: int) -> None:
 
 
 OFFER_SECONDS = 4.0
+OFFERS = 3
 OFFER_PARAMETERS = 100_000_000
 """What is larger is not offered to whoever has mistyped a name: to find out whether it fits takes memory."""
 
 
-def _nearest_built(name: str, known: list[str], limit: int = 3) -> list[str]:
+def _nearest_built(name: str, known: list[str]) -> list[str]:
     """The nearest names that can be built, best first; each is built to find out, while there is time."""
     found: list[str] = []
     end = time.monotonic() + OFFER_SECONDS
-    for near in nearest(name, known, limit=4 * limit):
-        if len(found) == limit or time.monotonic() > end:
+    for near in nearest(name, known, limit=4 * OFFERS):
+        if len(found) == OFFERS or time.monotonic() > end:
             break
         if near in NAMED or _can_be_built(near):
             found.append(near)

@@ -415,24 +415,24 @@ class RecordRollout(RecordAttention):
         self.prefix_tokens = tokens - grid[0] * grid[1]
 
     @torch.no_grad()
-    def map(self, *, class_token: bool, residual: float = 0.5) -> Tensor | None:
+    def map(self, *, class_token: bool) -> Tensor | None:
         """(B, h, w) in [0, 1], for the class token or all patches; None where a block hid its attention."""
         if len(self.layers) != self.blocks:
             return None
         read = slice(0, 1) if class_token else slice(self.prefix_tokens, self.tokens)
-        return patch_map(rollout(self.layers, read, residual), self.prefix_tokens, self.grid)
+        return patch_map(rollout(self.layers, read), self.prefix_tokens, self.grid)
 
 
 @contextlib.contextmanager
-def record_rollout(net: nn.Module, images: Tensor, *, wanted: bool) -> Iterator[RecordRollout | None]:
-    """While active, what a plain ViT attends with is kept; None for other networks, or where not wanted.
+def record_rollout(net: nn.Module, images: Tensor) -> Iterator[RecordRollout | None]:
+    """While active, what a plain ViT attends with is kept; None for other networks.
 
     Args:
         images: (B, 3, H, W) that the network is about to take, for the size of its grid.
     """
     embed, blocks = getattr(net, "patch_embed", None), getattr(net, "blocks", ())
     size_of = getattr(embed, "dynamic_feat_size", None)
-    if not wanted or size_of is None or not len(blocks) or not hasattr(net, "num_prefix_tokens"):
+    if size_of is None or not len(blocks) or not hasattr(net, "num_prefix_tokens"):
         yield None
         return
     show_attention(net)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,10 @@ from safetensors.torch import save
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from fgvc_cli.data.names import same_form
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.files import AtomicFile
+from fgvc_cli.models.output import FgvcModel
 
 CHECKPOINT_KEY = "fgvc"
 """Where the JSON of an fgvc checkpoint stands in the metadata of its file."""
@@ -101,8 +103,8 @@ class Statistics(NamedTuple):
 def load_initial_weights(model: nn.Module, path: Path) -> Statistics | None:
     """Load the backbone of ``model`` from a file, and its CRAM and SMRAM where the file has ones that fit.
 
-    The file holds timm's names, or those of an fgvc checkpoint. Classifiers are never taken: their classes
-    may be others.
+    The file holds timm's names, or those of an fgvc checkpoint. Classifiers are not taken, as their classes
+    may be others: see ``load_classifiers``.
 
     Returns:
         What the file says about its input, or None where it says nothing.
@@ -119,6 +121,43 @@ def load_initial_weights(model: nn.Module, path: Path) -> Statistics | None:
     fitting = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fitting, strict=False)
     return _read_statistics(metadata)
+
+
+def shared_classes(known: Sequence[str], classes: Sequence[str]) -> list[tuple[int, int]]:
+    """Classes that two models have by name, in Unicode NFC: the place in ``classes``, that in ``known``."""
+    place = {same_form(name): j for j, name in enumerate(known)}
+    return [(i, place[same_form(name)]) for i, name in enumerate(classes) if same_form(name) in place]
+
+
+def load_classifiers(model: FgvcModel, path: Path, classes: Sequence[str]) -> int:
+    """Let the classifiers of ``model`` begin with what a checkpoint knows of classes of the same names.
+
+    Args:
+        path: the file that its backbone has come from, a checkpoint or not.
+        classes: those of ``model``, in order.
+
+    Returns:
+        How many were taken over; 0 where the file knows none of them, or its heads are of another shape.
+    """
+    tensors, metadata = read_tensors(path)
+    known = json.loads(metadata[CHECKPOINT_KEY])["classes"] if CHECKPOINT_KEY in metadata else []
+    shared = shared_classes(known, classes)
+    own = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("heads.")}
+    heads = model.get_submodule("heads").named_modules(prefix="heads")
+    last = tuple(f"{name}.{len(part) - 1}." for name, part in heads if isinstance(part, nn.Sequential))
+    taken = {}
+    for key, tensor in own.items():
+        # Of the last layers each row is a class; all else has to be of one shape.
+        first = 1 if key.startswith(last) else 0
+        given = tensors.get(key)
+        if given is None or given.shape[first:] != tensor.shape[first:]:
+            return 0
+        taken[key] = tensor.clone() if first else given
+        for i, j in shared if first else ():
+            taken[key][i] = given[j]
+    if shared:
+        model.load_state_dict(taken, strict=False)
+    return len(shared)
 
 
 def _resample_positions(model: nn.Module, tensors: dict[str, Tensor]) -> None:

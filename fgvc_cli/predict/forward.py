@@ -16,14 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.transforms import normalize
 from fgvc_cli.engine.device import Precision, computing, is_out_of_memory, release_memory
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import mean_probs
-from fgvc_cli.evaluate.rejection import Novelty
+from fgvc_cli.evaluate.confidence import Novelty, mean_probs
 from fgvc_cli.formats.rows import RunInfo
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
-from fgvc_cli.models.output import ModelOutput, Want
+from fgvc_cli.models.output import ModelOutput, Want, normalize
 
 Answers = dict[str, np.ndarray]
 """Per image of a batch, float32: ``prob`` (B, k), ``index`` (B, k), ``box`` (B, 4) and ``parts`` (B, P, 4) in

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, get_
 import numpy as np
 
 from fgvc_cli.config import Preprocess, usable_cpus, worker_count
-from fgvc_cli.data.geometry import input_geometry
+from fgvc_cli.data.geometry import boxes_in_image
 from fgvc_cli.data.names import class_order, find_names, same_form
 from fgvc_cli.engine.device import Amp, Precision, best_batch_size, choose_precision, pick_device, uses_tf32
 from fgvc_cli.engine.graph import Answered, Graph, GraphForward, Runtime, check_runtime, is_graph, refuse
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from fgvc_cli.data.taxonomy import Taxonomy
     from fgvc_cli.engine.checkpoint import Checkpoint
     from fgvc_cli.engine.index_classes import By
+    from fgvc_cli.evaluate.confidence import Novelty
     from fgvc_cli.evaluate.metrics import RollUp
-    from fgvc_cli.evaluate.rejection import Novelty
     from fgvc_cli.predict.forward import Answers, Forward, Launched, Member
 
 AUTO: Literal["auto"] = "auto"
@@ -140,17 +140,6 @@ class RowBatch:
         placed = [item.decoded.placed for item in self.items]
         corners = np.array([p.region[:2] * 2 if p else (0,) * 4 for p in placed], boxes.dtype)
         return boxes + corners.reshape(len(boxes), *[1] * (boxes.ndim - 2), 4)
-
-
-def boxes_in_image(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], preprocess: Preprocess) -> np.ndarray:
-    """Boxes (B, 4) or (B, P, 4) in input pixels -> in those of images of these (width, height), clipped;
-    float32; as ``Geometry.to_photo``, for all at once."""
-    all_geometry = [input_geometry(width, height, preprocess) for width, height in sizes]
-    numbers = np.array(
-        [(g.offset_x, g.offset_y, g.scale_x, g.scale_y, g.width, g.height) for g in all_geometry], np.float64
-    ).reshape(len(sizes), *[1] * (boxes.ndim - 2), 3, 2)
-    offset, scale, limit = (np.concatenate([numbers[..., i, :]] * 2, axis=-1) for i in range(3))
-    return np.clip((boxes.astype(np.float64) + offset) / scale, 0, limit).astype(np.float32)
 
 
 def build_block(
@@ -327,7 +316,7 @@ class Predictor:
         taxonomy: of the classes, in place of the checkpoint's.
         rollup: rows tell the finest node of the taxonomy that is so probable.
         exif: rows tell when, where and with what camera an image was taken.
-        crop_box: what crops show instead of the object box, such as ``crops.surroundings``.
+        crop_box: what crops show instead of the object box, such as ``data.geometry.surroundings``.
         index: file of ``fgvc index``, made with these weights: its classes, in place of the model's.
         by: what stands for a class of the index: its nearest image (``neighbours``) or the mean of all
             (``means``).
@@ -586,9 +575,8 @@ class Predictor:
         for item in loaded:
             now = time.monotonic()
             waited += now - begun
-            spare = usable_cpus() - self._workers
             if now - start > WAIT_SECONDS and not self._told_of_waiting and self._workers:
-                self._told_of_waiting = True
+                self._told_of_waiting, spare = True, usable_cpus() - self._workers
                 if waited > WAITS * (now - start) and spare > 0:
                     self._tell(
                         f"The model waited for images {100 * waited / (now - start):.0f} % of the time: "
@@ -734,7 +722,7 @@ def _possible(classes: str | Path | Sequence[str] | None, known: Sequence[str]) 
     if classes is None:
         return None
     if isinstance(classes, str | Path):
-        from fgvc_cli.evaluate.rejection import read_named
+        from fgvc_cli.evaluate.confidence import read_named
 
         classes = read_named(Path(classes), "--classes").splitlines()
     return find_names([line.strip() for line in classes if line.strip()], known, "--classes")
@@ -751,7 +739,7 @@ def _thresholds(
             EXIT_USAGE,
         )
     if not isinstance(thresholds, Mapping):
-        from fgvc_cli.evaluate.rejection import read_thresholds
+        from fgvc_cli.evaluate.confidence import read_thresholds
 
         thresholds = read_thresholds(Path(thresholds))
     given = thresholds

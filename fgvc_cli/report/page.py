@@ -30,18 +30,25 @@ from pydantic import Field
 
 from fgvc_cli import __version__
 from fgvc_cli.charts.drawing import color_table
-from fgvc_cli.command import Messages, command, options
+from fgvc_cli.command import MessageOptions, command, options
 from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.data.label_files import is_label_file, read_listing
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import first_names
 from fgvc_cli.data.names import same_form
-from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.h5 import open_h5, reading
 from fgvc_cli.formats.outputs import read_table
 from fgvc_cli.formats.rows import GIVEN_BOX, TOLD_ABOVE, Table, as_text
-from fgvc_cli.report.pictures import Picture, PictureMaker, choose_rows, recorded_images, seen_region
+from fgvc_cli.report.pictures import (
+    Picture,
+    PictureMaker,
+    choose_rows,
+    given_boxes,
+    recorded_images,
+    seen_region,
+)
 from fgvc_cli.report.review import (
     REVIEWED,
     Picked,
@@ -55,6 +62,7 @@ from fgvc_cli.report.review import (
     review_header,
     serve,
 )
+from fgvc_cli.sources.boxes import GivenBox
 from fgvc_cli.sources.stored import is_image_name
 
 
@@ -121,7 +129,7 @@ def read_labels(
     path: Path,
     names: Sequence[str],
     *,
-    boxes: Sequence[str] = (),
+    boxes: Sequence[GivenBox | None] = (),
     images: str | None = None,
     multi_label: bool = False,
     on_note: Callable[[str], None] = lambda note: None,
@@ -133,19 +141,22 @@ def read_labels(
             class. Of a file, no image needs to be there.
         names: paths of the rows; relative to the folder, or to that of the file, or starting with it. A path
             of a file may lack the ending.
-        boxes: id of the box that each row is of, where rows are of boxes; a file may label boxes or images.
+        boxes: what each row is of, where rows are of boxes. A file may label images, or boxes: by
+            ``box_id``, or without that column by their edges, to a pixel.
         images: the folder that the rows' paths are relative to, where that is known: a file may write paths
             from its own folder, as a review does.
         multi_label: the file may have labels in place of label, with any number; else each row has one.
-        on_note: gets one line where labels met no row.
+        on_note: gets one line where labels met no row, and one where a row's image has labels of other boxes.
 
     Raises:
         FgvcError: labels that cannot be read, or not one of them meets a row.
     """
-    labels_of: dict[str, dict[str, tuple[str, ...]]] = {}
+    labels_of: dict[str, dict[GivenBox | None, tuple[str, ...]]] = {}
+    by_id = True
     if path.is_file() and is_label_file(path):
         root = path.parent
         found, _ = read_listing(path)
+        by_id = found.box_ids
         if found.multi_label and not multi_label:
             raise FgvcError(
                 f"{path} has several labels per image, the predictions are of one class each.",
@@ -156,12 +167,12 @@ def read_labels(
         )
         for labels, entries in by_labels:
             for entry in entries:
-                labels_of.setdefault(_key(entry.path), {})[entry.box.id if entry.box else ""] = labels
+                labels_of.setdefault(_key(entry.path), {})[entry.box] = labels
     else:
         root = path
         listed = load_labelled(path, for_training=False)
         examples = (example for split in listed.splits.values() for example in split)
-        labels_of = {_key(example.path): {"": (listed.classes[example.label],)} for example in examples}
+        labels_of = {_key(example.path): {None: (listed.classes[example.label],)} for example in examples}
     prefixes = tuple(
         same_form(prefix) for prefix in (f"{root.as_posix()}/", f"{Path(os.path.abspath(root)).as_posix()}/")
     )
@@ -176,19 +187,33 @@ def read_labels(
     unmet = sorted(labels_of.keys() - set(met))
     if unmet:
         on_note(f"{len(unmet):,} of {len(labels_of):,} labels met no row ({first_names(unmet, 3)}).")
-    return [
-        _labels_of(labels_of[key], box) if key else None
-        for key, box in zip(met, boxes or itertools.repeat(""), strict=False)
+    result = [
+        _labels_of(labels_of[key], box, by_id) if key else None
+        for key, box in zip(met, boxes or itertools.repeat(None), strict=False)
     ]
+    lost = [name for name, key, own in zip(names, met, result, strict=True) if key and own is None]
+    if lost:
+        rows = counted(len(lost), "row")
+        on_note(f"{rows} of labelled images without a label of their own box, first {lost[0]}.")
+    return result
 
 
-def _labels_of(own: Mapping[str, tuple[str, ...]], box: str) -> tuple[str, ...] | None:
-    """Of what is said of an image and its boxes, by box, what counts for a row; "" is the whole image."""
-    if box in own:
-        return own[box]
-    if box:
-        return own.get("")
-    return next(iter(own.values())) if len(set(own.values())) == 1 else None
+def _labels_of(
+    own: Mapping[GivenBox | None, tuple[str, ...]], box: GivenBox | None, by_id: bool
+) -> tuple[str, ...] | None:
+    """Of what is said of an image and its boxes what counts for a row; None is the whole image."""
+    if box is None and None not in own:
+        return next(iter(own.values())) if len(set(own.values())) == 1 else None
+    if box is not None:
+        for other, labels in own.items():
+            if other and (other.id == box.id if by_id else _same_edges(other, box)):
+                return labels
+    return own.get(None)
+
+
+def _same_edges(one: GivenBox, other: GivenBox) -> bool:
+    pairs = zip(one.edges, other.edges, strict=True)
+    return not one.relative and all(abs(a - b) <= SAME_PX for a, b in pairs)
 
 
 def _key(image: str) -> str:
@@ -205,6 +230,9 @@ def _find(name: str, labels_of: Mapping[str, object], prefixes: Sequence[str], w
     without = [os.path.splitext(own)[0] for own in below if is_image_name(own)]
     return next((own for own in (*below, *without) if own in labels_of), None)
 
+
+SAME_PX = 1.0
+"""Detectors and tables round."""
 
 ALIGN = 8
 LEVEL = 6
@@ -443,7 +471,7 @@ def _source(text: str) -> str:
 
 
 @options
-class ReportOptions:
+class ReportOptions(MessageOptions):
     """What ``fgvc report`` is asked for."""
 
     predictions: Path
@@ -473,10 +501,6 @@ class ReportOptions:
     """Threads that make pictures; 0 is one."""
     overwrite: bool = False
     """Replace the page if it is there."""
-    quiet: bool = False
-    """Say nothing."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
 
 @dataclass(frozen=True)
@@ -497,7 +521,7 @@ def report(options: ReportOptions) -> Report:
         FgvcError: a page that cannot be written (found out first), predictions, images or labels that are not
             there or cannot be read; with ``serve``, a ``reviewed.csv`` that is of no review, or a taken port.
     """
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     predictions, page = options.predictions, options.out or Path(f"{options.predictions.stem}.html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise FgvcError(f"--out got {str(page)!r}, expected a name ending in .html.", None, EXIT_USAGE)
@@ -522,7 +546,7 @@ def report(options: ReportOptions) -> Report:
             labels = read_labels(
                 options.labels,
                 table.rows.path,
-                boxes=box_ids(table),
+                boxes=given_boxes(table),
                 images=images,
                 multi_label=several,
                 on_note=messages.note,

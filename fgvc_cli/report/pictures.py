@@ -172,6 +172,11 @@ def given_box(table: Table, row: int, margin: float = 0.0) -> GivenBox | None:
     return GivenBox(name, (x1, y1, x2, y2), relative=False, margin=max(own, margin))
 
 
+def given_boxes(table: Table) -> list[GivenBox | None]:
+    """The box that each row is of; none at all where no boxes were given."""
+    return [given_box(table, row) for row in range(len(table.rows))] if GIVEN_BOX in table.rows.more else []
+
+
 def seen_region(table: Table, row: int, margin: float = 0.0) -> tuple[int, int, int, int]:
     """What of its image the model saw of a row, or more where the margin is larger: whole pixels."""
     width, height = table.rows.size[row].tolist()

@@ -13,21 +13,21 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from fgvc_cli.command import Messages, command, options
+from fgvc_cli.command import MessageOptions, Messages, command, options
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import AtomicFile
 from fgvc_cli.formats.csv_rows import csv_cells, csv_columns, csv_lines
 from fgvc_cli.formats.outputs import read_embeddings, read_table
 from fgvc_cli.formats.rows import Table
 from fgvc_cli.report.page import read_labels
-from fgvc_cli.report.pictures import recorded_images
-from fgvc_cli.report.review import box_ids, take_rows
+from fgvc_cli.report.pictures import given_boxes, recorded_images
+from fgvc_cli.report.review import take_rows
 
 Doubt = Literal["margin", "entropy", "novelty"]
 
 
 @options
-class SelectOptions:
+class SelectOptions(MessageOptions):
     """What ``fgvc select`` is asked for."""
 
     predictions: Path
@@ -45,10 +45,6 @@ class SelectOptions:
     """Labels that are known, such as ``reviewed.csv``: these rows are left out, rows like them come last."""
     overwrite: bool = False
     """Replace ``out`` if it is there."""
-    quiet: bool = False
-    """Say nothing."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,7 @@ def select(options: SelectOptions) -> Selection:
         FgvcError: predictions or labels that cannot be read, no row that is left to look at, an output that
             is there already.
     """
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     if options.out is not None and options.out.suffix.lower() != ".csv":
         raise FgvcError(f"--out got {str(options.out)!r}, expected a name ending in .csv.", None, EXIT_USAGE)
     table = read_table(options.predictions)
@@ -184,7 +180,7 @@ def _seen(table: Table, reviewed: Path | None, messages: Messages) -> np.ndarray
     labels = read_labels(
         reviewed,
         table.rows.path,
-        boxes=box_ids(table),
+        boxes=given_boxes(table),
         images=recorded_images(table),
         multi_label=several,
         on_note=messages.note,

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from fgvc_cli.command import BoxOptions, Messages, command, options
-from fgvc_cli.data.listing import SPLITS, LabelledSet
+from fgvc_cli.command import BoxOptions, MessageOptions, Messages, command, options
+from fgvc_cli.data.listing import SPLITS, Example, LabelledSet
 from fgvc_cli.data.names import same_form
 from fgvc_cli.datasets.check import open_source
 from fgvc_cli.engine.checkpoint import Checkpoint, choose_data
@@ -30,7 +30,7 @@ from fgvc_cli.engine.weights import open_main_stage
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
 from fgvc_cli.files import check_writable
 from fgvc_cli.formats.csv_rows import CsvSink
-from fgvc_cli.formats.rows import Row, RunInfo, has_prediction, rows_block
+from fgvc_cli.formats.rows import GIVEN_BOX, Row, RunInfo, has_prediction, rows_block
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import Found
 
@@ -42,7 +42,7 @@ INVERSE_PENALTY = 30.0
 
 
 @options
-class WrongLabelOptions:
+class WrongLabelOptions(MessageOptions):
     """What ``fgvc datasets check --weights`` is asked for."""
 
     data: str
@@ -65,10 +65,6 @@ class WrongLabelOptions:
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
     """Replace ``out`` if it is there."""
-    quiet: bool = False
-    """Say nothing but errors."""
-    messages: Messages | None = None
-    """Who says what happens; None: lines on stderr."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Suspect:
     """An image whose label is likely wrong."""
 
     path: str
-    """Relative to the folder of the data."""
+    """Relative to the folder of the data; of a box with its id."""
     label: str
     """What the data say."""
     suggested: str
@@ -110,7 +106,7 @@ def wrong_labels(options: WrongLabelOptions) -> WrongLabels:
         FgvcError: cleanlab is not there; weights or data that cannot be read; images with several labels; one
             fold; too few images; without folds, labels that the model does not know.
     """
-    messages = options.messages or Messages(quiet=options.quiet)
+    messages = options.speaker
     require_cleanlab()
     if options.folds == 1:
         raise FgvcError("--folds got 1, expected 2 or more, or 0 for the model's own probabilities.")
@@ -132,7 +128,7 @@ def wrong_labels(options: WrongLabelOptions) -> WrongLabels:
     if unread := sum(data.counts().values()) - len(probs):
         notes.append(f"{counted(unread, 'image')} could not be read.")
     if options.folds:
-        groups = _groups(answers.paths, options.together)
+        groups = _groups([example.path for example in answers.examples], options.together)
         with messages.bar("fitting probes", options.folds, unit="folds") as advance:
             probs = out_of_fold(answers.values, answers.labels, groups, options.folds, advance)
         judged_by = f"linear probe on the embeddings of {checkpoint.name}, {options.folds} folds"
@@ -158,7 +154,7 @@ def wrong_labels(options: WrongLabelOptions) -> WrongLabels:
     if options.out is not None:
         about = {"folds": options.folds, "seed": SEED, "images": len(judged)}
         rows = [answers.row(data, int(judged[i]), probs[judged[i]], quality[i]) for i in ranked]
-        _write(options, checkpoint, data.classes, rows, about)
+        _write(options, checkpoint, data.classes, rows, about, boxed=data.boxed)
     return WrongLabels(len(judged), tuple(suspects), judged_by, tuple(notes), options.out)
 
 
@@ -174,7 +170,9 @@ def require_cleanlab() -> None:
 class _Answers:
     """What the model says of the readable images."""
 
-    paths: list[str]
+    examples: list[Example]
+    given: list[Any]
+    """Box of each in pixels of its image; empty where they are whole images."""
     sizes: np.ndarray
     """(N, 2) width, height, pixels."""
     boxes: np.ndarray
@@ -197,9 +195,10 @@ class _Answers:
             workers=options.workers,
             top_k=1,
             extras=("embedding",) if options.folds else ("logits",),
+            columns=(GIVEN_BOX,) if data.boxed else (),
         )
-        images = (Found(data.root / example.path, example.path) for example in examples)
-        kept, sizes, boxes, values = [], [], [], []
+        images = (Found(example.where(data.root), example.path) for example in examples)
+        kept, given, sizes, boxes, values = [], [], [], [], []
         with (
             messages.bar("judging labels", len(examples), lines=True) as advance,
             contextlib.closing(predictor.blocks(images)) as blocks,
@@ -209,6 +208,7 @@ class _Answers:
                 found = block.embedding if options.folds else block.logits
                 if own and found is not None:
                     kept += [examples[block.first + i] for i in own]
+                    given += [block.more[GIVEN_BOX][i] for i in own if data.boxed]
                     sizes.append(block.size[own])
                     boxes.append(block.box[own])
                     values.append(found[own])
@@ -222,26 +222,28 @@ class _Answers:
             whole = np.exp(whole)[:, places]
             whole /= whole.sum(axis=1, keepdims=True)
         labels = np.array([example.label for example in kept])
-        return cls([e.path for e in kept], np.concatenate(sizes), np.concatenate(boxes), labels, whole)
+        return cls(kept, given, np.concatenate(sizes), np.concatenate(boxes), labels, whole)
 
     def suspect(self, data: LabelledSet, i: int, probs: np.ndarray, quality: float) -> Suspect:
         """One image in words."""
         best = int(probs.argmax())
         names = data.classes[self.labels[i]], data.classes[best]
-        return Suspect(self.paths[i], *names, float(probs[best]), float(quality))
+        return Suspect(self.examples[i].name, *names, float(probs[best]), float(quality))
 
     def row(self, data: LabelledSet, i: int, probs: np.ndarray, quality: float) -> Row:
         """One image as a row of predictions."""
         best = np.argsort(-probs, kind="stable")[:TOP_K].tolist()
         x1, y1, x2, y2 = self.boxes[i].tolist()
+        box = self.examples[i].box
+        own = {"box_id": box.id, GIVEN_BOX: self.given[i]} if box else {}
         return Row(
-            path=self.paths[i],
+            path=self.examples[i].path,
             width=int(self.sizes[i, 0]),
             height=int(self.sizes[i, 1]),
             labels=tuple(data.classes[each] for each in best),
             probs=tuple(max(0.0, float(probs[each])) for each in best),
             box=None if np.isnan(x1) else (x1, y1, x2, y2),
-            more={"data_label": data.classes[self.labels[i]], "label_quality": float(quality)},
+            more=own | {"data_label": data.classes[self.labels[i]], "label_quality": float(quality)},
         )
 
 
@@ -264,8 +266,8 @@ def _places(checkpoint: Checkpoint, data: LabelledSet) -> list[int]:
 
 def _groups(paths: Sequence[str], together: Sequence[Sequence[str]]) -> np.ndarray:
     """A number for each image, the same for those that are one."""
-    number = {path: i for i, path in enumerate(paths)}
-    groups = np.arange(len(paths))
+    number = {path: i for i, path in reversed([*enumerate(paths)])}
+    groups = np.array([number[path] for path in paths], int)  # boxes of one image are together
     for own in together:
         places = [number[path] for path in own if path in number]
         groups[np.isin(groups, groups[places])] = min(groups[places], default=0)
@@ -296,10 +298,11 @@ def out_of_fold(
     from sklearn.model_selection import StratifiedGroupKFold
 
     most = int(np.bincount(labels).max())
-    if most < 2 or len(np.unique(groups)) < 2:
+    apart = len(np.unique(groups))
+    if most < 2 or apart < 2:
         raise FgvcError("No class has two images: there are none to judge its label by.")
     probs = np.full((len(labels), int(labels.max()) + 1), -1.0)
-    divide = StratifiedGroupKFold(min(folds, most), shuffle=True, random_state=SEED)
+    divide = StratifiedGroupKFold(min(folds, most, apart), shuffle=True, random_state=SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes smaller than the number of folds, and of convergence
         for rest, part in divide.split(features, labels, groups):
@@ -349,6 +352,8 @@ def _write(
     classes: tuple[str, ...],
     rows: list[Row],
     about: dict[str, Any],
+    *,
+    boxed: bool,
 ) -> None:
     assert options.out is not None
     info = RunInfo(
@@ -358,7 +363,7 @@ def _write(
         preprocess=checkpoint.preprocess,
         top_k=min(TOP_K, len(classes)),
         settings={"wrong_labels": about},
-        columns=("data_label", "label_quality"),
+        columns=(*(("box_id", GIVEN_BOX) if boxed else ()), "data_label", "label_quality"),
     )
     with CsvSink(options.out, overwrite=options.overwrite) as sink:
         sink.begin(info)

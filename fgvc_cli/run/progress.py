@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fgvc_cli.command import Messages
-from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, counted
+from fgvc_cli.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, FgvcError, counted, duration
 from fgvc_cli.files import as_path
 from fgvc_cli.formats.rows import NO_BOX, UNKNOWN, UNSURE, Block, Row, has_failed
 
@@ -278,14 +278,6 @@ class PredictProgress:
             left = max(0, total - self.rows) * (time.monotonic() - self._start) / new
             text += f", {self.rows / total:.0%} of {total:,}, {duration(left)} left"
         return text
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h 20 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def run_processes(work: Work, arguments: Sequence[tuple[Any, ...]], progress: PredictProgress) -> None:

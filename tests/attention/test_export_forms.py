@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from skimage.measure import label
 from test_components import snake, spiral
 
-from fgvc_cli.attention.crops import cut_boxes, resize
-from fgvc_cli.attention.objects import label_components
+from fgvc_cli.attention.crops import cut_boxes
+from fgvc_cli.attention.objects import label_components, resize
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_iou, nms
 
-from fgvc_cli.attention.parts import cut_map, locate_parts
+from fgvc_cli.attention.objects import cut_map, locate_parts
 
 
 def smooth_maps(seed: int, batch: int = 2, side: int = 96) -> torch.Tensor:

@@ -10,8 +10,9 @@ import torch
 
 from fgvc_cli.attention.objects import locate_objects, peak_boxes
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.transforms import eval_transform, normalize
+from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.engine.weights import open_weights
+from fgvc_cli.models.output import normalize
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.sources.images import DecodedImage, read_image
 

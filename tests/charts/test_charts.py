@@ -13,7 +13,7 @@ from PIL import Image
 
 from fgvc_cli.charts import figures as charts
 from fgvc_cli.charts.figures import draw_confusion, draw_curves, draw_reliability
-from fgvc_cli.evaluate.calibration import reliability
+from fgvc_cli.evaluate.confidence import reliability
 
 ROWS = [
     {"epoch": 1, "loss": 2.0, "loss_stage3": 1.5, "lr_backbone": 0.01, "val_top1": 0.2, "val_nll": 2.0},
@@ -154,7 +154,7 @@ def test_no_display_and_no_pyplot():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_confused_pairs_of_any_number_and_without_photographs(count):
+def test_confused_pairs_of_any_number_and_without_images(count):
     from fgvc_cli.charts.drawing import WIDTH
     from fgvc_cli.charts.figures import ConfusedPair, draw_confused
 

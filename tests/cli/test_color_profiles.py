@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 
+import conftest
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from fgvc_cli.cli import app
-from fgvc_cli.config import Preprocess, TrainConfig, stored_config, stored_preprocess
+from fgvc_cli.config import Preprocess, stored_config, stored_preprocess
 from fgvc_cli.data import loaders
-from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.engine.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from fgvc_cli.engine.checkpoint import load_checkpoint, read_metadata
 from fgvc_cli.engine.weights import resolve_weights
 from fgvc_cli.explain import run as explain_run
-from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict import decoding
 from fgvc_cli.sources import images
 from fgvc_cli.sources.images import TO_SHOW, read_image
@@ -26,23 +22,9 @@ CPU = ("--device", "cpu", "--workers", 0)
 
 
 def fgvc(*arguments: object):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    result = conftest.fgvc(*arguments)
     assert result.exit_code == 0, result.output
     return result
-
-
-def checkpoint(path, data, **preprocess):
-    torch.manual_seed(0)
-    config = TrainConfig(
-        model="timm-resnet10t",
-        data=str(data),
-        preprocess=Preprocess(input_px=32, resize_px=36, **preprocess),
-    )
-    model = create_model(config.model, 3, input_px=32, options={})
-    names = ("blue", "green", "red")
-    sha = load_labelled(data).sha256()
-    save_checkpoint(path, model, config=config, classes=names, dataset="colours", data_sha256=sha, metrics={})
-    return path
 
 
 @pytest.fixture
@@ -61,7 +43,9 @@ def rules(monkeypatch) -> set[tuple[str, str]]:
 
 def test_each_command_reads_as_the_checkpoint_says(colours, tmp_path, rules):
     rule = ("ignore", "develop")  # neither is what a file is read by without a model
-    path = checkpoint(tmp_path / "m.safetensors", colours, color_profile=rule[0], raw=rule[1])
+    path = conftest.save_trained(
+        tmp_path / "m.safetensors", colours, preprocess=dict(color_profile=rule[0], raw=rule[1])
+    )
     commands = {
         "predict": ("predict", colours, "--weights", path, "--out", tmp_path / "p.h5", *CPU),
         "eval": ("eval", "--weights", path, "--data", colours, *CPU),
@@ -88,7 +72,7 @@ def test_a_training_reads_as_it_will_be_read_and_records_it(colours, tmp_path, r
 def test_raw_on_request_is_recorded(colours, tmp_path, rules):
     import h5py
 
-    path = checkpoint(tmp_path / "m.safetensors", colours)
+    path = conftest.save_trained(tmp_path / "m.safetensors", colours)
     fgvc("predict", colours, "--weights", path, "--raw", "develop", "--out", tmp_path / "p.h5", *CPU)
     assert rules == {("srgb", "develop")}
     with h5py.File(tmp_path / "p.h5") as file:

@@ -7,21 +7,20 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 from known_trees import tar_of, tiny
 from PIL import Image
 from range_server import serve
-from typer.testing import CliRunner
 
-from fgvc_cli.cli import app
 from fgvc_cli.datasets import registry as known
 from fgvc_cli.datasets.entries import Archive
 from fgvc_cli.datasets.registry import find_known
 
 
 def fgvc(*arguments: object):
-    return CliRunner().invoke(app, ["datasets", *map(str, arguments)])
+    return conftest.fgvc("datasets", *arguments)
 
 
 @pytest.fixture

@@ -12,21 +12,16 @@ from dataclasses import asdict
 import h5py
 import numpy as np
 import pytest
+from conftest import fgvc
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import fgvc_cli
-from fgvc_cli.cli import app
 from fgvc_cli.engine.checkpoint import load_checkpoint
 from fgvc_cli.engine.evaluate import REPORT_FILES
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.evaluate.confidence import Calibration
 from fgvc_cli.models.weights import read_tensors, rewrite_checkpoint
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def evaluate(*arguments: object):
@@ -131,15 +126,6 @@ def test_a_notebook_gets_what_the_command_prints(world, report, capsys):
     assert measured.metrics["top1"] == report[1]["metrics"]["top1"]
     with pytest.raises(FgvcError, match="--split got 'tset', expected train, val, test or all"):
         fgvc_cli.evaluate(weights, split="tset")
-
-
-def test_many_classes_are_a_long_table(report, monkeypatch):
-    from fgvc_cli.engine import evaluate as eval_report
-
-    monkeypatch.setattr(eval_report, "WIDE_CLASSES", 1)
-    matrix = np.array([[3, 0], [1, 2]])
-    table = [[*row] for row in eval_report._confusion_rows(matrix, ["a", "b"])]
-    assert table == [["label", "guess", "images"], ["a", "a", 3], ["b", "a", 1], ["b", "b", 2]]
 
 
 def test_boxes_are_those_that_predict_writes(world, report):
@@ -264,7 +250,7 @@ def test_too_few_images_write_no_calibrated_copy(world, tmp_path):
 
 def test_calibrate_writes_a_copy_with_the_temperature_of_the_training(world, tmp_path, monkeypatch):
     for name in ("LEAST_IMAGES", "SURE_IMAGES"):
-        monkeypatch.setattr(f"fgvc_cli.evaluate.calibration.{name}", 0)
+        monkeypatch.setattr(f"fgvc_cli.evaluate.confidence.{name}", 0)
     source = world / "first/model.safetensors"
     trained = load_checkpoint(source)
     forgotten = tmp_path / "interrupted.safetensors"

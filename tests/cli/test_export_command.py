@@ -6,12 +6,11 @@ import dataclasses
 import importlib.util
 import inspect
 
+import conftest
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import fgvc_cli
-from fgvc_cli.cli import app
 from fgvc_cli.command import Messages
 from fgvc_cli.config import Preprocess
 from fgvc_cli.engine import export
@@ -21,7 +20,7 @@ from fgvc_cli.models.registry import create_model
 
 
 def fgvc(*arguments: object):
-    return CliRunner().invoke(app, ["export", *[str(a) for a in arguments]])
+    return conftest.fgvc("export", *arguments)
 
 
 @pytest.fixture

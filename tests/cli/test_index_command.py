@@ -11,43 +11,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import torch
+from conftest import fgvc, save_trained
 from PIL import Image
-from typer.testing import CliRunner
 
 import fgvc_cli
-from fgvc_cli.cli import app
-from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.engine.checkpoint import file_sha256, load_checkpoint, save_checkpoint
+from fgvc_cli.engine.checkpoint import file_sha256, load_checkpoint
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.models.registry import create_model
 from fgvc_cli.retrieval import index_file
 
 CPU = ("--device", "cpu", "--workers", 0)
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def save(path: Path, data: Path, seed: int = 0, name: str = "timm-resnet10t", **options: object) -> Path:
-    """A checkpoint as a training of ``data`` would leave it."""
-    torch.manual_seed(seed)
-    preprocess = Preprocess(input_px=32, resize_px=36)
-    config = TrainConfig(model=name, data=str(data), preprocess=preprocess)
-    model = create_model(name, 3, input_px=32, options=options)
-    path.parent.mkdir(exist_ok=True)
-    save_checkpoint(
-        path,
-        model,
-        config=config,
-        classes=("blue", "green", "red"),
-        dataset=data.name,
-        data_sha256=load_labelled(data).sha256(),
-        metrics={},
-    )
-    return path
 
 
 @pytest.fixture
@@ -55,7 +28,7 @@ def world(colours, tmp_path, monkeypatch) -> tuple[Path, Path]:
     """(weights, data); the command runs in an empty folder."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    return save(tmp_path / "run" / "model.safetensors", colours), colours
+    return save_trained(tmp_path / "run" / "model.safetensors", colours), colours
 
 
 def paths_of(index: Path) -> list[str]:
@@ -178,7 +151,7 @@ def test_a_folder_has_a_table_of_the_nearest_and_a_row_on_each_page(world, page)
 def test_an_index_of_other_weights_is_refused_and_nothing_is_left(world, tmp_path):
     weights, data = world
     fgvc("index", "--weights", weights, *CPU)
-    other = save(tmp_path / "other" / "model.safetensors", data, seed=1)
+    other = save_trained(tmp_path / "other" / "model.safetensors", data, seed=1)
     theirs = weights.parent / "model.index.h5"
     result = fgvc("explain", data / "red" / "000.png", "--weights", other, "--index", theirs)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
@@ -192,7 +165,9 @@ def test_an_index_of_other_weights_is_refused_and_nothing_is_left(world, tmp_pat
 
 def test_a_multi_stage_model_takes_one_look_for_its_index(colours, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    weights = save(tmp_path / "run" / "model.safetensors", colours, name="vitms-test_vit", encoder_px=32)
+    weights = save_trained(
+        tmp_path / "run" / "model.safetensors", colours, model="vitms-test_vit", encoder_px=32
+    )
     from fgvc_cli.models.multistage_vit import MultiStageVit
 
     def never(*_):
@@ -299,7 +274,7 @@ def test_what_cannot_be_added_leaves_the_index_as_it_was(extended, tmp_path, mon
     (tmp_path / "bad" / "pink" / "a.jpg").write_text("no image")
     result = fgvc("index", "--weights", weights, "--add", tmp_path / "bad", *CPU)
     assert result.exit_code == 1 and "No image of bad could be read" in result.stderr
-    other = save(tmp_path / "other" / "model.safetensors", more.parent / "colours", seed=1)
+    other = save_trained(tmp_path / "other" / "model.safetensors", more.parent / "colours", seed=1)
     result = fgvc("index", "--weights", other, "--add", more, "--out", index, *CPU)
     assert result.exit_code == 1 and "index of other weights" in result.stderr
     result = fgvc("index", "--weights", other, "--add", more, *CPU)
@@ -358,7 +333,9 @@ def test_classes_without_an_image_are_named(world, tmp_path):
 
 def test_a_multi_stage_model_stops_where_its_index_does(colours, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    weights = save(tmp_path / "run" / "model.safetensors", colours, name="vitms-test_vit", encoder_px=32)
+    weights = save_trained(
+        tmp_path / "run" / "model.safetensors", colours, model="vitms-test_vit", encoder_px=32
+    )
     assert fgvc("index", "--weights", weights, *CPU).exit_code == 0
     index = weights.parent / "model.index.h5"
     how = ("--index", index, "--by", "neighbours")

@@ -5,16 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
+from conftest import fgvc
 
-from fgvc_cli.cli import app
 from fgvc_cli.engine.checkpoint import read_metadata
 from fgvc_cli.engine.options import RECIPES
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(part) for part in arguments])
-
 
 TINY = ["--no-pretrained", "--input-px", 32, "--batch-size", 8, "--workers", 0, "--epochs", 1]
 

@@ -10,7 +10,7 @@ import torch
 from fgvc_cli.config import Loss, Preprocess, TrainConfig
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from fgvc_cli.engine.device import computing, float32_products
-from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.engine.learner import total_loss
 from fgvc_cli.models.fuse_batchnorm import fold_batch_norms
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.predict.predictor import Predictor

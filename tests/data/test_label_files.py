@@ -315,6 +315,26 @@ def test_boxes_of_an_image_in_two_splits_or_with_one_number(tmp_path):
     )
     with pytest.raises(FgvcError, match="line 3: a.jpg has a box 7 on an earlier line too"):
         read_listing(twice)
+    rows = [{"path": "a.jpg", "label": "x", "x1": 0, "y1": 0, "x2": 9, "y2": n} for n in (5, 6)]
+    (tmp_path / "l.jsonl").write_text(
+        "\n".join(json.dumps(row) for row in (rows[0], rows[1] | {"split": "test"}))
+    )
+    with pytest.raises(FgvcError, match="is for test, the one on line 1 for no split"):
+        read_listing(tmp_path / "l.jsonl")
+
+
+def test_one_box_twice_is_told_apart_by_its_number_as_predictions_write_it(tmp_path):
+    header = "path,label,x1,y1,x2,y2,box_id"
+    path = write_boxes(tmp_path, "a.jpg,x,0,0,5,5,'=1", "a.jpg,y,0,0,5,5,2", header=header)
+    assert [e.box.id for own in read_listing(path)[0].by_class()[None].values() for e in own] == ["=1", "2"]
+
+
+def test_boxes_of_an_image_are_of_one_group(tmp_path):
+    path = write_boxes(
+        tmp_path, "a.jpg,x,0,0,5,5,1", "a.jpg,y,5,0,9,5,2", header="path,label,x1,y1,x2,y2,cam"
+    )
+    with pytest.raises(FgvcError, match="line 3: cam is '2' for this box of a.jpg, '1' on line 2"):
+        read_listing(path, "cam")
 
 
 def test_what_a_review_leaves_out_does_not_take_the_other_boxes_along(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import train_options
@@ -10,10 +11,14 @@ from PIL import Image
 import fgvc_cli
 from fgvc_cli.config import TrainConfig
 from fgvc_cli.data.labelled import load_labelled, take_boxes
+from fgvc_cli.data.listing import whole_images
 from fgvc_cli.data.loaders import LabelledImages
+from fgvc_cli.datasets.check import check_set, summary
 from fgvc_cli.datasets.registry import load_data
+from fgvc_cli.engine.checkpoint import choose_data, load_checkpoint
 from fgvc_cli.engine.train import train
 from fgvc_cli.errors import FgvcError
+from fgvc_cli.report.wrong_labels import _groups
 from fgvc_cli.sources.boxes import BoxChoice, read_boxes
 
 COLOURS = ("red", "lime", "blue")
@@ -233,3 +238,30 @@ def test_a_table_with_boxes_needs_no_other_file(shelf, tmp_path):
     assert {row["box_id"] for row in rows} == {"0", "1", "2"}
     elsewhere = {"data": str(tmp_path / "own.csv"), "box_margin": 0.1, "split": "all"}
     assert fgvc_cli.index(**quiet, out=tmp_path / "i.h5", **elsewhere).images == 36
+
+    more = {"add": tmp_path / "own.csv", "box_margin": 0.1}
+    assert fgvc_cli.index(str(out), quiet=True, workers=0, out=tmp_path / "i.h5", **more).images == 36
+
+    # The margin of the training, or the one that is asked for.
+    checkpoint = load_checkpoint(out / "model.safetensors")
+    for asked, margin in ((None, 0.25), (0.5, 0.5)):
+        options = SimpleNamespace(boxes=None, box_margin=asked)
+        chosen, own = choose_data(checkpoint, str(tmp_path / "own.csv"), None, None, "test", options)
+        assert own and {e.box.margin for e in chosen.splits["test"]} == {margin}
+
+
+def test_boxes_of_one_image_are_no_copies_and_no_contradictions_of_each_other(shelf, tmp_path):
+    lines = (tmp_path / "shelf.csv").read_text().splitlines()[1:]
+    (tmp_path / "own.csv").write_text(
+        "\n".join(["path,x1,y1,x2,y2,label", *(f"shelf/{line}" for line in lines)])
+    )
+    labelled = load_labelled(tmp_path / "own.csv", for_training=False)
+    alone = whole_images(labelled)
+    assert sum(alone.counts().values()) == 12 and {e.labels for e in alone.splits["test"]} == {(0, 1, 2)}
+    # Twelve images of three pictures: each group is of images, none twice.
+    report = check_set(labelled, workers=0)
+    groups = [[member.example.path for member in group.members] for group in report.groups]
+    assert [len(own) for own in groups] == [len(set(own)) for own in groups] == [4, 4, 4]
+    assert not any(group.contradicts for group in report.groups)
+    assert "12 images" in summary(report, None)
+    assert _groups(["a", "b", "a", "c"], [("b", "c")]).tolist() == [0, 1, 0, 1]

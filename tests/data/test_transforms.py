@@ -11,14 +11,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from fgvc_cli.config import Augment, Preprocess
-from fgvc_cli.data.transforms import (
-    eval_transform,
-    input_geometry,
-    mix_transform,
-    normalize,
-    resized_size,
-    train_transform,
-)
+from fgvc_cli.data.geometry import input_geometry, resized_size
+from fgvc_cli.data.transforms import eval_transform, mix_transform, train_transform
+from fgvc_cli.models.output import normalize
 
 SIZES = [(64, 64), (200, 100), (90, 240), (1, 1), (3000, 20), (33, 257)]
 RULES = ["squash", "shorter"]

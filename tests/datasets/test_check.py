@@ -13,15 +13,18 @@ import pytest
 from PIL import Image
 
 from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.datasets import duplicates as fingerprint_pool
-from fgvc_cli.datasets.check import as_document, check_set, summary, write_findings
-from fgvc_cli.datasets.duplicates import (
+from fgvc_cli.datasets import check as fingerprint_pool
+from fgvc_cli.datasets.check import (
     MAX_GREY,
     Fingerprint,
+    as_document,
+    check_set,
     find_groups,
     fingerprint,
     fingerprint_all,
     perceptual_hash,
+    summary,
+    write_findings,
 )
 from fgvc_cli.sources.images import Failure
 
@@ -164,9 +167,9 @@ def test_search_finds_what_all_pairs_find(monkeypatch: pytest.MonkeyPatch, max_b
     assert len(expected) > 5
     assert find_groups(prints, max_bits=max_bits) == expected
     # the pieces in which it works make no difference
-    monkeypatch.setattr("fgvc_cli.datasets.duplicates._ROWS", 7)
-    monkeypatch.setattr("fgvc_cli.datasets.duplicates._COLUMNS", 11)
-    monkeypatch.setattr("fgvc_cli.datasets.duplicates._EDGES", 3)
+    monkeypatch.setattr("fgvc_cli.datasets.check._ROWS", 7)
+    monkeypatch.setattr("fgvc_cli.datasets.check._COLUMNS", 11)
+    monkeypatch.setattr("fgvc_cli.datasets.check._EDGES", 3)
     assert find_groups(prints, max_bits=max_bits) == expected
     assert find_groups([]) == []
 

@@ -7,10 +7,9 @@ from conftest import train_options
 from PIL import Image
 
 from fgvc_cli.config import TrainConfig, build
-from fgvc_cli.engine.ablate import ablate
-from fgvc_cli.engine.ablations import ABLATIONS, find_ablation, table_cells
+from fgvc_cli.engine.ablate import ABLATIONS, ablate, find_ablation, table_cells
 from fgvc_cli.engine.options import AblateOptions, TrainOptions
-from fgvc_cli.engine.settings import plain_values, resolved_config
+from fgvc_cli.engine.train import plain_values, resolved_config
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 
 

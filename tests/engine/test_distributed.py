@@ -25,7 +25,7 @@ from fgvc_cli.engine import train as training
 from fgvc_cli.engine.distributed import ALONE, World, find_world
 from fgvc_cli.engine.learner import Learner, Meter
 from fgvc_cli.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, FgvcError
-from fgvc_cli.evaluate.calibration import apply_temperature, expected_calibration_error
+from fgvc_cli.evaluate.confidence import apply_temperature, reliability
 from fgvc_cli.evaluate.evaluator import Evaluation, join_judged
 from fgvc_cli.models.registry import create_model
 
@@ -222,11 +222,12 @@ def test_the_process_that_starts_the_others_leaves_the_cards_alone(monkeypatch, 
     """A context on the first card would take its memory from the process that trains there."""
     made, started = [], []
 
-    def trainer(model, config, data, run_dir, target, *_):
-        made.append(target)
+    def trainer(model, config, data, run_dir, device, *_):
+        made.append(device)
         return SimpleNamespace(prepare=lambda: None)
 
-    monkeypatch.setattr(training, "_trainer", trainer)
+    monkeypatch.setattr(training, "Trainer", trainer)
+    monkeypatch.setattr(training, "make_run_dir", lambda run_dir: None)
     monkeypatch.setattr(training, "_launch", lambda *words: started.append(words))
     config = TrainConfig(model="timm-test_vit", devices=2)
     training._train(torch.nn.Linear(2, 2), config, None, tmp_path, torch.device("cuda"), ALONE, Messages())
@@ -322,9 +323,9 @@ def test_figures_of_parts_are_those_of_the_whole():
     expected = whole.metrics(1.7)
     assert expected["top1"] == float((probs.argmax(1) == labels).double().mean())
     assert expected["nll"] == pytest.approx(float(torch.nn.functional.nll_loss(probs.log(), labels)))
-    assert expected["ece"] == pytest.approx(expected_calibration_error(probs, labels))
+    assert expected["ece"] == pytest.approx(reliability(probs, labels).error)
     calibrated = apply_temperature(probs, 1.7)
-    assert expected["ece_calibrated"] == pytest.approx(expected_calibration_error(calibrated, labels))
+    assert expected["ece_calibrated"] == pytest.approx(reliability(calibrated, labels).error)
     assert expected["reached_object"] == 26 / 40
     found = join_judged([part.judged(1.7) for part in parts]).metrics()
     assert found.pop("unreadable") == 3 and expected.pop("unreadable") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fgvc_cli.engine.losses import fit_fuse_weights
+from fgvc_cli.engine.learner import fit_fuse_weights
 
 
 def make_branches(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,16 +12,15 @@ import h5py
 import numpy as np
 import onnx
 import pytest
+from conftest import fgvc
 from safetensors.torch import save
 from test_export import CLASSES, checkpoint_of
-from typer.testing import CliRunner
 
 from fgvc_cli.aviary.dataset import SPECIES, render_bird
-from fgvc_cli.cli import app
 from fgvc_cli.engine.export import FORMATS, describe, quantize, trace
 from fgvc_cli.engine.graph import Graph, GraphForward, pick_runtime
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.evaluate.confidence import Calibration
 from fgvc_cli.models.weights import CHECKPOINT_KEY
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import find_images
@@ -35,10 +34,6 @@ RUNTIMES = [
         ),
     ),
 ]
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -10,26 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import fgvc
 from hub_server import TOKEN, Hub, serve_hub
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import fgvc_cli
-from fgvc_cli.cli import app
 from fgvc_cli.config import Preprocess, TrainConfig
 from fgvc_cli.engine.checkpoint import read_metadata, save_checkpoint
 from fgvc_cli.engine.weights import open_weights, resolve_weights
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.evaluate.confidence import Calibration
 from fgvc_cli.evaluate.intervals import share_interval
 from fgvc_cli.models.registry import create_model
 from fgvc_cli.retrieval.index_file import default_index
 
 TEST = {"images": 250.0, "top1": 0.9, "top5": 0.992, "macro_f1": 0.8765}
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def save(run: Path, *, data: str, finished: bool = True, metrics: dict | None = None) -> Path:

@@ -9,13 +9,11 @@ import torch
 
 from fgvc_cli.config import Augment, Loss, Optim, Preprocess, TrainConfig
 from fgvc_cli.data.loaders import Batch
-from fgvc_cli.data.transforms import normalize
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.device import computing
-from fgvc_cli.engine.learner import Learner, Meter, Teacher, largest_batch, out_of_memory
-from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.engine.learner import Learner, Meter, Teacher, largest_batch, out_of_memory, total_loss
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.models.output import ModelOutput, normalize
 from fgvc_cli.models.registry import create_model
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fgvc_cli.config import Loss
-from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.engine.learner import total_loss
 from fgvc_cli.models.output import ModelOutput
 
 LABELS = torch.tensor([0, 2])

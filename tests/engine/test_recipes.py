@@ -12,7 +12,7 @@ from conftest import train_options
 from fgvc_cli.config import TrainConfig, build
 from fgvc_cli.engine.optim import build_optimizer, build_schedule
 from fgvc_cli.engine.options import RECIPES, AblateOptions, Setup, TrainOptions, find_recipe
-from fgvc_cli.engine.settings import plain_values, resolved_config, settings_text, with_data
+from fgvc_cli.engine.train import plain_values, resolved_config, settings_text, with_data
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models import registry
 from fgvc_cli.models.registry import backbone_traits, create_model

@@ -20,10 +20,10 @@ from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import known_examples, load_checkpoint, save_checkpoint
 from fgvc_cli.engine.options import TrainOptions
-from fgvc_cli.engine.settings import plain_values
-from fgvc_cli.engine.trainer import unread_text
+from fgvc_cli.engine.train import plain_values
+from fgvc_cli.engine.trainer import Trainer, unread_text
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.calibration import Calibration
+from fgvc_cli.evaluate.confidence import Calibration
 from fgvc_cli.models.registry import create_model
 
 TINY = {"model": "crasmra-mobilenetv2_035", "input_px": 32, "epochs": 2, "batch_size": 8, "workers": 0}
@@ -376,3 +376,18 @@ def test_three_seeds_share_one_test_split(colours):
     one, two = (load_data(TrainConfig(model="m", data=str(colours), seed=s)) for s in (0, 1))
     other = load_data(TrainConfig(model="m", data=str(colours), split_seed=1))
     assert one.sha256() == two.sha256() != other.sha256()
+
+
+@pytest.mark.parametrize(("fitted", "kept"), [(0.9, 0.7), (0.8, 0.7), (0.7, 0.25)])
+def test_fitted_branch_weights_may_not_cost_right_answers_on_val(fitted, kept):
+    heads = torch.nn.Module()
+    heads.register_buffer("fuse_weights", torch.full((4,), 0.25))
+    training = SimpleNamespace(
+        learner=SimpleNamespace(kept=torch.nn.ModuleDict({"heads": heads})),
+        _fuse_weights=lambda validation: torch.tensor([0.7, 0.1, 0.1, 0.1]),
+        _evaluate=lambda split: "by fitted weights",
+        _metrics=lambda part: {"top1": fitted if part == "by fitted weights" else 0.8},
+    )
+    told = Trainer._fit_branches(training, "as before")
+    assert heads.fuse_weights[0] == pytest.approx(kept)
+    assert told == ("as before" if kept == 0.25 else "by fitted weights")

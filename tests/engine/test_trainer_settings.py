@@ -16,7 +16,7 @@ from fgvc_cli.config import Loss
 from fgvc_cli.data.loaders import LabelledImages
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import read_metadata
-from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.engine.learner import total_loss
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models.registry import create_model
 

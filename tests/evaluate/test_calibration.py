@@ -17,12 +17,12 @@ from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.datasets.registry import load_data
 from fgvc_cli.engine import trainer as trainer_module
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
-from fgvc_cli.evaluate.calibration import (
+from fgvc_cli.evaluate.confidence import (
     Calibration,
     apply_temperature,
-    expected_calibration_error,
     fit_calibration,
     fit_temperature,
+    reliability,
 )
 from fgvc_cli.evaluate.evaluator import evaluate
 from fgvc_cli.models.registry import create_model
@@ -165,7 +165,7 @@ def test_without_evidence_nothing_changes(shape):
 def test_a_split_in_pieces_is_the_whole(monkeypatch):
     probs, labels = drawn(100)
     whole = fit_temperature(probs, labels)
-    monkeypatch.setattr("fgvc_cli.evaluate.calibration._ROWS", 7)
+    monkeypatch.setattr("fgvc_cli.evaluate.confidence._ROWS", 7)
     assert fit_temperature(probs, labels) == pytest.approx(whole, rel=1e-6)
 
 
@@ -177,25 +177,25 @@ def confident(*rows: tuple[float, bool]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_calibration_error_by_hand():
     gap = [(0.95, True)] * 3 + [(0.95, False)]
-    assert expected_calibration_error(*confident(*gap)) == pytest.approx(0.2)
+    assert reliability(*confident(*gap)).error == pytest.approx(0.2)
     calm = [(0.75, True)] * 3 + [(0.75, False)]
-    assert expected_calibration_error(*confident(*calm)) == pytest.approx(0, abs=1e-6)
-    assert expected_calibration_error(*confident(*gap, *calm)) == pytest.approx(0.1)
-    assert expected_calibration_error(*confident((1.0, True))) == 0
+    assert reliability(*confident(*calm)).error == pytest.approx(0, abs=1e-6)
+    assert reliability(*confident(*gap, *calm)).error == pytest.approx(0.1)
+    assert reliability(*confident((1.0, True))).error == 0
 
 
 def test_fifteen_bins_each_with_its_upper_edge():
     # 14/15 lies between: with 10 or 20 bins they would share one.
-    assert expected_calibration_error(*confident((0.93, False), (0.94, True))) == pytest.approx(0.495)
+    assert reliability(*confident((0.93, False), (0.94, True))).error == pytest.approx(0.495)
     edge = torch.tensor([[0.5, 0.4, 0.1], [0.6, 0.3, 0.1]]), torch.tensor([1, 0])
-    assert expected_calibration_error(*edge, bins=4) == pytest.approx(0.45)
+    assert reliability(*edge, bins=4).error == pytest.approx(0.45)
 
 
 def test_a_fitted_temperature_lowers_the_error():
     probs, labels = drawn(6000)
     stated = apply_temperature(probs, 0.4)
-    before = expected_calibration_error(stated, labels)
-    after = expected_calibration_error(apply_temperature(stated, fit_temperature(stated, labels)), labels)
+    before = reliability(stated, labels).error
+    after = reliability(apply_temperature(stated, fit_temperature(stated, labels)), labels).error
     assert before > 0.1 and after < 0.02
 
 

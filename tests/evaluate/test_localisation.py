@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from fgvc_cli.datasets.entries import TrueBoxes
-from fgvc_cli.evaluate.evaluator import peaks
-from fgvc_cli.evaluate.localisation import (
+from fgvc_cli.evaluate.evaluator import (
     Located,
     best_iou,
     centred_box,
     inside,
     localisation_metrics,
     part_boxes,
+    peaks,
 )
 
 LEFT, RIGHT = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)

@@ -146,3 +146,9 @@ def test_figures_of_a_taxonomy_by_hand():
     assert figures["rollup"] == {"least": 0.9, "coverage": pytest.approx(5 / 6), "accuracy": 1.0}
     assert figures["mistakes"] == {"2": 1, "3": 1} and figures["mean_distance"] == 2.5
     assert taxonomy_figures(TREE, labels, PROBS)["rollup"] is None
+
+
+def test_many_classes_are_a_long_table(monkeypatch):
+    monkeypatch.setattr(metrics, "WIDE_CLASSES", 1)
+    table = [[*row] for row in metrics.confusion_rows(np.array([[3, 0], [1, 2]]), ["a", "b"])]
+    assert table == [["label", "guess", "images"], ["a", "a", 3], ["b", "a", 1], ["b", "b", 2]]

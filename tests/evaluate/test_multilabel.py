@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import fgvc
 from PIL import Image
 from safetensors.torch import save
-from typer.testing import CliRunner
 
-from fgvc_cli.cli import app
 from fgvc_cli.command import Messages
 from fgvc_cli.config import Loss, Preprocess, TrainConfig
 from fgvc_cli.data.labelled import load_labelled
@@ -22,7 +21,7 @@ from fgvc_cli.data.listing import NO_LABEL, Example, LabelledSet
 from fgvc_cli.data.loaders import LabelledImages, build_loader
 from fgvc_cli.engine.checkpoint import load_checkpoint
 from fgvc_cli.engine.distributed import Silent
-from fgvc_cli.engine.losses import label_loss, part_loss
+from fgvc_cli.engine.learner import label_loss, part_loss
 from fgvc_cli.engine.run_state import finished_run
 from fgvc_cli.engine.trainer import Trainer
 from fgvc_cli.errors import FgvcError
@@ -164,10 +163,6 @@ def test_a_model_of_one_class_refuses_several_labels(tmp_path: Path) -> None:
 
 
 # -- the whole way --------------------------------------------------------------------------------
-
-
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from fgvc_cli.config import MultiStageVitConfig, Preprocess
 from fgvc_cli.data.listing import Example
 from fgvc_cli.data.loaders import Batch
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.rejection import (
+from fgvc_cli.evaluate.confidence import (
     CONFIDENCE,
-    LEAST_IMAGES,
+    NOVELTY_IMAGES,
     PRIOR_IMAGES,
     SHRINKAGE,
     embed,
@@ -59,7 +59,7 @@ def test_the_threshold_keeps_95_percent_of_the_val_split_and_of_what_is_drawn_li
         novelty = fitted(count)
         assert int((novelty.scores(val(count)) <= 1).sum()) == kept
         assert novelty.images == count
-    assert LEAST_IMAGES == 19 and fitted(18) is None
+    assert NOVELTY_IMAGES == 19 and fitted(18) is None
     one_each = [(TRAIN[::2], LABELS[::2])]
     assert fit_novelty(one_each, [(val(40), torch.zeros(40))], 3) is None  # no spread to be known
     assert fit_novelty([], [(val(40), torch.zeros(40))], 3) is None
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_before_has_no_novelty():
 
 
 def test_a_mean_is_made_of_the_first_images_of_a_class(monkeypatch):
-    monkeypatch.setattr("fgvc_cli.evaluate.rejection.IMAGES_PER_CLASS", 2)
+    monkeypatch.setattr("fgvc_cli.evaluate.confidence.IMAGES_PER_CLASS", 2)
     examples = [Example(f"{i}.jpg", label) for i, label in enumerate([0, 0, 0, 1, 0, 1])]
     assert [int(e.path[0]) for e in fit_examples(examples)] == [0, 1, 3, 5]
 

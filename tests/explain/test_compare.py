@@ -24,7 +24,7 @@ def rows(size, *preprocess) -> list[LabelledExplanation]:
 
 
 @pytest.mark.parametrize("size", SHAPES)
-def test_every_shape_of_photograph_makes_a_figure(size):
+def test_every_shape_of_image_makes_a_figure(size):
     figure = draw_comparison([*rows(size, CUT), LabelledExplanation("looks again", full(size))], "photo.jpg")
     assert figure.mode == "RGB" and figure.width == WIDTH and 200 < figure.height < 4000
     border = np.asarray(figure).copy()
@@ -32,7 +32,7 @@ def test_every_shape_of_photograph_makes_a_figure(size):
     assert (border == 255).all()
 
 
-def test_each_row_has_the_box_of_its_model_on_the_photograph():
+def test_each_row_has_the_box_of_its_model_on_the_image():
     pixels = np.asarray(draw_comparison(rows((300, 200), CUT, CUT)))
     lines = (pixels == BOX_LINE).all(axis=-1)
     starts = np.flatnonzero(np.diff(lines.any(axis=1).astype(int)) == 1)

@@ -85,7 +85,7 @@ def photo_with_spot(size: tuple[int, int], spot: tuple[int, int, int, int]) -> I
 
 @pytest.mark.parametrize("preprocess", [SQUASH, SHORTER], ids=["squash", "shorter"])
 @pytest.mark.parametrize("size", [(320, 320), (320, 640), (960, 320)], ids=["square", "portrait", "panorama"])
-def test_the_box_comes_back_to_where_the_object_is_in_the_photograph(size, preprocess):
+def test_the_box_comes_back_to_where_the_object_is_in_the_image(size, preprocess):
     centre_x, centre_y = size[0] // 2, size[1] // 2
     spot = (centre_x - 80, centre_y - 100, centre_x + 20, centre_y + 40)
     explanation = explain_photo(checkpoint(BrightnessModel({}), preprocess), photo_with_spot(size, spot))
@@ -93,7 +93,7 @@ def test_the_box_comes_back_to_where_the_object_is_in_the_photograph(size, prepr
     np.testing.assert_allclose(explanation.box, spot, atol=max(size) / 80 + 1)
 
 
-def test_the_region_is_the_part_of_the_photograph_that_the_model_saw():
+def test_the_region_is_the_part_of_the_image_that_the_model_saw():
     model = BrightnessModel({})
     squashed = explain_photo(checkpoint(model), photo_with_spot((400, 200), (190, 90, 210, 110)))
     assert squashed.region == pytest.approx((40, 20, 360, 180))
@@ -141,7 +141,7 @@ def test_classes_come_in_order_of_probability_and_branches_speak_for_themselves(
 
 
 @pytest.mark.parametrize("size", [(320, 320), (320, 640), (960, 320)], ids=["square", "portrait", "panorama"])
-def test_further_looks_come_with_their_boxes_in_the_photograph(size):
+def test_further_looks_come_with_their_boxes_in_the_image(size):
     x, y = size[0] // 2, size[1] // 2
     model = SecondLook()
     explanation = explain_photo(checkpoint(model), photo_with_spot(size, (x - 80, y - 100, x + 20, y + 40)))
@@ -207,7 +207,7 @@ def test_a_real_multi_stage_vit_answers_its_looks():
 
 @pytest.mark.parametrize("name", ["crasmra-test_resnet", "vitms-test_vit", "timm-test_vit"])
 @pytest.mark.parametrize("methods", [(), ("gradcam", "object", "occlusion")])
-def test_a_batch_says_what_each_photograph_would_alone(name, methods):
+def test_a_batch_says_what_each_image_would_alone(name, methods):
     torch.manual_seed(0)
     preprocess = Preprocess(input_px=160, resize_px=160)
     classes = ("ant", "bee", "cat")
@@ -225,7 +225,7 @@ def test_a_batch_says_what_each_photograph_would_alone(name, methods):
             np.testing.assert_allclose(heat, alone.maps[key], atol=0.02)
 
 
-def test_looks_of_a_cascade_are_left_out_photograph_by_photograph():
+def test_looks_of_a_cascade_are_left_out_image_by_image():
     class Unsure(SecondLook):
         def forward(self, images, want=()):
             outputs = [SecondLook(stopped)(images[:1], want) for stopped in ((), ("object", "parts"))]
@@ -253,7 +253,7 @@ def test_probabilities_are_calibrated_as_in_predict():
     assert [prob for _, prob in explanation.top] == pytest.approx(list(squares / squares.sum()))
 
 
-def test_a_large_photograph_is_kept_small_and_seen_whole():
+def test_a_large_image_is_kept_small_and_seen_whole():
     explainer = Explainer(checkpoint(BrightnessModel({"last": 8})))
     photo = photo_with_spot((3000, 600), (1500, 300, 1800, 450))
     kept, small = explainer.explain([explainer.prepare(photo)]), explainer.prepare(photo, 300)

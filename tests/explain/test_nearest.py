@@ -26,7 +26,7 @@ from fgvc_cli.explain.pages import (
     shorten_start,
 )
 from fgvc_cli.explain.panels import BOX_LINE
-from fgvc_cli.retrieval.search import Nearest, Neighbour
+from fgvc_cli.retrieval.index_file import Nearest, Neighbour
 
 RED, GREEN, BLUE = (200, 20, 20), (20, 180, 20), (20, 20, 200)
 
@@ -78,7 +78,7 @@ def test_without_an_index_pages_are_as_before():
     assert draw_strip(plain).height < draw_strip(near()).height
 
 
-def test_each_class_has_a_row_behind_the_photograph_itself():
+def test_each_class_has_a_row_behind_the_image_itself():
     section = draw_nearest(near())
     assert section.width == INNER
     assert places(section, RED) == [(1, 0), (2, 0), (3, 0)]
@@ -113,7 +113,7 @@ def test_more_than_fit_are_left_to_the_tables():
     assert places(section, RED) == [(i, 0) for i in range(1, NEAREST_COLUMNS)]
 
 
-def test_a_class_without_known_photographs_says_so():
+def test_a_class_without_known_images_says_so():
     text = []
     original = Face.draw
 
@@ -140,7 +140,7 @@ def test_a_missing_or_damaged_thumbnail_is_a_grey_tile(picture):
 
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("shape", [(224, 1), (1, 224), (224, 100)])
-def test_every_shape_of_photograph_and_thumbnail_is_drawn(size, shape):
+def test_every_shape_of_image_and_thumbnail_is_drawn(size, shape):
     odd = (neighbour(0, "ant", size=shape),)
     explained = near(size, found(odd, ant=odd))
     assert render(explained).width == WIDTH and draw_strip(explained).width == WIDTH
@@ -194,7 +194,7 @@ def test_a_model_without_embeddings_says_so_and_none_is_asked_without_an_index()
     assert explain(model, None).nearest is None and "embedding" not in model.wanted
 
 
-def test_the_photographs_own_tile_is_cut_as_those_of_the_index_are(monkeypatch):
+def test_the_images_own_tile_is_cut_as_those_of_the_index_are(monkeypatch):
     asked = []
     monkeypatch.setattr(module, "surroundings", lambda box, size: asked.append((box, size)) or (0, 0, 9, 9))
     draw_nearest(near((300, 200), box=(5, 5, 20, 20)))

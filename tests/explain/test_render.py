@@ -11,7 +11,7 @@ from PIL import Image
 from fgvc_cli.charts import drawing
 from fgvc_cli.charts.drawing import ACCENT, ELLIPSIS, INNER, MUTED, WIDTH, Face, color_table
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.transforms import input_geometry
+from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.explain.explainer import Explanation
 from fgvc_cli.explain.methods import HEAT
 from fgvc_cli.explain.pages import draw_bars, draw_branches, draw_question, render
@@ -73,7 +73,7 @@ def rgb(text_color: str) -> tuple[int, ...]:
     ],
 )
 @pytest.mark.parametrize("zoom", [1, 0.5])
-def test_a_hot_cell_lies_over_its_place_in_the_photograph(preprocess, size, at, zoom):
+def test_a_hot_cell_lies_over_its_place_in_the_image(preprocess, size, at, zoom):
     explained = explanation(size, preprocess=preprocess, maps={"stage3": hot_cell(2, 6)})
     panel = draw_map(explained, "stage3", (round(size[0] * zoom), round(size[1] * zoom)))
     assert brightest(panel) == pytest.approx((at[0] * zoom, at[1] * zoom), abs=2)
@@ -125,7 +125,7 @@ def test_a_box_scales_with_the_panel(size):
     assert_framed(draw_photo(explained, size), expected)
 
 
-def test_without_a_box_the_photograph_is_left_as_it_is():
+def test_without_a_box_the_image_is_left_as_it_is():
     np.testing.assert_array_equal(np.asarray(draw_photo(explanation((40, 30)), (40, 30))), GREY)
 
 
@@ -156,7 +156,7 @@ def test_branches_that_agree_are_marked_and_a_single_branch_is_not_listed():
     "size", [(1, 1), (24, 16), (3, 3000), (4000, 2), (1600, 900), (300, 400), (3000, 1000), (3000, 2400)]
 )
 @pytest.mark.parametrize("stages", [1, 3])
-def test_every_shape_of_photograph_makes_a_page(size, stages):
+def test_every_shape_of_image_makes_a_page(size, stages):
     maps = {f"stage{i}": np.eye(4, dtype=np.float32) for i in range(stages)}
     if stages > 1:
         maps[HEAT] = np.eye(7, dtype=np.float32)
@@ -229,7 +229,7 @@ def test_accents_survive_without_installed_fonts_as_their_base_letters(monkeypat
     )
 
 
-def test_a_panel_keeps_the_photographs_aspect():
+def test_a_panel_keeps_the_images_aspect():
     assert fit((3000, 1000), (600, 600)) == (600, 200)
     assert fit((10, 40), (600, 600)) == (150, 600)
     assert fit((1, 100_000), (600, 600)) == (1, 600)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fgvc_cli.charts.drawing import INNER, WIDTH, color_table
 from fgvc_cli.config import Preprocess
-from fgvc_cli.data.transforms import input_geometry
+from fgvc_cli.data.geometry import input_geometry
 from fgvc_cli.explain.explainer import Explanation
 from fgvc_cli.explain.pages import render
 from fgvc_cli.explain.panels import (
@@ -97,7 +97,7 @@ def test_a_model_that_looks_once_has_no_section():
 
 
 @pytest.mark.parametrize("box", [(0, 0, 30, 20), (50, 40, 130, 120), (199, 159, 200, 160), (0, 0, 200, 160)])
-def test_a_crop_is_the_photographs_own_pixels(box):
+def test_a_crop_is_the_images_own_pixels(box):
     explained = explanation()
     size = (box[2] - box[0], box[3] - box[1])
     crop = draw_crop(explained, solid(box, (200, 160)), size)
@@ -113,7 +113,7 @@ def test_a_crop_is_the_photographs_own_pixels(box):
         ((2.5, 2.5, 7.5, 8.5), (2.5, 2.5, 7.5, 8.5)),
     ],
 )
-def test_a_crop_is_inside_the_photograph_and_never_less_than_a_pixel(box, expected):
+def test_a_crop_is_inside_the_image_and_never_less_than_a_pixel(box, expected):
     assert solid(box, (10, 10)) == pytest.approx(expected)
 
 
@@ -146,7 +146,7 @@ def test_the_erased_pixels_are_those_of_the_input_and_no_others(preprocess, x0, 
     assert is_color(panel, ERASED).sum() > 0.75 * gone.sum()
 
 
-def test_nothing_erased_leaves_the_photograph():
+def test_nothing_erased_leaves_the_image():
     explained = explanation(erased=np.zeros((40, 40), bool))
     np.testing.assert_array_equal(np.asarray(draw_erased(explained, (200, 160))), np.asarray(explained.image))
     with pytest.raises(ValueError, match="without erased"):
@@ -223,7 +223,7 @@ def test_the_crops_attention_changes_its_own_panel_only():
 @pytest.mark.parametrize(
     ("size", "parts"), [*((size, 2) for size in SHAPES), ((300, 400), 16), ((900, 90), 7)]
 )
-def test_every_shape_of_photograph_makes_a_page(size, parts):
+def test_every_shape_of_image_makes_a_page(size, parts):
     page = render(full(size, parts=parts), "photo.jpg")
     assert page.width == WIDTH and 700 < page.height < 5200
     # The margins stay free.

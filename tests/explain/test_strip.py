@@ -19,7 +19,7 @@ MAPS = {"stage3": np.eye(8, dtype=np.float32), HEAT: np.eye(4, dtype=np.float32)
 
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("make", [explanation, full])
-def test_every_shape_of_photograph_makes_a_strip(size, make):
+def test_every_shape_of_image_makes_a_strip(size, make):
     strip = draw_strip(make(size, maps=MAPS), "photo.jpg")
     assert strip.mode == "RGB" and strip.width == WIDTH and 100 < strip.height < 1250
     border = np.asarray(strip).copy()
@@ -27,7 +27,7 @@ def test_every_shape_of_photograph_makes_a_strip(size, make):
     assert (border == 255).all()
 
 
-def test_a_strip_shows_the_box_on_the_photograph_and_on_the_heat():
+def test_a_strip_shows_the_box_on_the_image_and_on_the_heat():
     pixels = np.asarray(draw_strip(explanation((300, 300), maps=MAPS, box=(50, 50, 250, 250))))
     columns = np.nonzero((pixels == BOX_LINE).all(axis=-1).any(axis=0))[0]
     thirds = {int(3 * (column - 64) / INNER) for column in columns}

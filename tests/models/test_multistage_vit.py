@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from fgvc_cli.attention.crops import cut_boxes
 from fgvc_cli.attention.objects import locate_objects
 from fgvc_cli.config import Loss, MultiStageVitConfig, build
-from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.engine.learner import total_loss
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.models.multistage_vit import MultiStageVit
 from fgvc_cli.models.registry import create_model
@@ -121,7 +121,7 @@ def test_parts_lie_inside_the_object_and_boxes_inside_the_input():
 
 
 def test_object_map_can_score_the_parts():
-    from fgvc_cli.attention.parts import cut_map, locate_parts
+    from fgvc_cli.attention.objects import cut_map, locate_parts
 
     model = tiny(part_map="object")
     output = model(photos(), want=ALL)

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torchvision.ops import box_iou
 
-from fgvc_cli.data.transforms import eval_transform, normalize
+from fgvc_cli.data.transforms import eval_transform
 from fgvc_cli.engine.export import generated_photos
 from fgvc_cli.engine.weights import open_weights
+from fgvc_cli.models.output import normalize
 from fgvc_cli.sources.images import read_image
 
 

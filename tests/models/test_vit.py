@@ -12,7 +12,7 @@ from torch import nn
 
 from fgvc_cli.config import CraSmraConfig, Loss, TrainConfig
 from fgvc_cli.engine.checkpoint import load_checkpoint, save_checkpoint
-from fgvc_cli.engine.losses import total_loss
+from fgvc_cli.engine.learner import total_loss
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.models import vit
 from fgvc_cli.models.backbones import build_backbone, plan_stages

@@ -12,9 +12,10 @@ from icc_profiles import rgb_profile
 from PIL import Image
 
 from fgvc_cli.config import Preprocess
+from fgvc_cli.data.geometry import CROP_PX, cut_crop
 from fgvc_cli.data.transforms import EvalTransform
 from fgvc_cli.predict import decoding as decoder_module
-from fgvc_cli.predict.decoding import CROP_PX, Decoder, DecodeSettings, Rule, cut_crop
+from fgvc_cli.predict.decoding import Decoder, DecodeSettings, Rule
 from fgvc_cli.sources.images import DecodedImage, Failure
 
 RULE = Rule(64, 72, "squash")

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import nn
 
 from fgvc_cli.config import Preprocess, TrainConfig
-from fgvc_cli.data.transforms import EvalTransform, normalize
+from fgvc_cli.data.geometry import cut_crop
+from fgvc_cli.data.transforms import EvalTransform
 from fgvc_cli.engine.checkpoint import save_checkpoint
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.evaluate.rejection import Novelty
-from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.evaluate.confidence import Novelty
+from fgvc_cli.models.output import ModelOutput, normalize
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.predict.decoding import cut_crop
 from fgvc_cli.predict.predictor import Predictor
 from fgvc_cli.sources.find import Found, find_images
 from fgvc_cli.sources.images import DecodedImage, Failure

@@ -147,7 +147,7 @@ def test_filters_by_keyboard(reader, page):
     assert reader.find("output[for=most]").text == "100 %" and reader.find("#none").is_displayed()
 
 
-def test_cards_and_the_open_photograph_by_keyboard(reader, page):
+def test_cards_and_the_open_image_by_keyboard(reader, page):
     reader.open(page)
     reader.js("document.querySelector('#photos button[tabindex=\"0\"]').focus()")
     reader.keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)

@@ -74,7 +74,7 @@ def test_columns_come_back_as_they_were(preds, tmp_path, capsys):
     assert "2 images could not be used (missing 2); 2 show their crop instead. --images FOLDER" in said
 
 
-def test_input_of_a_centre_crop_lies_in_the_middle_of_the_photograph(tmp_path):
+def test_input_of_a_centre_crop_lies_in_the_middle_of_the_image(tmp_path):
     rows = block([("bee", 0.9)], crops=True, maps=True)
     preds = write_h5(tmp_path / "p.h5", rows, input_px=64, resize_px=80, resize_rule="shorter")
     fgvc_cli.report(preds, out=tmp_path / "p.html", quiet=True)
@@ -157,7 +157,7 @@ def test_boxes_are_drawn_as_fgvc_explain_does():
         assert getattr(page_module, name) == getattr(panels, name)
 
 
-def test_the_folder_of_photographs_is_used(tmp_path, preds, capsys):
+def test_the_folder_of_images_is_used(tmp_path, preds, capsys):
     for name in ("000.jpg", "002.jpg"):
         (tmp_path / name).write_bytes(jpeg("blue"))
     fgvc_cli.report(preds, out=tmp_path / "p.html", images=str(tmp_path))

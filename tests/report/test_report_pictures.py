@@ -50,7 +50,7 @@ def photos(tmp_path):
     return folder
 
 
-def test_photographs_are_shrunk_and_what_is_missing_or_changed_shows_its_crop(tmp_path, photos):
+def test_images_are_shrunk_and_what_is_missing_or_changed_shows_its_crop(tmp_path, photos):
     preds = write_h5(tmp_path / "p.h5", block([("ant", 0.75)] * 3 + [None], crops=True))
     (photos / "000.jpg").write_bytes(jpeg("blue", (60, 120)))
     (photos / "001.jpg").unlink()
@@ -74,7 +74,7 @@ def test_without_images_paths_are_as_they_are(tmp_path, photos, monkeypatch):
     assert list(made) == [0, 1] and not failures
 
 
-def test_photographs_in_an_archive(tmp_path, photos):
+def test_images_in_an_archive(tmp_path, photos):
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         for name in ("002.jpg", "000.jpg", "other.jpg"):
             archive.writestr(name, jpeg("blue"))

@@ -115,7 +115,7 @@ def test_what_cannot_be_a_report_is_refused(tmp_path, monkeypatch):
             read_table(path)
 
 
-def test_labels_of_a_csv_need_no_photographs(tmp_path):
+def test_labels_of_a_csv_need_no_images(tmp_path):
     (tmp_path / "labels.csv").write_text("path,label\na.jpg,bee\nsub/b.jpg, wasp \n")
     names = ["a.jpg", "sub/b.jpg", "c.jpg", f"{tmp_path.as_posix()}/a.jpg"]
     assert read_labels(tmp_path / "labels.csv", names) == [("bee",), ("wasp",), None, ("bee",)]

@@ -23,13 +23,12 @@ from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats.outputs import read_table
 from fgvc_cli.report.page import read_labels
-from fgvc_cli.report.pictures import PictureMaker
+from fgvc_cli.report.pictures import PictureMaker, given_boxes
 from fgvc_cli.report.review import (
     COLUMNS,
     MAX_BODY,
     Reviewed,
     ReviewServer,
-    box_ids,
     image_folder,
     pick_rows,
 )
@@ -293,16 +292,28 @@ def test_each_box_of_an_image_is_judged_by_itself(shelf, tmp_path):
     assert {e.box.margin for e in labelled.splits["test"] if e.box} == {0.1}
 
     # The report reads them by box too, and a label of a whole image counts for all its boxes.
-    ids = box_ids(shelf)
-    assert read_labels(out, shelf.rows.path, boxes=ids, images=str(tmp_path / "images")) == [
+    boxes = given_boxes(shelf)
+    assert read_labels(out, shelf.rows.path, boxes=boxes, images=str(tmp_path / "images")) == [
         ("ant",),
         ("cat",),
         ("bee",),
         ("ant",),
     ]
     (tmp_path / "whole.csv").write_text("path,label\na.jpg,wasp\n")
-    found = read_labels(tmp_path / "whole.csv", shelf.rows.path, boxes=ids)
+    found = read_labels(tmp_path / "whole.csv", shelf.rows.path, boxes=boxes)
     assert found == [("wasp",), ("wasp",), None, None]
+
+
+def test_boxes_without_a_number_are_known_by_their_edges(shelf, tmp_path):
+    # In another order than the detector's, a pixel off, and one that was not predicted on.
+    lines = ["path,label,x1,y1,x2,y2", "a.jpg,cat,50,0,90,41", "a.jpg,ant,0,0,30,40", "b.jpg,bee,6,5,25,29"]
+    (tmp_path / "truth.csv").write_text("\n".join(lines))
+    said = []
+    found = read_labels(
+        tmp_path / "truth.csv", shelf.rows.path, boxes=given_boxes(shelf), on_note=said.append
+    )
+    assert found == [("ant",), ("cat",), None, None]
+    assert said == ["1 row of labelled images without a label of their own box, first b.jpg."]
 
 
 def test_a_list_names_boxes_where_it_says_which(shelf, tmp_path):

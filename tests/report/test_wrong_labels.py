@@ -10,44 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from typer.testing import CliRunner
+from conftest import fgvc, save_trained
+from PIL import Image
 
 import fgvc_cli
-from fgvc_cli.cli import app
-from fgvc_cli.config import Preprocess, TrainConfig
-from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.engine.checkpoint import save_checkpoint
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.models.registry import create_model
 from fgvc_cli.report.wrong_labels import _groups, out_of_fold
 
 CPU = ("--device", "cpu", "--workers", 0)
 
 
-def fgvc(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
 @pytest.fixture
 def weights(tmp_path, colours) -> Path:
     """As a training on the colours would leave it."""
-    torch.manual_seed(0)
-    config = TrainConfig(
-        model="timm-resnet10t", data=str(colours), preprocess=Preprocess(input_px=32, resize_px=36)
-    )
-    path = tmp_path / "model.safetensors"
-    data = load_labelled(colours)
-    save_checkpoint(
-        path,
-        create_model("timm-resnet10t", 3, input_px=32),
-        config=config,
-        classes=data.classes,
-        dataset="colours",
-        data_sha256=data.sha256(),
-        metrics={},
-    )
-    return path
+    return save_trained(tmp_path / "model.safetensors", colours)
 
 
 @pytest.fixture
@@ -144,3 +120,24 @@ def test_probabilities_are_of_folds_that_lack_the_image():
     np.testing.assert_allclose(probs.clip(0).sum(axis=1), 1, atol=1e-6)
     with pytest.raises(FgvcError, match="No class has two images"):
         out_of_fold(features[:3], np.arange(3), np.arange(3), 5)
+
+
+def test_a_box_is_judged_by_what_it_shows_and_goes_to_the_desk_as_a_box(weights, tmp_path):
+    pytest.importorskip("cleanlab")
+    names, colours = ("red", "green", "blue"), ("red", "lime", "blue")
+    lines = ["path,label,x1,y1,x2,y2,box_id"]
+    for number in range(9):
+        image = Image.new("RGB", (96, 32))
+        for place in range(3):
+            image.paste(colours[(place + number) % 3], (32 * place, 0, 32 * place + 32, 32))
+            label = names[(place + number + (number == place == 1)) % 3]
+            lines.append(f"{number}.png,{label},{32 * place},0,{32 * place + 32},32,b{place}")
+        image.save(tmp_path / f"{number}.png")
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    suspects = tmp_path / "suspects.csv"
+    found = fgvc(
+        "datasets", "check", tmp_path / "own.csv", "--weights", weights, "--suspects", suspects, *CPU
+    )
+    assert "1.png box b1 [red] looks like blue" in found.output, found.output
+    [row] = csv.DictReader(suspects.open())
+    assert (row["path"], row["box_id"], row["in_x1"], row["in_x2"]) == ("1.png", "b1", "32.0", "64.0")

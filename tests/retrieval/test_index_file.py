@@ -15,18 +15,17 @@ from PIL import Image
 from torch import nn
 
 from fgvc_cli.config import Preprocess
+from fgvc_cli.data.geometry import CROP_PX, surroundings
 from fgvc_cli.data.labelled import load_labelled
 from fgvc_cli.data.listing import Example
-from fgvc_cli.data.transforms import EvalTransform, normalize
+from fgvc_cli.data.transforms import EvalTransform
 from fgvc_cli.engine.checkpoint import Checkpoint
 from fgvc_cli.engine.index_classes import unit
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.formats import h5
-from fgvc_cli.models.output import ModelOutput
+from fgvc_cli.models.output import ModelOutput, normalize
 from fgvc_cli.models.registry import create_model
-from fgvc_cli.predict.decoding import CROP_PX, surroundings
-from fgvc_cli.retrieval.index_file import index_path, index_predictor, left_out, write_index
-from fgvc_cli.retrieval.search import NearestIndex
+from fgvc_cli.retrieval.index_file import NearestIndex, index_path, index_predictor, left_out, write_index
 from fgvc_cli.sources.images import read_image
 
 CLASSES = ("blue", "green", "red")
@@ -54,7 +53,7 @@ def make(out, colours, trained: Checkpoint, examples=None, **options):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_indexed_and_each_photograph_finds_itself(tmp_path, colours, name):
+def test_every_family_is_indexed_and_each_image_finds_itself(tmp_path, colours, name):
     trained = checkpoint(name)
     assert make(tmp_path / "i.h5", colours, trained) == 30
     examples = load_labelled(colours, for_training=False).splits["test"]
@@ -101,7 +100,7 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("boxes", [True, False])
-def test_thumbnails_show_the_object_with_room_or_the_whole_photograph(tmp_path, boxes):
+def test_thumbnails_show_the_object_with_room_or_the_whole_image(tmp_path, boxes):
     (tmp_path / "set").mkdir()
     gradient = np.arange(720 * 360, dtype=np.uint32).reshape(360, 720) % 720
     photo = Image.fromarray((gradient * 255 / 719).astype(np.uint8)).convert("RGB")
@@ -133,11 +132,11 @@ def test_thumbnails_show_the_object_with_room_or_the_whole_photograph(tmp_path, 
         (None, (0, 0, 400, 300)),
     ],
 )
-def test_surroundings_are_square_and_inside_the_photograph(box, expected):
+def test_surroundings_are_square_and_inside_the_image(box, expected):
     assert surroundings(box, (400, 300)) == pytest.approx(expected)
 
 
-def test_what_cannot_be_read_is_left_out_and_labels_stay_with_their_photographs(tmp_path, colours):
+def test_what_cannot_be_read_is_left_out_and_labels_stay_with_their_images(tmp_path, colours):
     (colours / "blue" / "003.png").write_bytes(b"no image")
     (colours / "red" / "000.png").unlink()
     examples = [

@@ -10,8 +10,8 @@ import pytest
 
 from fgvc_cli.engine.index_classes import FORMAT, METRIC, SCHEMA_VERSION, unit
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.retrieval import search
-from fgvc_cli.retrieval.search import NearestIndex
+from fgvc_cli.retrieval import index_file
+from fgvc_cli.retrieval.index_file import NearestIndex
 
 CLASSES = ("ant", "bee", "cat", "dog")
 ROWS, WIDTH = 157, 24
@@ -58,7 +58,7 @@ def brute_force(stored: np.ndarray, query: np.ndarray, rows: np.ndarray, count: 
 @pytest.mark.parametrize("held", [True, False])
 def test_rows_are_those_of_comparing_with_everything(tmp_path, monkeypatch, count, chunk, held):
     embeddings, labels, queries = world()
-    monkeypatch.setattr(search, "HELD_BYTES", 1 << 20 if held else 0)
+    monkeypatch.setattr(index_file, "HELD_BYTES", 1 << 20 if held else 0)
     targets = [[0, 1], [2], [], [1, 3], [0]]
     with NearestIndex(write(tmp_path / "i.h5", embeddings, labels)) as index:
         for _ in range(2):  # the second time from memory
@@ -71,7 +71,7 @@ def test_rows_are_those_of_comparing_with_everything(tmp_path, monkeypatch, coun
             assert similarities.tolist() == exact
 
 
-def test_equal_photographs_come_in_the_order_of_their_rows(tmp_path):
+def test_equal_images_come_in_the_order_of_their_rows(tmp_path):
     embeddings = np.tile([[3.0, 4.0]], (50, 1))
     with NearestIndex(write(tmp_path / "i.h5", embeddings, np.zeros(50))) as index:
         ((found, similarities),) = index.find_rows(embeddings[:1], [[]], 4, chunk=7)[0]
@@ -93,7 +93,7 @@ def test_neighbours_have_names_pictures_and_similarities_up_to_one(tmp_path):
     assert last.by_class["dog"] == () and last.photographs == ROWS and last.source == "zoo, train"
 
 
-def test_a_photograph_of_several_labels_is_found_under_each(tmp_path):
+def test_a_image_of_several_labels_is_found_under_each(tmp_path):
     labels = np.array([[0, 2], [1, -1], [2, 3]])
     with NearestIndex(write(tmp_path / "i.h5", np.eye(3), labels)) as index:
         (nearest,) = index.search(np.array([[1.0, 0.5, 0.1]]), [["ant", "cat"]], count=9)

@@ -14,10 +14,10 @@ import fgvc_cli
 from fgvc_cli.cli.predict import parse_batch_size
 from fgvc_cli.command import Messages
 from fgvc_cli.engine.device import pick_devices
-from fgvc_cli.errors import FgvcError
+from fgvc_cli.errors import FgvcError, duration
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.run.folder import read_record, write_record
-from fgvc_cli.run.progress import PredictProgress, RunResult, duration, run_processes
+from fgvc_cli.run.progress import PredictProgress, RunResult, run_processes
 
 
 def progress():
