@@ -44,7 +44,9 @@ _SHARES = ("top", "reached_", "ece", "macro_f1", "micro_f1", "map", "exact_match
 
 def evaluate(
     weights: AllWeights = None,
-    data: Annotated[str | None, typer.Option(help="Labelled folder or CSV. Default: the training's.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled folder or CSV, or tar shards. Default: as trained.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Known set instead.")] = None,
     data_root: DataRoot = None,
     boxes: Boxes = None,

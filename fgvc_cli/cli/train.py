@@ -36,7 +36,8 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Class-per-folder folder (train/ val/ test/ optional), or CSV: path,label[,split]; "
+            help="Class-per-folder folder (train/ val/ test/ optional), folder of WebDataset .tar, or CSV: "
+            "path,label[,split]; "
             "path,labels with a|b for several labels per image, or none; with x1,y1,x2,y2 a line is a box."
         ),
     ] = None,

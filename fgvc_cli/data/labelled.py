@@ -5,12 +5,15 @@ No pixel is read. The published data sets are in ``fgvc_cli.datasets``.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fgvc_cli.data.label_files import LABEL_FORM, SPLIT_NAMES, Entry, Labels, is_label_file, read_label_file
 from fgvc_cli.data.listing import NO_LABEL, SPLITS, Example, LabelledSet, first_names, natural_key
@@ -19,11 +22,20 @@ from fgvc_cli.data.names import code_points, join_forms, look_alikes
 from fgvc_cli.data.split import Division, SplitBy, check_shares, deal, deal_groups, group_images
 from fgvc_cli.data.split import hold_out_validation as hold_out_validation
 from fgvc_cli.errors import EXIT_USAGE, FgvcError, counted
+from fgvc_cli.sources.archives import index_tar
 from fgvc_cli.sources.boxes import BoxFile, BoxMatch, GivenBox, Region
 from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.stored import Found, Pick, is_left_behind
 
-_EXPECTED = f"Give a folder with one folder of images per class, or a .csv file ({LABEL_FORM})."
+_EXPECTED = (
+    "Give a folder with one folder of images per class, a folder of WebDataset .tar files, or a .csv file "
+    f"({LABEL_FORM})."
+)
+SHARD = ".tar"
+SHARD_CLASSES = "classes.txt"
+"""Beside tar shards: line i is the name of the class that a label i stands for."""
+JSON_LABELS = ("label", "cls", "class")
+"""Keys of ``key.json`` that may hold the label, the first of them that is there."""
 
 _ByClass = dict[str | None, dict[str, list[Entry]]]
 
@@ -39,7 +51,7 @@ def load_labelled(
     similar_names: Literal["refuse", "keep"] = "refuse",
     box_margin: float | None = None,
 ) -> LabelledSet:
-    """List a folder with one folder per class, or a CSV, JSONL or Parquet file.
+    """List a folder with one folder per class, tar shards, or a CSV, JSONL or Parquet file.
 
     Folder: class folders at the top, or below ``train/``, ``val/`` (``valid/``, ``validation/``) and
     ``test/``. Images are found at any depth below their class folder; linked folders below that,
@@ -49,6 +61,12 @@ def load_labelled(
     makes a multi-label set, an empty field an image with none of the labels; with ``x1,y1,x2,y2`` a line is a
     box, all of an image in one split (see ``label_files``). Classes
     are in natural order (``x2`` before ``x10``), examples ordered by class, then path.
+
+    Tar shards (WebDataset): one plain ``.tar`` file, or those of a folder without class folders, or of its
+    folders ``train/``, ``val/``, ``test/``; a shard named ``train-000.tar`` is of that split too. The label
+    of ``key.jpg`` is the text of ``key.cls``, else ``label``, ``cls`` or ``class`` of ``key.json``; numbers
+    stand for lines of ``classes.txt`` beside the shards, where it is there. Images without a label, and where
+    a shard is damaged, are told in ``notes``.
 
     Without any split the images are dealt into train, val and test, seeded and per class. A val
     split that is not there is held out of train: it chooses the checkpoint, and the test split is
@@ -78,8 +96,11 @@ def load_labelled(
     check_shares(val_share, test_share)
     pick = Pick()
     by = SplitBy.parse(split_by) if split_by and for_training else None
+    shards: list[Path] = []
     try:
-        if path.is_dir():
+        if path.is_dir() and (shards := _find_shards(path)):
+            root, name, found = path, path.resolve().name, _read_shards(path, shards, pick)
+        elif path.is_dir():
             if by and by.kind == "column":
                 raise FgvcError(
                     f"There is no column {by.column} to split by: {path} is a folder.",
@@ -87,11 +108,13 @@ def load_labelled(
                     EXIT_USAGE,
                 )
             root, name, found = path, path.resolve().name, _read_folder(path, pick, for_training)
+        elif path.is_file() and path.suffix.lower() == SHARD:
+            root, name, found = path.parent, path.stem, _read_shards(path.parent, [path], pick)
         elif path.is_file() and is_label_file(path):
             root, name, found = path.parent, path.stem, read_label_file(path, by.column if by else None)
         else:
             reason = (
-                "is neither a folder nor a .csv, .jsonl or .parquet file"
+                "is neither a folder nor a .tar, .csv, .jsonl or .parquet file"
                 if path.exists()
                 else "does not exist"
             )
@@ -129,7 +152,9 @@ def load_labelled(
             undealt = train if given else listed[None]
             test_part = 0.0 if given else test_share
             if by:
-                groups, notes = group_images(by, root, undealt, found.groups, by_class_folders=path.is_dir())
+                groups, notes = group_images(
+                    by, root, undealt, found.groups, by_class_folders=path.is_dir() and not shards
+                )
                 division = deal_groups(undealt, classes, groups, val_share, test_part, seed)
                 found.notes += [*notes, _division_note(by, groups, division)]
             elif found.boxes:
@@ -408,6 +433,84 @@ def _all_classes(path: Path, found: _ByClass) -> tuple[str, ...]:
     if not names:
         raise FgvcError(f"{path} holds no images.", _EXPECTED)
     return tuple(sorted(names, key=natural_key))
+
+
+def _find_shards(root: Path) -> list[Path]:
+    """The tar shards of a folder; none where it has class folders."""
+    folders = [p for p in root.iterdir() if p.is_dir() and not is_left_behind(p.name)]
+    of_splits = [p for p in folders if p.name.lower() in SPLIT_NAMES]
+    if len(of_splits) < len(folders):
+        return []
+    found = [p for folder in (root, *of_splits) for p in folder.iterdir() if p.suffix.lower() == SHARD]
+    if any(p.is_dir() and not is_left_behind(p.name) for folder in of_splits for p in folder.iterdir()):
+        return []
+    return sorted(p for p in found if p.is_file() and not is_left_behind(p.name))
+
+
+def _split_of(root: Path, shard: Path) -> str | None:
+    word = shard.parent.name if shard.parent != root else re.split(r"[^A-Za-z]", shard.stem)[0]
+    return SPLIT_NAMES.get(word.lower())
+
+
+def _read_shards(root: Path, shards: Sequence[Path], pick: Pick) -> Labels:
+    """The images of tar shards, each called ``shard.tar/key.jpg``.
+
+    Raises:
+        FgvcError: a label that is no line of ``classes.txt``; shards of splits beside others.
+        OSError: one cannot be opened.
+    """
+    names = root / SHARD_CLASSES
+    lines = names.read_text(encoding="utf-8-sig").split("\n") if names.is_file() else []
+    classes = [line.strip() for line in lines if line.strip()]
+    found = Labels()
+    bare: list[str] = []
+    for shard in shards:
+        index = index_tar(str(shard), pick)
+        own = found.images.setdefault(_split_of(root, shard), {})
+        if index.damage:
+            count = counted(len(index.places), "image")
+            found.notes.append(f"{shard.name}: {index.damage}; {count} before that are taken.")
+        labels = _sample_labels(index.texts)
+        for name in index.places:
+            if (label := labels.get(_key_of(name))) is None:
+                bare.append(f"{shard.name}/{name}")
+                continue
+            if classes and label.isdecimal():
+                if int(label) >= len(classes):
+                    message = (
+                        f"{shard}: the label of {name} is {label}, and {names} has {len(classes)} lines."
+                    )
+                    raise FgvcError(message, "A label i is its line i, the first being 0.")
+                label = classes[int(label)]
+            own.setdefault((label,), []).append(Entry((shard / name).relative_to(root).as_posix()))
+    if bare:
+        found.notes.append(f"{counted(len(bare), 'image')} without a label left out, first {bare[0]}.")
+    if None in found.images and len(found.images) > 1:
+        named = next(shard for shard in shards if not _split_of(root, shard))
+        message = f"{root} has shards of splits beside others, such as {named.name}."
+        raise FgvcError(message, "Name all of them train-..., val-..., test-..., or none.")
+    return found
+
+
+def _key_of(name: str) -> str:
+    """What the files of a sample share: the name up to the first dot behind its folder."""
+    folder, slash, own = name.rpartition("/")
+    return folder + slash + own.partition(".")[0]
+
+
+def _sample_labels(texts: Mapping[str, bytes]) -> dict[str, str]:
+    """Key of a sample -> its label, of those that have one that reads."""
+    labels: dict[str, str] = {}
+    for name, data in sorted(texts.items(), reverse=True):  # .json before .cls, which counts
+        with contextlib.suppress(ValueError):  # of JSON and of UTF-8
+            value: Any = data.decode().strip()
+            if name.lower().endswith(".json"):
+                document = json.loads(value)
+                keys = [key for key in JSON_LABELS if key in document] if isinstance(document, dict) else []
+                value = document[keys[0]] if keys else None
+            if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
+                labels[_key_of(name)] = str(value).strip()
+    return labels
 
 
 def _read_folder(root: Path, pick: Pick, for_training: bool = True) -> Labels:

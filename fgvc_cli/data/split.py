@@ -21,6 +21,7 @@ import numpy as np
 
 from fgvc_cli.data.listing import NO_LABEL, SPLITS, Example, first_names
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
+from fgvc_cli.sources.archives import open_bytes
 from fgvc_cli.sources.metadata import clock_seconds, exif_date, read_taken
 
 Division = tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]
@@ -362,7 +363,7 @@ def read_time(path: Path) -> float | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with open_bytes(path) as stream, Image.open(stream) as image:
             exif = image.getexif()
             return clock_seconds(read_taken(exif).date or exif_date(exif.get(_FILE_TIME)))
     except Exception:  # a damaged file raises anything; that it cannot be read is said where it is read

@@ -36,7 +36,9 @@ from fgvc_cli.data.split import find_bursts, read_time
 from fgvc_cli.datasets.registry import default_root, find_known, known_names, read_official
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
 from fgvc_cli.files import AtomicFile
+from fgvc_cli.sources.archives import bytes_of, open_bytes
 from fgvc_cli.sources.images import Failure, read_image
+from fgvc_cli.sources.stored import CannotRead
 
 HASH_BITS = 64
 _SIDE_PX = 32
@@ -694,7 +696,7 @@ def _copies(data: LabelledSet, seconds: float) -> list[str]:
     for split in SPLITS:
         for example in data.splits[split]:
             try:
-                size = os.stat(data.root / example.path).st_size
+                size = bytes_of(data.root / example.path)
             except OSError:
                 continue
             sizes.setdefault(size, []).append((split, example.path))
@@ -789,7 +791,7 @@ def _unlike_pairs(
 def _size(path: Path) -> int:
     """Of a file, bytes; what is not there comes first and costs nothing."""
     try:
-        return os.stat(path).st_size
+        return bytes_of(path)
     except OSError:
         return 0
 
@@ -797,9 +799,9 @@ def _size(path: Path) -> int:
 def _digest(path: Path, tail: int | None) -> bytes:
     """Of the last ``tail`` bytes of a file or, None, of all; what cannot be read is equal to no other."""
     try:
-        with path.open("rb") as stream:
+        with open_bytes(path) as stream:
             if tail is not None:
-                stream.seek(max(0, os.fstat(stream.fileno()).st_size - tail))
-            return hashlib.file_digest(stream, "sha256").digest()
-    except OSError:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - tail))
+            return hashlib.file_digest(stream, "sha256").digest()  # type: ignore[arg-type]
+    except (OSError, CannotRead):
         return str(path).encode("utf-8", "surrogateescape")

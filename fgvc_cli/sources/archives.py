@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -19,11 +20,13 @@ from fgvc_cli.sources.archive_members import (
     TarMember,
     ZipMember,
     compressed_images,
+    image_member,
     open_compressed,
     read_tarred,
     read_zipped,
     stamp_of,
     tar_entries,
+    tar_members,
     zip_entries,
 )
 from fgvc_cli.sources.stored import (
@@ -84,6 +87,108 @@ def archive_source(
     source = Source(iter(()))
     source.images = _sorted_images(source, text, prefix, listing, pick)
     return source
+
+
+# WebDataset: samples in plain tar archives, the files of one side by side (key.jpg, key.cls, key.json).
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """What lies where in a plain tar archive."""
+
+    stamp: Stamp
+    places: dict[str, tuple[int, int]]
+    """Name of an image -> offset and size of its bytes."""
+    texts: dict[str, bytes]
+    """Name of a member of at most ``MAX_TEXT_BYTES`` that ends in ``.cls`` or ``.json`` -> its bytes."""
+    damage: str
+    """Why the rest could not be read; empty where all could."""
+
+
+TEXT_ENDINGS = (".cls", ".json")
+MAX_TEXT_BYTES = 1 << 20
+
+
+def index_tar(archive: str, pick: Pick | None = None) -> TarIndex:
+    """List a plain tar archive, its small texts with their bytes.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    texts: dict[str, bytes] = {}
+    damage = ""
+    pick = pick or Pick()
+    with open(archive, "rb") as stream:
+        stamp = stamp_of(stream)
+        if open_compressed(stream):
+            return TarIndex(stamp, {}, {}, "compressed; gunzip it, as its images are read in any order")
+        try:
+            for member in tar_members(stream):
+                is_text = member.isreg() and member.name.lower().endswith(TEXT_ENDINGS)
+                if is_text and member.size <= MAX_TEXT_BYTES:
+                    name = image_member(member.name, Pick(all_files=True))
+                    stream.seek(member.offset_data)
+                    texts[name or ""] = stream.read(member.size)
+                elif member.isreg() and (name := image_member(member.name, pick)):
+                    places[name] = (member.offset_data, member.size)
+        except Damaged as error:
+            damage = str(error)
+    _PLACES[archive] = stamp, places
+    return TarIndex(stamp, places, texts, damage)
+
+
+_PLACES: dict[str, tuple[Stamp, dict[str, tuple[int, int]]]] = {}
+"""Archives that this process has listed; decoding processes that are forked off share them."""
+
+
+def member_within(path: Path | str) -> TarMember | None:
+    """The image that a path through a plain tar archive leads to, ``shards/000.tar/key.jpg``; None where it
+    leads through none, or to none.
+
+    Raises:
+        OSError: the archive cannot be opened.
+    """
+    path = Path(path)
+    for archive in path.parents:
+        if archive.is_file():
+            if str(archive) not in _PLACES:
+                index_tar(str(archive))
+            stamp, places = _PLACES.get(str(archive), ((0, 0), {}))
+            name = path.relative_to(archive).as_posix()
+            return TarMember(str(archive), stamp, name, *places[name]) if name in places else None
+        if archive.is_dir():
+            break
+    return None
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """A file, or the image in a tar archive that a path leads to.
+
+    Raises:
+        OSError: there is none.
+        CannotRead: the archive has changed, or ends in it.
+    """
+    try:
+        return path.open("rb")
+    except (NotADirectoryError, FileNotFoundError):
+        if member := member_within(path):
+            return member.open()
+        raise
+
+
+def bytes_of(path: Path) -> int:
+    """The size of what ``open_bytes`` opens.
+
+    Raises:
+        OSError: there is none.
+    """
+    try:
+        return os.stat(path).st_size
+    except (NotADirectoryError, FileNotFoundError):
+        if member := member_within(path):
+            return member.size
+        raise
 
 
 def _is_zip_name(text: str) -> bool:

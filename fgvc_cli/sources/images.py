@@ -39,6 +39,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from fgvc_cli.sources.archives import member_within
 from fgvc_cli.sources.boxes import Placed, Region
 from fgvc_cli.sources.color import NARROW, kind_of_tiff, read_deep, to_srgb
 from fgvc_cli.sources.frames import (
@@ -469,7 +470,7 @@ def _units_of_scan(width: int, height: int, sampling: dict[int, tuple[int, int]]
 
 
 def _open_file(path: Path | str) -> BinaryIO:
-    """A regular file with bytes in it.
+    """A regular file with bytes in it, or an image of a tar archive that the path leads through.
 
     A stream rather than the path for Pillow: given a path, it maps raw formats into memory, and a file that
     shrinks meanwhile would end the process with SIGBUS.
@@ -478,6 +479,10 @@ def _open_file(path: Path | str) -> BinaryIO:
         info = os.stat(path)
     except ValueError as error:
         raise CannotRead("missing", f"no file can have this name: {error}") from error
+    except (NotADirectoryError, FileNotFoundError):
+        if member := member_within(path):
+            return member.open()
+        raise
     if not stat.S_ISREG(info.st_mode):
         raise CannotRead("not_a_file", f"not a regular file but {_kind(info.st_mode)}")
     if info.st_size == 0:  # some files of /proc say so, and reading them would wait

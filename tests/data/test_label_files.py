@@ -106,7 +106,7 @@ def test_labels_may_be_a_list(tmp_path: Path, ending: str) -> None:
         ("x.jsonl", '{"file": "a1.jpg", "label": "a"}\n', ["no column path in 'file,label'"]),
         ("x.jsonl", '{"path": "a1.jpg"}\n{"path": "a2.jpg", "label": "a"}\n', ["line 1: the label is empty"]),
         ("x.parquet", "no parquet", ["is no readable Parquet file", "columns path and label"]),
-        ("x.txt", "a", ["is neither a folder nor a .csv, .jsonl or .parquet file"]),
+        ("x.txt", "a", ["is neither a folder nor a .tar, .csv, .jsonl or .parquet file"]),
     ],
 )
 def test_malformed_files_are_refused(tmp_path: Path, name: str, text: str, parts: list[str]) -> None:

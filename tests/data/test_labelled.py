@@ -266,7 +266,7 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in str(refusal(tmp_path / "nowhere"))
     (tmp_path / "birds.txt").touch()
     error = refusal(tmp_path / "birds.txt")
-    assert "neither a folder nor a .csv, .jsonl or .parquet file" in error.message
+    assert "neither a folder nor a .tar, .csv, .jsonl or .parquet file" in error.message
     assert error.hint is not None and "path,label" in error.hint
 
 
