@@ -69,9 +69,10 @@ def fingerprint(path: Path) -> Fingerprint | Failure:
     if isinstance(photo, Failure):
         return photo
     try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
-    except OSError as error:
+        with open_bytes(path) as stream:
+            blake = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
+            digest = blake.digest()
+    except (OSError, CannotRead) as error:
         return Failure("unreadable", str(error))
     # Boxes: every pixel counts, whatever the size, so that copies of other sizes come out alike.
     side = photo.image.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import fgvc_cli
 from fgvc_cli.data.labelled import load_labelled
-from fgvc_cli.datasets.check import look_before_training
+from fgvc_cli.datasets.check import check_set, look_before_training
 from fgvc_cli.errors import FgvcError
 from fgvc_cli.sources import archives
 from fgvc_cli.sources.find import find_images
@@ -167,7 +167,10 @@ def test_train_and_eval_and_check_take_shards_as_folders(tmp_path):
 def test_equal_images_in_shards_of_several_splits_are_found(tmp_path):
     for split in ("train", "test"):
         write_shard(tmp_path / f"{split}-0.tar", samples(0, 9, NAMES["cls, a name"]))
-    said = "\n".join(look_before_training(load_labelled(tmp_path, for_training=False)))
+    data = load_labelled(tmp_path, for_training=False)
+    report = check_set(data, workers=1)
+    assert not report.unreadable and {group.kind for group in report.groups} >= {"exact"}
+    said = "\n".join(look_before_training(data))
     assert "images are in several splits as equal files, first train-0.tar/000000.png (train)" in said
 
 
