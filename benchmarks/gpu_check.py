@@ -249,7 +249,7 @@ def forward_rates(check: Check, trained: RandomWeights, batch: int, gmac: float)
     @torch.inference_mode()
     def alone() -> None:
         with torch.autocast(check.device.type, torch.bfloat16):
-            forward._plain(normalize(on_device, trained.preprocess), want=forward._want())
+            forward._plain[0](normalize(on_device, trained.preprocess), want=forward._want())
 
     def launched() -> None:
         flights.append(forward.launch(pixels))

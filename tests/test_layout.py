@@ -132,11 +132,12 @@ def called_for(images: int, weights: Path, folder: Path) -> Counter[tuple[str, s
 
     write_colours(folder / "photos", images, classes=("red",))
     calls: Counter[tuple[str, str]] = Counter()
+    folder_of = f"{Path(fgvc_cli.__file__).parent}/"  # where it is installed, it is not that of the checkout
 
     def count(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(f"{PACKAGE}/"):
-            calls[code.co_filename.removeprefix(f"{PACKAGE}/"), code.co_qualname] += 1
+        if event == "call" and code.co_filename.startswith(folder_of):
+            calls[code.co_filename.removeprefix(folder_of), code.co_qualname] += 1
 
     threading.setprofile(count)
     sys.setprofile(count)

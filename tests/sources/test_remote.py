@@ -11,6 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 from PIL import Image
 
 from fgvc_cli.errors import FgvcError
@@ -211,6 +212,11 @@ def test_the_marker_that_object_stores_keep_for_a_folder_is_no_image():
 def test_a_missing_package_is_named(monkeypatch, url, package):
     if importlib.util.find_spec(package):
         monkeypatch.setitem(sys.modules, package, None)
+    # Where another test has used it, fsspec holds its class and a store that is open.
+    protocol = url.partition(":")[0]
+    if stored := _registry.get(protocol):
+        monkeypatch.delitem(_registry, protocol)
+        stored.clear_instance_cache()
     with pytest.raises(FgvcError) as caught:
         find_images([url])
     assert f"pip install {package}" in str(caught.value)
