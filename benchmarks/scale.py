@@ -38,7 +38,6 @@ import h5py
 import numpy as np
 
 from fgvc_cli.config import Preprocess
-from fgvc_cli.files import as_path
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Block, RunInfo
 from fgvc_cli.run.cluster import Lost, Part, Worker, WorkerPool
@@ -46,6 +45,7 @@ from fgvc_cli.run.folder import RunFolder, partial_folder, run_identity
 from fgvc_cli.run.merge import merge_run
 from fgvc_cli.run.parts import PartWriter
 from fgvc_cli.sources.find import Found
+from fgvc_cli.store import as_path
 
 CLASSES = tuple(f"class {i}" for i in range(200))
 

@@ -16,7 +16,7 @@ from conftest import save_trained, write_colours
 PACKAGE = Path(__file__).parents[1] / "fgvc_cli"
 
 LOW_TO_HIGH = (
-    ("", "errors", "files", "config", "command"),
+    ("", "errors", "files", "store", "config", "command"),
     ("sources", "attention"),
     ("data",),
     ("datasets", "aviary"),

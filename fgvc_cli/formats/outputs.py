@@ -27,17 +27,7 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.files import (
-    StorePath,
-    as_path,
-    check_folder,
-    check_store,
-    check_writable,
-    is_url,
-    real_path,
-    reason,
-    sync_folder,
-)
+from fgvc_cli.files import check_folder, check_writable, reason, sync_folder
 from fgvc_cli.formats.rows import (
     HOW_TO,
     TRY_AGAIN,
@@ -50,6 +40,7 @@ from fgvc_cli.formats.rows import (
     as_text,
     has_prediction,
 )
+from fgvc_cli.store import StorePath, as_path, check_store, is_url, real_path
 
 SINKS = {
     ".csv": ("csv_rows", "CsvSink"),

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from fgvc_cli.config import stored_preprocess
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import AtomicFile, StorePath, readable, whole_folder
+from fgvc_cli.files import AtomicFile, readable, whole_folder
 from fgvc_cli.formats.csv_rows import csv_columns, read_layout
 from fgvc_cli.formats.outputs import SUCCESS, check_parts, part_files
 from fgvc_cli.formats.rows import (
@@ -48,6 +48,7 @@ from fgvc_cli.formats.rows import (
     join,
     shared_by_rows,
 )
+from fgvc_cli.store import StorePath
 
 EXTRA_TYPES = {
     "attention": pa.list_(pa.list_(pa.float16())),

@@ -23,8 +23,9 @@ from fgvc_cli import __version__
 from fgvc_cli.config import Preprocess, stored_options, stored_preprocess
 from fgvc_cli.data.geometry import Box
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import AtomicFile, without_secrets
+from fgvc_cli.files import AtomicFile
 from fgvc_cli.sources.images import OK
+from fgvc_cli.store import without_secrets
 
 Extra = Literal["attention", "crop", "embedding", "logits"]
 """What a run stores beside its predictions, on request."""

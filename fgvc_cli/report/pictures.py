@@ -19,7 +19,6 @@ import numpy as np
 from PIL import Image
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import local_path
 from fgvc_cli.formats.h5 import reading
 from fgvc_cli.formats.rows import GIVEN_BOX, UNKNOWN, Table, as_text
 from fgvc_cli.predict.decoding import BIG_PIXELS, TURNS
@@ -28,6 +27,7 @@ from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.frames import FrameChoice, locate_frame
 from fgvc_cli.sources.images import Failure, Reading, read_image
 from fgvc_cli.sources.stored import Stored, is_archive
+from fgvc_cli.store import local_path
 
 WEBP = {"quality": 70, "method": 2}
 """Two thirds of a JPEG that looks alike, at 2 ms a picture."""

@@ -28,7 +28,7 @@ from typing import Any, Protocol, Self
 
 from fgvc_cli import __version__
 from fgvc_cli.errors import EXIT_ERROR, EXIT_USAGE, FgvcError
-from fgvc_cli.files import as_path, real_path, sync_folder
+from fgvc_cli.files import sync_folder
 from fgvc_cli.formats.rows import Block, RunInfo, block_bytes, first_change, join
 from fgvc_cli.run.folder import STORAGE, RunFolder, Task, run_identity
 from fgvc_cli.run.parts import PART_BYTES, part_name, write_part
@@ -36,6 +36,7 @@ from fgvc_cli.run.retry import repaired_part
 from fgvc_cli.sources.archive_members import HeldMember
 from fgvc_cli.sources.find import Found
 from fgvc_cli.sources.stored import Stored
+from fgvc_cli.store import as_path, real_path
 
 PART_IMAGES = 2048
 """About; a multiple of the batch size, so that batches are those of a run in one process."""

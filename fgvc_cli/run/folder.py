@@ -32,20 +32,17 @@ from fgvc_cli.files import (
     LOCK,
     TEMPORARY,
     FolderLock,
-    StorePath,
-    as_path,
     read_document,
-    real_path,
     reason,
     remove_folder,
     sync_folder,
-    without_secrets,
     write_document,
 )
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import Origin, RunInfo, as_text, first_change, has_failed
 from fgvc_cli.run.parts import list_parts, part_name, read_names
 from fgvc_cli.sources.find import Found
+from fgvc_cli.store import StorePath, as_path, real_path, without_secrets
 
 RUN = "run.json"
 STORAGE = "storage"

@@ -21,7 +21,7 @@ import numpy as np
 from fgvc_cli.command import Messages, command, options
 from fgvc_cli.data.split import order_bursts
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.files import FolderLock, check_store, store_failures
+from fgvc_cli.files import FolderLock
 from fgvc_cli.formats.csv_rows import MeanAnswer
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import COLUMNS, Block, cut, first_change, interleave, join
@@ -42,6 +42,7 @@ from fgvc_cli.run.folder import (
 from fgvc_cli.run.parts import list_parts, read_blocks, read_names
 from fgvc_cli.run.progress import MaybePath, Paths, PredictProgress, RunResult
 from fgvc_cli.sources.metadata import clock_seconds
+from fgvc_cli.store import check_store, store_failures
 
 MERGE_ROWS = 2000
 """Rows in memory while shards are interleaved."""

@@ -19,8 +19,9 @@ from typing import Any, Self
 import numpy as np
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import StorePath, reason, whole_file
+from fgvc_cli.files import reason, whole_file
 from fgvc_cli.formats.rows import ARRAYS, COLUMNS, OPTIONAL_ARRAYS, TEXTS, Block, as_text, block_bytes, join
+from fgvc_cli.store import StorePath
 
 PART_ROWS = 1000
 FIRST_SECONDS, PART_SECONDS = 2.0, 20.0

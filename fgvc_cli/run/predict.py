@@ -24,7 +24,6 @@ from fgvc_cli.config import usable_cpus
 from fgvc_cli.data.taxonomy import read_taxonomy
 from fgvc_cli.engine.graph import Graph, check_runtime, is_graph, refuse
 from fgvc_cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, FgvcError
-from fgvc_cli.files import check_store, is_url, store_failures
 from fgvc_cli.formats.outputs import Outputs
 from fgvc_cli.formats.rows import BOX_COLUMNS, Block, Origin, Row, RunInfo
 from fgvc_cli.run.folder import (
@@ -55,6 +54,7 @@ from fgvc_cli.run.retry import finished_setting, repaired_outputs, repaired_part
 from fgvc_cli.sources.boxes import BoxFile, BoxMatch, each_box, open_boxes
 from fgvc_cli.sources.find import STDIN, Found, Images, check_named, find_images
 from fgvc_cli.sources.frames import FrameChoice, parse_frames
+from fgvc_cli.store import check_store, is_url, store_failures
 
 if TYPE_CHECKING:
     from fgvc_cli.engine.checkpoint import Checkpoint

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import real_path
 from fgvc_cli.formats.csv_rows import FileStarts, read_per_file
 from fgvc_cli.formats.outputs import (
     FLAGS,
@@ -30,6 +29,7 @@ from fgvc_cli.formats.outputs import (
 from fgvc_cli.formats.rows import Block, OtherRun, RunInfo, as_text, join, replace_rows
 from fgvc_cli.run.folder import RunFolder, Task
 from fgvc_cli.run.parts import list_parts, part_name, read_part, write_part
+from fgvc_cli.store import real_path
 
 BEST_FIRST = (*HOLDS_EXTRAS, ".csv", ".jsonl")
 """HDF5 and Parquet give rows back exactly."""

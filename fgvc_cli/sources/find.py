@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fgvc_cli.errors import EXIT_USAGE, FgvcError
-from fgvc_cli.files import StorePath, as_path, is_url, local_path, without_secrets
 from fgvc_cli.sources.archives import archive_source, nested_images
 from fgvc_cli.sources.frames import FrameChoice, each_frame
 from fgvc_cli.sources.remote import RemoteFile, remote_source
 from fgvc_cli.sources.stored import EXTENSIONS as EXTENSIONS
 from fgvc_cli.sources.stored import Found, Pick, Source, is_archive, no_image
+from fgvc_cli.store import StorePath, as_path, is_url, local_path, without_secrets
 
 STDIN = "-"
 LIST = "@"

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import open_store, store_reason, without_secrets
 from fgvc_cli.sources.stored import (
     MAX_BYTES,
     CannotRead,
@@ -27,6 +26,7 @@ from fgvc_cli.sources.stored import (
     Stored,
     no_image,
 )
+from fgvc_cli.store import open_store, store_reason, without_secrets
 
 TellUnreadable = Callable[[Any, OSError], None]
 

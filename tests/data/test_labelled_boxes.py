@@ -148,24 +148,17 @@ def test_what_is_learnt_from_is_the_inside_of_the_box(classes, tmp_path):
         assert pixel == wanted[labelled.classes[label]]
 
 
+def train_small(out, **data):
+    """One epoch of a tiny network on boxes."""
+    small = {"model": "timm-test_resnet", "epochs": 1, "pretrained": False, "input_px": 32, "batch_size": 8}
+    train.run(train_options(**small, **data, out=out, workers=0, quiet=True))
+
+
 def test_train_eval_index_and_explain_on_boxes(classes, tmp_path, monkeypatch):
     boxes = boxes_of(classes, tmp_path / "d.json")
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "run"
-    train.run(
-        train_options(
-            model="timm-test_resnet",
-            data=str(classes),
-            boxes=boxes,
-            epochs=1,
-            out=out,
-            pretrained=False,
-            input_px=32,
-            batch_size=8,
-            workers=0,
-            quiet=True,
-        )
-    )
+    train_small(out, data=str(classes), boxes=boxes)
     config = json.loads((out / "config.json").read_text())
     assert (config["boxes"], config["box_category"]) == (str(boxes), [])
     quiet = {"weights": str(out), "quiet": True, "workers": 0}
@@ -217,20 +210,7 @@ def test_a_table_with_boxes_needs_no_other_file(shelf, tmp_path):
 
     # Trained, measured and indexed by box, like a set with a file of boxes beside it.
     out = tmp_path / "run"
-    train.run(
-        train_options(
-            model="timm-test_resnet",
-            data=str(tmp_path / "own.csv"),
-            box_margin=0.25,
-            epochs=1,
-            out=out,
-            pretrained=False,
-            input_px=32,
-            batch_size=8,
-            workers=0,
-            quiet=True,
-        )
-    )
+    train_small(out, data=str(tmp_path / "own.csv"), box_margin=0.25)
     quiet = {"weights": str(out), "quiet": True, "workers": 0}
     measured = fgvc_cli.evaluate(**quiet, split="all", out=tmp_path / "measured")
     assert measured.metrics["images"] == 36

@@ -25,14 +25,15 @@ from test_predict_processes import start, wait_until
 from test_predict_processes import weights as weights
 
 import fgvc_cli
-from fgvc_cli import files
+from fgvc_cli import store
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import AtomicFile, FolderLock, StorePath, as_path, is_url, without_secrets
+from fgvc_cli.files import AtomicFile, FolderLock
 from fgvc_cli.formats.outputs import Outputs, format_of
 from fgvc_cli.run.cluster import WorkerPool
 from fgvc_cli.run.folder import RunFolder, partial_folder, run_identity
 from fgvc_cli.run.merge import merge_run
 from fgvc_cli.sources.find import find_images
+from fgvc_cli.store import StorePath, as_path, is_url, without_secrets
 
 PREDS = "s3://photos/runs/preds.csv"
 
@@ -45,7 +46,7 @@ def server():
 
 @pytest.fixture
 def bucket(server, monkeypatch):
-    monkeypatch.setattr(files, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(store, "LEASE_SECONDS", 1.0)
     return Bucket(server)
 
 
@@ -253,7 +254,7 @@ def test_the_lock_of_another_machine_is_taken_over_when_it_shows_no_life(bucket)
     bucket.put("p.csv.partial/lock", json.dumps(stranger).encode())
     began = time.monotonic()
     with FolderLock(as_path("s3://photos/p.csv.partial")):
-        assert time.monotonic() - began >= files.LEASE_SECONDS
+        assert time.monotonic() - began >= store.LEASE_SECONDS
     # One that is alive is not.
     bucket.put("p.csv.partial/lock", json.dumps(stranger).encode())
 
@@ -269,12 +270,12 @@ def test_the_lock_of_another_machine_is_taken_over_when_it_shows_no_life(bucket)
 
 
 def test_a_lock_made_in_the_same_moment_is_seen(bucket, monkeypatch):
-    read = files.Lease._read
-    monkeypatch.setattr(files.Lease, "_read", lambda self: None)
+    read = store.Lease._read
+    monkeypatch.setattr(store.Lease, "_read", lambda self: None)
     bucket.put("p.csv.partial/lock", b"{}")
     with pytest.raises(FgvcError, match="in use"):
         FolderLock(as_path("s3://photos/p.csv.partial")).__enter__()
-    monkeypatch.setattr(files.Lease, "_read", read)
+    monkeypatch.setattr(store.Lease, "_read", read)
 
 
 # Secrets
@@ -303,7 +304,7 @@ def test_a_password_in_a_url_is_refused_for_outputs_and_cut_from_sources(model, 
     url = "https://host/a.jpg?X-Amz-Signature=hunter22&X-Amz-Credential=me"
     assert without_secrets(url) == "https://host/a.jpg"
     assert without_secrets("https://host/a?page=2") == "https://host/a?page=2"
-    assert files.store_reason(OSError(f"403, url='{url}' (hunter22)"), url).count("hunter22") == 0
+    assert store.store_reason(OSError(f"403, url='{url}' (hunter22)"), url).count("hunter22") == 0
 
 
 # Sources
@@ -376,7 +377,7 @@ def test_a_store_that_fails_in_the_middle_is_one_line_and_the_run_resumes(
 
     broken = botocore.exceptions.EndpointConnectionError(endpoint_url="http://x")
     with monkeypatch.context() as patch:
-        patch.setattr(files, "open_store", lambda url, real=files.open_store: _failing(real(url), broken))
+        patch.setattr(store, "open_store", lambda url, real=store.open_store: _failing(real(url), broken))
         with pytest.raises(FgvcError, match="s3://photos/runs/preds.csv.*Could not connect"):
             run(many, out=PREDS)
     assert run(many, out=PREDS) == 0

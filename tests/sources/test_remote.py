@@ -15,12 +15,12 @@ from fsspec.registry import _registry
 from PIL import Image
 
 from fgvc_cli.errors import FgvcError
-from fgvc_cli.files import open_store
 from fgvc_cli.sources import remote
 from fgvc_cli.sources.find import find_images
 from fgvc_cli.sources.images import DecodedImage, read_image
 from fgvc_cli.sources.remote import RemoteFile
 from fgvc_cli.sources.stored import Pick
+from fgvc_cli.store import open_store
 
 
 @pytest.fixture
