@@ -181,8 +181,8 @@ class BoxOptions:
     def __post_init__(self) -> None:
         """Raise FgvcError where there is a choice of boxes and none are given."""
         for name in ("box_conf", "box_margin", "box_category"):
-            # A labelled table may have boxes of its own, which need a margin.
-            of_data = name == "box_margin" and (getattr(self, "data", None) or getattr(self, "add", None))
+            # Labelled data may have boxes of their own, also those of the training; whoever reads them knows.
+            of_data = name == "box_margin" and hasattr(self, "data")
             if self.boxes is None and not of_data and getattr(self, name) not in (None, ()):
                 message = f"--{name.replace('_', '-')} chooses among boxes, and there are none."
                 raise FgvcError(message, "Add --boxes FILE", EXIT_USAGE)

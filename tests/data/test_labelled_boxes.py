@@ -216,6 +216,8 @@ def test_a_table_with_boxes_needs_no_other_file(shelf, tmp_path):
     assert measured.metrics["images"] == 36
     rows = list(csv.DictReader((tmp_path / "measured/predictions.csv").open()))
     assert {row["box_id"] for row in rows} == {"0", "1", "2"}
+    wider = fgvc_cli.evaluate(**quiet, split="all", box_margin=0.5)
+    assert wider.metrics["images"] == 36 and wider.metrics["nll"] != measured.metrics["nll"]
     elsewhere = {"data": str(tmp_path / "own.csv"), "box_margin": 0.1, "split": "all"}
     assert fgvc_cli.index(**quiet, out=tmp_path / "i.h5", **elsewhere).images == 36
 
